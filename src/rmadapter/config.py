@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,9 @@ class Config(BaseModel):
     first_block: int = _field(5, "first adapted block, counted from 1 in the deeper encoder", ge=1)
     last_block: int | None = _field(None, "last adapted block; empty means the top one", ge=1)
     alpha: float = _field(0.1, "weight of the adapter's output (Eq. 14, 15)", ge=0)
-    norm: Literal["none", "block"] = _field("none", "adapter reads the raw tokens, or the block's first LayerNorm of them")
+    norm: Literal["none", "block"] = _field(
+        "none", "adapter reads the raw tokens, or the block's first LayerNorm of them"
+    )
     cross_modal: bool = _field(False, "r x r projection shared by the two encoders, as MMA has it")
     activation: Literal["gelu", "relu", "quick_gelu", "silu"] = _field("gelu", "non-linearity inside the adapter")
     share: Literal["down", "up", "none"] = _field("down", "projection that the two branches share (Table 5)")
@@ -90,7 +93,9 @@ class Config(BaseModel):
             raise UserError('templates is empty: give at least one, such as "a photo of a {}."')
         for template in self.templates:
             if template.count("{}") != 1:
-                raise UserError(f'template {template!r} needs exactly one {{}} for the class name, as "a photo of a {{}}."')
+                raise UserError(
+                    f'template {template!r} needs exactly one {{}} for the class name, as "a photo of a {{}}."'
+                )
 
     def replace(self, **values: Any) -> Config:
         """A copy with some fields replaced, validated again."""
@@ -142,9 +147,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {pair!r}: the value is not readable") from None
         # YAML reads 1e-3 as text; a number is what was meant.
         if isinstance(value, str):
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         values[name.strip()] = value
     return values

@@ -16,7 +16,7 @@ class Evaluation:
     labels: [N] int, index into `classes`
     probabilities: [N, C] float32, the adapted model
     zero_shot: [N, C] float32, the untouched backbone with the same prompts
-    novelty: [N] float32, reconstruction error as a percentile (0..100) of the training images; empty without that branch
+    novelty: [N] float32, reconstruction error as a percentile (0..100) of the training images'; empty without it
     """
 
     title: str

@@ -1,0 +1,241 @@
+"""RMAdapter: Reconstruction-based Multi-Modal Adapter for Vision-Language Models (AAAI-26, arXiv 2512.06811).
+
+The whole method, in torch alone. Equation numbers are the paper's; r is the rank, d the width of the encoder.
+
+    x_down  = act(x W_down + b_down)                                            Eq. 8   shared by both branches
+    base(x) = x_down W_up + b_up                                                Eq. 9   adaptation branch
+    rec(x)  = act(x_down W_r1 + b_r1) W_r2 + b_r2                               Eq. 10  reconstruction branch
+    x_i     = block_i(x_{i-1}) + alpha * base_i(x_{i-1})                        Eq. 14, 15
+    loss    = cross-entropy + consistency + reconstruction                      Eq. 18
+
+Reconstruction is local: adapter i reconstructs its own input, and no gradient of it leaves the adapter.
+MMA (CVPR 2024) is the special case without reconstruction and consistency, with a projection shared by both encoders
+and gradients as if alpha were 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI CLIP's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "quick_gelu": quick_gelu, "silu": F.silu}
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.scale, None
+
+
+class DualBranchAdapter(nn.Module):
+    """One adapter beside one transformer block (Eq. 8-10).
+
+    width: d, rank: r. share: the projection both branches use (Table 5). reconstruction_layers: linear layers of the
+    reconstruction branch after its down-projection (Table 6), 0 for no such branch. init: "zero" starts as the
+    untouched backbone, "small" close to it, "kaiming" is MMA's.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        rank: int = 32,
+        *,
+        activation: str = "gelu",
+        share: str = "down",
+        reconstruction_layers: int = 2,
+        init: str = "zero",
+    ) -> None:
+        super().__init__()
+        self.activation, self.share = activation, share
+        self.down = nn.Linear(width, rank)
+        self.up = nn.Linear(rank, width)
+        sizes = [rank] * reconstruction_layers + [width]
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        if share == "up":
+            layers = layers[:-1]  # the last layer is self.up
+        self.rec = nn.ModuleList(layers)
+        self.rec_down = nn.Linear(width, rank) if reconstruction_layers and share != "down" else None
+        self.reconstructs = reconstruction_layers > 0
+        self._initialise(init)
+
+    @torch.no_grad()
+    def _initialise(self, init: str) -> None:
+        if init == "kaiming":
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
+        else:
+            nn.init.normal_(self.up.weight, std=1e-3) if init == "small" else nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+
+    def base(self, x: Tensor, cross: nn.Linear | None = None) -> Tensor:
+        """Adaptation branch, [..., d] -> [..., d]. cross: MMA's r x r projection shared with the other encoder."""
+        act = ACTIVATIONS[self.activation]
+        hidden = act(self.down(x))
+        return self.up(hidden if cross is None else act(cross(hidden)))
+
+    def scaled_base(self, x: Tensor, alpha: float, cross: nn.Linear | None = None, decouple: bool = False) -> Tensor:
+        """alpha * base(x) (Eq. 14, 15). decouple: the adapter's weights get gradients as if alpha were 1, while the
+        gradient that goes on into x keeps the factor alpha (MMA's training trick)."""
+        if not decouple:
+            return alpha * self.base(x, cross)
+        return _ScaleGradient.apply(alpha * self.base(_ScaleGradient.apply(x, alpha), cross), 1 / alpha)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Reconstruction branch (Eq. 10), [..., d] -> [..., d], of the detached input."""
+        act = ACTIVATIONS[self.activation]
+        hidden = act((self.down if self.rec_down is None else self.rec_down)(x.detach()))
+        layers = [*self.rec, self.up] if self.share == "up" else list(self.rec)
+        for layer in layers[:-1]:
+            hidden = act(layer(hidden))
+        return layers[-1](hidden)
+
+    def reconstruction_error(self, x: Tensor, objective: str = "l2") -> Tensor:
+        """Distance of every token to its reconstruction, [..., d] -> [...], averaged over the width (Eq. 11, 12)."""
+        target, guess = x.detach(), self.reconstruct(x)
+        if objective == "cosine":
+            return 1 - F.cosine_similarity(guess, target, dim=-1)
+        difference = guess - target
+        return (difference.square() if objective == "l2" else difference.abs()).mean(-1)
+
+
+def adapted_blocks(first: int, last: int | None, depth: int, deepest: int) -> list[int]:
+    """1-based blocks that get an adapter in an encoder of `depth` blocks.
+
+    `first` and `last` are counted in the deeper of the two encoders (`deepest` blocks); in a shallower one they are
+    moved to the same relative height. Equal depths, the paper's case, leave them as they are.
+    """
+    low, high = (math.ceil(block * depth / deepest) for block in (first, last or deepest))
+    return list(range(low, min(high, depth) + 1))
+
+
+class Adapters(nn.Module):
+    """All adapters of one model: `image` and `text` by block number, `cross` by distance from the top block.
+
+    widths, depths: (image, text) sizes of the two encoders. config: any object with the fields of `Config`.
+    """
+
+    def __init__(self, config: Any, widths: tuple[int, int], depths: tuple[int, int]) -> None:
+        super().__init__()
+        self.alpha = float(config.alpha)
+        self.decouple, self.objective = config.decouple_scale, config.objective
+        self.lambda_rec = {"image": config.lambda_image_rec, "text": config.lambda_text_rec}
+        self.lambda_con = {"image": config.lambda_image_con, "text": config.lambda_text_con}
+        self.image, self.text = (
+            nn.ModuleDict(
+                {
+                    str(block): DualBranchAdapter(
+                        width,
+                        config.rank,
+                        activation=config.activation,
+                        share=config.share,
+                        reconstruction_layers=config.reconstruction_layers if self.lambda_rec[side] else 0,
+                        init=config.init,
+                    )
+                    for block in adapted_blocks(config.first_block, config.last_block, depth, max(depths))
+                }
+            )
+            for side, width, depth in zip(("image", "text"), widths, depths, strict=True)
+        )
+        self._top = {"image": max(map(int, self.image)), "text": max(map(int, self.text))}
+        pairs = max(len(self.image), len(self.text)) if config.cross_modal else 0
+        self.cross = nn.ModuleDict({str(i): nn.Linear(config.rank, config.rank) for i in range(pairs)})
+        if config.init == "kaiming":
+            for layer in self.cross.values():
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+    def blocks(self, side: str) -> list[int]:
+        """1-based numbers of the adapted blocks of `side`, "image" or "text"."""
+        return [int(block) for block in getattr(self, side)]
+
+    def at(self, side: str, block: int) -> DualBranchAdapter | None:
+        """The adapter beside a block, if any."""
+        stack = getattr(self, side)
+        return stack[str(block)] if str(block) in stack else None
+
+    def delta(self, side: str, block: int, x: Tensor) -> Tensor:
+        """What is added to the block's output for the adapter's input x (Eq. 14, 15), [..., d] -> [..., d]."""
+        adapter = getattr(self, side)[str(block)]
+        height = str(self._top[side] - block)
+        cross = self.cross[height] if height in self.cross else None
+        return adapter.scaled_base(x, self.alpha, cross, self.decouple)
+
+    def reconstruction(self, side: str, block: int, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean reconstruction error of one adapter over its tokens, scalar.
+
+        weight: [...] of x's leading shape: how often a token counts; 0 for padding. None counts each once.
+        """
+        error = getattr(self, side)[str(block)].reconstruction_error(x, self.objective)
+        return error.mean() if weight is None else (error * weight).sum() / weight.sum()
+
+    def parameter_counts(self) -> dict[str, int]:
+        """{"trainable", "inference", "reconstruction"}: all, those the adapted features need, and the rest."""
+        trainable = sum(p.numel() for p in self.parameters())
+        reconstruction = sum(
+            p.numel()
+            for adapter in [*self.image.values(), *self.text.values()]
+            for part in (adapter.rec, adapter.rec_down)
+            if part is not None
+            for p in part.parameters()
+        )
+        return {
+            "trainable": trainable,
+            "inference": trainable - reconstruction,
+            "reconstruction": reconstruction,
+        }
+
+
+def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
+    """Mean absolute difference of L2-normalised features [n, d], scalar (Eq. 13, 17)."""
+    return (F.normalize(adapted, dim=-1) - F.normalize(frozen, dim=-1)).abs().mean()
+
+
+def class_weights(features: Tensor, templates: int = 1) -> Tensor:
+    """Text features [templates * C, d], template by template, -> normalised class features [C, d]."""
+    weights = F.normalize(features, dim=-1)
+    if templates > 1:
+        weights = F.normalize(weights.unflatten(0, (templates, -1)).mean(0), dim=-1)
+    return weights
+
+
+def loss_terms(
+    adapters: Adapters,
+    logit_scale: Tensor,
+    labels: Tensor,
+    image: tuple[Tensor, Tensor, Sequence[Tensor]],
+    text: tuple[Tensor, Tensor, Sequence[Tensor]],
+) -> dict[str, Tensor]:
+    """The loss and its terms (Eq. 11-13, 16-18), each a scalar with its weight lambda already in it.
+
+    labels: [B]. image: adapted features [B, d], frozen features [B, d], one reconstruction error per adapter.
+    text: the same for class features [C, d]. A term that is turned off is absent.
+    """
+    x, w = F.normalize(image[0].float(), dim=-1), F.normalize(text[0].float(), dim=-1)
+    terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}
+    for side, (adapted, frozen, errors) in (("image", image), ("text", text)):
+        if errors:
+            terms[f"{side}_rec"] = adapters.lambda_rec[side] * torch.stack(list(errors)).sum()
+        if adapters.lambda_con[side]:
+            terms[f"{side}_con"] = adapters.lambda_con[side] * consistency(adapted.float(), frozen.float())
+    return {"loss": torch.stack(list(terms.values())).sum(), **terms}
