@@ -1,0 +1,93 @@
+"""Accuracy, its spread and its calibration. Rates that go out are in percent; probabilities that come in are 0..1."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
+    """Micro top-1 accuracy in percent.
+
+    answers: [N, C] probabilities (or any scores), or [N] predicted labels
+    labels: [N] int
+    Raises ValueError when nothing is given or the lengths differ.
+    """
+    return 100 * float(_correct(answers, labels).mean())
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b), as base-to-novel results are summed up; 0 when either is 0."""
+    return 2 * a * b / (a + b) if a and b else 0.0
+
+
+def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:
+    """Half width of the confidence interval of the mean, by Student's t; NaN for fewer than two values."""
+    from scipy.stats import t
+
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.size < 2:
+        return float("nan")
+    return float(t.ppf((1 + level) / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
+
+
+def reliability(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How often the model is right when it is so confident (Guo et al., 2017): equal-width bins, closed on the right.
+
+    probabilities: [N, C]; labels: [N] int
+    Returns mean confidence [bins] and accuracy [bins] in percent, NaN in empty bins, and the count [bins] of images.
+    Raises ValueError when nothing is given or the lengths differ.
+    """
+    correct = _correct(probabilities, labels)
+    confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
+    bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    count = np.bincount(bin_of, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an empty bin
+        mean_confidence = 100 * np.bincount(bin_of, confidence, bins) / count
+        mean_accuracy = 100 * np.bincount(bin_of, correct, bins) / count
+    return mean_confidence, mean_accuracy, count
+
+
+def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """Mean distance between confidence and accuracy over the bins of `reliability`, weighted by count, in percent."""
+    confidence, right, count = reliability(probabilities, labels, bins)
+    full = count > 0
+    return float(np.average(np.abs(confidence - right)[full], weights=count[full]))
+
+
+def confusion(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
+    """Counts [n, n]: row = true class, column = predicted class. Raises ValueError for a class outside 0..n-1."""
+    pairs = np.stack([np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)])
+    if pairs.size and (pairs.min() < 0 or pairs.max() >= n):
+        raise ValueError(f"labels and predictions must lie in 0..{n - 1}, not {pairs.min()}..{pairs.max()}")
+    return np.bincount(pairs[0] * n + pairs[1], minlength=n * n).reshape(n, n)
+
+
+def per_class_accuracy(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
+    """Accuracy [n] in percent within each true class (its recall), NaN for a class without images."""
+    matrix = confusion(labels, predictions, n)
+    with np.errstate(invalid="ignore"):
+        return 100 * matrix.diagonal() / matrix.sum(axis=1)
+
+
+def percentile_of(values: ArrayLike, reference: ArrayLike) -> np.ndarray:
+    """Percentile 0..100 of each of values [N] within the sample reference [M]; of ties, half count as below.
+
+    NaN stays NaN. Raises ValueError for an empty reference.
+    """
+    ordered = np.sort(np.asarray(reference, dtype=np.float64).ravel())
+    if not ordered.size:
+        raise ValueError("a percentile needs at least one reference value")
+    sought = np.asarray(values, dtype=np.float64)
+    rank = (np.searchsorted(ordered, sought, "left") + np.searchsorted(ordered, sought, "right")) / 2
+    return np.where(np.isnan(sought), np.nan, 100 * rank / ordered.size)
+
+
+def _correct(answers: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    given, wanted = np.asarray(answers), np.asarray(labels)
+    predicted = given.argmax(axis=1) if given.ndim == 2 else given
+    if not wanted.size or predicted.shape != wanted.shape:
+        raise ValueError(f"{predicted.size} answers for {wanted.size} labels")
+    return predicted == wanted

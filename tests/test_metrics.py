@@ -1,0 +1,92 @@
+"""Oracles: closed form, scikit-learn and scipy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+
+from rmadapter import metrics
+
+RNG = np.random.default_rng(7)
+LABELS = RNG.integers(0, 6, 500)
+PROBABILITIES = RNG.dirichlet(np.full(6, 0.3), 500).astype(np.float32)
+PREDICTIONS = PROBABILITIES.argmax(1)
+
+
+def test_accuracy_takes_probabilities_or_predictions() -> None:
+    expected = 100 * accuracy_score(LABELS, PREDICTIONS)
+    assert metrics.accuracy(PROBABILITIES, LABELS) == pytest.approx(expected)
+    assert metrics.accuracy(PREDICTIONS, LABELS) == pytest.approx(expected)
+    assert metrics.accuracy([1, 0, 2, 2], [1, 0, 2, 0]) == 75.0
+
+
+@pytest.mark.parametrize(("answers", "labels"), [([], []), ([1, 2], [1]), (np.zeros((3, 2)), [0, 1])])
+def test_accuracy_refuses_nothing_and_unequal_lengths(answers: list[int], labels: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"answers for \d labels"):
+        metrics.accuracy(answers, labels)
+
+
+def test_harmonic_mean() -> None:
+    assert metrics.harmonic_mean(84.52, 77.36) == pytest.approx(stats.hmean([84.52, 77.36]))
+    assert metrics.harmonic_mean(0, 50) == metrics.harmonic_mean(50, 0) == metrics.harmonic_mean(0, 0) == 0
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_confidence_interval_equals_scipy(level: float) -> None:
+    values = [71.2, 73.4, 72.1]
+    low, high = stats.t.interval(level, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert metrics.confidence_interval(values, level) == pytest.approx((high - low) / 2)
+    assert np.isnan(metrics.confidence_interval([71.2]))
+
+
+def test_reliability_equals_scikit_learn() -> None:
+    confidence, accuracy, count = metrics.reliability(PROBABILITIES, LABELS, bins=10)
+    right, mean = calibration_curve(PREDICTIONS == LABELS, PROBABILITIES.max(1).astype(float), n_bins=10)
+    full = count > 0
+    np.testing.assert_allclose(confidence[full], 100 * mean)
+    np.testing.assert_allclose(accuracy[full], 100 * right)
+    assert count.sum() == 500
+    assert np.isnan(confidence[~full]).all()
+
+
+def test_expected_calibration_error_in_closed_form() -> None:
+    # Three answers at 0.9 of which two are right, one at 0.6 that is right: (3 * |90 - 66.7| + 1 * |60 - 100|) / 4.
+    probabilities = [[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.4, 0.6]]
+    expected = (3 * abs(90 - 200 / 3) + 40) / 4
+    assert metrics.expected_calibration_error(probabilities, [0, 0, 1, 1]) == pytest.approx(expected)
+    assert metrics.expected_calibration_error(np.eye(4), np.arange(4)) == 0
+
+
+def test_confusion_and_per_class_accuracy_equal_scikit_learn() -> None:
+    matrix = metrics.confusion(LABELS, PREDICTIONS, 7)  # the seventh class has no images
+    np.testing.assert_array_equal(matrix, confusion_matrix(LABELS, PREDICTIONS, labels=range(7)))
+    per_class = metrics.per_class_accuracy(LABELS, PREDICTIONS, 7)
+    np.testing.assert_allclose(per_class[:6], 100 * recall_score(LABELS, PREDICTIONS, average=None))
+    assert np.isnan(per_class[6])
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_confusion_refuses_an_unknown_class(wrong: int) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        metrics.confusion([0, 1], [0, wrong], 3)
+
+
+def test_percentile_equals_scipy_with_ties() -> None:
+    reference = RNG.integers(0, 20, 100)
+    values = np.array([-1.0, 0, 3, 3.5, 19, 25, np.nan])
+    np.testing.assert_allclose(
+        metrics.percentile_of(values, reference), stats.percentileofscore(reference, values, "mean")
+    )
+    with pytest.raises(ValueError, match="reference"):
+        metrics.percentile_of(values, [])
+
+
+def test_the_module_itself_needs_neither_torch_nor_scipy() -> None:
+    code = "import runpy, sys; runpy.run_path(sys.argv[1]); sys.exit(bool({'torch', 'scipy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code, metrics.__file__]).returncode == 0
