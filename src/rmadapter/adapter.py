@@ -16,7 +16,7 @@ and gradients as if alpha were 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +30,12 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "quick_gelu": quick_gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "quick_gelu": quick_gelu,
+    "silu": F.silu,
+}
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -42,8 +47,16 @@ class _ScaleGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.scale, None
+
+
+def _kaiming(module: nn.Module) -> None:
+    """MMA's initialisation of every linear layer."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
 
 class DualBranchAdapter(nn.Module):
@@ -75,15 +88,8 @@ class DualBranchAdapter(nn.Module):
         self.rec = nn.ModuleList(layers)
         self.rec_down = nn.Linear(width, rank) if reconstruction_layers and share != "down" else None
         self.reconstructs = reconstruction_layers > 0
-        self._initialise(init)
-
-    @torch.no_grad()
-    def _initialise(self, init: str) -> None:
         if init == "kaiming":
-            for layer in self.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                    nn.init.zeros_(layer.bias)
+            _kaiming(self)
         else:
             nn.init.normal_(self.up.weight, std=1e-3) if init == "small" else nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
@@ -161,9 +167,7 @@ class Adapters(nn.Module):
         pairs = max(len(self.image), len(self.text)) if config.cross_modal else 0
         self.cross = nn.ModuleDict({str(i): nn.Linear(config.rank, config.rank) for i in range(pairs)})
         if config.init == "kaiming":
-            for layer in self.cross.values():
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+            _kaiming(self.cross)
 
     def blocks(self, side: str) -> list[int]:
         """1-based numbers of the adapted blocks of `side`, "image" or "text"."""
@@ -181,29 +185,24 @@ class Adapters(nn.Module):
         cross = self.cross[height] if height in self.cross else None
         return adapter.scaled_base(x, self.alpha, cross, self.decouple)
 
-    def reconstruction(self, side: str, block: int, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean reconstruction error of one adapter over its tokens, scalar.
-
-        weight: [...] of x's leading shape: how often a token counts; 0 for padding. None counts each once.
-        """
-        error = getattr(self, side)[str(block)].reconstruction_error(x, self.objective)
-        return error.mean() if weight is None else (error * weight).sum() / weight.sum()
+    def reconstruction_error(self, side: str, block: int, x: Tensor) -> Tensor:
+        """Error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12)."""
+        return getattr(self, side)[str(block)].reconstruction_error(x, self.objective)
 
     def parameter_counts(self) -> dict[str, int]:
         """{"trainable", "inference", "reconstruction"}: all, those the adapted features need, and the rest."""
         trainable = sum(p.numel() for p in self.parameters())
-        reconstruction = sum(
-            p.numel()
-            for adapter in [*self.image.values(), *self.text.values()]
-            for part in (adapter.rec, adapter.rec_down)
-            if part is not None
-            for p in part.parameters()
-        )
+        reconstruction = sum(p.numel() for name, p in self.named_parameters() if ".rec" in name)
         return {
             "trainable": trainable,
             "inference": trainable - reconstruction,
             "reconstruction": reconstruction,
         }
+
+
+def token_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over tokens, scalar; weight: how often each token counts, 0 for padding, None for once each."""
+    return error.mean() if weight is None else (error * weight).sum() / weight.sum()
 
 
 def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
