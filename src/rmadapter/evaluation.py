@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    from rmadapter.data.images import ImageSet
+    from rmadapter.model import AdaptedCLIP
 
 
 @dataclass(frozen=True)
@@ -25,3 +33,76 @@ class Evaluation:
     probabilities: np.ndarray
     zero_shot: np.ndarray
     novelty: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Accuracies in percent, chance level and counts."""
+        from rmadapter.metrics import accuracy
+
+        return {
+            "accuracy": accuracy(self.probabilities, self.labels),
+            "zero_shot_accuracy": accuracy(self.zero_shot, self.labels),
+            "chance": 100 / len(self.classes),
+            "n_images": len(self.labels),
+            "n_classes": len(self.classes),
+        }
+
+
+def evaluate(
+    model: AdaptedCLIP,
+    images: ImageSet,
+    title: str = "test",
+    *,
+    quantiles: Sequence[float] = (),
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Evaluation:
+    """Ask both models about every image; the frozen part of the image encoder runs once for the two.
+
+    quantiles: of the training images' reconstruction errors, as `novelty_quantiles` gives them. Raises UserError for
+    an empty set.
+    """
+    import torch
+
+    from rmadapter.data.transforms import batches
+    from rmadapter.metrics import percentile_of
+    from rmadapter.model import image_error
+    from rmadapter.progress import track
+
+    if not len(images):
+        raise UserError(f"{title}: there are no images to evaluate")
+    with model.dial(0):
+        untouched = model.class_weights(images.classes)
+    weights = model.class_weights(images.classes)
+    adapted, frozen, errors = [], [], []
+    loader = batches(images, model.backbone.preprocess, batch_size)
+    with torch.inference_mode():
+        for pictures in track(loader, -(-len(images) // batch_size), f"evaluating {title}", progress):
+            states = model.frozen("image", pictures.to(model.device))
+            features, error = model.features("image", states, reconstruct=bool(quantiles))
+            features = states.features if model.alpha == 0 else features
+            adapted.append(model.logits(features, weights).softmax(-1).cpu())
+            frozen.append(model.logits(states.features, untouched).softmax(-1).cpu())
+            errors.append(image_error(error, len(pictures)).cpu())
+    novelty = percentile_of(torch.cat(errors).numpy(), np.asarray(quantiles)) if quantiles else np.empty(0)
+    return Evaluation(
+        title,
+        images.classes,
+        np.asarray(images.labels),
+        torch.cat(adapted).numpy(),
+        torch.cat(frozen).numpy(),
+        novelty.astype(np.float32),
+    )
+
+
+def novelty_quantiles(model: AdaptedCLIP, images: ImageSet, progress: bool = True) -> list[float]:
+    """Percentiles 0..100 of the images' reconstruction errors; empty without a reconstruction branch."""
+    import torch
+
+    from rmadapter.data.transforms import batches
+    from rmadapter.progress import track
+
+    if not any(adapter.reconstructs for adapter in model.adapters.image.values()):
+        return []
+    loader = track(batches(images, model.backbone.preprocess, 64), -(-len(images) // 64), "novelty scale", progress)
+    errors = torch.cat([model.novelty(pictures.to(model.device)).cpu() for pictures in loader])
+    return [float(q) for q in np.percentile(errors.numpy(), range(101))]

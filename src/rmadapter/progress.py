@@ -1,0 +1,42 @@
+"""Progress bars on stderr, for anything that lasts longer than a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def bar(enabled: bool = True) -> Any:
+    """A rich Progress with elapsed and remaining time; use it as a context manager."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not enabled,
+    )
+
+
+def track(items: Iterable[T], total: int, text: str, enabled: bool = True) -> Iterator[T]:
+    """Go through `items` with a bar."""
+    with bar(enabled) as progress:
+        task = progress.add_task(text, total=total, note="")
+        for item in items:
+            yield item
+            progress.advance(task)
