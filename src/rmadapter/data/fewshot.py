@@ -1,0 +1,120 @@
+"""k pictures per class and base/novel halves, as CoOp draws them (Zhou et al., IJCV 2022): same seed, same pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rmadapter.data.images import ImageSet
+from rmadapter.errors import UserError
+
+VAL_SHOTS = 4  # CoOp never validates on more
+
+
+@dataclass(frozen=True, eq=False)
+class FewShot:
+    """One draw. `heldout` are the train pictures not drawn: all there is to test on when the data has no test split."""
+
+    train: ImageSet
+    val: ImageSet | None
+    heldout: ImageSet
+    shots: int
+    seed: int
+    short: tuple[str, ...]  # a sentence for each class with fewer pictures than shots
+
+
+def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
+    """Indices of `shots` items per label, label by label in order of first appearance; 0 takes all, in their order.
+
+    A label with fewer items gives all of them and draws no random number.
+    """
+    if shots < 1:
+        return list(range(len(labels)))
+    groups: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        groups.setdefault(label, []).append(index)
+    return [i for group in groups.values() for i in (rng.sample(group, shots) if len(group) >= shots else group)]
+
+
+def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
+    """Draw from "train" (or "all") and then min(shots, 4) from "val" with one generator, seeded for this draw alone.
+
+    Raises UserError when there is nothing to train on or a class has no picture; too few are reported in `short`.
+    """
+    source = splits.get("train", splits.get("all"))
+    if source is None:
+        raise UserError(f"no train pictures: the data has only {', '.join(splits) or 'nothing'}; add a train split")
+    if shots < 0:
+        raise UserError(f"shots={shots}: give the number of pictures per class, or 0 for all")
+    counts = Counter(source.labels)
+    for number, name in enumerate(source.classes):
+        if not counts[number]:
+            raise UserError(f"class {name!r} has no train picture: add some or remove the class")
+    rng = random.Random(seed)
+    chosen = sample_shots(source.labels, shots, rng)
+    val = splits.get("val")
+    drawn = set(chosen)
+    return FewShot(
+        train=source.subset(chosen),
+        val=None if val is None else val.subset(sample_shots(val.labels, min(shots, VAL_SHOTS), rng)),
+        heldout=source.subset(i for i in range(len(source)) if i not in drawn),
+        shots=shots,
+        seed=seed,
+        short=tuple(
+            f"class {name!r} has {counts[i]} image{'s' * (counts[i] > 1)}, fewer than {shots} shots"
+            for i, name in enumerate(source.classes)
+            if counts[i] < shots
+        ),
+    )
+
+
+def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
+    """All classes, the first ceil(n/2) or the rest; labels count from 0 within the half. CoOp halves after drawing."""
+    if which == "all":
+        return images
+    if which not in ("base", "novel"):
+        raise UserError(f"classes={which!r}: write all, base or novel")
+    count = len(images.classes)
+    if count < 2:
+        raise UserError(f"{count} class cannot be halved into base and novel: give at least two")
+    middle = (count + 1) // 2
+    wanted = range(middle) if which == "base" else range(middle, count)
+    part = images.subset(i for i, label in enumerate(images.labels) if label in wanted)
+    labels = tuple(label - wanted.start for label in part.labels)
+    return replace(part, labels=labels, classes=images.classes[wanted.start : wanted.stop])
+
+
+def split_digest(few: FewShot) -> str:
+    """SHA-256 of the pictures drawn, their labels and their classes; file names and the seed do not count."""
+    parts = [few.train.digest, "" if few.val is None else few.val.digest]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def save_split(few: FewShot, path: Path) -> None:
+    """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own split files."""
+
+    def rows(images: ImageSet) -> list[list[str | int]]:
+        return [[images.name(i), label, images.classes[label]] for i, label in enumerate(images.labels)]
+
+    record = {
+        "digest": split_digest(few),
+        "seed": few.seed,
+        "shots": few.shots,
+        "classes": few.train.classes,
+        "train": rows(few.train),
+        "val": None if few.val is None else rows(few.val),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""What a folder of class folders or a CSV file says: rows of class and path, as written, nothing opened yet."""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from pathlib import Path
+from typing import TypeAlias
+
+from rmadapter.data.pixels import formats
+from rmadapter.errors import UserError
+
+Rows: TypeAlias = "list[tuple[str, Path]]"  # class as it is written on disk, picture
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def order(written: str) -> tuple[str, str]:
+    """Sort key of names: case-insensitive, and the same on file systems that store accents apart."""
+    return unicodedata.normalize("NFC", written).casefold(), written
+
+
+def _folders(path: Path) -> list[Path]:
+    """Visible folders; __MACOSX is what its zip program leaves behind."""
+    inside = [entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
+    return sorted(inside, key=lambda entry: order(entry.name))
+
+
+def scan_folder(root: Path) -> dict[str, Rows]:
+    """Split -> rows sorted by class and file; {"all": ...} where no split folders lie above the class folders."""
+    inside = _folders(root)
+    splits = [folder for folder in inside if folder.name.casefold() in SPLITS]
+    if not splits or (len(splits) < len(inside) and not any(_folders(folder) for folder in splits)):
+        return {"all": _scan_classes(root)}  # "train" may well be a class of vehicles
+    if len(splits) < len(inside):
+        other = next(folder for folder in inside if folder not in splits)
+        raise UserError(f"{root}: holds {splits[0].name!r} beside {other.name!r}: keep either splits or classes there")
+    found: dict[str, Rows] = {}
+    for folder in splits:
+        name = SPLITS[folder.name.casefold()]
+        if name in found:
+            raise UserError(f"{root}: {folder.name!r} is a second folder for the split {name!r}: merge the two")
+        found[name] = _scan_classes(folder)
+    return {name: found[name] for name in ("train", "val", "test") if name in found}
+
+
+def _scan_classes(parent: Path) -> Rows:
+    """All pictures of all class folders; a class folder without any stands for itself, as a bad file."""
+    classes = _folders(parent)
+    if not classes:
+        raise UserError(f"{parent}: holds no class folders; pictures belong in {parent}/CLASS NAME/")
+    # A link up the tree, or across to another class, would bring in pictures under a wrong label.
+    home = parent.resolve()
+    barred = {home, *home.parents, *(folder.resolve() for folder in classes if not folder.is_symlink())}
+    rows: Rows = []
+    for folder in classes:
+        if (below := _folders(folder)) and all(inner.name.casefold() in SPLITS for inner in below):
+            raise UserError(f"{folder}: holds splits, so it is a data set and not a class: give that folder instead")
+        seen = barred - ({folder.resolve()} if not folder.is_symlink() else set())
+        rows += [(folder.name, picture) for picture in _pictures(folder, seen) or [folder]]
+    return rows
+
+
+def _pictures(folder: Path, seen: set[Path]) -> list[Path]:
+    """Files with a picture's extension at any depth, sorted; folders in `seen` are not entered, nor any twice."""
+    found = []
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = Path(here).resolve()
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            found += [Path(here, name) for name in files if not name.startswith(".")]
+        seen.add(real)
+    pictures = [path for path in found if path.suffix.lower() in formats()]
+    return sorted(pictures, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
+
+
+def scan_csv(path: Path) -> dict[str, Rows]:
+    """Split -> rows in the order of the file, on which draws depend; {"all": ...} without a column split."""
+    found: dict[str, Rows] = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames or []
+            if not {"path", "label"} <= set(columns):
+                raise UserError(f"{path}: the first line must be path,label[,split], not {','.join(columns)[:80]!r}")
+            for row in reader:
+                name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
+                if not name or not label:
+                    raise UserError(f"{path}, line {reader.line_num}: path or label is empty")
+                if "split" in columns and split.casefold() not in SPLITS:
+                    raise UserError(f"{path}, line {reader.line_num}: split is {split!r}: write train, val or test")
+                split = SPLITS[split.casefold()] if "split" in columns else "all"
+                found.setdefault(split, []).append((label, path.parent / name))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable CSV file in UTF-8 ({error})") from None
+    if not found:
+        raise UserError(f"{path}: has no rows below its first line")
+    return found

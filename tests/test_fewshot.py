@@ -1,0 +1,119 @@
+"""The draw against CoOp's protocol, restated plainly with Python's global generator as that protocol uses it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rmadapter.data.fewshot import few_shot, half, sample_shots, save_split, split_digest
+from rmadapter.data.images import ImageSet
+from rmadapter.errors import UserError
+
+
+def make(labels: list[int], classes: int) -> ImageSet:
+    """Pictures that know their index."""
+    pictures = [np.full((1, 1), index, np.uint8) for index in range(len(labels))]
+    return ImageSet.from_lists(pictures, labels, [f"class {number}" for number in range(classes)])
+
+
+def indices(images: ImageSet) -> list[int]:
+    return [int(np.asarray(picture)[0, 0]) for picture in images.images]
+
+
+LABELS = [2, 0, 1, 0, 2, 1, 0, 2, 2, 0, 1, 0, 2, 0, 2]  # first appearance: 2, 0, 1; class 1 has three
+
+
+def protocol(seed: int, *draws: tuple[list[int], int]) -> list[list[int]]:
+    """METHOD of CoOp: seed the global generator once; per set, label by label in order of first appearance."""
+    state = random.getstate()
+    random.seed(seed)
+    answer = []
+    for labels, shots in draws:
+        chosen: list[int] = []
+        for label in dict.fromkeys(labels):
+            items = [index for index in range(len(labels)) if labels[index] == label]
+            chosen += random.sample(items, shots) if len(items) >= shots else items
+        answer.append(chosen)
+    random.setstate(state)
+    return answer
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("shots", [1, 3, 4, 6])
+def test_same_pictures_as_the_protocol(seed: int, shots: int) -> None:
+    val = LABELS[::-1] + LABELS
+    few = few_shot({"train": make(LABELS, 3), "val": make(val, 3)}, shots, seed)
+    assert few.val is not None
+    assert [indices(few.train), indices(few.val)] == protocol(seed, (LABELS, shots), (val, min(shots, 4)))
+    assert sorted(indices(few.train) + indices(few.heldout)) == list(range(len(LABELS)))
+    assert sample_shots(LABELS, shots, random.Random(seed)) == indices(few.train)
+
+
+def test_a_known_draw() -> None:
+    """Printed by random.seed(1) and two calls of random.sample(range(10), 2), the second plus 10, on Python 3.11.
+
+    It fails when a Python version draws otherwise, which the test above cannot see.
+    """
+    assert sample_shots([0] * 10 + [1] * 10, 2, random.Random(1)) == [2, 1, 14, 11]
+
+
+def test_global_generators_stay_untouched() -> None:
+    numpy_state = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    before = random.getstate(), torch.random.get_rng_state()
+    few_shot({"all": make(LABELS, 3)}, 2, 1)
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index]
+    assert torch.equal(torch.random.get_rng_state(), before[1])
+
+
+def test_zero_shots_take_all_and_too_few_are_reported() -> None:
+    everything = few_shot({"all": make(LABELS, 3)}, 0, 1)
+    assert indices(everything.train) == list(range(len(LABELS)))
+    assert (len(everything.heldout), everything.val, everything.short) == (0, None, ())
+    assert few_shot({"all": make(LABELS, 3)}, 4, 1).short == ("class 'class 1' has 3 images, fewer than 4 shots",)
+    assert few_shot({"all": make([0], 1)}, 2, 1).short == ("class 'class 0' has 1 image, fewer than 2 shots",)
+
+
+@pytest.mark.parametrize(
+    ("splits", "shots", "hint"),
+    [
+        ({"train": make([0, 0], 2)}, 1, "'class 1' has no train picture"),
+        ({"test": make([0], 1)}, 1, "only test"),
+        ({"train": make([0], 1)}, -1, "shots=-1"),
+    ],
+)
+def test_refusals(splits: dict[str, ImageSet], shots: int, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        few_shot(splits, shots, 1)
+
+
+def test_halves() -> None:
+    images = make([4, 0, 3, 1, 2, 4], 5)
+    base, novel = half(images, "base"), half(images, "novel")
+    assert (indices(base), base.labels, base.classes) == ([1, 3, 4], (0, 1, 2), ("class 0", "class 1", "class 2"))
+    assert (indices(novel), novel.labels, novel.classes) == ([0, 2, 5], (1, 0, 1), ("class 3", "class 4"))
+    assert half(images, "all") is images
+    with pytest.raises(UserError, match="cannot be halved"):
+        half(make([0], 1), "novel")
+    with pytest.raises(UserError, match="classes='new'"):
+        half(images, "new")  # type: ignore[arg-type]
+
+
+def test_split_is_written_with_a_digest(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "split.json"
+    few = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
+    save_split(few, path)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["digest"] == split_digest(few)
+    assert (record["seed"], record["shots"], record["classes"]) == (1, 2, ["class 0", "class 1", "class 2"])
+    assert record["train"][0] == ["image 0", 2, "class 2"]
+    assert len(record["train"]) == len(record["val"]) == 6
+    assert [entry.name for entry in path.parent.iterdir()] == ["split.json"]
+    again = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
+    other = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 2)
+    assert split_digest(again) == split_digest(few) != split_digest(other)

@@ -1,0 +1,229 @@
+"""Folders, CSV files and lists, good and bad, each written out by the test."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmadapter.data.images import ImageSet, prompt_name, read_images
+from rmadapter.errors import UserError
+
+
+def plant(root: Path, *paths: str) -> Path:
+    """Tiny pictures, each of its own color."""
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 9, 9)).save(root / path)
+    return root
+
+
+def names(images: ImageSet) -> list[str]:
+    return [images.name(i) for i in range(len(images))]
+
+
+def refused(data: Path, hint: str) -> None:
+    with pytest.raises(UserError, match=hint) as caught:
+        read_images(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    plant(tmp_path, "sea_horse/b.png", "sea_horse/deep/er/a.jpg", "Cat/1.png", "bird--of_prey /x.PNG", "top.png")
+    plant(tmp_path, ".hidden/a.png", "Cat/.hidden.png", "Cat/.git/a.png", "__MACOSX/a.png")
+    (tmp_path / "Cat" / "notes.txt").write_text("not a picture")
+    (tmp_path / "Cat" / "features.h5").write_bytes(b"")
+    (images,) = read_images(tmp_path).values()
+    assert images.classes == ("bird of prey", "Cat", "sea horse")
+    assert names(images) == ["bird--of_prey /x.PNG", "Cat/1.png", "sea_horse/b.png", "sea_horse/deep/er/a.jpg"]
+    assert images.labels == (0, 1, 2, 2)
+    assert images.chance == pytest.approx(100 / 3)
+    assert list(read_images(str(tmp_path))) == ["all"]
+
+
+def test_splits_share_the_classes_of_train(tmp_path: Path) -> None:
+    plant(tmp_path, "train/b_b/1.png", "train/a/1.png", "train/c/1.png", "Validation/a/1.png", "test/c/1.png")
+    plant(tmp_path, "test/b-b/1.png")  # another spelling of the same class
+    sets = read_images(tmp_path)
+    assert list(sets) == ["train", "val", "test"]
+    assert {images.classes for images in sets.values()} == {("a", "b b", "c")}
+    assert sets["test"].labels == (1, 2)
+    assert names(sets["val"]) == ["Validation/a/1.png"]
+    plant(tmp_path, "test/zebra/1.png")
+    refused(tmp_path, "test has a class 'zebra' that train lacks")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    plant(tmp_path, "train/1.png", "bus/1.png")
+    assert read_images(tmp_path)["all"].classes == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    ("paths", "hint"),
+    [
+        (["big_cat/1.png", "big-cat/1.png"], "'big-cat' and 'big_cat' are both called"),
+        (["Crane/1.png", "crane/1.png"], "'Crane' and 'crane' are both called"),  # CLIP reads lower case
+        (["_/1.png"], "'_' leaves an empty name"),
+        (["1.png"], "no class folders"),
+        (["train/a/1.png", "notes/1.png"], "'train' beside 'notes'"),
+        (["val/a/1.png", "valid/a/1.png"], "'valid' is a second folder"),
+        (["train/1.png", "test/1.png"], "test: holds no class folders"),
+        (["photo/train/a/1.png", "photo/test/a/1.png"], "photo: holds splits"),
+    ],
+)
+def test_ambiguous_folders_are_refused(tmp_path: Path, paths: list[str], hint: str) -> None:
+    refused(plant(tmp_path, *paths), hint)
+
+
+def test_neither_folder_nor_csv(tmp_path: Path) -> None:
+    refused(tmp_path / "gone", "gone: neither a folder")
+    (tmp_path / "a.txt").write_text("path,label")
+    refused(tmp_path / "a.txt", "a.txt: neither a folder")
+
+
+def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
+    plant(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", "test/c/1.png")
+    (tmp_path / "train/a/2.png").write_bytes(b"")
+    (tmp_path / "train/b/1.png").write_bytes(b"noise")
+    (tmp_path / "train/c").mkdir()
+    refused(tmp_path, r"a/2\.png: .*0 bytes.* \(and 2 more like it\); --skip-bad")
+    sets = read_images(tmp_path, skip_bad=True)
+    assert sets["train"].classes == sets["test"].classes == ("a",)
+    assert names(sets["train"]) == ["train/a/1.png"]
+    assert [text.split(":")[0] for text in sets["train"].skipped] == ["train/a/2.png", "train/b/1.png", "train/c"]
+    assert "0 bytes" in sets["train"].skipped[0]
+    assert sets["test"].skipped == tuple(f"test/{c}/1.png: no train picture of its class" for c in "bc")
+    (tmp_path / "train/a/1.png").unlink()
+    with pytest.raises(UserError, match="not one readable picture in train"):
+        read_images(tmp_path, skip_bad=True)
+
+
+def test_names_that_are_not_ascii(tmp_path: Path) -> None:
+    apart, joined = unicodedata.normalize("NFD", "Käfer_grün"), "Käfer grün"
+    plant(tmp_path, f"{apart}/Ä ü.png", "象/写真.png")
+    images = read_images(tmp_path)["all"]
+    assert images.classes == (joined, "象")
+    assert images.name(1) == "象/写真.png"
+
+
+def test_symlink_loops_end_and_bring_in_no_other_class(tmp_path: Path) -> None:
+    root, elsewhere = plant(tmp_path / "data", "cat/1.png", "dog/1.png"), plant(tmp_path / "elsewhere", "far/2.png")
+    (root / "cat/up").symlink_to(root)
+    (root / "cat/self").symlink_to(root / "cat")
+    (root / "cat/dogs").symlink_to(root / "dog")
+    (root / "cat/loop").symlink_to(root / "cat/loop")
+    (root / "dog/out").symlink_to(tmp_path)
+    (root / "eel").symlink_to(elsewhere)  # a class folder that is a link is fine
+    images = read_images(root)["all"]
+    assert names(images) == ["cat/1.png", "dog/1.png", "eel/far/2.png"]
+    (root / "cat/ring.png").symlink_to(root / "cat/ring.png")
+    refused(root, r"ring\.png: not a readable image")
+
+
+def test_classnames_json(tmp_path: Path) -> None:
+    plant(tmp_path, "airplanes/1.png", "t_shirt/1.png", "zebra/1.png")
+    given = tmp_path / "classnames.json"
+    given.write_text(json.dumps({"airplanes": "airplane", "t_shirt": "T-shirt", "unused": "x"}))
+    assert read_images(tmp_path)["all"].classes == ("airplane", "T-shirt", "zebra")
+    given.write_text(json.dumps({"airplanes": " "}))
+    refused(tmp_path, "'airplanes' leaves an empty name")
+    given.write_text(json.dumps({"airplanes": "Zebra"}))
+    refused(tmp_path, "'airplanes' and 'zebra' are both called")
+    for text in ("{", "[]", '{"airplanes": 1}'):
+        given.write_text(text)
+        refused(tmp_path, "classnames.json: ")
+
+
+def test_csv_keeps_its_order(tmp_path: Path) -> None:
+    plant(tmp_path, "pics/1.png", "pics/2.png", "pics/ü,3.png")
+    table = tmp_path / "table.csv"
+    text = '\ufeffpath,label,split\npics/2.png,sea_horse,train\n"pics/ü,3.png",Ant,train\npics/1.png,Ant,Valid\n'
+    table.write_text(text, encoding="utf-8")
+    sets = read_images(table)
+    assert list(sets) == ["train", "val"]
+    assert sets["train"].classes == sets["val"].classes == ("Ant", "sea horse")
+    assert names(sets["train"]) == ["pics/2.png", "pics/ü,3.png"]
+    assert sets["train"].labels == (1, 0)
+    table.write_text("label,path\na,pics/1.png\n")
+    assert names(read_images(table)["all"]) == ["pics/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (b"", "first line must be path,label"),
+        (b"path;label\na.png;cat\n", "not 'path;label'"),
+        (b"path,label\n", "no rows"),
+        (b"path,label\na.png,\n", "line 2: path or label is empty"),
+        (b"path,label,split\na.png,cat,all\n", "line 2: split is 'all'"),
+        (b"path,label,split\na.png,cat\n", "line 2: split is ''"),
+        (b"path,label\na.png,k\xe4fer\n", "not a readable CSV file in UTF-8"),
+        (b'path,label\n"a.png,cat\n', "not a readable CSV file"),
+        (b"path,label\na.png,big_cat\na.png,big-cat\n", "are both called"),
+        (b"path,label\na.png,cat\ngone.png,cat\n", r"gone\.png: .*No such file"),
+        (b"path,label,split\na.png,cat,train\na.png,dog,test\n", "test has a class 'dog' that train lacks"),
+    ],
+)
+def test_bad_csv_files_are_refused(tmp_path: Path, text: bytes, hint: str) -> None:
+    plant(tmp_path, "a.png")
+    (tmp_path / "table.csv").write_bytes(text)
+    refused(tmp_path / "table.csv", hint)
+
+
+def test_lists() -> None:
+    pictures = list(np.zeros((3, 4, 4, 3), np.uint8))
+    by_name = ImageSet.from_lists(pictures, ["sea_horse", "Ant", "sea_horse"])
+    assert (by_name.classes, by_name.labels) == (("Ant", "sea horse"), (1, 0, 1))
+    by_number = ImageSet.from_lists(pictures, np.array([1, 0, 1]), ["Ant", "sea_horse"])
+    assert (by_number.classes, by_number.labels) == (by_name.classes, by_name.labels)
+    assert by_number.name(2) == "image 2"
+    assert ImageSet.from_lists(pictures, ["b", "a", "b"], classes=["b", "a", "c"]).labels == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "hint"),
+    [
+        (["a"], None, "2 images and 1 labels"),
+        ([0, 1], None, "whole numbers together with classes"),
+        (["a", 1], ["a", "b"], "labels are class names, or"),
+        ([0.0, 1.0], ["a", "b"], "labels are class names, or"),
+        ([0, 2], ["a", "b"], "label 2 is not one"),
+        ([0, -1], ["a", "b"], "label -1 is not one"),
+        (["cat", "dgo"], ["cat", "dog"], "'dgo' is not one of the classes; did you mean 'dog'"),
+        ([0, 1], ["a", "a"], "both called 'a'"),
+        (["", "a"], None, "empty name"),
+    ],
+)
+def test_bad_lists_are_refused(labels: list[object], classes: list[str] | None, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        ImageSet.from_lists([np.zeros((2, 2), np.uint8)] * 2, labels, classes)  # type: ignore[arg-type]
+
+
+def test_digest_identifies_pictures_labels_and_classes_wherever_they_lie(tmp_path: Path) -> None:
+    here, there = (read_images(plant(tmp_path / place, "a/1.png", "b/1.png"))["all"] for place in ("x", "y"))
+    assert here.digest == there.digest
+    others = [
+        here.subset([0]),
+        here.subset([1, 0]),
+        ImageSet(here.images, (0, 0), here.classes),
+        ImageSet(here.images, here.labels, ("a", "c")),
+        ImageSet((here.images[0], here.images[0]), here.labels, here.classes),
+    ]
+    assert len({here.digest, *(other.digest for other in others)}) == 6
+    assert pickle.loads(pickle.dumps(here)).digest == here.digest
+    black, white = (ImageSet.from_lists([np.full((2, 2), value, np.uint8)], ["a"]) for value in (0, 255))
+    assert black.digest != white.digest
+
+
+def test_subset_keeps_classes(tmp_path: Path) -> None:
+    images = read_images(plant(tmp_path, "a/1.png", "b/1.png", "b/2.png"))["all"].subset([2, 0])
+    assert (names(images), images.labels, images.classes) == (["b/2.png", "a/1.png"], (1, 0), ("a", "b"))
+
+
+def test_prompt_name() -> None:
+    assert prompt_name("  Sea--horse_\t(small) ") == "Sea horse (small)"
