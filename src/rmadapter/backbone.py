@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rmadapter.errors import UserError
 from rmadapter.hub import HOW_TO_CONVERT, fetch, model_folder
@@ -103,7 +104,8 @@ def _from_architecture(name: str) -> Backbone:
         published = _published(architecture, tag, tags)
     # Random weights and local files get the transform that the architecture's published weights have.
     transform = published or (open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {})
-    model = _build(name, architecture, quick_gelu=published.get("quick_gelu", False), transform=transform)
+    quick_gelu = published.get("quick_gelu", False)
+    model = _build(name, architecture, draw=tag == "none", quick_gelu=quick_gelu, transform=transform)
     if published:
         file = fetch(*_hub_file(published["hf_hub"]))
     if tag != "none":
@@ -146,7 +148,7 @@ def _from_folder(name: str, folder: Path) -> Backbone:
         raise UserError(f"{folder} holds no safetensors weights{hint}")
     if (folder / "open_clip_config.json").is_file():
         source = f"local-dir:{folder}"
-        model = _build(name, source)
+        model = _build(name, source, draw=False)
         _load_weights(name, model, weights)
         # Only a hub name lets open_clip follow a tokenizer into another repository.
         return _backbone(name, model, _tokenizer(name, name if name.startswith("hf-hub:") else source))
@@ -162,12 +164,15 @@ def _weights_in(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _build(name: str, source: str, *, quick_gelu: bool = False, transform: dict[str, Any] | None = None) -> nn.Module:
-    """An open_clip model with random weights, the same in every process; refused unless both towers can be adapted."""
+def _build(
+    name: str, source: str, *, draw: bool, quick_gelu: bool = False, transform: dict[str, Any] | None = None
+) -> nn.Module:
+    """An open_clip model, refused unless both towers can be adapted. `draw`: random weights, always the same ones."""
     import open_clip
 
     keys = ("mean", "std", "interpolation", "resize_mode")
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    fill = contextlib.nullcontext() if draw else _Unfilled()
+    with _quiet(), fill, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         try:
             model = open_clip.create_model(
@@ -264,6 +269,18 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights as they lie in memory: they all come from a file, and drawing them takes seconds."""
+
+    FILLS: tuple[Any, ...] = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+    FILLS += (nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        return target if func in self.FILLS and isinstance(target, nn.Parameter) else func(*args, **kwargs)
 
 
 @contextlib.contextmanager

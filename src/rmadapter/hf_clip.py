@@ -51,7 +51,8 @@ def load_hf_clip(folder: Path) -> tuple[nn.Module, Callable[[list[str]], torch.T
     from safetensors.torch import load_file
 
     config = _config(folder)
-    model = open_clip.CLIP(**config)
+    with torch.random.fork_rng(devices=[]):
+        model = open_clip.CLIP(**config)
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):  # large models are sharded
         try:
