@@ -1,0 +1,192 @@
+"""The plots of the report as SVG that takes its colours from the page: one file serves light, dark and print."""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmadapter.metrics import confusion, reliability
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Every colour is drawn in its light value and then replaced by the page's variable of that name. Blue and vermilion are
+# those of Okabe and Ito, told apart with any colour vision; vermilion is darkened to be readable as text.
+COLOURS = {"ink": "#1d2129", "faint": "#c9ced6", "adapted": "#0072b2", "zero-shot": "#b84e00"}
+TERMS = {
+    "loss": "Total loss",
+    "ce": "Cross-entropy",
+    "image_rec": "Image reconstruction",
+    "text_rec": "Text reconstruction",
+    "image_con": "Image consistency",
+    "text_con": "Text consistency",
+    "lr": "Learning rate",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rmadapter",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["faint"],
+    "xtick.color": COLOURS["faint"],
+    "ytick.color": COLOURS["faint"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["faint"],
+    "grid.alpha": 0.5,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+def loss_terms(history: Sequence[Mapping[str, Any]], prefix: str = "loss") -> list[tuple[str, str]]:
+    """(title, SVG) for each of TERMS that the history records with a value above 0; losses on a log axis.
+
+    history: one mapping per step with "step" and any of TERMS. Steps with a missing or non-finite value are left out.
+    """
+    plots = []
+    for key, title in TERMS.items():
+        points = [(h["step"], h[key]) for h in history if "step" in h and isinstance(h.get(key), (int, float))]
+        steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+        shown = np.isfinite(values) & ((values > 0) | (key == "lr"))
+        if not (values[shown] > 0).any():
+            continue
+        with _canvas(2.9, 1.9, f"{prefix}-{key}", title) as (axes, out):
+            _curve(axes, steps[shown], values[shown], log=key != "lr")
+        plots.append((title, out[0]))
+    return plots
+
+
+def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    # At most 300 points, each the mean of its stretch; the bold line is a running mean over a tenth of them.
+    stretches = np.array_split(np.arange(len(steps)), min(300, len(steps)))
+    x, y = (np.array([column[s].mean() for s in stretches]) for column in (steps, values))
+    smooth = log and len(x) >= 20
+    axes.plot(x, y, color=COLOURS["adapted"], linewidth=0.8 if smooth else 1.6, alpha=0.4 if smooth else 1)
+    if smooth:
+        width = len(x) // 10
+        window = np.ones(width)
+        mean = np.convolve(y, window, "same") / np.convolve(np.ones(len(y)), window, "same")
+        axes.plot(x, mean, color=COLOURS["adapted"], linewidth=1.8)
+    if log:
+        axes.set_yscale("log")
+        wide = y.max() > 8 * y.min()
+        subs = (1, 2, 5) if y.max() < 300 * y.min() else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs) if wide else MaxNLocator(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="y", which="minor", length=0)
+    else:
+        axes.set_ylim(0, 1.1 * y.max())
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.set_xlabel("step")
+
+
+def reliability_diagram(
+    probabilities: np.ndarray, zero_shot: np.ndarray, labels: np.ndarray, prefix: str, bins: int = 10
+) -> str:
+    """SVG: accuracy against confidence of both models, point area by share of images; the diagonal is calibrated."""
+    with _canvas(3.9, 3.5, prefix, "Reliability diagram") as (axes, out):
+        axes.plot([0, 100], [0, 100], color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (4, 3)))
+        for name, marker, answers in (("zero-shot", "s", zero_shot), ("adapted", "o", probabilities)):
+            confidence, right, count = reliability(answers, labels, bins)
+            full = count > 0
+            area = 14 + 160 * count[full] / count.sum()
+            axes.plot(confidence[full], right[full], color=COLOURS[name], linewidth=1.5)
+            axes.scatter(confidence[full], right[full], s=area, marker=marker, color=COLOURS[name], linewidths=0)
+            axes.plot([], [], color=COLOURS[name], marker=marker, markersize=5, label=name)
+        axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="confidence, %", ylabel="answers that are right, %")
+        axes.legend(loc="upper left")
+    return out[0]
+
+
+def novelty_histogram(novelty: np.ndarray, prefix: str) -> str:
+    """SVG: share of images per 5 percentiles; the dashed line is what the training images themselves would give."""
+    with _canvas(3.9, 2.6, prefix, "Histogram of the novelty score") as (axes, out):
+        finite = novelty[np.isfinite(novelty)]
+        share, edges = np.histogram(finite, bins=20, range=(0, 100))
+        height = 100 * share / max(len(finite), 1)
+        axes.stairs(height, edges, fill=True, color=COLOURS["adapted"], linewidth=0)
+        axes.axhline(5, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)), label="training images")
+        axes.set(xlim=(0, 100), xlabel="novelty, percentile of the training images", ylabel="images, %")
+        axes.set_ylim(0, max(1.25 * float(height.max()), 8))
+        axes.legend(loc="upper left")
+    return out[0]
+
+
+def confusion_layout(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """What the page needs to draw a confusion matrix itself, so that each cell can say what it counts.
+
+    cell, font, margin: sizes in pixels; names: shortened classes; totals: images of each class; cells: (row, column,
+    count, share of the row) of each entry that is not 0; numbers: whether a cell has room for its count
+    """
+    n = len(classes)
+    counts = confusion(labels, predictions, n)
+    cell = max(8.5, min(30.0, 640 / n))
+    font = min(12.0, cell)
+    names = [name if len(name) <= 22 else f"{name[:21]}…" for name in classes]
+    totals = counts.sum(axis=1)
+    return {
+        "n": n,
+        "cell": cell,
+        "font": font,
+        "margin": 8 + 0.6 * font * max(_columns(name) for name in names),
+        "names": names,
+        "classes": classes,
+        "numbers": n <= 20,
+        "totals": totals.tolist(),
+        "cells": [(r, c, int(counts[r, c]), counts[r, c] / totals[r]) for r, c in np.argwhere(counts).tolist()],
+    }
+
+
+def _columns(text: str) -> int:
+    """Columns that a text takes; East Asian characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+@contextmanager
+def _canvas(width: float, height: float, prefix: str, label: str) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on, and the list that holds the finished SVG afterwards; pyplot and its global state stay out."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    out: list[str] = []
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.add_subplot(), out
+        out.append(_inline(figure, prefix, label))
+
+
+def _inline(figure: Figure, prefix: str, label: str) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # matplotlib's style element would reach beyond the plot: in a page it applies to everything.
+    svg = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (width|height)="[^"]*pt"', "", svg)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    # Several plots share one page, so their ids must not meet.
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\1{prefix}-", svg)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name}, {colour})")
+    return svg

@@ -1,0 +1,91 @@
+"""Oracles: counts by hand and scikit-learn; the SVG is read back with an XML parser."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix
+
+from rmadapter import plots
+
+NAN = float("nan")
+
+
+def test_loss_terms_show_what_was_recorded_and_nothing_else() -> None:
+    history = [
+        {
+            "step": i,
+            "loss": 2 / i,
+            "ce": 1.0,
+            "image_con": 0.0,
+            "text_con": NAN,
+            "text_rec": None,
+            "lr": 0.1 if i < 9 else 0.0,
+        }
+        for i in range(1, 10)
+    ]
+    drawn = plots.loss_terms([*history, {"step": 10, "loss": float("inf")}, {"loss": 1.0}])
+    assert [title for title, _ in drawn] == ["Total loss", "Cross-entropy", "Learning rate"]
+    assert plots.loss_terms([]) == []
+
+
+def test_a_long_history_stays_small() -> None:
+    history = [{"step": i, "loss": 1 + np.sin(i) ** 2} for i in range(50_000)]
+    ((_, svg),) = plots.loss_terms(history)
+    assert len(svg) < 40_000
+
+
+def test_svg_is_valid_themed_and_safe_to_inline_twice() -> None:
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet(np.ones(4), 60), rng.integers(0, 4, 60)
+    one, two = (plots.reliability_diagram(probabilities, probabilities[::-1], labels, p) for p in ("one", "two"))
+    ids = [{e.get("id") for e in ET.fromstring(svg).iter() if e.get("id")} for svg in (one, two)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    references = {e.get("{http://www.w3.org/1999/xlink}href", "#")[1:] for e in ET.fromstring(one).iter()} - {""}
+    assert references
+    assert references <= ids[0]
+    assert "var(--adapted" in one
+    assert "<style" not in one
+    assert one == plots.reliability_diagram(probabilities, probabilities[::-1], labels, "one")
+
+
+def test_plots_survive_what_a_broken_model_answers() -> None:
+    ET.fromstring(plots.reliability_diagram(np.full((3, 2), NAN), np.eye(3, 2), np.zeros(3, int), "r"))
+    ET.fromstring(plots.novelty_histogram(np.full(3, NAN), "n"))
+
+
+def test_novelty_histogram_draws_the_shares() -> None:
+    # 3 of 4 images in the last twentieth, one in the first: their columns rise 3 : 1 above the axis.
+    svg = ET.fromstring(plots.novelty_histogram(np.array([2.0, 96, 99, 100]), "n"))
+    outline = next(e.get("d", "") for e in svg.iter() if "fill: var(--adapted" in e.get("style", ""))
+    heights = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", outline)]
+    base, first, last = max(heights), heights[1], min(heights)
+    assert (base - last) / (base - first) == pytest.approx(3, rel=1e-3)
+
+
+def test_confusion_layout_counts_like_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    labels, predictions = rng.integers(0, 3, (2, 40))  # the fourth class has no images
+    layout = plots.confusion_layout(labels, predictions, ("a", "b", "c", "斑" * 30))
+    matrix = np.zeros((4, 4))
+    for row, column, count, share in layout["cells"]:
+        matrix[row, column] = count
+        assert share == pytest.approx(count / layout["totals"][row])
+    np.testing.assert_array_equal(matrix, confusion_matrix(labels, predictions, labels=range(4)))
+    assert len(layout["names"][3]) == 22
+    assert layout["margin"] > 40 * 0.6 * layout["font"]  # wide characters need twice the room
+
+
+def test_drawing_leaves_matplotlib_as_it_was() -> None:
+    code = (
+        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from rmadapter import plots; plots.loss_terms([{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 0.5}])\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules or before != matplotlib.rcParams.copy())"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
