@@ -204,7 +204,7 @@ def _thumbnail(images: ImageSet, index: int) -> str:
     from rmadapter.data.images import load_image
 
     try:
-        image = load_image(images.images[index]).copy()  # the next line must not shrink a picture of the caller
+        image = load_image(images.images[index])
     except UserError:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
