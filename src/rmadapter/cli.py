@@ -73,7 +73,7 @@ def fit(
 
     flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes}
     config = Config.make({**flags, **parse_overrides(sets or [])}, preset)
-    run = run_fit(read_images(data, skip_bad=skip_bad), config, out)
+    run = run_fit(read_images(data, skip_bad=skip_bad), config, out, data=data.resolve().name)
     for note in run["notes"]:
         print(f"note: {note}", file=sys.stderr)
     _show_metrics(run["metrics"], as_json)
@@ -200,7 +200,9 @@ def _show_metrics(metrics: dict[str, dict[str, float]], as_json: bool) -> None:
     for title, m in metrics.items():
         zero, adapted = m["zero_shot_accuracy"], m["accuracy"]
         chance, images = (f"{m['chance']:.1f}", str(int(m["n_images"]))) if "chance" in m else ("", "")
-        rows.append([title, images, chance, f"{zero:.1f}", f"{adapted:.1f}", f"{adapted - zero:+.1f}"])
+        rows.append(
+            [title.replace("_", " "), images, chance, f"{zero:.1f}", f"{adapted:.1f}", f"{adapted - zero:+.1f}"]
+        )
     _table(["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"], rows)
 
 

@@ -32,12 +32,14 @@ def fit(
     *,
     extra: Mapping[str, ImageSet] | None = None,
     notes: tuple[str, ...] = (),
+    data: str = "",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Draw the shots, train, save, then evaluate once on what was never trained on, and write the report.
 
     splits: as `read_images` gives them; without a test split, the train images that were not drawn are evaluated.
-    extra: further sets to evaluate by title. A killed run goes on when called again; a finished one is returned.
+    extra: further sets to evaluate by title. data: what the images are called in the report.
+    A killed run goes on when called again; a finished one is returned.
     Returns the record in run.json. Raises UserError when `out` holds another run.
     """
     from rmadapter.backbone import load_backbone
@@ -53,6 +55,7 @@ def fit(
     done = train(model, shots, state=out / STATE, key=key, progress=progress)
     run: dict[str, Any] = {
         "key": key,
+        "data": data,
         "versions": versions(),
         "config": config.model_dump(mode="json"),
         "backbone": {"name": backbone.name, "digest": backbone.digest},
@@ -109,7 +112,7 @@ def metrics(evaluations: list[Evaluation]) -> dict[str, dict[str, float]]:
     table = {e.title: e.summary() for e in evaluations}
     base, novel = (next((t for t in table if f"{w} classes" in t), None) for w in ("base", "novel"))
     if base and novel:
-        table["harmonic mean"] = {
+        table["harmonic_mean"] = {
             name: harmonic_mean(table[base][name], table[novel][name]) for name in ("accuracy", "zero_shot_accuracy")
         }
     return table

@@ -16,7 +16,7 @@ from rmadapter.config import Config
 from rmadapter.data.images import ImageSet
 from rmadapter.data.transforms import batches, train_transform
 from rmadapter.errors import UserError
-from rmadapter.features import freeze_images
+from rmadapter.features import FrozenImages, freeze_images
 from rmadapter.files import atomic
 from rmadapter.model import AdaptedCLIP
 from rmadapter.progress import bar
@@ -34,10 +34,17 @@ class Progress:
 
 
 def train(
-    model: AdaptedCLIP, images: ImageSet, *, state: Path | None = None, key: str = "", progress: bool = True
+    model: AdaptedCLIP,
+    images: ImageSet,
+    *,
+    frozen: FrozenImages | None = None,
+    state: Path | None = None,
+    key: str = "",
+    progress: bool = True,
 ) -> Progress:
     """Train the adapters of `model` on `images`, whose class names become prompts.
 
+    frozen: the images' frozen activations, when they are there already (augmentation "none").
     state: file that holds an unfinished training and is taken up again when it is there; key: what that training was,
     so that another one is refused. Raises UserError for a foreign state file or a number format the device lacks.
     """
@@ -52,7 +59,7 @@ def train(
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
     model.to(device).train()
     optimizer = accelerator.prepare(make_optimizer(model, config))
-    source = _Source(model, images, progress)
+    source = _Source(model, images, frozen, progress)
     steps = config.epochs * math.ceil(len(images) / config.batch_size)
     done = load_state(state, key, model, optimizer) if state and state.exists() else Progress()
     started = saved = time.monotonic() - done.seconds
@@ -128,14 +135,15 @@ def find_device(name: str) -> torch.device:
 class _Source:
     """Loss terms of a step: from frozen states computed once, or from freshly augmented images."""
 
-    def __init__(self, model: AdaptedCLIP, images: ImageSet, progress: bool) -> None:
+    def __init__(self, model: AdaptedCLIP, images: ImageSet, frozen: FrozenImages | None, progress: bool) -> None:
         self.model, self.images, self.config = model, images, model.config
         self.labels = torch.tensor(images.labels, device=model.device)
         self.templates = len(self.config.templates)
         self.tokens = model.prompts(images.classes)
         self.text = model.frozen("text", self.tokens)
-        fixed = self.config.augmentation == "none"
-        self.frozen = freeze_images(model, images, progress=progress) if fixed else None
+        if frozen is None and self.config.augmentation == "none":
+            frozen = freeze_images(model, images, progress=progress)
+        self.frozen = frozen
 
     def terms(self, epoch: int, rows: Tensor) -> dict[str, Tensor]:
         labels = self.labels[rows.to(self.labels.device)]
