@@ -200,6 +200,11 @@ class Adapters(nn.Module):
         }
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision is too coarse for losses; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def token_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean over tokens, scalar; weight: how often each token counts, 0 for padding, None for once each."""
     return error.mean() if weight is None else (error * weight).sum() / weight.sum()
@@ -230,11 +235,13 @@ def loss_terms(
     labels: [B]. image: adapted features [B, d], frozen features [B, d], one reconstruction error per adapter.
     text: the same for class features [C, d]. A term that is turned off is absent.
     """
-    x, w = F.normalize(image[0].float(), dim=-1), F.normalize(text[0].float(), dim=-1)
+    x, w = (F.normalize(at_least_float32(side[0]), dim=-1) for side in (image, text))
     terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}
     for side, (adapted, frozen, errors) in (("image", image), ("text", text)):
         if errors:
             terms[f"{side}_rec"] = adapters.lambda_rec[side] * torch.stack(list(errors)).sum()
         if adapters.lambda_con[side]:
-            terms[f"{side}_con"] = adapters.lambda_con[side] * consistency(adapted.float(), frozen.float())
+            terms[f"{side}_con"] = adapters.lambda_con[side] * consistency(
+                at_least_float32(adapted), at_least_float32(frozen)
+            )
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -1,0 +1,211 @@
+"""The method against closed forms and the paper's parameter counts."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rmadapter.adapter import (
+    Adapters,
+    DualBranchAdapter,
+    adapted_blocks,
+    class_weights,
+    consistency,
+    loss_terms,
+    token_mean,
+)
+from rmadapter.config import Config
+
+VIT_B16 = ((768, 512), (12, 12))  # widths and depths of its image and text encoders
+
+
+def grown(adapter: DualBranchAdapter) -> DualBranchAdapter:
+    """No weight at zero, so that nothing goes untested."""
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return adapter
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "counts"),
+    [
+        ("mma", {}, (674_560, 674_560, 0)),
+        ("rmadapter", {}, (1_020_928, 666_112, 354_816)),
+        ("rmadapter", {"lambda_text_rec": 0}, (666_112 + 8 * (32 * 32 + 32 + 32 * 768 + 768), 666_112, 211_200)),
+        ("rmadapter", {"lambda_text_rec": 0, "lambda_image_rec": 0}, (666_112, 666_112, 0)),
+        ("rmadapter", {"first_block": 12}, (1_020_928 // 8, 666_112 // 8, 354_816 // 8)),
+    ],
+)
+def test_parameter_counts_of_vit_b16(preset: str, fields: dict[str, float], counts: tuple[int, int, int]) -> None:
+    found = Adapters(Config.make(fields, preset), *VIT_B16).parameter_counts()
+    assert tuple(found.values()) == counts
+    assert list(found) == ["trainable", "inference", "reconstruction"]
+
+
+@pytest.mark.parametrize(("share", "layers"), list(itertools.product(["down", "up", "none"], [1, 2, 3])))
+def test_reconstruction_branch_has_the_layers_it_is_asked_for(share: str, layers: int) -> None:
+    d, r = 12, 4
+    adapter = DualBranchAdapter(d, r, share=share, reconstruction_layers=layers)
+    own = sum(p.numel() for name, p in adapter.named_parameters() if name.startswith("rec"))
+    middle, down, up = (layers - 1) * (r * r + r), d * r + r, r * d + d
+    assert own == middle + (0 if share == "down" else down) + (0 if share == "up" else up)
+    assert adapter.reconstruct(torch.randn(2, 5, d)).shape == (2, 5, d)
+
+
+def test_both_branches_compute_equations_8_to_10() -> None:
+    a, x = grown(DualBranchAdapter(6, 3)), torch.randn(4, 6)
+    down = F.gelu(x @ a.down.weight.T + a.down.bias)
+    torch.testing.assert_close(a.base(x), down @ a.up.weight.T + a.up.bias)
+    hidden = F.gelu(down @ a.rec[0].weight.T + a.rec[0].bias)
+    torch.testing.assert_close(a.reconstruct(x), hidden @ a.rec[1].weight.T + a.rec[1].bias)
+
+
+def test_shared_up_projection_ends_both_branches() -> None:
+    a, x = grown(DualBranchAdapter(6, 3, share="up")), torch.randn(4, 6)
+    assert a.rec_down is not None
+    hidden = F.gelu(F.gelu(x @ a.rec_down.weight.T + a.rec_down.bias) @ a.rec[0].weight.T + a.rec[0].bias)
+    torch.testing.assert_close(a.reconstruct(x), hidden @ a.up.weight.T + a.up.bias)
+
+
+def test_errors_of_the_three_objectives() -> None:
+    a, x = grown(DualBranchAdapter(6, 3)), torch.randn(4, 5, 6)
+    gap, guess = a.reconstruct(x) - x, a.reconstruct(x)
+    torch.testing.assert_close(a.reconstruction_error(x, "l2"), (gap**2).sum(-1) / 6)
+    torch.testing.assert_close(a.reconstruction_error(x, "l1"), gap.abs().sum(-1) / 6)
+    cosine = (guess * x).sum(-1) / guess.norm(dim=-1) / x.norm(dim=-1)
+    torch.testing.assert_close(a.reconstruction_error(x, "cosine"), 1 - cosine)
+
+
+@pytest.mark.parametrize("share", ["down", "up", "none"])
+def test_reconstruction_is_local(share: str) -> None:
+    """Through a chain of two adapters, the upper one's error moves the upper one alone."""
+    lower, upper = grown(DualBranchAdapter(6, 3)), grown(DualBranchAdapter(6, 3, share=share))
+    x = torch.randn(2, 6, requires_grad=True)
+    middle = x + lower.base(x)
+    upper.reconstruction_error(middle).sum().backward()
+    assert x.grad is None
+    assert all(p.grad is None for p in lower.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in upper.rec.parameters())
+    if share != "up":
+        assert all(p.grad is None for p in upper.up.parameters())
+
+
+def test_decoupled_scale_trains_as_if_alpha_were_one() -> None:
+    a, x = grown(DualBranchAdapter(6, 3)), torch.randn(2, 6, requires_grad=True)
+    target = torch.randn(2, 6)
+
+    def gradients(alpha: float, decouple: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        a.zero_grad()
+        x.grad = None
+        output = a.scaled_base(x, alpha, decouple=decouple)
+        (output * target).sum().backward()
+        assert a.down.weight.grad is not None
+        assert x.grad is not None
+        return output.detach(), a.down.weight.grad.clone(), x.grad.clone()
+
+    output, weight, trunk = gradients(0.01, True)
+    plain_output, _, plain_trunk = gradients(0.01, False)
+    _, weight_at_one, _ = gradients(1.0, False)
+    torch.testing.assert_close(output, plain_output)
+    torch.testing.assert_close(weight, weight_at_one)
+    torch.testing.assert_close(trunk, plain_trunk)
+
+
+def test_initialisations() -> None:
+    x = torch.randn(3, 8)
+    assert not DualBranchAdapter(8, 4).base(x).any()
+    assert 0 < DualBranchAdapter(8, 4, init="small").base(x).abs().max() < 0.05
+    torch.manual_seed(0)
+    wide = DualBranchAdapter(400, 300, init="kaiming")
+    assert wide.down.weight.std().item() == pytest.approx((2 / 300) ** 0.5, rel=0.02)  # fan-out of down is its rank
+    assert not wide.up.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "depth", "deepest", "blocks"),
+    [
+        (5, 12, 12, 12, list(range(5, 13))),
+        (5, None, 12, 12, list(range(5, 13))),
+        (5, None, 6, 12, [3, 4, 5, 6]),
+        (1, None, 6, 12, [1, 2, 3, 4, 5, 6]),
+        (12, 12, 6, 12, [6]),
+        (1, 1, 6, 12, [1]),
+        (5, 8, 24, 24, [5, 6, 7, 8]),
+    ],
+)
+def test_blocks_keep_their_relative_height(
+    first: int, last: int | None, depth: int, deepest: int, blocks: list[int]
+) -> None:
+    assert adapted_blocks(first, last, depth, deepest) == blocks
+
+
+def test_towers_of_unequal_depth_share_projections_from_the_top() -> None:
+    adapters = Adapters(Config.make({"cross_modal": True, "rank": 2}), (8, 6), (12, 6))
+    assert adapters.blocks("image") == list(range(5, 13))
+    assert adapters.blocks("text") == [3, 4, 5, 6]
+    grown(adapters)  # type: ignore[arg-type]
+    before = {
+        (s, b): adapters.delta(s, b, torch.ones(8 if s == "image" else 6)) for s in ("image", "text") for b in (5, 6)
+    }
+    adapters.cross["0"].weight.data += 1  # beside the top blocks, image 12 and text 6
+    after = {(s, b): adapters.delta(s, b, torch.ones(8 if s == "image" else 6)) for s, b in before}
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {("text", 6)}
+
+
+def test_consistency_is_the_mean_difference_of_unit_vectors() -> None:
+    a, b = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+    assert consistency(a, b).item() == pytest.approx((0.6 + 0.2) / 2)
+
+
+def test_templates_are_averaged_as_unit_vectors() -> None:
+    features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 5.0]])  # 2 templates x 2 classes
+    expected = torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]])
+    torch.testing.assert_close(class_weights(features, 2), expected)
+
+
+def test_padding_never_counts() -> None:
+    error = torch.tensor([[1.0, 3.0, 1e9]])
+    assert token_mean(error, torch.tensor([[1.0, 1.0, 0.0]])).item() == 2
+    assert token_mean(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])).item() == 1.5
+
+
+def test_loss_is_the_sum_of_its_weighted_terms() -> None:
+    config = Config.make({"lambda_image_con": 2.0, "lambda_text_con": 0.0, "lambda_image_rec": 3.0})
+    adapters = Adapters(config, (8, 6), (12, 12))
+    x, w = torch.randn(4, 5), torch.randn(3, 5)
+    labels = torch.tensor([0, 1, 2, 0])
+    frozen = torch.randn(4, 5)
+    errors = [torch.tensor(0.25), torch.tensor(0.5)]
+    terms = loss_terms(adapters, torch.tensor(7.0), labels, (x, frozen, errors), (w, w, []))
+    assert set(terms) == {"loss", "ce", "image_rec", "image_con"}
+    cosine = F.normalize(x, dim=-1) @ F.normalize(w, dim=-1).T
+    log_p = (7 * cosine).log_softmax(-1)
+    assert terms["ce"].item() == pytest.approx(-log_p[range(4), labels].mean().item(), rel=1e-5)
+    assert terms["image_rec"].item() == pytest.approx(3 * 0.75)
+    assert terms["image_con"].item() == pytest.approx(2 * consistency(x, frozen).item())
+    parts = terms["ce"] + terms["image_rec"] + terms["image_con"]
+    assert terms["loss"].item() == pytest.approx(parts.item())
+
+
+def test_only_torch_is_imported_by_the_method() -> None:
+    import ast
+    from pathlib import Path
+
+    import rmadapter.adapter
+
+    tree = ast.parse(Path(rmadapter.adapter.__file__).read_text())
+    names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    names |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    third_party = {name.split(".")[0] for name in names} - {"__future__", "collections", "itertools", "math", "typing"}
+    assert third_party == {"torch"}
+
+
+def test_any_record_of_fields_configures_the_adapters() -> None:
+    fields = SimpleNamespace(**Config.make({"rank": 3, "first_block": 2}).model_dump())
+    adapters = Adapters(fields, (8, 6), (4, 4))
+    assert [adapters.at("image", block) is not None for block in (1, 2, 3, 4)] == [False, True, True, True]
