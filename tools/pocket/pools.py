@@ -1,4 +1,4 @@
-"""Step 1: read the training images into one uint8 array a pool (about a minute, 2 GB).
+"""Step 1: read the training images into one uint8 array a pool (about a minute, 4 GB).
 
 DATA holds the folders below; where they come from is in README.md.
 
