@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rmadapter.errors import UserError, nearest
 
@@ -20,7 +20,7 @@ def _field(default: Any, text: str, **limits: Any) -> Any:
 class Config(BaseModel):
     """The defaults are RMAdapter; `docs/defaults.md` says how the open ones were chosen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # What is adapted to what
     backbone: str = _field("pocket", "name that load_backbone understands")
@@ -65,6 +65,11 @@ class Config(BaseModel):
     device: str = _field("auto", "auto, cpu, cuda or cuda:N")
     forward: Literal["lean", "reference"] = _field("lean", "same function: computed once where possible, or plainly")
 
+    @field_validator("templates", mode="before")
+    @classmethod
+    def _one_template(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @classmethod
     def make(cls, values: Mapping[str, Any] | None = None, preset: str = "rmadapter") -> Config:
         """A preset with some fields replaced. Raises UserError that names the field and what to write."""
@@ -73,7 +78,7 @@ class Config(BaseModel):
         merged = {**PRESETS[preset], **(values or {})}
         for name in merged:
             if name not in cls.model_fields:
-                raise UserError(f"unknown field {name!r}{nearest(name, cls.model_fields)}")
+                raise UserError(f"unknown field {name!r}{nearest(str(name), cls.model_fields)}")
         try:
             config = cls(**merged)
         except ValidationError as error:
@@ -92,7 +97,8 @@ class Config(BaseModel):
         if not self.templates:
             raise UserError('templates is empty: give at least one, such as "a photo of a {}."')
         for template in self.templates:
-            if template.count("{}") != 1:
+            before, braces, after = template.partition("{}")
+            if not braces or set("{}") & set(before + after):
                 raise UserError(
                     f'template {template!r} needs exactly one {{}} for the class name, as "a photo of a {{}}."'
                 )
@@ -110,7 +116,7 @@ class Config(BaseModel):
         """Read a YAML file of fields. Raises UserError when it is missing, no mapping, or has a wrong field."""
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:  # PyYAML raises ValueError for 2024-13-45
             raise UserError(f"{path}: not a readable config ({type(error).__name__})") from None
         if not isinstance(values, dict):
             raise UserError(f"{path}: a config is a list of 'field: value' lines")
@@ -143,7 +149,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {pair!r}: write it as field=value, as in --set rank=8")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (ValueError, yaml.YAMLError):
             raise UserError(f"--set {pair!r}: the value is not readable") from None
         # YAML reads 1e-3 as text; a number is what was meant.
         if isinstance(value, str):
