@@ -1,0 +1,109 @@
+"""Nothing half written: whatever goes wrong, the old file is what it was and no other file is left."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rmadapter.errors import UserError
+from rmadapter.files import atomic, read_json, write_json, write_text
+
+
+@contextmanager
+def no_room(limit: int = 1000) -> Iterator[None]:
+    """No file may grow beyond `limit` bytes: the kernel ends a write in its middle, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def only(folder: Path, name: str, content: str) -> None:
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_text("utf-8") == content
+
+
+def test_the_new_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.txt"
+    write_text(path, "old")
+    with atomic(path) as temporary:
+        assert temporary.parent == path.parent  # os.replace is atomic within one file system alone
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    only(path.parent, "a.txt", "new")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
+def test_a_failing_body_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(error, match="stop"), atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise error("stop")
+    only(tmp_path, "a.txt", "old")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    with no_room(), pytest.raises(UserError, match=r"a\.txt: cannot be written \(.+\); nothing was changed there"):
+        write_text(tmp_path / "a.txt", "x" * 100_000)
+    only(tmp_path, "a.txt", "old")
+
+
+def test_a_full_disk_under_safetensors_is_told_the_same_way(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.safetensors", "old")
+    with (
+        no_room(),
+        pytest.raises(UserError, match="cannot be written"),
+        atomic(tmp_path / "a.safetensors") as temporary,
+    ):
+        save_file({"x": torch.zeros(10_000)}, temporary)
+    only(tmp_path, "a.safetensors", "old")
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match=r"run\.json: cannot be written"):
+        write_json(tmp_path / "run" / "run.json", {})
+    only(tmp_path, "run", "a file")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "ours", "x")
+        (tmp_path / "plain").write_text("x")
+        assert os.umask(mask) == mask  # and the umask stays as it was
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "plain")]
+    assert modes == [0o666 & ~mask] * 2
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {"größe": [1, 2.5, None, True], "斑马": {"x": -math.pi}, "lone": os.fsdecode(b"caf\xe9.png")}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    text = (tmp_path / "a.json").read_bytes().decode("utf-8")  # valid UTF-8 in spite of the file name that is not
+    assert "größe" in text
+    assert json.loads(text) == value
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff"])
+def test_damaged_json_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.json: not readable JSON"):
+        read_json(tmp_path / "a.json")
