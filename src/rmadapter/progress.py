@@ -20,6 +20,7 @@ def bar(enabled: bool = True) -> Any:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,9 +28,10 @@ def bar(enabled: bool = True) -> Any:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=not enabled,
+        # Into a pipe even a bar that vanishes would print an empty line.
+        disable=not (enabled and (console.is_terminal or console.is_jupyter)),
     )
 
 

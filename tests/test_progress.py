@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+
+from rmadapter.progress import bar, track
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_track_passes_everything_on_and_prints_nothing_into_a_pipe(
+    enabled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(track(iter("abc"), 3, "letters", enabled)) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_is_drawn_on_stderr_of_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that this is a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with bar() as display:
+        display.add_task("training", total=4, completed=3, note="loss 0.125")
+    out, err = capsys.readouterr()
+    assert out == ""
+    for word in ("training", "3/4", "loss 0.125"):
+        assert word in err
+
+
+def test_an_error_within_track_ends_the_bar() -> None:
+    def broken() -> object:
+        yield 1
+        raise ValueError("third picture")
+
+    with pytest.raises(ValueError, match="third picture"):
+        list(track(broken(), 3, "pictures"))
+    assert list(track([1], 1, "again")) == [1]  # rich would refuse a second display beside a live one
