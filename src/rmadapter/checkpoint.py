@@ -55,12 +55,14 @@ def save_adapter(
 def load_adapter(folder: Path, backbone: Any = None) -> tuple[AdaptedCLIP, tuple[str, ...], dict[str, Any]]:
     """The adapted model, its class names and the record of its run. backbone: a loaded one instead of the named one.
 
+    The model is on the GPU if there is one, wherever it was trained, unless it was told device=cpu.
     Raises UserError for a folder that is no finished run, a damaged or foreign file, and another backbone than the
     adapter was trained on.
     """
     from safetensors import SafetensorError, safe_open
 
     from rmadapter.backbone import load_backbone
+    from rmadapter.train import find_device
 
     file = folder / "adapter.safetensors"
     if not file.is_file() or not (folder / "run.json").is_file():
@@ -75,9 +77,9 @@ def load_adapter(folder: Path, backbone: Any = None) -> tuple[AdaptedCLIP, tuple
     if label.get("format") != FORMAT:
         raise UserError(f"{file}: these are not rmadapter's adapters ({json.dumps(label)[:80]})")
     backbone = backbone or load_backbone(config.backbone)
-    if backbone.digest != label["digest"]:
+    if backbone.digest != label.get("digest"):
         raise UserError(
-            f"{folder} was trained on {label['backbone']} ({label['digest'][:12]}), and {backbone.name} "
+            f"{folder} was trained on {label.get('backbone')} ({label.get('digest', '')[:12]}), and {backbone.name} "
             f"({backbone.digest[:12]}) has other weights: load it with the backbone that it was trained on"
         )
     model = AdaptedCLIP(backbone, config)
@@ -88,4 +90,8 @@ def load_adapter(folder: Path, backbone: Any = None) -> tuple[AdaptedCLIP, tuple
     classes = read_json(folder / "classes.json")
     if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.get("classes", [0])):
         raise UserError(f"{folder / 'classes.json'}: holds no class names")
-    return model, tuple(classes["classes"]), read_json(folder / "run.json")
+    run = read_json(folder / "run.json")
+    if not isinstance(run, dict):
+        raise UserError(f"{folder / 'run.json'}: holds no record of a run")
+    model.to(find_device("cpu" if config.device == "cpu" else "auto"))
+    return model, tuple(classes["classes"]), run
