@@ -125,3 +125,39 @@ def pocket() -> Backbone:
         if "could not be fetched" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+COLORS = {"blue": (40, 60, 220), "green": (30, 170, 60), "night_sky": (20, 20, 40), "red": (220, 40, 30)}
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set on disk: train/CLASS/0.png..5.png and test/CLASS/0.png..3.png in noisy colours of four classes."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("colors")
+    for split, count in (("train", 6), ("test", 4)):
+        for name, color in COLORS.items():
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(rng.normal(color, 40, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run of `tiny_clip` on `colors`, which knows them well by then. Copy it to change it."""
+    from rmadapter.config import Config
+    from rmadapter.data.images import read_images
+    from rmadapter.run import fit
+
+    config = Config.make({"backbone": tiny_clip.name, "shots": 4, "first_block": 3, "rank": 4, "device": "cpu"})
+    config = config.replace(
+        epochs=20, batch_size=8, alpha=1.0, learning_rate=0.02, lambda_image_con=0, lambda_text_con=0
+    )
+    out = tmp_path_factory.mktemp("finished")
+    fit(read_images(colors), config, out, progress=False, data="colors")
+    return out
