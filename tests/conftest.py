@@ -154,10 +154,9 @@ def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPat
     from rmadapter.data.images import read_images
     from rmadapter.run import fit
 
-    config = Config.make({"backbone": tiny_clip.name, "shots": 4, "first_block": 3, "rank": 4, "device": "cpu"})
-    config = config.replace(
-        epochs=20, batch_size=8, alpha=1.0, learning_rate=0.02, lambda_image_con=0, lambda_text_con=0
-    )
+    fields = {"shots": 4, "first_block": 3, "rank": 4, "alpha": 1.0, "lambda_image_con": 0, "lambda_text_con": 0}
+    training = {"epochs": 20, "batch_size": 8, "learning_rate": 0.02, "device": "cpu"}
+    config = Config.make({"backbone": tiny_clip.name, **fields, **training})
     out = tmp_path_factory.mktemp("finished")
     fit(read_images(colors), config, out, progress=False, data="colors")
     return out

@@ -90,9 +90,8 @@ def test_the_adapters_alone_are_stored(model: AdaptedCLIP, tmp_path: Path) -> No
 def test_size_for_vit_b16(tmp_path: Path, half: bool, megabytes: int, preset: str) -> None:
     config = Config.make(preset=preset)
     adapters = Adapters(config, (768, 512), (12, 12))
-    model = SimpleNamespace(
-        adapters=adapters, config=config, backbone=SimpleNamespace(name="ViT-B-16", digest="0" * 64)
-    )
+    backbone = SimpleNamespace(name="ViT-B-16", digest="0" * 64)
+    model = SimpleNamespace(adapters=adapters, config=config, backbone=backbone)
     save_adapter(tmp_path, model, ("a",), {}, half=half)  # type: ignore[arg-type]
     size = (tmp_path / FILE).stat().st_size
     payload = adapters.parameter_counts()["trainable"] * (2 if half else 4)

@@ -13,32 +13,15 @@ from rmadapter.config import MMA, Config, parse_overrides
 from rmadapter.errors import UserError
 
 # A contract: these names are used on command lines and by other programs.
-PROMISED = [
-    "rank",
-    "first_block",
-    "last_block",
-    "alpha",
-    "norm",
-    "cross_modal",
-    "share",
-    "reconstruction_layers",
-    "objective",
-    "lambda_image_rec",
-    "lambda_text_rec",
-    "lambda_image_con",
-    "lambda_text_con",
-    "learning_rate",
-    "epochs",
-    "batch_size",
-    "backbone",
-    "shots",
-    "seed",
-    "classes",
-]
+PROMISED = {
+    *("rank", "first_block", "last_block", "alpha", "norm", "cross_modal", "share", "reconstruction_layers"),
+    *("objective", "lambda_image_rec", "lambda_text_rec", "lambda_image_con", "lambda_text_con"),
+    *("learning_rate", "epochs", "batch_size", "backbone", "shots", "seed", "classes"),
+}
 
 
 def test_promised_fields_are_there() -> None:
-    assert set(PROMISED) <= set(Config.model_fields)
+    assert set(Config.model_fields) >= PROMISED
 
 
 @pytest.mark.parametrize("name", list(Config.model_fields))

@@ -48,9 +48,14 @@ def test_the_new_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
 def test_a_failing_body_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(error, match="stop"), atomic(tmp_path / "a.txt") as temporary:
-        temporary.write_text("half")
-        raise error("stop")
+
+    def fail() -> None:
+        with atomic(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        fail()
     only(tmp_path, "a.txt", "old")
 
 
@@ -63,11 +68,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_under_safetensors_is_told_the_same_way(tmp_path: Path) -> None:
     write_text(tmp_path / "a.safetensors", "old")
-    with (
-        no_room(),
-        pytest.raises(UserError, match="cannot be written"),
-        atomic(tmp_path / "a.safetensors") as temporary,
-    ):
+    raised = pytest.raises(UserError, match="cannot be written")
+    with no_room(), raised, atomic(tmp_path / "a.safetensors") as temporary:
         save_file({"x": torch.zeros(10_000)}, temporary)
     only(tmp_path, "a.safetensors", "old")
 
