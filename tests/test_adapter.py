@@ -162,6 +162,16 @@ def test_consistency_is_the_mean_difference_of_unit_vectors() -> None:
     assert consistency(a, b).item() == pytest.approx((0.6 + 0.2) / 2)
 
 
+def test_differences_within_rounding_pull_nowhere() -> None:
+    frozen = torch.randn(2, 5)
+    adapted = (frozen + 1e-8).requires_grad_()
+    value = consistency(adapted, frozen)
+    value.backward()
+    assert value.item() == 0
+    assert adapted.grad is not None
+    assert not adapted.grad.any()
+
+
 def test_templates_are_averaged_as_unit_vectors() -> None:
     features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 5.0]])  # 2 templates x 2 classes
     expected = torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]])

@@ -9,8 +9,7 @@ The whole method, in torch alone. Equation numbers are the paper's; r is the ran
     loss    = cross-entropy + consistency + reconstruction                      Eq. 18
 
 Reconstruction is local: adapter i reconstructs its own input, and no gradient of it leaves the adapter.
-MMA (CVPR 2024) is the special case without reconstruction and consistency, with a projection shared by both encoders
-and gradients as if alpha were 1.
+MMA (CVPR 2024) is the case without either, with a projection shared by both encoders and gradients as if alpha were 1.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ROUNDING = 1e-6  # features of unit length differ by less than this between two ways of computing them in float32
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -193,11 +194,8 @@ class Adapters(nn.Module):
         """{"trainable", "inference", "reconstruction"}: all, those the adapted features need, and the rest."""
         trainable = sum(p.numel() for p in self.parameters())
         reconstruction = sum(p.numel() for name, p in self.named_parameters() if ".rec" in name)
-        return {
-            "trainable": trainable,
-            "inference": trainable - reconstruction,
-            "reconstruction": reconstruction,
-        }
+        inference = trainable - reconstruction
+        return {"trainable": trainable, "inference": inference, "reconstruction": reconstruction}
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -211,8 +209,13 @@ def token_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
-    """Mean absolute difference of L2-normalised features [n, d], scalar (Eq. 13, 17)."""
-    return (F.normalize(adapted, dim=-1) - F.normalize(frozen, dim=-1)).abs().mean()
+    """Mean absolute difference of L2-normalised features [n, d], scalar (Eq. 13, 17).
+
+    Where both agree up to rounding, as in the first step from a zero-initialised adapter, the sign of the difference
+    means nothing, and the gradient is zero.
+    """
+    difference = (F.normalize(adapted, dim=-1) - F.normalize(frozen, dim=-1)).abs()
+    return torch.where(difference > ROUNDING, difference, 0.0).mean()
 
 
 def class_weights(features: Tensor, templates: int = 1) -> Tensor:
