@@ -177,3 +177,21 @@ def test_a_text_encoder_of_an_unknown_make_is_refused(tiny_clip: Backbone) -> No
     strange = SimpleNamespace(visual=tiny_clip.model.visual, text=torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="Linear"):
         towers(strange)
+
+
+@pytest.mark.parametrize("templates", [("a photo of a {}.",), ("a photo of a {}.", "the {}.")])
+def test_text_in_chunks_is_text_at_once(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: tuple[str, ...]
+) -> None:
+    model = adapted(tiny_clip, torch.float64, templates=templates)
+    image, tokens = model.frozen("image", pictures(tiny_clip).double()), model.prompts(NAMES)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    whole = model(labels, image, model.frozen("text", tokens), len(templates))
+    expected = gradients(model, whole)
+    monkeypatch.setattr("rmadapter.model.CHUNK", 3)
+    chunks = model.frozen_text(tokens)
+    assert len(chunks) == -(-len(tokens) // 3)
+    parts = model(labels, image, chunks, len(templates))
+    found = gradients(model, parts)
+    assert all(torch.allclose(whole[k], parts[k], rtol=1e-12) for k in whole)
+    assert all(torch.allclose(expected[k], found[k], rtol=1e-9, atol=1e-12) for k in expected)

@@ -88,6 +88,21 @@ def test_standard_augmentation_is_fresh_in_every_epoch(tiny_clip: Backbone, pict
     assert lean[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=1e-3)
 
 
+def test_as_many_cached_views_as_epochs_are_fresh_augmentation(tiny_clip: Backbone, pictures: ImageSet) -> None:
+    _, fresh = run(tiny_clip, pictures, augmentation="standard")
+    _, cached = run(tiny_clip, pictures, augmentation="standard", views=3)
+    _, repeated = run(tiny_clip, pictures, augmentation="standard", views=1)
+    assert [r["loss"] for r in cached] == pytest.approx([r["loss"] for r in fresh], rel=1e-4)
+    assert repeated[0]["loss"] == pytest.approx(fresh[0]["loss"], rel=1e-4)
+    assert repeated[-1]["loss"] != pytest.approx(fresh[-1]["loss"], rel=1e-4)
+
+
+def test_workers_change_nothing(tiny_clip: Backbone, pictures: ImageSet) -> None:
+    one, _ = run(tiny_clip, pictures, augmentation="standard")
+    two, _ = run(tiny_clip, pictures, augmentation="standard", workers=2)
+    assert same(one, two)
+
+
 class Killed(BaseException):
     """What SIGKILL leaves behind: nothing runs after it."""
 
@@ -145,13 +160,12 @@ def test_the_global_random_state_is_neither_read_nor_moved(tiny_clip: Backbone, 
 
 def test_every_image_is_seen_once_an_epoch_in_another_order() -> None:
     config = configured()
-    seen: dict[int, list[int]] = {}
-    for epoch, rows in epochs(10, config, 0):
-        seen.setdefault(epoch, []).extend(rows.tolist())
+    seen = {epoch: torch.cat(steps).tolist() for epoch, steps in epochs(10, config, 0)}
     assert all(sorted(rows) == list(range(10)) for rows in seen.values())
     assert seen[0] != seen[1]
-    rest = [rows.tolist() for _, rows in epochs(10, config, 4)]
-    assert rest == [rows.tolist() for _, rows in epochs(10, config, 0)][4:]
+    every = [rows.tolist() for _, steps in epochs(10, config, 0) for rows in steps]
+    for skip in range(10):
+        assert [rows.tolist() for _, steps in epochs(10, config, skip) for rows in steps] == every[skip:]
 
 
 def test_schedule_is_a_warm_up_and_a_cosine() -> None:

@@ -83,9 +83,8 @@ class DualBranchAdapter(nn.Module):
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         sizes = [rank] * reconstruction_layers + [width]
-        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
-        if share == "up":
-            layers = layers[:-1]  # the last layer is self.up
+        # With a shared up-projection the last layer is self.up.
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)][: -1 if share == "up" else None]
         self.rec = nn.ModuleList(layers)
         self.rec_down = nn.Linear(width, rank) if reconstruction_layers and share != "down" else None
         self.reconstructs = reconstruction_layers > 0

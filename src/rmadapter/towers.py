@@ -91,6 +91,10 @@ class Tower:
             x = y
         return self.head(x, layout), errors
 
+    def tricks(self) -> dict[str, bool]:
+        """Which parts of the lean forward pass apply to this encoder, by name."""
+        raise NotImplementedError
+
 
 class ImageTower(Tower):
     """open_clip's own vision transformer, or a timm trunk with a projection."""
@@ -106,6 +110,9 @@ class ImageTower(Tower):
         else:
             one = visual.pool_type == "tok" and visual.attn_pool is None
         self.layout = Dense(0 if one else None)
+
+    def tricks(self) -> dict[str, bool]:
+        return {"frozen prefix": True, "class token alone in the top block": self.reads_one(self.layout)}
 
     def head(self, x: Tensor, layout: Any) -> Tensor:
         if x.ndim == 2:
@@ -160,6 +167,17 @@ class TextTower(Tower):
 
     def stem(self, layout: Packed) -> Tensor:
         raise NotImplementedError
+
+    def tricks(self) -> dict[str, bool]:
+        two = torch.zeros(2, 5, dtype=torch.long)  # any two prompts tell
+        two[:, 0], two[:, 1:3] = 1, torch.tensor([[2, 5], [3, 5]])
+        layout = self.layout(two)
+        return {
+            "frozen prefix": True,
+            "no padding computed": len(layout.ids) < 2 * 5,
+            "shared prompt prefix": layout.prefix > 0,
+            "read token alone in the top block": self.reads_one(layout),
+        }
 
     @torch.no_grad()
     def frozen(self, inputs: Tensor) -> States:

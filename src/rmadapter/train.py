@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from rmadapter.config import Config
 from rmadapter.data.images import ImageSet
-from rmadapter.data.transforms import batches, train_transform
+from rmadapter.data.transforms import Pictures, train_transform
 from rmadapter.errors import UserError
 from rmadapter.features import FrozenImages, freeze_images
 from rmadapter.files import atomic
@@ -59,17 +61,17 @@ def train(
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
     model.to(device).train()
     optimizer = accelerator.prepare(make_optimizer(model, config))
-    source = _Source(model, images, frozen, progress)
+    source = _Source(model, images, frozen, state.parent if state else None, progress)
     steps = config.epochs * math.ceil(len(images) / config.batch_size)
     done = load_state(state, key, model, optimizer) if state and state.exists() else Progress()
     started = saved = time.monotonic() - done.seconds
     with bar(progress) as display:
         task = display.add_task("training", total=steps, completed=done.step, note="")
-        for epoch, rows in epochs(len(images), config, done.step):
+        for epoch, rows, pictures in source.steps(done.step):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, done.step, steps)
             with accelerator.autocast():
-                terms = source.terms(epoch, rows)
+                terms = source.terms(epoch, rows, pictures)
             optimizer.zero_grad()
             accelerator.backward(terms["loss"])
             if config.clip_gradient:
@@ -91,15 +93,14 @@ def train(
     return done
 
 
-def epochs(count: int, config: Config, skip: int) -> Any:
-    """(epoch, rows) of every step but the first `skip`; the order of an epoch depends on seed and epoch alone."""
-    step = 0
+def epochs(count: int, config: Config, skip: int) -> Iterator[tuple[int, list[Tensor]]]:
+    """(epoch, rows of each of its steps) without the first `skip` steps; an epoch's order depends on seed and epoch."""
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        for rows in torch.randperm(count, generator=generator).split(config.batch_size):
-            step += 1
-            if step > skip:
-                yield epoch, rows
+        steps = list(torch.randperm(count, generator=generator).split(config.batch_size))
+        left = steps[max(0, skip - epoch * len(steps)) :]
+        if left:
+            yield epoch, left
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
@@ -133,38 +134,50 @@ def find_device(name: str) -> torch.device:
 
 
 class _Source:
-    """Loss terms of a step: from frozen states computed once, or from freshly augmented images."""
+    """Loss terms of every step: from frozen activations where there are some, else from images read as needed."""
 
-    def __init__(self, model: AdaptedCLIP, images: ImageSet, frozen: FrozenImages | None, progress: bool) -> None:
+    def __init__(
+        self, model: AdaptedCLIP, images: ImageSet, frozen: FrozenImages | None, folder: Path | None, progress: bool
+    ) -> None:
         self.model, self.images, self.config = model, images, model.config
         self.labels = torch.tensor(images.labels, device=model.device)
         self.templates = len(self.config.templates)
         self.tokens = model.prompts(images.classes)
-        self.text = model.frozen("text", self.tokens)
-        if frozen is None and self.config.augmentation == "none":
-            frozen = freeze_images(model, images, progress=progress)
+        self.text = model.frozen_text(self.tokens)
+        if frozen is None and (self.config.augmentation == "none" or self.config.views):
+            frozen = freeze_images(model, images, folder=folder, progress=progress)
         self.frozen = frozen
+        self.from_pictures = frozen is None or self.config.forward == "reference"
 
-    def terms(self, epoch: int, rows: Tensor) -> dict[str, Tensor]:
-        labels = self.labels[rows.to(self.labels.device)]
-        if self.config.forward == "lean" and self.frozen:
-            return self.model(labels, self.frozen.batch(rows, self.model.device), self.text, self.templates)
-        pictures = self.pictures(epoch, rows).to(self.model.device)
-        if self.config.forward == "lean":
-            return self.model(labels, self.model.frozen("image", pictures), self.text, self.templates)
+    def steps(self, skip: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """(epoch, rows [B], images [B, 3, H, W] or None) of every step but the first `skip`."""
+        augmented = self.config.augmentation == "standard"
+        transform: Any = train_transform(self.model.backbone) if augmented else self.model.backbone.preprocess
+        for epoch, orders in epochs(len(self.images), self.config, skip):
+            view = epoch % self.config.views if self.config.views else epoch
+            key = (self.config.seed, view) if augmented else None
+            if self.from_pictures:
+                pictures = Pictures(self.images, transform, key)
+                batch_rows = [rows.tolist() for rows in orders]
+                loader: Any = DataLoader(
+                    pictures, batch_sampler=batch_rows, num_workers=self.config.workers, generator=torch.Generator()
+                )
+            else:
+                loader = [None] * len(orders)
+            for rows, batch in zip(orders, loader, strict=True):
+                yield epoch, rows, batch
+
+    def terms(self, epoch: int, rows: Tensor, pictures: Tensor | None) -> dict[str, Tensor]:
+        labels, device = self.labels[rows.to(self.labels.device)], self.model.device
         if self.frozen:
-            features = self.frozen.features[rows].to(self.model.device)
-        else:
-            features = self.model.frozen("image", pictures).features
-        return self.model.reference(labels, pictures, self.tokens, (features, self.text.features), self.templates)
-
-    def pictures(self, epoch: int, rows: Tensor) -> Tensor:
-        """[B, 3, H, W], augmented as the configuration says."""
-        subset = self.images.subset(rows.tolist())
-        if self.config.augmentation == "none":
-            return torch.cat(list(batches(subset, self.model.backbone.preprocess, len(subset))))
-        step_key = (self.config.seed * 1_000_003 + epoch, int(rows[0]))
-        return torch.cat(list(batches(subset, train_transform(self.model.backbone), len(subset), key=step_key)))
+            states = self.frozen.batch(rows, device, epoch)
+        elif pictures is not None:
+            states = self.model.frozen("image", pictures.to(device))
+        if self.config.forward == "lean" or pictures is None:
+            return self.model(labels, states, self.text, self.templates)
+        text = torch.cat([chunk.features for chunk in self.text])
+        frozen = (states.features, text)
+        return self.model.reference(labels, pictures.to(device), self.tokens, frozen, self.templates)
 
 
 def save_state(path: Path, key: str, model: AdaptedCLIP, optimizer: Any, done: Progress) -> None:
