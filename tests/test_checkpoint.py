@@ -115,6 +115,12 @@ def test_record_of_a_run(finished: Path, colors: Path, tiny_clip: Backbone) -> N
     assert stored == {"classes": ["blue", "green", "night sky", "red"], "templates": ["a photo of a {}."]}
 
 
+def test_the_same_adapters_are_the_same_bytes(model: AdaptedCLIP, tmp_path: Path) -> None:
+    for number in range(5):
+        save_adapter(tmp_path / str(number), model, ("a",), {})
+    assert len({(tmp_path / str(number) / FILE).read_bytes() for number in range(5)}) == 1
+
+
 @pytest.mark.parametrize("missing", [FILE, "run.json"])
 def test_an_unfinished_run_is_refused(copy: Path, missing: str) -> None:
     (copy / missing).unlink()
@@ -158,8 +164,8 @@ def test_foreign_tensors_are_refused(copy: Path, tiny_clip: Backbone) -> None:
     tensors = load_file(copy / FILE)
     save_file(tensors, copy / FILE)  # the right tensors of unknown origin
     refused(copy, "these are not rmadapter's adapters", tiny_clip)
-    save_file(tensors, copy / FILE, {"format": "rmadapter-1"})
-    refused(copy, "has other weights", tiny_clip)
+    save_file(tensors, copy / FILE, {"rmadapter-0": "{}"})
+    refused(copy, "or another version's", tiny_clip)
 
 
 def test_another_backbone_is_refused(finished: Path, tiny_clip: Backbone, tiny_siglip: Backbone) -> None:

@@ -43,9 +43,9 @@ def save_adapter(
         name: tensor.detach().cpu().contiguous().to(torch.float16 if half else torch.float32)
         for name, tensor in model.adapters.state_dict().items()
     }
-    label = {"format": FORMAT, "backbone": model.backbone.name, "digest": model.backbone.digest}
+    label = json.dumps({"backbone": model.backbone.name, "digest": model.backbone.digest})
     with atomic(folder / "adapter.safetensors") as temporary:
-        save_file(tensors, temporary, label)
+        save_file(tensors, temporary, {FORMAT: label})  # one key: safetensors writes several in random order
     with atomic(folder / "config.yaml") as temporary:
         model.config.save(temporary)
     write_json(folder / "classes.json", {"classes": classes, "templates": model.config.templates})
@@ -70,16 +70,16 @@ def load_adapter(folder: Path, backbone: Any = None) -> tuple[AdaptedCLIP, tuple
     config = Config.load(folder / "config.yaml")
     try:
         with safe_open(file, "pt") as stored:
-            label = stored.metadata() or {}
+            label = json.loads((stored.metadata() or {}).get(FORMAT, "{}"))
             tensors = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file}: damaged or no safetensors file ({error})") from None
-    if label.get("format") != FORMAT:
-        raise UserError(f"{file}: these are not rmadapter's adapters ({json.dumps(label)[:80]})")
+    if label.keys() != {"backbone", "digest"}:
+        raise UserError(f"{file}: these are not rmadapter's adapters, or another version's")
     backbone = backbone or load_backbone(config.backbone)
-    if backbone.digest != label.get("digest"):
+    if backbone.digest != label["digest"]:
         raise UserError(
-            f"{folder} was trained on {label.get('backbone')} ({label.get('digest', '')[:12]}), and {backbone.name} "
+            f"{folder} was trained on {label['backbone']} ({label['digest'][:12]}), and {backbone.name} "
             f"({backbone.digest[:12]}) has other weights: load it with the backbone that it was trained on"
         )
     model = AdaptedCLIP(backbone, config)
