@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,12 +41,13 @@ def fit(
     splits: as `read_images` gives them; without a test split, the train images that were not drawn are evaluated.
     extra: further sets to evaluate by title. data: what the images are called in the report.
     A killed run goes on when called again; a finished one is returned.
-    Returns the record in run.json. Raises UserError when `out` holds another run.
+    Returns the record in run.json. Raises UserError when `out` holds another run or cannot be written to.
     """
     from rmadapter.backbone import load_backbone
 
     few = few_shot(splits, config.shots, config.seed)
     shots = half(few.train, config.classes)
+    _check_folder(out)
     backbone = load_backbone(config.backbone)
     key = run_key(config, backbone.digest, few)
     if (finished := _finished(out, key)) is not None:
@@ -62,6 +64,7 @@ def fit(
         "seed": config.seed,
         "split_digest": split_digest(few),
         "parameters": model.adapters.parameter_counts(),
+        "lean": {side: tower.tricks() for side, tower in model.towers.items()} if config.forward == "lean" else {},
         "seconds": {"train": round(done.seconds, 3)},
         "history": done.history,
         "novelty_quantiles": novelty_quantiles(model, shots, progress),
@@ -69,6 +72,8 @@ def fit(
     }
     started = time.monotonic()
     sets = {**held_out(splits, few, config.classes), **(extra or {})}
+    if not sets:
+        run["notes"].append("no image was left to evaluate: add a test split, or draw fewer shots")
     evaluations = [
         evaluate(model, images, title, quantiles=run["novelty_quantiles"], progress=progress)
         for title, images in sets.items()
@@ -81,6 +86,17 @@ def fit(
     return run
 
 
+def _check_folder(out: Path) -> None:
+    """Raises UserError unless files can be written to the folder; better now than after the training."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UserError(
+            f"{out}: no folder to write a run to ({error.strerror or error}): choose another --out"
+        ) from None
+
+
 def run_key(config: Config, backbone_digest: str, few: FewShot) -> str:
     """Identifies a run: everything that its adapter depends on."""
     parts = [config.model_dump(mode="json"), backbone_digest, split_digest(few)]
@@ -89,7 +105,7 @@ def run_key(config: Config, backbone_digest: str, few: FewShot) -> str:
 
 def _finished(out: Path, key: str) -> dict[str, Any] | None:
     """The record of a finished run of the same key. Raises UserError when `out` holds another run."""
-    if not (out / "run.json").exists():
+    if not (out / "run.json").exists() or not (out / "adapter.safetensors").exists():
         return None
     run = read_json(out / "run.json")
     if not isinstance(run, dict) or run.get("key") != key:
@@ -131,19 +147,19 @@ def evaluate_run(
     split: as in the data, or "heldout": the train images that the run did not see. Raises UserError for a split that
     is not there.
     """
+    if split != "heldout" and split not in splits:
+        there = ", ".join([*splits, "heldout"])
+        raise UserError(f"there is no {split} split in the data: give --split one of {there}")
     model, _, run = load_adapter(folder)
     if alpha is not None:
         model.alpha = alpha
     if split == "heldout":
         few = few_shot(splits, model.config.shots, model.config.seed)
-        if split_digest(few) != run["split_digest"]:
+        if split_digest(few) != run.get("split_digest"):
             raise UserError(f"{folder} was trained on other images: --split heldout needs the data it was fitted to")
         images = few.heldout
-    elif split in splits:
-        images = splits[split]
     else:
-        there = ", ".join([*splits, "heldout"])
-        raise UserError(f"there is no {split} split in the data: give --split one of {there}")
+        images = splits[split]
     return evaluate(
         model,
         half(images, classes),
