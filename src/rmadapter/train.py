@@ -61,10 +61,10 @@ def train(
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
     model.to(device).train()
     optimizer = accelerator.prepare(make_optimizer(model, config))
-    source = _Source(model, images, frozen, state.parent if state else None, progress)
     steps = config.epochs * math.ceil(len(images) / config.batch_size)
     done = load_state(state, key, model, optimizer) if state and state.exists() else Progress()
-    started = saved = time.monotonic() - done.seconds
+    started, saved = time.monotonic() - done.seconds, time.monotonic()
+    source = _Source(model, images, frozen, state.parent if state else None, progress)
     with bar(progress) as display:
         task = display.add_task("training", total=steps, completed=done.step, note="")
         for epoch, rows, pictures in source.steps(done.step):
