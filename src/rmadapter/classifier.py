@@ -65,7 +65,7 @@ class RMAdapterClassifier(ClassifierMixin, BaseEstimator):
         Raises UserError for an unknown field, lists of different lengths, an unreadable image or an empty class.
         """
         from rmadapter.backbone import load_backbone
-        from rmadapter.data.fewshot import few_shot, split_digest
+        from rmadapter.data.fewshot import few_shot, half, split_digest
         from rmadapter.evaluation import novelty_quantiles
         from rmadapter.model import AdaptedCLIP
         from rmadapter.train import train
@@ -73,20 +73,18 @@ class RMAdapterClassifier(ClassifierMixin, BaseEstimator):
         config = self._config()
         labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
         few = few_shot({"all": ImageSet.from_lists(images, labels, class_names)}, config.shots, config.seed)
-        self.model_ = AdaptedCLIP(load_backbone(config.backbone), config)
-        done = train(self.model_, few.train, progress=self.progress)
+        model = AdaptedCLIP(load_backbone(config.backbone), config)
+        shots = half(few.train, config.classes)
+        done = train(model, shots, progress=self.progress)
         self.history_, self.seconds_ = done.history, done.seconds
-        self.quantiles_ = novelty_quantiles(self.model_, few.train, self.progress)
-        self.split_digest_ = split_digest(few)
-        self._name_classes(few.train.classes, labels if class_names is None else list(range(len(class_names))))
+        self.quantiles_ = novelty_quantiles(model, shots, self.progress)
+        self.model_, self.split_digest_ = model, split_digest(few)
+        self.class_names_ = shots.classes
+        # `predict` answers with labels as the caller writes them: "sea_horse", although the prompt says "sea horse".
+        written = {prompt_name(label).casefold(): label for label in labels if isinstance(label, str)}
+        numbers = [few.train.classes.index(name) for name in shots.classes]
+        self.classes_ = np.array([written[name.casefold()] for name in shots.classes] if written else numbers)
         return self
-
-    def _name_classes(self, names: Sequence[str], labels: Sequence[Any]) -> None:
-        """names: in the prompts; labels: as the caller writes them, of which `predict` answers one."""
-        self.class_names_ = tuple(names)
-        written = {prompt_name(label): label for label in labels if isinstance(label, str)}
-        integers = not written
-        self.classes_ = np.array(range(len(names)) if integers else [written.get(name, name) for name in names])
 
     def set_classes(self, names: Sequence[str]) -> RMAdapterClassifier:
         """Let `predict` answer these classes and no others, by name alone; nothing is trained."""
@@ -94,7 +92,7 @@ class RMAdapterClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(names, str):
             raise UserError(f"class names come as a list: [{names!r}]")
         prompts = tuple(prompt_name(name) for name in names)
-        if not prompts or not all(prompts) or len(set(prompts)) < len(prompts):
+        if not prompts or not all(prompts) or len({name.casefold() for name in prompts}) < len(prompts):
             raise UserError(f"class names {list(names)}: give at least one, none empty and none twice")
         self.class_names_, self.classes_ = prompts, np.array(list(names))
         return self
@@ -125,12 +123,16 @@ class RMAdapterClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, images: Any) -> Any:
         """The label of a single image, or an array of N labels."""
-        best = self.classes_[self.predict_proba(images).argmax(-1)]
+        columns = self.predict_proba(images).argmax(-1)  # first, for it tells whether there is a model
+        best = self.classes_[columns]
         return best.item() if np.ndim(best) == 0 else best
 
     def score(self, images: Sequence[ImageSource], labels: Sequence[Any], sample_weight: Any = None) -> float:
         """Accuracy between 0 and 1, as in scikit-learn."""
-        return float(np.average(np.asarray(self.predict(list(images))) == np.asarray(labels), weights=sample_weight))
+        wanted, answers = np.asarray(labels), self.predict(list(images))
+        if wanted.shape != answers.shape:
+            raise UserError(f"{len(answers)} images and {wanted.size} labels: give one label for each image")
+        return float(np.average(answers == wanted, weights=sample_weight))
 
     def novelty(self, images: Any) -> Any:
         """How unlike the training images each image is: percentile (0..100) of its reconstruction error among them."""
