@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
         (tmp_path / "taken").write_text("x")
         out = tmp_path / "taken" / ("run" if kind == "below a file" else "")
     config = config_of(finished, backbone="/not/there")  # would be the next complaint
-    with pytest.raises(UserError, match="no folder to write a run to .+: choose another --out"):
+    with pytest.raises(UserError, match=r"no folder to write a run to .+: choose another --out"):
         fit(read_images(colors), config, out, progress=False)
 
 
