@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,15 +26,20 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreada
 
 
 def main() -> None:
-    """Run the command line; a UserError becomes one sentence on stderr and exit code 2."""
+    """Run the command line; a UserError becomes one line on stderr and exit code 2."""
+    signal.signal(signal.SIGINT, _stop)  # Typer would swallow a KeyboardInterrupt, or say "Aborted" by its version
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names a terminal cannot show
     try:
         app()
     except UserError as error:
-        print(f"rmadapter: {error}", file=sys.stderr)
+        print("rmadapter:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("rmadapter: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+
+
+def _stop(number: int, frame: Any) -> None:
+    print("rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on", file=sys.stderr)
+    sys.exit(130)
 
 
 def _version(wanted: bool) -> None:
@@ -62,6 +68,7 @@ def fit(
     shots: Annotated[int, typer.Option(help="Training images per class; 0 takes all.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the draw, the initialisation and the batches.")] = 1,
     classes: Half = "all",
+    cache_memory: Annotated[float, typer.Option(help="GB of memory for frozen activations; else a file.")] = 4.0,
     sets: Sets = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
@@ -71,7 +78,7 @@ def fit(
     from rmadapter.data.images import read_images
     from rmadapter.run import fit as run_fit
 
-    flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes}
+    flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes, "cache_memory": cache_memory}
     config = Config.make({**flags, **parse_overrides(sets or [])}, preset)
     run = run_fit(read_images(data, skip_bad=skip_bad), config, out, data=data.resolve().name)
     for note in run["notes"]:
@@ -132,7 +139,7 @@ def predict(
         for image, row, score in zip(images, table, novelty, strict=True)
     ]
     if as_json:
-        print(json.dumps(answers, ensure_ascii=False))
+        print(json.dumps(answers))
         return
     rows = [
         [answer["image"] if i == 0 else "", guess["class"], f"{100 * guess['probability']:.1f} %"]
@@ -180,11 +187,14 @@ def demo(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    backbone: Annotated[str | None, typer.Option(help="Say too which lean tricks apply to this backbone.")] = None,
+    as_json: Json = False,
+) -> None:
     """What this machine and installation can do."""
     from rmadapter.doctor import diagnose
 
-    facts = diagnose()
+    facts = diagnose(backbone)
     if as_json:
         print(json.dumps(facts))
     else:
