@@ -1,0 +1,153 @@
+"""Time and memory of a whole training step: the lean forward pass against the backbone's own with hooks.
+
+    python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 1000 --json
+
+A step is forward, backward and optimizer. As in training, frozen activations are there already for the lean pass, and
+untouched features for the reference. In one run and in turns: lean step, reference step, large square float32 products
+(the best of them is the machine's rate) and products of the step's own shapes. `matmul_share` is the share of that
+rate which the step's necessary work (work.py) reaches. Peak memory is that of one step in a fresh process, beyond
+the loaded model and with the step's inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+from common import (
+    SQUARES,
+    Step,
+    arguments,
+    in_fresh_process,
+    interleaved,
+    machine,
+    medians,
+    passed_on,
+    product,
+    rates,
+    set_up,
+    step_peak,
+    table,
+)
+from torch import Tensor
+from work import step_work, tokens_of
+
+from rmadapter.backbone import load_backbone
+
+BUDGET = 240.0  # seconds of interleaved rounds per class count; three rounds are measured in any case
+CHUNK = 250  # prompts of the reference at once, where all do not fit
+KEYS = ["classes", "lean_seconds", "reference_seconds", "ratio", "matmul_share", "max_gradient_difference"]
+KEYS += ["lean_peak_mb", "reference_peak_mb"]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--classes", type=int, nargs="+", default=[50, 200, 1000])
+    parser.add_argument("--batch", type=int, default=16, help="images per step")
+    parser.add_argument("--chunk", type=int, help="prompts the reference encodes at once, 0 for all; default: by need")
+    parser.add_argument("--peak", choices=["lean", "reference"], help="only print the peak memory of one variant")
+    options = parser.parse_args()
+    set_up(options)
+    if options.peak:
+        print(json.dumps(step_peak(make_step(options, options.classes[0]), options.peak)))
+        return
+    about = machine()
+    results = [measure(options, classes) | {"machine": about} for classes in options.classes]
+    if options.json:
+        print(json.dumps(results, indent=1))
+    else:
+        show(results)
+
+
+def make_step(options: argparse.Namespace, classes: int) -> Step:
+    backbone = load_backbone(options.backbone)
+    step = Step(backbone, classes, options.batch, options.seed, options.chunk or 0)
+    if options.chunk is None and reference_need(step) > 0.8 * psutil.virtual_memory().available:
+        step = Step(backbone, classes, options.batch, options.seed, CHUNK)
+    return step
+
+
+def reference_need(step: Step) -> float:
+    """Bytes that the reference keeps for its backward pass, roughly: 20 numbers per width, token and adapted block."""
+    tower = step.model.towers["text"]
+    return 4 * 20 * step.tokens.numel() * tower.width * (tower.depth + 1 - tower.first)
+
+
+def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
+    """All figures of one number of classes."""
+    carried = passed_on(options, "backbone", "batch", "seed", "threads", "chunk")
+    peaks = {}
+    for variant in ("lean", "reference"):
+        peaks[variant] = in_fresh_process(__file__, *carried, "--classes", str(classes), "--peak", variant)
+    step = make_step(options, classes)
+    difference = largest_difference(step.gradients("lean"), step.gradients("reference"))  # warms up, too
+    work = step_work(step.model, *step.frozen())
+    runs: dict[str, Callable[[], Any]] = {"lean": step.run("lean"), "reference": step.run("reference")}
+    runs |= {f"{m} x {k} x {n}": product(m, k, n) for m, k, n in [*((n, n, n) for n in SQUARES), *own_shapes(step)]}
+    seconds = interleaved(runs, options.repeat, BUDGET, f"{classes} classes", warm_up=False)
+    spent = medians(seconds)
+    speeds = rates(spent)
+    rate = max(speeds[f"{n} x {n} x {n}"] for n in SQUARES)
+    return {
+        "classes": classes,
+        "lean_seconds": spent["lean"],
+        "reference_seconds": spent["reference"],
+        "ratio": spent["reference"] / spent["lean"],
+        "matmul_share": sum(work.values()) / spent["lean"] / 1e9 / rate,
+        "max_gradient_difference": difference,
+        "lean_peak_mb": peaks["lean"],
+        "reference_peak_mb": peaks["reference"],
+        "lean_flops": sum(work.values()),
+        "lean_flops_by_part": work,
+        "matmul_gflops": rate,
+        "matmul_gflops_by_shape": speeds,
+        "lean_seconds_all": seconds["lean"],
+        "reference_seconds_all": seconds["reference"],
+        "reference": f"prompts encoded {step.chunk} at once, and again in the backward pass (gradient checkpointing)"
+        if step.chunk
+        else "all prompts encoded at once, no gradient checkpointing",
+        "backbone": options.backbone,
+        "batch": options.batch,
+        "seed": options.seed,
+    }
+
+
+def own_shapes(step: Step) -> list[tuple[int, int, int]]:
+    """The largest products of the step: tokens of either encoder times the largest matrix of a block."""
+    shapes = []
+    for side, states in zip(("image", "text"), step.frozen(), strict=True):
+        largest = max((p for p in step.model.towers[side].modules[-1].parameters() if p.ndim == 2), key=Tensor.numel)
+        outputs, inputs = largest.shape
+        shapes.append((tokens_of(states).all, inputs, outputs))
+    return shapes
+
+
+def largest_difference(lean: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    """Largest |lean - reference| / |reference| over the gradients of all adapter tensors, by norm.
+
+    A gradient ten thousand times smaller than the largest one is a difference of large numbers, which rounding
+    decides; it is compared with that floor.
+    """
+    if lean.keys() != reference.keys():
+        raise SystemExit("the two forward passes do not reach the same parameters")
+    norms = {name: float(gradient.norm()) for name, gradient in reference.items()}
+    floor = 1e-4 * max(norms.values())
+    return max(float((lean[name] - reference[name]).norm()) / max(norms[name], floor) for name in norms)
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    columns = ("classes", "lean s", "reference s", "ratio", "matmul share", "difference", "lean MB", "reference MB")
+    keys = ["classes", "lean_seconds", "reference_seconds", "ratio", "matmul_share", "max_gradient_difference"]
+    keys += ["lean_peak_mb", "reference_peak_mb"]
+    table(
+        columns, [[result[key] for key in keys] for result in results], f"{results[0]['backbone']}, one training step"
+    )
+    print(json.dumps(results[0]["machine"]), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
