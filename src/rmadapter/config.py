@@ -48,17 +48,17 @@ class Config(BaseModel):
     # The loss (Eq. 11-13, 16-18); a branch whose weight is 0 does not exist
     lambda_image_rec: float = _field(1.0, "weight of image reconstruction; 0 removes the branch", ge=0)
     lambda_text_rec: float = _field(1.0, "weight of text reconstruction; 0 removes the branch", ge=0)
-    lambda_image_con: float = _field(10.0, "weight of image consistency; 0 turns it off", ge=0)
-    lambda_text_con: float = _field(25.0, "weight of text consistency; 0 turns it off", ge=0)
+    lambda_image_con: float = _field(20.0, "weight of image consistency; 0 turns it off", ge=0)
+    lambda_text_con: float = _field(50.0, "weight of text consistency; 0 turns it off", ge=0)
 
     # Optimisation
     optimizer: Literal["sgd", "adamw"] = _field("adamw", "optimiser")
-    learning_rate: float = _field(1e-3, "peak learning rate", gt=0)
+    learning_rate: float = _field(3e-3, "peak learning rate", gt=0)
     weight_decay: float = _field(5e-4, "weight decay", ge=0)
     momentum: float = _field(0.9, "momentum of SGD", ge=0, lt=1)
     warmup_epochs: float = _field(0.0, "epochs of linear warm-up before the cosine", ge=0)
     clip_gradient: float = _field(0.0, "largest gradient norm; 0 leaves gradients alone", ge=0)
-    epochs: int = _field(5, "passes over the training images", ge=1)
+    epochs: int = _field(10, "passes over the training images", ge=1)
     batch_size: int = _field(16, "images per step", ge=1)
     augmentation: Literal["none", "standard"] = _field("none", "test transform, or random resized crop and flip")
     views: int = _field(0, "augmented views cached per image, epochs for fresh ones; 0 computes them anew", ge=0)
@@ -139,6 +139,10 @@ MMA: dict[str, Any] = {  # Yang et al., "MMA: Multi-Modal Adapter for Vision-Lan
     "lambda_text_con": 0.0,
     "optimizer": "sgd",
     "learning_rate": 0.0015,
+    "weight_decay": 5e-4,
+    "epochs": 5,
+    "batch_size": 16,
+    "augmentation": "standard",
 }
 PRESETS: dict[str, dict[str, Any]] = {"rmadapter": {}, "mma": MMA}
 
