@@ -23,6 +23,7 @@ from rmadapter.backbone import Backbone, load_backbone
 from rmadapter.config import Config
 from rmadapter.data.fewshot import half, sample_shots
 from rmadapter.data.images import ImageSet, read_images
+from rmadapter.errors import UserError
 from rmadapter.features import FrozenImages, freeze_images
 from rmadapter.model import AdaptedCLIP
 from rmadapter.train import train
@@ -39,7 +40,13 @@ def parts_of(backbone: Backbone, data: Path, config: Config) -> Parts:
     rest = sorted(set(range(len(first))) - set(drawn))
     sets = {"train": first.subset(drawn), "base": first.subset(rest), "novel": second}
     model = AdaptedCLIP(backbone, config)
-    return {name: (images, freeze_images(model, images, progress=False)) for name, images in sets.items()}
+    parts: Parts = {}
+    for name, images in sets.items():
+        frozen = freeze_images(model, images, progress=False)
+        if frozen is None:
+            raise UserError(f"{data}: the activations of {len(images)} images exceed cache_memory={config.cache_memory}")
+        parts[name] = (images, frozen)
+    return parts
 
 
 @torch.inference_mode()

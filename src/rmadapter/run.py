@@ -99,6 +99,7 @@ def _check_folder(out: Path) -> None:
 
 def run_key(config: Config, backbone_digest: str, few: FewShot) -> str:
     """Identifies a run: everything that its adapter depends on."""
+    config = config.replace(cache_memory=0, workers=0)  # where activations lie, and who computes them, changes nothing
     parts = [config.model_dump(mode="json"), backbone_digest, split_digest(few)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import FROZEN_BLOCKS, POOLS, SELECTION, TINY_HELD_OUT, imagenet_wnids, vision_source
 from safetensors.torch import save_file
+from sources import FROZEN_BLOCKS, POOLS, SELECTION, TINY_HELD_OUT, imagenet_wnids, vision_source
 from torch import Tensor, nn
 
 WIDTH, DIMENSION, PATCHES, CLASSES = 384, 256, 64, 1000

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import POOLS, imagenet_wnids
 from PIL import Image
+from sources import POOLS, imagenet_wnids
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 CIFAR_PER_CLASS = 800

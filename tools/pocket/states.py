@@ -18,8 +18,8 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from common import FROZEN_BLOCKS, POOLS, TINY_HELD_OUT, vision_source
 from safetensors.torch import load_file
+from sources import FROZEN_BLOCKS, POOLS, TINY_HELD_OUT, vision_source
 
 from rmadapter.pocket import IMAGE_SIZE, MEAN, STD
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import SELECTION, imagenet_wnids, mean_pooled, text_source
+from sources import SELECTION, imagenet_wnids, mean_pooled, text_source
 from timm.data.imagenet_info import ImageNetInfo
 from transformers import BertModel, PreTrainedTokenizerBase
 
