@@ -44,7 +44,7 @@ def parts_of(backbone: Backbone, data: Path, config: Config) -> Parts:
     for name, images in sets.items():
         frozen = freeze_images(model, images, progress=False)
         if frozen is None:
-            raise UserError(f"{data}: the activations of {len(images)} images exceed cache_memory={config.cache_memory}")
+            raise UserError(f"{data}: the activations exceed cache_memory={config.cache_memory}")
         parts[name] = (images, frozen)
     return parts
 
