@@ -21,7 +21,7 @@ from rmadapter.config import Config
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.evaluation import Evaluation
+from rmadapter.evaluation import Evaluation, novelty_quantiles
 from rmadapter.run import STATE, evaluate_run, fit, held_out, metrics
 
 ADAPTER = "adapter.safetensors"
@@ -52,6 +52,12 @@ def test_a_run_leaves_these_files_and_learns(finished: Path) -> None:
     assert [record["step"] for record in run["history"]] == list(range(1, 41))
     assert run["history"][-1]["loss"] < run["history"][0]["loss"]
     assert "test, all classes" in (finished / "report.html").read_text("utf-8")
+
+
+def test_the_novelty_scale_is_that_of_the_drawn_images(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
+    model, _, run = load_adapter(finished, tiny_clip)
+    drawn = few_shot(read_images(colors), model.config.shots, model.config.seed).train
+    assert run["novelty_quantiles"] == pytest.approx(novelty_quantiles(model, drawn, progress=False))
 
 
 def test_the_same_call_returns_the_finished_run(finished: Path, colors: Path) -> None:
