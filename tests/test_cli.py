@@ -260,6 +260,9 @@ def test_predict(rmadapter: Command, finished: Path, colors: Path, tmp_path: Pat
     (answer,) = json.loads(rmadapter("predict", finished, pictures[0], "--classes", "zebra, 斑马,red ", "--json").out)
     assert {guess["class"] for guess in answer["classes"]} == {"zebra", "斑马", "red"}
     assert sum(guess["probability"] for guess in answer["classes"]) == pytest.approx(1, abs=1e-5)
+    table = rmadapter("predict", finished, pictures[0], "--classes", "[/red],[bold]x,:cat:").out
+    for name in ("[/red]", "[bold]x", ":cat:", str(pictures[0])):
+        assert name in table
     strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))  # a name that is not UTF-8
     with open(strange, "wb") as file:
         Image.new("RGB", (9, 9)).save(file, "PNG")

@@ -223,6 +223,6 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
     table = Table(*header)
     for row in rows:
         table.add_row(*row)
-    # A pipe has no width: let lines be as long as they are.
-    console: Any = Console() if sys.stdout.isatty() else Console(width=200)
+    width = None if sys.stdout.isatty() else 200  # a pipe has no width: let lines be as long as they are
+    console = Console(width=width, markup=False, emoji=False, highlight=False)  # "[a]" or ":b:" may be a name
     console.print(table)
