@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from rmadapter.config import Config
 from rmadapter.data.images import ImageSet, load_image, read_images
 from rmadapter.errors import UserError
 from rmadapter.evaluation import Evaluation, evaluate, novelty_quantiles
+from rmadapter.features import freeze_images
 from rmadapter.model import AdaptedCLIP
 
 
@@ -95,3 +97,19 @@ def test_summary_counts_by_hand() -> None:
 def test_nothing_to_evaluate_is_refused(model: AdaptedCLIP, images: ImageSet) -> None:
     with pytest.raises(UserError, match="empty set: there are no images to evaluate"):
         evaluate(model, images.subset([]), "empty set", progress=False)
+
+
+def test_frozen_activations_can_stand_in_for_the_images(tiny_clip: Backbone) -> None:
+    """Several models on one backbone share them: the images are not read again."""
+    arrays = [np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8) for i in range(5)]
+    images = ImageSet.from_lists(arrays, ["cat", "dog", "cat", "dog", "cat"])
+    unreadable = replace(images, images=("missing.png",) * 5)
+    for seed in (1, 2):
+        model = AdaptedCLIP(tiny_clip, Config.make({"first_block": 2, "init": "kaiming", "seed": seed}))
+        frozen = freeze_images(model, images, progress=False)
+        quantiles = novelty_quantiles(model, images, progress=False)
+        assert novelty_quantiles(model, unreadable, frozen, progress=False) == pytest.approx(quantiles, rel=1e-4)
+        expected = evaluate(model, images, quantiles=quantiles, progress=False)
+        shared = evaluate(model, unreadable, quantiles=quantiles, frozen=frozen, progress=False)
+        np.testing.assert_allclose(shared.probabilities, expected.probabilities, rtol=1e-4)
+        np.testing.assert_allclose(shared.zero_shot, expected.zero_shot, rtol=1e-4)

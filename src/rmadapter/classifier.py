@@ -67,17 +67,19 @@ class RMAdapterClassifier(ClassifierMixin, BaseEstimator):
         from rmadapter.backbone import load_backbone
         from rmadapter.data.fewshot import few_shot, half, split_digest
         from rmadapter.evaluation import novelty_quantiles
+        from rmadapter.features import freeze_images
         from rmadapter.model import AdaptedCLIP
-        from rmadapter.train import train
+        from rmadapter.train import find_device, train
 
         config = self._config()
         labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
         few = few_shot({"all": ImageSet.from_lists(images, labels, class_names)}, config.shots, config.seed)
-        model = AdaptedCLIP(load_backbone(config.backbone), config)
+        model = AdaptedCLIP(load_backbone(config.backbone), config).to(find_device(config.device))
         shots = half(few.train, config.classes)
-        done = train(model, shots, progress=self.progress)
+        frozen = freeze_images(model, shots, progress=self.progress) if config.augmentation == "none" else None
+        done = train(model, shots, frozen=frozen, progress=self.progress)
         self.history_, self.seconds_ = done.history, done.seconds
-        self.quantiles_ = novelty_quantiles(model, shots, self.progress)
+        self.quantiles_ = novelty_quantiles(model, shots, frozen, self.progress)
         self.model_, self.split_digest_ = model, split_digest(few)
         self.class_names_ = shots.classes
         # `predict` answers with labels as the caller writes them: "sea_horse", although the prompt says "sea horse".

@@ -12,6 +12,7 @@ from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
     from rmadapter.data.images import ImageSet
+    from rmadapter.features import FrozenImages
     from rmadapter.model import AdaptedCLIP
 
 
@@ -53,56 +54,59 @@ def evaluate(
     title: str = "test",
     *,
     quantiles: Sequence[float] = (),
+    frozen: FrozenImages | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Evaluation:
     """Ask both models about every image; the frozen part of the image encoder runs once for the two.
 
-    quantiles: of the training images' reconstruction errors, as `novelty_quantiles` gives them. Raises UserError for
-    an empty set.
+    quantiles: of the training images' reconstruction errors, as `novelty_quantiles` gives them. frozen: the images'
+    frozen activations, which any number of models on one backbone can share. Raises UserError for an empty set.
     """
     import torch
 
-    from rmadapter.data.transforms import batches
+    from rmadapter.features import image_states
     from rmadapter.metrics import percentile_of
     from rmadapter.model import image_error
-    from rmadapter.progress import track
 
     if not len(images):
         raise UserError(f"{title}: there are no images to evaluate")
     with model.dial(0):
         untouched = model.class_weights(images.classes)
     weights = model.class_weights(images.classes)
-    adapted, frozen, errors = [], [], []
-    loader = batches(images, model.backbone.preprocess, batch_size)
+    adapted, zero_shot, errors = [], [], []
     with torch.inference_mode():
-        for pictures in track(loader, -(-len(images) // batch_size), f"evaluating {title}", progress):
-            states = model.frozen("image", pictures.to(model.device))
+        for states in image_states(model, images, frozen, f"evaluating {title}", batch_size, progress):
             features, error = model.features("image", states, reconstruct=bool(quantiles))
             features = states.features if model.alpha == 0 else features
             adapted.append(model.logits(features, weights).softmax(-1).cpu())
-            frozen.append(model.logits(states.features, untouched).softmax(-1).cpu())
-            errors.append(image_error(error, len(pictures)).cpu())
+            zero_shot.append(model.logits(states.features, untouched).softmax(-1).cpu())
+            errors.append(image_error(error, len(features)).cpu())
     novelty = percentile_of(torch.cat(errors).numpy(), np.asarray(quantiles)) if quantiles else np.empty(0)
     return Evaluation(
         title,
         images.classes,
         np.asarray(images.labels),
         torch.cat(adapted).numpy(),
-        torch.cat(frozen).numpy(),
+        torch.cat(zero_shot).numpy(),
         novelty.astype(np.float32),
     )
 
 
-def novelty_quantiles(model: AdaptedCLIP, images: ImageSet, progress: bool = True) -> list[float]:
+def novelty_quantiles(
+    model: AdaptedCLIP, images: ImageSet, frozen: FrozenImages | None = None, progress: bool = True
+) -> list[float]:
     """Percentiles 0..100 of the images' reconstruction errors; empty without a reconstruction branch."""
     import torch
 
-    from rmadapter.data.transforms import batches
-    from rmadapter.progress import track
+    from rmadapter.features import image_states
+    from rmadapter.model import image_error
 
     if not any(adapter.reconstructs for adapter in model.adapters.image.values()):
         return []
-    loader = track(batches(images, model.backbone.preprocess, 64), -(-len(images) // 64), "novelty scale", progress)
-    errors = torch.cat([model.novelty(pictures.to(model.device)).cpu() for pictures in loader])
-    return [float(q) for q in np.percentile(errors.numpy(), range(101))]
+    with torch.inference_mode():
+        errors = [
+            image_error(model.features("image", states, reconstruct=True)[1], len(states.features)).cpu()
+            for states in image_states(model, images, frozen, "novelty scale", progress=progress)
+        ]
+    return [float(q) for q in np.percentile(torch.cat(errors).numpy(), range(101))]

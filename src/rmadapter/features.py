@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rmadapter.progress import track
 from rmadapter.towers import States
 
 GB = 1e9
+BATCH = 64  # images encoded at once where no gradient is needed
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class FrozenImages:
 
 
 def freeze_images(
-    model: AdaptedCLIP, images: ImageSet, *, folder: Path | None = None, batch_size: int = 64, progress: bool = True
+    model: AdaptedCLIP, images: ImageSet, *, folder: Path | None = None, batch_size: int = BATCH, progress: bool = True
 ) -> FrozenImages | None:
     """Run the untouched image encoder once over all images, or `config.views` augmented views of each.
 
@@ -74,6 +76,24 @@ def freeze_images(
         return None
     x, y, features = _cut(flat, shapes)
     return FrozenImages(x, y, features, tower.layout, views)
+
+
+def image_states(
+    model: AdaptedCLIP,
+    images: ImageSet,
+    frozen: FrozenImages | None = None,
+    text: str = "",
+    batch_size: int = BATCH,
+    progress: bool = True,
+) -> Iterator[States]:
+    """States of all images in order, in batches; `frozen`, if given, spares reading and encoding the images."""
+    total = -(-len(images) // batch_size)
+    if frozen is not None:
+        for rows in torch.arange(len(images)).split(batch_size):
+            yield frozen.batch(rows, model.device)
+        return
+    for pictures in track(batches(images, model.backbone.preprocess, batch_size), total, text, progress):
+        yield model.frozen("image", pictures.to(model.device))
 
 
 def cache_key(model: AdaptedCLIP, images: ImageSet) -> str:

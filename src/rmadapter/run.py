@@ -16,11 +16,12 @@ from rmadapter.data.fewshot import FewShot, few_shot, half, save_split, split_di
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.evaluation import Evaluation, evaluate, novelty_quantiles
+from rmadapter.features import freeze_images
 from rmadapter.files import read_json
 from rmadapter.metrics import harmonic_mean
 from rmadapter.model import AdaptedCLIP
 from rmadapter.report import write_report
-from rmadapter.train import train
+from rmadapter.train import find_device, train
 
 STATE = "training.safetensors"
 Classes = Literal["all", "base", "novel"]
@@ -53,8 +54,11 @@ def fit(
     if (finished := _finished(out, key)) is not None:
         return finished
     save_split(few, out / "split.json")
-    model = AdaptedCLIP(backbone, config)
-    done = train(model, shots, state=out / STATE, key=key, progress=progress)
+    model = AdaptedCLIP(backbone, config).to(find_device(config.device))
+    started = time.monotonic()
+    frozen = freeze_images(model, shots, folder=out, progress=progress) if config.augmentation == "none" else None
+    freezing = time.monotonic() - started
+    done = train(model, shots, frozen=frozen, state=out / STATE, key=key, progress=progress)
     run: dict[str, Any] = {
         "key": key,
         "data": data,
@@ -65,9 +69,9 @@ def fit(
         "split_digest": split_digest(few),
         "parameters": model.adapters.parameter_counts(),
         "lean": {side: tower.tricks() for side, tower in model.towers.items()} if config.forward == "lean" else {},
-        "seconds": {"train": round(done.seconds, 3)},
+        "seconds": {"frozen activations": round(freezing, 3), "train": round(done.seconds, 3)},
         "history": done.history,
-        "novelty_quantiles": novelty_quantiles(model, shots, progress),
+        "novelty_quantiles": novelty_quantiles(model, shots, frozen, progress),
         "notes": [*few.short, *(note for images in splits.values() for note in images.skipped), *notes],
     }
     started = time.monotonic()
@@ -82,7 +86,8 @@ def fit(
     run["metrics"] = metrics(evaluations)
     write_report(out / "report.html", run, evaluations, list(sets.values()))
     save_adapter(out, model, shots.classes, run)
-    (out / STATE).unlink(missing_ok=True)
+    for leftover in (out / STATE, *out.glob("frozen-*.bin")):
+        leftover.unlink(missing_ok=True)
     return run
 
 
