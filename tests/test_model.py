@@ -74,6 +74,14 @@ def test_the_dial_goes_from_untouched_to_adapted(tiny_clip: Backbone) -> None:
     assert 0 < moved[0] < moved[1] < moved[2]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
+def test_an_alpha_that_is_no_dial_setting_is_refused(tiny_clip: Backbone, value: float) -> None:
+    model = adapted(tiny_clip)
+    with pytest.raises(UserError, match="alpha="):
+        model.alpha = value
+    assert model.alpha == model.config.alpha
+
+
 def test_zero_initialised_adapters_start_as_the_backbone(tiny_clip: Backbone) -> None:
     model, images = adapted(tiny_clip, init="zero"), pictures(tiny_clip)
     torch.testing.assert_close(model.encode_image(images), tiny_clip.model.encode_image(images))  # type: ignore[operator]

@@ -65,6 +65,7 @@ class Config(BaseModel):
     cache_memory: float = _field(4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0)
     workers: int = _field(0, "processes that decode and augment images where no activations are cached", ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = _field("fp32", "number format of the forward pass")
+    compile: bool = _field(False, "compile the training step with torch.compile: minutes at first, then faster")
     device: str = _field("auto", "auto, cpu, cuda or cuda:N")
     forward: Literal["lean", "reference"] = _field("lean", "same function: computed once where possible, or plainly")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -99,6 +100,8 @@ class AdaptedCLIP(nn.Module):
 
     @alpha.setter
     def alpha(self, value: float) -> None:
+        if not math.isfinite(value) or value < 0:
+            raise UserError(f"alpha={value}: give a number from 0, the untouched model, upwards")
         self.adapters.alpha = float(value)
 
     @contextmanager

@@ -42,8 +42,8 @@ def write_report(
 
     run: the content of run.json, where every key may be missing: "data", "command" (text or list of words), "config",
         "versions", "backbone" {"name", "digest"}, "seed", "split_digest", "parameters" {"trainable", "inference",
-        "reconstruction"}, "seconds" {what: seconds}, "history" [{"step", "loss", ...}], "metrics" {title: {"zero_shot",
-        "adapted", "chance", "n_images", "n_classes"}}, "notes" [sentence, ...]
+        "reconstruction"}, "seconds" {what: seconds}, "history" [{"step", "loss", ...}], "metrics" {title:
+        {"chance"}}, "notes" [sentence, ...]
     evaluations: what both models answered; one without images is left out
     images: the ImageSet behind each evaluation, in its order, for the thumbnails; None shows none
     Raises ValueError when evaluations and images do not belong together.

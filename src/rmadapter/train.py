@@ -147,6 +147,7 @@ class _Source:
         if frozen is None and (self.config.augmentation == "none" or self.config.views):
             frozen = freeze_images(model, images, folder=folder, progress=progress)
         self.frozen = frozen
+        self.lean: Any = torch.compile(model) if self.config.compile else model
         self.from_pictures = frozen is None or self.config.forward == "reference"
 
     def steps(self, skip: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
@@ -174,7 +175,7 @@ class _Source:
         elif pictures is not None:
             states = self.model.frozen("image", pictures.to(device))
         if self.config.forward == "lean" or pictures is None:
-            return self.model(labels, states, self.text, self.templates)
+            return self.lean(labels, states, self.text, self.templates)
         text = torch.cat([chunk.features for chunk in self.text])
         frozen = (states.features, text)
         return self.model.reference(labels, pictures.to(device), self.tokens, frozen, self.templates)

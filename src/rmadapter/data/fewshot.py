@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Literal
 
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.files import write_json
 
 VAL_SHOTS = 4  # CoOp never validates on more
 
@@ -111,10 +110,4 @@ def save_split(few: FewShot, path: Path) -> None:
         "train": rows(few.train),
         "val": None if few.val is None else rows(few.val),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(path, record)

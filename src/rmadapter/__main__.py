@@ -1,0 +1,5 @@
+"""`python -m rmadapter` is the command line."""
+
+from rmadapter.cli import main
+
+main()
