@@ -63,6 +63,7 @@ def measure(options: argparse.Namespace, backbone: Backbone, size: int) -> dict[
         "repeat": options.repeat,
         "backbone": options.backbone,
         "seed": options.seed,
+        "allocator": options.allocator,
     }
 
 

@@ -65,7 +65,7 @@ def make_steps(options: argparse.Namespace) -> dict[str, Step]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     about = machine()
     names = [f"{forward}:{kind}" for forward in FORWARDS for kind in ("with", "without")]
-    carried = passed_on(options, "backbone", "batch", "seed", "threads", "classes")
+    carried = passed_on(options, "backbone", "batch", "seed", "threads", "allocator", "classes")
     peaks = {name: in_fresh_process(__file__, *carried, "--peak", name) for name in names}
     steps = make_steps(options)
     seconds = interleaved(
@@ -87,6 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "classes": options.classes,
         "batch": options.batch,
         "seed": options.seed,
+        "allocator": options.allocator,
         "machine": about,
     }
 

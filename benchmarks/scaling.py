@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("backbone", "batch", "seed", "repeat")}
+    return {name: getattr(options, name) for name in ("backbone", "batch", "seed", "repeat", "allocator")}
 
 
 def cost(

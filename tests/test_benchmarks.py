@@ -119,7 +119,7 @@ def run(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     return capsys.readouterr().out
 
 
-TINY = ("--repeat", "1", "--seed", "3", "--backbone")
+TINY = ("--repeat", "1", "--seed", "3", "--allocator", "default", "--backbone")
 
 
 def folder(tmp_path: Path, size: int = 32) -> str:
