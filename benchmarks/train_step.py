@@ -74,7 +74,7 @@ def make_step(options: argparse.Namespace, classes: int) -> Step:
 
 
 def reference_need(step: Step) -> float:
-    """Bytes that the reference keeps for its backward pass, as measured: 14 numbers per width, token and adapted block."""
+    """Bytes the reference keeps for its backward pass, as measured: 14 numbers per width, token and adapted block."""
     tower = step.model.towers["text"]
     return 4 * 14 * step.tokens.numel() * tower.width * (tower.depth + 1 - tower.first)
 
