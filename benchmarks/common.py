@@ -171,8 +171,8 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD: what is smaller never comes from the system alone
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def in_fresh_process(script: str, *options: str) -> Any:

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--chunk", type=int, help="prompts the reference encodes at once, 0 for all; default: by need")
     parser.add_argument("--peak", choices=["lean", "reference"], help="only print the peak memory of one variant")
+    parser.set_defaults(repeat=12)
     options = parser.parse_args()
     set_up(options)
     if options.peak:
@@ -88,9 +89,12 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     step = make_step(options, classes)
     difference = largest_difference(step.gradients("lean"), step.gradients("reference"))  # warms up, too
     work = step_work(step.model, *step.frozen())
-    runs: dict[str, Callable[[], Any]] = {"lean": step.run("lean"), "reference": step.run("reference")}
-    runs |= {f"{m} x {k} x {n}": product(m, k, n) for m, k, n in [*((n, n, n) for n in SQUARES), *own_shapes(step)]}
+    shapes = [*((n, n, n) for n in SQUARES), *own_shapes(step)]
+    runs: dict[str, Callable[[], Any]] = {"lean": step.run("lean")}
+    runs |= {f"{m} x {k} x {n}": product(m, k, n) for m, k, n in shapes}
+    runs |= {"lean again": step.run("lean"), "reference": step.run("reference")}
     seconds = interleaved(runs, options.repeat, BUDGET, f"{classes} classes", warm_up=False)
+    seconds["lean"] += seconds.pop("lean again")
     spent = medians(seconds)
     speeds = rates(spent)
     rate = max(speeds[f"{n} x {n} x {n}"] for n in SQUARES)
@@ -108,8 +112,7 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
         "lean_flops_by_part": work,
         "matmul_gflops": rate,
         "matmul_gflops_by_shape": speeds,
-        "lean_seconds_all": seconds["lean"],
-        "reference_seconds_all": seconds["reference"],
+        "all_seconds": seconds,
         "reference": f"prompts encoded {step.chunk} at once, and again in the backward pass (gradient checkpointing)"
         if step.chunk
         else "all prompts encoded at once, no gradient checkpointing",
