@@ -88,20 +88,25 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], Any]], repeat: int, budget: float = float("inf"), text: str = "", warm_up: bool = True
+    runs: dict[str, Callable[[], Any]] | Sequence[tuple[str, Callable[[], Any]]],
+    repeat: int,
+    budget: float = float("inf"),
+    text: str = "",
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of every call of each run, taken in turns after one round of warming up.
+    """Seconds of every call of each run, taken in turns after one round of warming up; a round may name a run often.
 
     budget: seconds after which no further round starts, once there are three.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    turns = list(runs.items()) if isinstance(runs, dict) else list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
     with bar() as display:
-        task = display.add_task(text, total=(repeat + warm_up) * len(runs), note="")
+        task = display.add_task(text, total=(repeat + warm_up) * len(turns), note="")
         started = time.perf_counter()
         for round_ in range(-warm_up, repeat):
             if round_ >= 3 and time.perf_counter() - started > budget:
                 break
-            for name, run in runs.items():
+            for name, run in turns:
                 display.update(task, note=name)
                 spent = timed(run)
                 if round_ >= 0:
@@ -118,11 +123,6 @@ def product(rows: int, inner: int, columns: int) -> Callable[[], Tensor]:
     """A float32 matrix product [rows, inner] @ [inner, columns] into memory that is there already."""
     a, b, out = torch.rand(rows, inner), torch.rand(inner, columns), torch.empty(rows, columns)
     return lambda: torch.mm(a, b, out=out)
-
-
-def squares() -> dict[str, Callable[[], Any]]:
-    """Large square products, to be timed in turns with what is compared with them."""
-    return {f"{n} x {n} x {n}": product(n, n, n) for n in SQUARES}
 
 
 def rates(seconds: dict[str, float]) -> dict[str, float]:
@@ -229,14 +229,18 @@ class Step:
             self.states = (self.model.frozen("image", self.images), self.model.frozen("text", self.tokens))
         return self.states
 
+    def untouched(self) -> tuple[Tensor, Tensor]:
+        """Features of images and prompts, computed once."""
+        if self.features is None:
+            text = torch.cat([self.model.frozen("text", part).features for part in self.tokens.split(256)])
+            self.features = (self.model.frozen("image", self.images).features, text)
+        return self.features
+
     def loss(self, variant: str) -> Tensor:
         """The forward pass alone."""
         if variant == "lean":
             return self.model(self.labels, *self.frozen())["loss"]
-        if self.features is None:
-            text = torch.cat([self.model.frozen("text", part).features for part in self.tokens.split(256)])
-            self.features = (self.model.frozen("image", self.images).features, text)
-        return self.model.reference(self.labels, self.images, self.tokens, self.features)["loss"]
+        return self.model.reference(self.labels, self.images, self.tokens, self.untouched())["loss"]
 
     def run(self, variant: str) -> Callable[[], None]:
         """A whole step: forward, backward, optimizer."""
@@ -270,8 +274,7 @@ def in_chunks(encode: Callable[..., Any], size: int) -> Callable[..., Any]:
 def step_peak(step: Step, variant: str) -> float:
     """MB that one step needs beyond the model, its frozen activations or features included."""
     peak = Peak()
-    with torch.no_grad():
-        step.loss(variant)  # computes what training computes once
+    step.frozen() if variant == "lean" else step.untouched()  # what training computes once
     peak.start()
     step.run(variant)()
     return peak.stop()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -36,11 +35,13 @@ from common import (
     timed,
 )
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from work import step_work, tokens_of
 
 from rmadapter.backbone import load_backbone
 
 BUDGET = 240.0  # seconds of interleaved rounds per class count; three rounds are measured in any case
+PER_ROUND = 4  # lean steps for one reference step
 CHUNK = 250  # prompts of the reference at once, where all do not fit
 KEYS = ["classes", "lean_seconds", "reference_seconds", "ratio", "matmul_share", "max_gradient_difference"]
 KEYS += ["lean_peak_mb", "reference_peak_mb"]
@@ -87,14 +88,18 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     for variant in ("lean", "reference"):
         peaks[variant] = in_fresh_process(__file__, *carried, "--classes", str(classes), "--peak", variant)
     step = make_step(options, classes)
-    difference = largest_difference(step.gradients("lean"), step.gradients("reference"))  # warms up, too
-    work = step_work(step.model, *step.frozen())
+    work, _ = step_work(step.model, *step.frozen()), step.untouched()
+    executed, gradients = {}, {}
+    for variant in ("lean", "reference"):  # warms up, too
+        with FlopCounterMode(display=False) as counter:
+            gradients[variant] = step.gradients(variant)
+        executed[variant] = counter.get_total_flops()
+    difference = largest_difference(gradients["lean"], gradients["reference"])
     shapes = [*((n, n, n) for n in SQUARES), *own_shapes(step)]
-    runs: dict[str, Callable[[], Any]] = {"lean": step.run("lean")}
-    runs |= {f"{m} x {k} x {n}": product(m, k, n) for m, k, n in shapes}
-    runs |= {"lean again": step.run("lean"), "reference": step.run("reference")}
-    seconds = interleaved(runs, options.repeat, BUDGET, f"{classes} classes", warm_up=False)
-    seconds["lean"] += seconds.pop("lean again")
+    products = [(f"{m} x {k} x {n}", product(m, k, n)) for m, k, n in shapes]
+    # The lean step and the products it is measured by stand side by side, more often than the long reference step.
+    turns = [("lean", step.run("lean")), *products] * PER_ROUND + [("reference", step.run("reference"))]
+    seconds = interleaved(turns, options.repeat, BUDGET, f"{classes} classes", warm_up=False)
     spent = medians(seconds)
     speeds = rates(spent)
     rate = max(speeds[f"{n} x {n} x {n}"] for n in SQUARES)
@@ -110,6 +115,8 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
         "reference_peak_mb": peaks["reference"],
         "lean_flops": sum(work.values()),
         "lean_flops_by_part": work,
+        "lean_flops_executed": executed["lean"],
+        "reference_flops_executed": executed["reference"],
         "matmul_gflops": rate,
         "matmul_gflops_by_shape": speeds,
         "all_seconds": seconds,
