@@ -195,3 +195,29 @@ def test_text_in_chunks_is_text_at_once(
     found = gradients(model, parts)
     assert all(torch.allclose(whole[k], parts[k], rtol=1e-12) for k in whole)
     assert all(torch.allclose(expected[k], found[k], rtol=1e-9, atol=1e-12) for k in expected)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("share", [True, False])
+def test_encode_is_the_backbones_own_forward_and_lets_tokens_be_changed(
+    name: str, share: bool, request: pytest.FixtureRequest
+) -> None:
+    backbone = request.getfixturevalue(name)
+    image, text = towers(backbone.model)
+    tokens = backbone.tokenizer([f"a photo of a {name}." for name in NAMES])
+    layout = text.layout(tokens, share)
+    with torch.no_grad():
+        expected = backbone.model.encode_text(tokens)
+        words = text.words(layout)
+        torch.testing.assert_close(text.encode(text.stem(layout), layout), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(text.encode(text.stem(layout, words), layout), expected, rtol=1e-4, atol=1e-5)
+        changed = text.encode(text.stem(layout, 2 * words), layout)
+        assert (changed - expected).abs().max() > 1e-3
+        pixels = pictures(backbone)
+        states = image.frozen(pixels)
+        features = image.encode(states.x, states.layout)
+        torch.testing.assert_close(features, backbone.model.encode_image(pixels), rtol=1e-4, atol=1e-5)
+        seen: list[int] = []
+        image.encode(states.x, states.layout, lambda i, x: (seen.append(i), x)[1])
+    assert seen == list(range(1, image.depth + 1))
+    assert share or layout.prefix == 0

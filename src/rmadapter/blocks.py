@@ -98,11 +98,14 @@ class Packed:
         return replace(self, **moved)
 
 
-def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool) -> Packed:
-    """Lay out prompts [C, L] of which the first `lengths` [C] tokens are real; read: [C] position of the one read."""
+def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, share: bool = True) -> Packed:
+    """Lay out prompts [C, L] of which the first `lengths` [C] tokens are real; read: [C] position of the one read.
+
+    share: keep a common beginning once, which is exact under causal attention alone.
+    """
     count, device = len(tokens), tokens.device
     prefix = 0
-    if causal:  # only then are the states of equal beginnings equal
+    if causal and share:  # only then are the states of equal beginnings equal
         same = (tokens == tokens[:1]).all(0).long().cumprod(0).sum()
         prefix = int(min(same, lengths.min() - 1))
     own = lengths - prefix

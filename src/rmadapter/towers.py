@@ -11,6 +11,7 @@ The lean forward pass of `Tower.run` is the function of the backbone's own forwa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,13 @@ class Tower:
             x = y
         return self.head(x, layout), errors
 
+    def encode(self, x: Tensor, layout: Any, edit: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+        """Features [B or C, e] of tokens that enter block `first`; edit(i, x) changes what enters block i."""
+        for i in range(self.first, self.depth + 1):
+            x = edit(i, x) if edit else x
+            x = self.step(i, x, self.blocks[i - 1].norm(x), layout, i == self.depth and self.reads_one(layout))
+        return self.head(x, layout)
+
     def tricks(self) -> dict[str, bool]:
         """Which parts of the lean forward pass apply to this encoder, by name."""
         raise NotImplementedError
@@ -157,15 +165,22 @@ class TextTower(Tower):
     """Text encoders whose prompts are packed: stem(ids, positions) -> [T, d] and a layout found from the tokens."""
 
     side = "text"
+    causal = False
 
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """How many tokens of each prompt count [C], and the position of the one that is read [C], if it is one."""
         raise NotImplementedError
 
-    def layout(self, tokens: Tensor) -> Packed:
+    def layout(self, tokens: Tensor, share: bool = True) -> Packed:
+        """share=False keeps the words that all prompts begin with apart, for whoever changes them class by class."""
+        return pack(tokens, *self.real_tokens(tokens), causal=self.causal, share=share)
+
+    def words(self, layout: Packed) -> Tensor:
+        """Embeddings of the tokens alone, [T, d]."""
         raise NotImplementedError
 
-    def stem(self, layout: Packed) -> Tensor:
+    def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
+        """What enters block 1, [T, d]; words: other embeddings than the tokens' own."""
         raise NotImplementedError
 
     def tricks(self) -> dict[str, bool]:
@@ -200,6 +215,7 @@ class ClipText(TextTower):
     def __init__(self, text: Any, first: int = 1) -> None:
         self.text = text
         self.pool = text.text_pool_type if hasattr(text, "text_pool_type") else text.pool_type
+        self.causal = text.attn_mask is not None
         super().__init__(list(text.transformer.resblocks), text.transformer.width, first)
 
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,13 +227,13 @@ class ClipText(TextTower):
             read = tokens.eq(eos).int().argmax(-1)
         else:
             read = full - 1 if self.pool == "last" else full * 0
-        return (read + 1 if self.text.attn_mask is not None else full), read
+        return (read + 1 if self.causal else full), read
 
-    def layout(self, tokens: Tensor) -> Packed:
-        return pack(tokens, *self.real_tokens(tokens), causal=self.text.attn_mask is not None)
+    def words(self, layout: Packed) -> Tensor:
+        return self.text.token_embedding(layout.ids)
 
-    def stem(self, layout: Packed) -> Tensor:
-        return self.text.token_embedding(layout.ids) + self.text.positional_embedding[layout.positions]
+    def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
+        return (self.words(layout) if words is None else words) + self.text.positional_embedding[layout.positions]
 
     def head(self, x: Tensor, layout: Any) -> Tensor:
         rows = x if self.reads_one(layout) else layout.read(x)
@@ -237,13 +253,14 @@ class HuggingFaceText(TextTower):
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         return (tokens != self.text.config.pad_token_id).sum(-1), None
 
-    def layout(self, tokens: Tensor) -> Packed:
-        return pack(tokens, *self.real_tokens(tokens), causal=False)
+    def words(self, layout: Packed) -> Tensor:
+        return self.text.transformer.embeddings.word_embeddings(layout.ids)
 
-    def stem(self, layout: Packed) -> Tensor:
+    def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
         grid = torch.full(layout.grid, self.text.config.pad_token_id, device=layout.ids.device)
         ids = grid.flatten().index_copy(0, layout.slots, layout.ids).unflatten(0, layout.grid)
-        return self.text.transformer.embeddings(ids).flatten(0, 1)[layout.slots]
+        given = {"input_ids": ids} if words is None else {"inputs_embeds": layout.pad(words)}
+        return self.text.transformer.embeddings(**given).flatten(0, 1)[layout.slots]
 
     def head(self, x: Tensor, layout: Any) -> Tensor:
         from transformers.modeling_outputs import BaseModelOutput
