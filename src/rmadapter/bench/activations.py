@@ -1,0 +1,92 @@
+"""Frozen activations of image sets, computed once and shared by every method and run on one backbone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmadapter.backbone import Backbone
+from rmadapter.config import Config
+from rmadapter.data.images import ImageSet
+from rmadapter.errors import UserError
+from rmadapter.features import GB, FrozenImages, freeze_images, image_states
+from rmadapter.model import AdaptedCLIP
+from rmadapter.train import find_device
+
+
+@dataclass(eq=False)
+class Activations:
+    """A memory of frozen activations; the least recently used leave it when `settings.cache_memory` GB are full.
+
+    settings: transform, views, device, seed and memory as a run's config has them. folder: where activations that
+    do not fit lie as files.
+    """
+
+    backbone: Backbone
+    settings: Config
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._held: OrderedDict[tuple[Any, ...], FrozenImages] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        return find_device(self.settings.device)
+
+    def states(
+        self, images: ImageSet, first: int | None = None, *, augmented: bool = False, progress: bool = True
+    ) -> FrozenImages:
+        """Tokens into block `first` of the image encoder, its output and the features; None for features alone.
+
+        augmented: of the training views that the settings ask for, if any. Raises UserError when there is no room.
+        """
+        augmented = augmented and self.settings.augmentation == "standard"
+        key = (images.digest, first, augmented)
+        if key not in self._held:
+            settings = self.settings if augmented else self.settings.replace(augmentation="none", views=0)
+            model = AdaptedCLIP(self.backbone, settings.replace(first_block=1, last_block=None)).to(self.device)
+            if first is None:
+                found = self._features_of(images, augmented) or self._features(model, images, progress)
+            else:
+                found = self._tokens(model, images, first, progress)
+            self._held[key] = found
+            self._trim()
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def _features_of(self, images: ImageSet, augmented: bool) -> FrozenImages | None:
+        """Features that came with the tokens of the same images."""
+        for (digest, _, views), held in self._held.items():
+            if (digest, views) == (images.digest, augmented):
+                return replace(held, x=held.features[:, :0], y=held.features[:, :0])
+        return None
+
+    def _features(self, model: AdaptedCLIP, images: ImageSet, progress: bool) -> FrozenImages:
+        if model.config.augmentation == "standard":  # views are drawn where the tokens are made
+            return self._tokens(model, images, model.towers["image"].depth, progress)
+        tower = model.towers["image"]
+        tower.first = tower.depth
+        parts = [states.features.cpu() for states in image_states(model, images, text="features", progress=progress)]
+        features = torch.cat(parts)
+        return FrozenImages(features[:, :0], features[:, :0], features, tower.layout)
+
+    def _tokens(self, model: AdaptedCLIP, images: ImageSet, first: int, progress: bool) -> FrozenImages:
+        model.towers["image"].first = first
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        frozen = freeze_images(model, images, folder=self.folder, progress=progress)
+        if frozen is None:
+            raise UserError(f"no room for the activations of {len(images)} images: raise cache_memory or free the disk")
+        return frozen
+
+    def _trim(self) -> None:
+        while len(self._held) > 1 and sum(map(_bytes, self._held.values())) > self.settings.cache_memory * GB:
+            self._held.popitem(last=False)
+
+
+def _bytes(frozen: FrozenImages) -> int:
+    return sum(part.numel() * part.element_size() for part in (frozen.x, frozen.y, frozen.features))

@@ -1,0 +1,34 @@
+"""The methods by name. A row is a module and the object in it that carries the published settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from rmadapter.errors import UserError, nearest
+
+METHODS: dict[str, str] = {
+    "zero-shot": "zero_shot:ZeroShot()",
+    "mma": "adapters:MMA",
+    "rmadapter": "adapters:RMADAPTER",
+}
+
+
+def load_method(name: str, values: Mapping[str, Any] | None = None) -> Any:
+    """A method with its published settings, some of them replaced. Raises UserError for unknown names and fields."""
+    from dataclasses import replace
+
+    from rmadapter.bench.methods.adapters import Adapter
+    from rmadapter.bench.methods.base import configured
+
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    found = getattr(import_module(f"rmadapter.bench.methods.{module}"), attribute.removesuffix("()"))
+    method = found() if attribute.endswith("()") else found
+    if isinstance(method, Adapter):
+        method = replace(method, values={**method.values, **(values or {})})
+        method.config()  # complains now rather than after the data is read
+        return method
+    return configured(method, dict(values or {}))

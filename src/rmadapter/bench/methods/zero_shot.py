@@ -1,0 +1,52 @@
+"""CLIP itself, asked with prompts: Radford et al., "Learning Transferable Visual Models", ICML 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rmadapter.adapter import class_weights
+from rmadapter.backbone import Backbone
+from rmadapter.bench.methods.base import Classifier, Training
+from rmadapter.model import CHUNK
+from rmadapter.towers import States, towers
+
+
+@torch.no_grad()
+def text_features(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Normalised class features [C, e] of the untouched text encoder, averaged over templates."""
+    _, tower = towers(backbone.model)
+    device = next(backbone.model.parameters()).device
+    tokens = backbone.tokenizer([t.format(name) for t in templates for name in names]).to(device)
+    features = torch.cat([tower.frozen(chunk).features for chunk in tokens.split(CHUNK)])
+    return class_weights(features.float(), len(templates))
+
+
+def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tensor:
+    """Image features [B, e], normalised here, against class weights [C, e], over CLIP's temperature -> [B, C]."""
+    return backbone.model.logit_scale.exp() * torch.nn.functional.normalize(features.float(), dim=-1) @ weights.T  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """The untouched backbone. templates: other prompts than those of the run, averaged; empty for those of the run."""
+
+    title: ClassVar[str] = "zero-shot CLIP"
+    source: ClassVar[str] = "Radford et al., ICML 2021 (arXiv 2103.00020)"
+    templates: tuple[str, ...] = ()
+
+    def fit(self, backbone: Backbone, train: Training) -> Classifier:
+        templates = self.templates or train.templates
+
+        def for_classes(names: Sequence[str]) -> Callable[[States], Tensor]:
+            weights = text_features(backbone, names, templates)
+            return lambda states: cosine_logits(backbone, states.features, weights)
+
+        return Classifier(for_classes)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> int:
+        return 0
