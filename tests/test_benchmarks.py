@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import common  # noqa: E402
+import figures  # noqa: E402
 import inference  # noqa: E402
 import overhead  # noqa: E402
 import scaling  # noqa: E402
@@ -223,3 +224,9 @@ def test_help_says_what_is_measured(
     with pytest.raises(SystemExit):
         module.main()
     assert module.__doc__.split("\n")[0] in capsys.readouterr().out
+
+
+def test_the_figures_of_the_readme_are_those_of_the_result_files() -> None:
+    text = figures.README.read_text(encoding="utf-8")
+    assert figures.updated(text) == text, "run python benchmarks/figures.py"
+    assert "share of matmul rate" in figures.figures(figures.RESULTS)

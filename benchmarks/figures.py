@@ -1,0 +1,116 @@
+"""Writes the figures of docs/results/benchmarks into benchmarks/README.md, between its two markers.
+
+python benchmarks/figures.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, README = ROOT / "docs" / "results" / "benchmarks", ROOT / "benchmarks" / "README.md"
+START, END = "<!-- figures -->", "<!-- end of figures -->"
+
+
+def main() -> None:
+    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def updated(text: str) -> str:
+    """The page with its figures replaced by those in the result files."""
+    before, after = text.split(START)[0], text.split(END)[1]
+    return before + START + "\n" + figures(RESULTS) + END + after
+
+
+def figures(folder: Path) -> str:
+    """Markdown of whatever result files are there."""
+    parts = []
+    for name, show in SECTIONS.items():
+        if (file := folder / f"{name}.json").exists():
+            parts.append(show(json.loads(file.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
+    return f"\n### {title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def about(machine: dict[str, Any]) -> str:
+    return (
+        f"\nMachine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['memory_gb']:.0f} GB, torch {machine['torch']}, Python {machine['python']}.\n"
+    )
+
+
+def train_step(found: list[dict[str, Any]]) -> str:
+    columns = ["classes", "lean s", "reference s", "ratio", "ratio of operations"]
+    columns += ["share of matmul rate", "gradient difference", "lean MB", "reference MB"]
+    rows = []
+    for r in found:
+        operations = r["reference_flops_executed"] / r["lean_flops_executed"] if "lean_flops_executed" in r else None
+        row = [str(r["classes"]), f"{r['lean_seconds']:.2f}", f"{r['reference_seconds']:.2f}"]
+        row += [f"{r['ratio']:.2f}", f"{operations:.2f}" if operations else "not counted", f"{r['matmul_share']:.0%}"]
+        row += [f"{r['max_gradient_difference']:.1e}", f"{r['lean_peak_mb']:.0f}", f"{r['reference_peak_mb']:.0f}"]
+        rows.append(row)
+    title = f"A whole training step of {found[0]['backbone']}, batch 16: lean against reference (`train_step.py`)"
+    return table(title, columns, rows) + about(found[0]["machine"])
+
+
+def overhead(r: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{r[name]['time_percent']:+.1f} %", f"{r[name]['peak_percent']:+.1f} %"]
+        for name in ("lean", "reference")
+    ]
+    paper = r["paper"]
+    rows.append(["paper, Table 7", f"{paper['time_percent']:+.1f} %", f"{paper['memory_percent']:+.1f} % (GPU memory)"])
+    added = f"\nParameters added: {r['added_parameters']:,}; the paper says {paper['added_parameters']:,}.\n"
+    return table("What reconstruction costs (`overhead.py`)", ["forward", "step time", "peak of a step"], rows) + added
+
+
+def inference(found: list[dict[str, Any]]) -> str:
+    keys = ("adapted_images_per_second", "untouched_images_per_second")
+    rows = [[str(r["batch"]), *(f"{r[key]:.2f}" for key in keys), f"{r['cost_percent']:+.1f} %"] for r in found]
+    columns = ["images at once", "adapted, images/s", "untouched, images/s", "time added"]
+    return table(f"Inference, {found[0]['backbone']} (`inference.py`)", columns, rows)
+
+
+def options(r: dict[str, Any]) -> str:
+    rows = [
+        [row["option"], f"{row['seconds']:.3f}", f"{row['speedup']:.2f}", f"{row['loss']:.4f}"] for row in r["rows"]
+    ]
+    text = table("Number format and compiler (`options.py`, pocket)", ["option", "step s", "speed-up", "loss"], rows)
+    return text + f"\nThe first compiled step took {r['compile_seconds']:.0f} s.\n"
+
+
+def demo_fit(r: dict[str, Any]) -> str:
+    rows = [[name, f"{r[f'{name}_seconds']:.1f}", f"{r[f'{name}_last_loss']:.4f}"] for name in ("reference", "lean")]
+    text = table("Training of the demo (`demo_fit.py`)", ["forward", "seconds", "last loss"], rows)
+    return text + f"\nRatio {r['ratio']:.2f}, {r['images']} images of 8 classes.\n"
+
+
+def scaling(found: dict[str, Any]) -> str:
+    text = ""
+    for study, record in found.items():
+        points = record["points"]
+        keys = max((list(point) for point in points), key=len)
+        rows = [[f"{point[k]:.4g}" if k in point else "" for k in keys] for point in points]
+        text += table(f"Cost against {study}", [key.replace("_", " ") for key in keys], rows)
+        text += f"\n![{study}](../docs/results/benchmarks/scaling_{study}.png)\n"
+    return text
+
+
+SECTIONS: dict[str, Any] = {
+    "train_step": train_step,
+    "train_step_pocket": train_step,
+    "overhead": overhead,
+    "inference": inference,
+    "options": options,
+    "demo_fit": demo_fit,
+    "scaling": scaling,
+}
+
+if __name__ == "__main__":
+    main()
