@@ -4,8 +4,8 @@
 
 Of each data set only the train images of the base classes are read. They are halved once more: the adapter is trained
 on 12 images of each class of the first half, and judged by the other images of those classes ("base") and by all images
-of the second half ("novel"). The grid file is a list of {field: value} mappings, "preset: mma" among them if wanted. Finished lines are kept:
-start it again to go on.
+of the second half ("novel"). The grid file is a list of {field: value} mappings, "preset: mma" among them if wanted.
+Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
