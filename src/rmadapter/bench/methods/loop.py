@@ -37,8 +37,9 @@ class Recipe:
         warmup = self.warmup_epochs * steps_per_epoch
         if step < warmup:
             return self.warmup_rate
-        if self.every == "epoch":  # Dassl counts warm-up epochs as gone epochs of the cosine
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step // steps_per_epoch) / self.epochs))
+        if self.every == "epoch":  # Dassl's cosine begins after the warm-up, and so stops short of zero
+            gone = step // steps_per_epoch - self.warmup_epochs
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * gone / self.epochs))
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch)))
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
