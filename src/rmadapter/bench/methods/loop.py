@@ -88,7 +88,7 @@ def minimise(
                 optimizer.zero_grad()
                 terms["loss"].backward()
                 optimizer.step()
-                record = {name: float(term) for name, term in terms.items()}
+                record = {name: float(term.detach()) for name, term in terms.items()}
                 if not math.isfinite(record["loss"]):
                     raise UserError(f"the loss became {record['loss']}: lower learning_rate")
                 trained.history.append({"step": len(trained.history) + 1, "epoch": epoch + 1, **record})
