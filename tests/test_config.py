@@ -154,3 +154,12 @@ def test_overrides_are_read_as_what_they_look_like() -> None:
 def test_an_override_that_cannot_be_read_is_refused(pair: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_overrides([pair])
+
+
+def test_the_paper_preset_is_mmas_training_of_rmadapters_equations() -> None:
+    paper, mma, own = (Config.make({}, preset) for preset in ("paper", "mma", "rmadapter"))
+    training = ("optimizer", "learning_rate", "weight_decay", "epochs", "batch_size", "augmentation", "alpha")
+    assert [getattr(paper, name) for name in training] == [getattr(mma, name) for name in training]
+    equations = ("norm", "cross_modal", "activation", "share", "reconstruction_layers", "objective", "rank")
+    assert [getattr(paper, name) for name in equations] == [getattr(own, name) for name in equations]
+    assert paper.lambda_image_rec > 0 and paper.lambda_text_con > 0

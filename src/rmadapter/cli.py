@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rmadapter.bench import cli as bench_cli
 from rmadapter.errors import UserError
 
 app = typer.Typer(
@@ -64,7 +65,7 @@ def fit(
     data: Annotated[Path, typer.Argument(help="Folder of class folders, or CSV of path,label[,split].")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command resumes it.")],
     backbone: Annotated[str, typer.Option(help="pocket, ViT-B-16/openai, hf-hub:..., or a local folder.")] = "pocket",
-    preset: Annotated[str, typer.Option(help="rmadapter or mma.")] = "rmadapter",
+    preset: Annotated[str, typer.Option(help="rmadapter, mma or paper (RMAdapter trained as MMA).")] = "rmadapter",
     shots: Annotated[int, typer.Option(help="Training images per class; 0 takes all.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the draw, the initialisation and the batches.")] = 1,
     classes: Half = "all",
@@ -152,7 +153,7 @@ def predict(
 @app.command()
 def params(
     backbone: Annotated[str, typer.Option(help="Any backbone; only its sizes count.")] = "ViT-B-16/none",
-    preset: Annotated[str, typer.Option(help="rmadapter or mma.")] = "rmadapter",
+    preset: Annotated[str, typer.Option(help="rmadapter, mma or paper (RMAdapter trained as MMA).")] = "rmadapter",
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -199,6 +200,44 @@ def doctor(
         print(json.dumps(facts))
     else:
         _table(["what", "found"], [[name, str(value)] for name, value in facts.items()])
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="One data set; without it, all of them.")] = None,
+    root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
+    check: Annotated[Path | None, typer.Option(help="Say what is there below this folder.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch NAME with torchvision.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The paper's data sets: licence, size, how to get one, and whether what is there is complete."""
+    from dataclasses import asdict
+
+    from rmadapter.data import catalog
+
+    chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
+    place = check or root
+    if download and not name:
+        raise UserError("--download needs the name of one data set")
+    if name and not as_json:
+        print(catalog.describe(chosen[0], place), end="\n\n")
+    if download:
+        catalog.download(chosen[0], place)
+    if name or check:
+        facts = [asdict(catalog.check(dataset, place)) for dataset in chosen]
+        columns = ["name", "status", "missing"]
+    else:
+        facts = [dataset.model_dump() for dataset in chosen]
+        columns = ["key", "classes", "size", "licence"]
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        rows = [[fact[column] for column in columns] for fact in facts]
+        _table(columns, [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows])
+
+
+for verb in (bench_cli.bench, bench_cli.report, bench_cli.methods):
+    app.command()(verb)
 
 
 def _show_metrics(metrics: dict[str, dict[str, float]], as_json: bool) -> None:

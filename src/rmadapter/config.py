@@ -145,7 +145,16 @@ MMA: dict[str, Any] = {  # Yang et al., "MMA: Multi-Modal Adapter for Vision-Lan
     "batch_size": 16,
     "augmentation": "standard",
 }
-PRESETS: dict[str, dict[str, Any]] = {"rmadapter": {}, "mma": MMA}
+PAPER: dict[
+    str, Any
+] = {  # RMAdapter where its paper says that it follows MMA (optimisation) and PromptSRC (consistency)
+    **{name: MMA[name] for name in MMA if name not in ("norm", "cross_modal", "activation")},
+    "lambda_image_rec": 1.0,
+    "lambda_text_rec": 1.0,
+    "lambda_image_con": 10.0,
+    "lambda_text_con": 25.0,
+}
+PRESETS: dict[str, dict[str, Any]] = {"rmadapter": {}, "mma": MMA, "paper": PAPER}
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:

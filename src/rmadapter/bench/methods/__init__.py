@@ -10,8 +10,10 @@ from rmadapter.errors import UserError, nearest
 
 METHODS: dict[str, str] = {
     "zero-shot": "zero_shot:ZeroShot()",
+    "zero-shot-ensemble": "zero_shot:ZeroShotEnsemble()",
     "mma": "adapters:MMA",
     "rmadapter": "adapters:RMADAPTER",
+    "rmadapter-paper": "adapters:PAPER",
 }
 
 

@@ -58,3 +58,8 @@ RMADAPTER = Adapter(
     "RMAdapter", "Lin et al., AAAI-26 (arXiv 2512.06811); open choices as in docs/defaults.md", "rmadapter"
 )
 MMA = Adapter("MMA", "Yang et al., CVPR 2024; settings of its released configuration", "mma")
+PAPER = Adapter(
+    "RMAdapter, trained as MMA",
+    "Lin et al., AAAI-26; optimisation of MMA, consistency of PromptSRC, as it says",
+    "paper",
+)
