@@ -162,4 +162,5 @@ def test_the_paper_preset_is_mmas_training_of_rmadapters_equations() -> None:
     assert [getattr(paper, name) for name in training] == [getattr(mma, name) for name in training]
     equations = ("norm", "cross_modal", "activation", "share", "reconstruction_layers", "objective", "rank")
     assert [getattr(paper, name) for name in equations] == [getattr(own, name) for name in equations]
-    assert paper.lambda_image_rec > 0 and paper.lambda_text_con > 0
+    assert paper.lambda_image_rec > 0
+    assert paper.lambda_text_con > 0

@@ -60,6 +60,6 @@ RMADAPTER = Adapter(
 MMA = Adapter("MMA", "Yang et al., CVPR 2024; settings of its released configuration", "mma")
 PAPER = Adapter(
     "RMAdapter, trained as MMA",
-    "Lin et al., AAAI-26; optimisation of MMA, consistency of PromptSRC, as it says",
+    "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
     "paper",
 )
