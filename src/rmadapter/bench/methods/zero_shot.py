@@ -50,3 +50,23 @@ class ZeroShot:
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> int:
         return 0
+
+
+@dataclass(frozen=True)
+class ZeroShotEnsemble(ZeroShot):
+    """The untouched backbone with the seven templates that CLIP's authors chose for ImageNet, whatever the data."""
+
+    title: ClassVar[str] = "zero-shot CLIP, 7 templates"
+    source: ClassVar[str] = (
+        "Radford et al., ICML 2021 (arXiv 2103.00020); templates of notebooks/Prompt_Engineering_for_ImageNet.ipynb "
+        "in openai/CLIP"
+    )
+    templates: tuple[str, ...] = (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    )
