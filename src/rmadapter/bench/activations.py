@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from rmadapter.backbone import Backbone
 from rmadapter.config import Config
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.features import GB, FrozenImages, freeze_images, image_states
+from rmadapter.features import BATCH, GB, FrozenImages, freeze_images, image_states
 from rmadapter.model import AdaptedCLIP
+from rmadapter.towers import States
 from rmadapter.train import find_device
 
 
@@ -32,6 +35,7 @@ class Activations:
 
     def __post_init__(self) -> None:
         self._held: OrderedDict[tuple[Any, ...], FrozenImages] = OrderedDict()
+        self.seconds = 0.0  # spent on computing activations so far
 
     @property
     def device(self) -> torch.device:
@@ -44,28 +48,51 @@ class Activations:
 
         augmented: of the training views that the settings ask for, if any. Raises UserError when there is no room.
         """
+        found = self._find(images, first, augmented, progress)
+        if found is None:
+            raise UserError(f"no room for the activations of {len(images)} images: raise cache_memory or free the disk")
+        return found
+
+    def stream(
+        self, images: ImageSet, first: int | None = None, batch_size: int = BATCH, *, progress: bool = True
+    ) -> Iterator[States]:
+        """The states of all images in order, on the device; computed anew each time where there is no room for them."""
+        found, model = self._find(images, first, False, progress), self._model(False)
+        if first is not None:
+            model.towers["image"].first = first
+        yield from image_states(model, images, found, "evaluating", batch_size, progress)
+
+    def _find(self, images: ImageSet, first: int | None, augmented: bool, progress: bool) -> FrozenImages | None:
+        """From memory, or computed; None when neither memory nor disk has room."""
         augmented = augmented and self.settings.augmentation == "standard"
         key = (images.digest, first, augmented)
         if key not in self._held:
-            settings = self.settings if augmented else self.settings.replace(augmentation="none", views=0)
-            model = AdaptedCLIP(self.backbone, settings.replace(first_block=1, last_block=None)).to(self.device)
+            started, model = time.perf_counter(), self._model(augmented)
             if first is None:
                 found = self._features_of(images, augmented) or self._features(model, images, progress)
             else:
                 found = self._tokens(model, images, first, progress)
+            self.seconds += time.perf_counter() - started
+            if found is None:
+                return None
             self._held[key] = found
             self._trim()
         self._held.move_to_end(key)
         return self._held[key]
 
+    def _model(self, augmented: bool) -> AdaptedCLIP:
+        settings = self.settings if augmented else self.settings.replace(augmentation="none", views=0)
+        return AdaptedCLIP(self.backbone, settings.replace(first_block=1, last_block=None)).to(self.device)
+
     def _features_of(self, images: ImageSet, augmented: bool) -> FrozenImages | None:
         """Features that came with the tokens of the same images."""
         for (digest, _, views), held in self._held.items():
             if (digest, views) == (images.digest, augmented):
-                return replace(held, x=held.features[:, :0], y=held.features[:, :0])
+                features = held.features.clone()  # a view would keep the tokens' memory
+                return replace(held, x=features[:, :0], y=features[:, :0], features=features)
         return None
 
-    def _features(self, model: AdaptedCLIP, images: ImageSet, progress: bool) -> FrozenImages:
+    def _features(self, model: AdaptedCLIP, images: ImageSet, progress: bool) -> FrozenImages | None:
         if model.config.augmentation == "standard":  # views are drawn where the tokens are made
             return self._tokens(model, images, model.towers["image"].depth, progress)
         tower = model.towers["image"]
@@ -74,14 +101,11 @@ class Activations:
         features = torch.cat(parts)
         return FrozenImages(features[:, :0], features[:, :0], features, tower.layout)
 
-    def _tokens(self, model: AdaptedCLIP, images: ImageSet, first: int, progress: bool) -> FrozenImages:
+    def _tokens(self, model: AdaptedCLIP, images: ImageSet, first: int, progress: bool) -> FrozenImages | None:
         model.towers["image"].first = first
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
-        frozen = freeze_images(model, images, folder=self.folder, progress=progress)
-        if frozen is None:
-            raise UserError(f"no room for the activations of {len(images)} images: raise cache_memory or free the disk")
-        return frozen
+        return freeze_images(model, images, folder=self.folder, progress=progress)
 
     def _trim(self) -> None:
         while len(self._held) > 1 and sum(map(_bytes, self._held.values())) > self.settings.cache_memory * GB:

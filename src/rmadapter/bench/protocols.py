@@ -1,0 +1,207 @@
+"""The paper's experiments as data: what a run trains on, what it is asked afterwards, and what is varied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from rmadapter.errors import UserError, nearest
+
+Asked = Literal["halves", "targets", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and what is asked of it.
+
+    asked: "halves": trained on the base classes' shots, tested on base and on novel classes; "targets": trained on all
+    classes, tested on them and on `targets`; "accuracy": trained and tested on all classes.
+    overrides: fields of the method that the protocol sets. variant: printable; axis, value: the field that is varied.
+    """
+
+    protocol: str
+    dataset: str
+    method: str
+    seed: int
+    shots: int
+    asked: Asked = "halves"
+    targets: tuple[str, ...] = ()
+    overrides: tuple[tuple[str, Any], ...] = ()
+    variant: str = ""
+    axis: str = ""
+    value: Any = None
+
+    @property
+    def path(self) -> Path:
+        """Where its record lies below the folder of results."""
+        parts = [
+            part for part in PurePath(self.dataset).parts if part not in (PurePath(self.dataset).anchor, "..", "~")
+        ]
+        name = f"{_slug(self.variant) or 'default'}-{self.shots}shots-seed{self.seed}.json"
+        return Path(self.protocol, *map(_slug, parts), self.method, name)
+
+    def __str__(self) -> str:
+        variant = f" [{self.variant}]" if self.variant else ""
+        return f"{self.protocol} {self.dataset} {self.method}{variant} {self.shots} shots seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of an ablation, or a point of a sensitivity curve: a method with some fields set."""
+
+    label: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    method: str = "rmadapter"
+    axis: str = ""
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """variants: of an ablation, which chooses its methods itself; of other protocols there are none."""
+
+    text: str
+    asked: Asked = "halves"
+    shots: tuple[int, ...] = (16,)
+    variants: tuple[Variant, ...] = ()
+
+
+# Table 4 adds to MMA. Ours adds to RMAdapter's adapters, which differ from MMA's in norm, activation, start and alpha:
+# so there are two rows without constraint and reconstruction, MMA as it was published and these adapters alone.
+NO_RECONSTRUCTION = {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}
+NO_CONSTRAINT = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
+COMPONENTS = (
+    Variant("MMA (its own configuration)", method="mma"),
+    Variant("RMAdapter's adapters, no reconstruction, no constraint", {**NO_RECONSTRUCTION, **NO_CONSTRAINT}),
+    Variant("MMA + constraint", NO_RECONSTRUCTION),
+    Variant("MMA + constraint + text reconstruction", {"lambda_image_rec": 0.0}),
+    Variant("MMA + constraint + visual reconstruction", {"lambda_text_rec": 0.0}),
+    Variant("RMAdapter"),
+)
+SHARING = (  # Table 5
+    Variant("independent", {"share": "none"}),
+    Variant("shared up-projection", {"share": "up"}),
+    Variant("shared down-projection (RMAdapter)", {"share": "down"}),
+)
+LAYERS = (  # Table 6
+    Variant("1", {"reconstruction_layers": 1}),
+    Variant("2 (RMAdapter)", {"reconstruction_layers": 2}),
+    Variant("3", {"reconstruction_layers": 3}),
+)
+OBJECTIVE = (
+    Variant("L2 (RMAdapter)", {"objective": "l2"}),
+    Variant("L1", {"objective": "l1"}),
+    Variant("cosine", {"objective": "cosine"}),
+)
+AXES: dict[str, tuple[Any, ...]] = {
+    "rank": (4, 8, 16, 32, 64),
+    "first_block": (1, 3, 5, 7, 9, 11),
+    "alpha": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "lambda_image_rec": (0.0, 0.1, 1.0, 10.0),
+    "lambda_text_rec": (0.0, 0.1, 1.0, 10.0),
+    "lambda_image_con": (0.0, 5.0, 10.0, 20.0, 40.0),
+    "lambda_text_con": (0.0, 12.5, 25.0, 50.0, 100.0),
+}
+SENSITIVITY = tuple(Variant(f"{a}={v}", {a: v}, axis=a, value=v) for a, values in AXES.items() for v in values)
+
+PROTOCOLS: dict[str, Protocol] = {
+    "base-to-novel": Protocol("train on the first half of the classes, test each half (Table 1)"),
+    "cross-dataset": Protocol("train on the first dataset, test on it and on the others (Table 2)", "targets"),
+    "domain-generalization": Protocol("train on one domain, test on its siblings (Table 3)", "targets"),
+    "few-shot": Protocol("all classes, 1 to 16 shots", "accuracy", (1, 2, 4, 8, 16)),
+    "ablation-components": Protocol("parts of the loss (Table 4)", variants=COMPONENTS),
+    "ablation-sharing": Protocol("which projection the branches share (Table 5)", variants=SHARING),
+    "ablation-layers": Protocol("depth of the reconstruction branch (Table 6)", variants=LAYERS),
+    "ablation-objective": Protocol("distance that reconstruction minimises", variants=OBJECTIVE),
+    "sensitivity": Protocol("rank, first block, alpha and each lambda", variants=SENSITIVITY),
+}
+METHODS = ("zero-shot", "mma", "rmadapter")  # of a protocol without variants, unless others are named
+DOMAINS = {"imagenet": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")}
+
+
+def expand(
+    protocol: str,
+    datasets: Sequence[str],
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (1, 2, 3),
+    shots: Sequence[int] = (),
+    *,
+    axes: Sequence[str] = (),
+    root: Path = Path(),
+) -> list[Run]:
+    """All runs of a protocol, those on the same images one after another.
+
+    datasets: for cross-dataset the source and then the targets; for domain-generalization one of FOLDER/DOMAIN, whose
+    siblings below `root` are the targets, or imagenet. methods, shots: empty for the protocol's own. axes: of
+    sensitivity; empty for all. Raises UserError for anything unknown, given twice, or that the protocol chooses itself.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
+    plan = PROTOCOLS[protocol]
+    shots = shots or plan.shots
+    if plan.variants and methods:
+        raise UserError(f"{protocol} compares variants of rmadapter: leave out --methods")
+    for name, given in (("datasets", datasets), ("methods", methods), ("seeds", seeds), ("shots", shots)):
+        if len(set(given)) < len(given):
+            raise UserError(f"--{name} {','.join(map(str, given))}: something is named twice")
+    for name, numbers in (("seeds", seeds), ("shots", shots)):
+        if any(number < 0 for number in numbers):
+            raise UserError(f"--{name} {','.join(map(str, numbers))}: numbers from 0 upwards are needed")
+    if not datasets or not seeds:
+        raise UserError(f"{protocol} needs at least one of --datasets and of --seeds")
+    variants = _variants(protocol, axes) or [Variant("", method=method) for method in methods or METHODS]
+    return [
+        Run(
+            protocol, dataset, v.method, seed, k, plan.asked, targets, tuple(v.values.items()), v.label, v.axis, v.value
+        )
+        for dataset, targets in _tasks(protocol, datasets, root)
+        for seed in seeds
+        for k in shots
+        for v in variants
+    ]  # fmt: skip
+
+
+def _variants(protocol: str, axes: Sequence[str]) -> list[Variant]:
+    if axes and protocol != "sensitivity":
+        raise UserError(f"{protocol} has no axes: leave out --axes, or run sensitivity")
+    for axis in axes:
+        if axis not in AXES:
+            raise UserError(f"unknown axis {axis!r}{nearest(axis, AXES)}")
+    return [v for v in PROTOCOLS[protocol].variants if not axes or v.axis in axes]
+
+
+def _tasks(protocol: str, datasets: Sequence[str], root: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(trained on, tested on besides)"""
+    if protocol == "cross-dataset":
+        if len(datasets) < 2:
+            raise UserError("cross-dataset needs two --datasets or more: the source, then the targets")
+        yield datasets[0], tuple(datasets[1:])
+        return
+    for dataset in datasets:
+        yield dataset, _siblings(dataset, root) if protocol == "domain-generalization" else ()
+
+
+def _siblings(dataset: str, root: Path) -> tuple[str, ...]:
+    """The other domains of FOLDER/DOMAIN, in order of their names."""
+    if dataset in DOMAINS:
+        return DOMAINS[dataset]
+    path = PurePath(dataset)
+    folder = root / path.parent
+    if len(path.parts) < 2 or not (root / path).is_dir():
+        raise UserError(
+            f"domain-generalization trains on one domain of a folder of domains, as pacs/photo, or on imagenet; "
+            f"{root / path} is no such folder"
+        )
+    names = sorted(
+        d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".") and d.name != path.name
+    )
+    if not names:
+        raise UserError(f"{folder} holds no other domain than {path.name} to test on")
+    return tuple((path.parent / name).as_posix() for name in names)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.=]+", "-", text).strip("-")
