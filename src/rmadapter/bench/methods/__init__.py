@@ -11,6 +11,8 @@ from rmadapter.errors import UserError, nearest
 METHODS: dict[str, str] = {
     "zero-shot": "zero_shot:ZeroShot()",
     "zero-shot-ensemble": "zero_shot:ZeroShotEnsemble()",
+    "linear-probe": "linear_probe:LinearProbe()",
+    "linear-probe-zero-shot": "linear_probe:ZeroShotProbe()",
     "mma": "adapters:MMA",
     "rmadapter": "adapters:RMADAPTER",
     "rmadapter-paper": "adapters:PAPER",
