@@ -1,0 +1,264 @@
+"""The public data sets of the paper as a table, and any data set by name or path.
+
+The table is catalog.yaml. Layouts, class names, prompt templates and counts are facts of the CoOp protocol (Zhou et
+al., IJCV 2022); its folders and split files are read as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from rmadapter.data.images import ImageSet, prompt_name, read_images
+from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfolders
+from rmadapter.data.scan import SPLITS
+from rmadapter.errors import UserError, nearest
+from rmadapter.files import write_json
+
+
+class Dataset(BaseModel):
+    """A row of the table. What a reader of an archive format needs is in the second block."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    title: str
+    folder: str  # as CoOp calls it, below the common root
+    classes: int
+    counts: dict[str, int]  # split -> images
+    templates: tuple[str, ...]
+    licence: str
+    size: str
+    citation: str
+    url: str
+    steps: tuple[str, ...]  # what a person does; {home} is the data set's folder
+    torchvision: str = ""  # class that downloads it
+    unpacked: str = ""  # folder that this class unpacks into
+
+    reader: str  # of readers.READERS
+    images: str = ""  # folder that the paths of a split are relative to
+    split: str = ""  # CoOp's split file
+    split_url: str = ""
+    lists: dict[str, str] = {}  # split -> the archive's own list, or folder of class folders
+    order: str = ""  # file of class names
+    order_line: str = "(?P<name>.+)"
+    line: str = ""
+    file: str = ""
+    spelling: str = "as is"
+    renames: dict[str, str] = {}  # class folder -> class name
+    ignored: tuple[str, ...] = ()
+
+    def laid_out(self, home: Path) -> bool:
+        """Does `home` look like the archive, and not like any folder of class folders?"""
+        return any((home / path).exists() for path in (self.split, self.images, *self.lists.values()) if path)
+
+    def table(self, home: Path) -> Table:
+        """The split file as it is; without it, what the archive's own files say."""
+        if self.split and (home / self.split).is_file():
+            return split_json(home / self.split)
+        return READERS[self.reader](home, self)
+
+
+def _load() -> dict[str, Dataset]:
+    text = Path(__file__).with_name("catalog.yaml").read_text(encoding="utf-8")
+    return {key: Dataset(key=key, **row) for key, row in yaml.safe_load(text).items()}
+
+
+CATALOG: Mapping[str, Dataset] = _load()
+
+
+def find(name: str) -> Dataset | None:
+    """The data set with this key or CoOp folder name."""
+    return next((dataset for dataset in CATALOG.values() if name in (dataset.key, dataset.folder)), None)
+
+
+def get(name: str) -> Dataset:
+    """Like `find`. Raises UserError, with the nearest name, where that finds none."""
+    if (dataset := find(name)) is None:
+        raise UserError(f"the catalogue has no data set {name!r}{nearest(name, CATALOG)}")
+    return dataset
+
+
+# Reading
+
+
+def load_dataset(name_or_path: str | Path, root: Path | None = None) -> dict[str, ImageSet]:
+    """A data set of the catalogue below `root`, by key or CoOp folder name; else a folder or CSV file, from `root` on.
+
+    Returns split -> ImageSet with classes in label order and images in the order of the files that list them. A data
+    set of the catalogue may also lie there as plain folders ([split/]class/image); its classes then get the
+    catalogue's names. Raises UserError when nothing is there, images are missing, or the files contradict each other.
+    """
+    base = Path(root).expanduser() if root else Path()
+    given = Path(name_or_path).expanduser()
+    path = base / given
+    dataset = find(path.name)
+    home: Path | None = path if path.exists() else None
+    if dataset and (home is None or len(given.parts) == 1):
+        home = _home(dataset, path.parent)
+    if home is None:
+        if dataset:
+            hint = f"`rmadapter data {dataset.key} --root {base}` says how to get it"
+            raise UserError(f"{dataset.title} is not in {path.parent}: {hint}")
+        beside = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
+        raise UserError(f"{path}: no such data set{nearest(str(name_or_path), {*CATALOG, *beside})}")
+    if dataset and dataset.laid_out(home):
+        table = dataset.table(home)
+        if missing := _missing(home / dataset.images, table):
+            raise UserError(f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what to do")
+        return image_sets(table, home / dataset.images, home)
+    if inside := domains(home):
+        raise UserError(f"{home}: holds the domains {', '.join(inside)}; give one, such as {home.name}/{inside[0]}")
+    sets = read_images(home)
+    return _renamed(sets, dataset, home) if dataset else sets
+
+
+def _home(dataset: Dataset, root: Path) -> Path | None:
+    """Where the data set lies below `root`, under either name; an original archive comes before plain folders."""
+    homes = [root / dataset.folder, root / dataset.key]
+    found = [home for home in homes if home.is_dir() and any(home.iterdir())]
+    return next((home for home in found if dataset.laid_out(home)), found[0] if found else None)
+
+
+def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict[str, ImageSet]:
+    """Plain folders with the classes of the catalogue, in its order: capitals first where CoOp sorts folders."""
+    names = next(iter(sets.values())).classes
+    if any(re.fullmatch(r"n\d{8}", name) for name in names):
+        raise UserError(f"{home}: classes are WordNet ids: `rmadapter data {dataset.key}` says where names come from")
+    ignored = {prompt_name(name) for name in dataset.ignored}
+    kept = [i for i, name in enumerate(names) if name not in ignored]
+    if dataset.reader == "class_folders":
+        kept.sort(key=lambda i: names[i].replace(" ", "_"))
+    renames = {prompt_name(folder): name for folder, name in dataset.renames.items()}
+    classes = tuple(renames.get(names[i], names[i]) for i in kept)
+    number = {old: new for new, old in enumerate(kept)}
+    renamed = {}
+    for split, images in sets.items():
+        rows = sorted((number[label], i) for i, label in enumerate(images.labels) if label in number)
+        pictures, labels = tuple(images.images[i] for _, i in rows), tuple(label for label, _ in rows)
+        renamed[split] = ImageSet(pictures, labels, classes, images.root, images.skipped)
+    return renamed
+
+
+def domains(path: Path) -> list[str]:
+    """Folders in `path` that are data sets with splits and the same class folders: its domains, sorted; or []."""
+    found: dict[str, set[str]] = {}
+    for name in subfolders(path):
+        if name.casefold() in SPLITS:
+            return []
+        if splits := [split for split in subfolders(path / name) if split.casefold() in SPLITS]:
+            found[name] = {folder for split in splits for folder in subfolders(path / name / split)}
+    same = all(classes == next(iter(found.values())) for classes in found.values())
+    return list(found) if same and len(found) > 1 else []
+
+
+# Getting and checking
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is there of a data set: complete, partial (and then what is missing) or absent."""
+
+    name: str
+    status: str
+    home: str
+    missing: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def check(dataset: Dataset, root: Path) -> Check:
+    """Complete: CoOp's split file or the archive's own lists, every image they name, and as many as CoOp counts."""
+    home = _home(dataset, root)
+    if home is None:
+        return Check(dataset.key, "absent", str(root / dataset.folder))
+    missing: list[str] = []
+    counts: dict[str, int] = {}
+    if dataset.split and not (home / dataset.split).is_file():
+        missing.append(f"{dataset.split}, so that splits are not those of published results")
+    try:
+        if dataset.laid_out(home):
+            table = dataset.table(home)
+            missing += [text] if (text := _missing(home / dataset.images, table)) else []
+            sets = image_sets(table, home / dataset.images, home)
+        else:
+            missing.append("the original archive: plain folders lie here, which can be read too")
+            sets = load_dataset(home)
+        counts = {split: len(images) for split, images in sets.items()}
+        classes = len(next(iter(sets.values())).classes)
+        wanted = {"classes": dataset.classes, **dataset.counts}
+        for what, count in {"classes": classes, **{split: counts.get(split, 0) for split in dataset.counts}}.items():
+            if count != wanted[what]:
+                missing.append(f"{what}: {count} of {wanted[what]}" + " images" * (what != "classes"))
+    except UserError as error:
+        missing.append(str(error))
+    return Check(dataset.key, "partial" if missing else "complete", str(home), tuple(missing), counts)
+
+
+def _missing(images: Path, table: Table) -> str:
+    """A sentence on the images of the table that are not there, or "". Lists each folder once, so it stays fast."""
+    there: dict[str, set[str]] = {}
+    absent = []
+    paths = [row[0] for rows in table.values() for row in rows]
+    for path in paths:
+        folder, name = os.path.split(images / path)
+        if folder not in there:
+            there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in there[folder]:
+            absent.append(path)
+    return f"{len(absent)} of {len(paths)} images are missing, such as {', '.join(absent[:3])}" if absent else ""
+
+
+def describe(dataset: Dataset, root: Path) -> str:
+    """Licence, size, citation, layout and the steps to get it, for a person to read."""
+    home = root / dataset.folder
+    steps = [step.replace("{home}", str(home)) for step in dataset.steps]
+    if dataset.split:
+        steps.append(f"Put {dataset.split} ({dataset.split_url}) into {home}: the splits of published results.")
+    fetched = f"`rmadapter data {dataset.key} --root {root} --download` does it with torchvision, or by hand:"
+    facts: dict[str, Any] = {
+        "images": ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items()),
+        "classes": dataset.classes,
+        "prompt": dataset.templates[0],
+        "licence": dataset.licence,
+        "size": dataset.size,
+        "cite": dataset.citation,
+        "page": dataset.url,
+    }
+    lines = [dataset.title, *(f"  {name + ':':9}{value}" for name, value in facts.items())]
+    lines += ["", fetched if dataset.torchvision else "How to get it:"]
+    return "\n".join([*lines, *(f"  {number}. {step}" for number, step in enumerate(steps, 1))])
+
+
+def download(dataset: Dataset, root: Path) -> None:
+    """Fetch the archive with torchvision's own downloader and lay it out as CoOp does; done again, it goes on.
+
+    Raises UserError when torchvision has none, or the download fails.
+    """
+    if not dataset.torchvision:
+        raise UserError(f"{dataset.title} has to be fetched by hand: follow the steps")
+    import torchvision.datasets
+
+    home = root / dataset.folder
+    stage = home / ".download"
+    print(f"Licence of {dataset.title}: {dataset.licence}. By downloading you accept it.", file=sys.stderr)
+    try:
+        stage.mkdir(parents=True, exist_ok=True)
+        with contextlib.redirect_stdout(sys.stderr):
+            fetched = getattr(torchvision.datasets, dataset.torchvision)(stage, download=True)
+        archives = shutil.ignore_patterns("*.zip", "*.tgz", "*.tar.gz")
+        shutil.copytree(stage / dataset.unpacked, home, ignore=archives, copy_function=shutil.move, dirs_exist_ok=True)
+    except Exception as error:  # no network, a changed archive, a full disk: torchvision raises as it comes
+        raise UserError(f"{dataset.title}: not downloaded ({error}); try again, or follow the steps by hand") from None
+    if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
+        write_json(home / dataset.order, {str(i): name for i, name in enumerate(fetched.classes, 1)})
+    shutil.rmtree(stage)
