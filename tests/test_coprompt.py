@@ -1,0 +1,108 @@
+"""CoPrompt against a plain reimplementation, its descriptions, and what a fit does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rmadapter.backbone import Backbone, load_backbone
+from rmadapter.bench.methods import coprompt
+from rmadapter.bench.methods.coprompt import CoPrompt, Descriptions
+from rmadapter.errors import UserError
+from test_deep import LABELS, NAMES, double, eight_images, hooked, learns, pictures, same
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
+    backbone = double(request.getfixturevalue(name))
+    method = CoPrompt(n_ctx=2, depth=3, consistency=4, reduction=1)
+    module = method.module(backbone).double()
+    pixels, text = pictures(backbone), module.text(NAMES)
+    generator = torch.Generator().manual_seed(2)
+    frozen = [torch.randn(n, 40, generator=generator, dtype=torch.float64) for n in (len(LABELS), len(NAMES))]
+    lean = method.loss(module, LABELS, module.image.frozen(pixels), text, (frozen[0], frozen[1]))
+
+    mapped = [p @ layer.weight.T + layer.bias for p, layer in zip(module.prompts, module.maps, strict=True)]
+    with hooked(backbone, list(module.prompts), mapped) as model:
+        w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
+        f = model.encode_image(pixels)
+    mixed = []
+    for side, x, m in (("image", f, 0.1), ("text", w, 0.2)):
+        adapter: Any = module.adapters[side]
+        down, up = adapter[0], adapter[2]
+        x = m * (x @ down.weight.T).clamp(min=0).matmul(up.weight.T).clamp(min=0) + (1 - m) * x
+        mixed.append(x / x.norm(dim=-1, keepdim=True))
+    logits = model.logit_scale.exp() * mixed[0] @ mixed[1].T
+    near = [1 - (x * F.normalize(y, dim=-1)).sum(-1).mean() for x, y in zip(mixed, frozen, strict=True)]
+    plain = {"ce": F.cross_entropy(logits, LABELS), "image": 4 * near[0], "text": 4 * near[1]}
+    same(module, lean, {"loss": plain["ce"] + plain["image"] + plain["text"], **plain})
+
+
+def write(folder: Path, value: Any) -> str:
+    file = folder / "descriptions.json"
+    file.write_text(json.dumps(value))
+    return str(file)
+
+
+def test_descriptions_are_features_of_their_sentences(tiny_clip: Backbone, tmp_path: Path) -> None:
+    file = write(tmp_path, {"Tree_House": ["a house in a tree", "a tree"], "cat": ["{it} purrs"], "dog": ["it barks"]})
+    found = CoPrompt(descriptions=file).read(tiny_clip, ["cat", "tree house"], ["{}"])
+    assert found.counts.tolist() == [1, 2]
+    tokens = tiny_clip.tokenizer(["{it} purrs", "a house in a tree", "a tree"])
+    expected = F.normalize(tiny_clip.model.encode_text(tokens), dim=-1)  # type: ignore[operator]
+    torch.testing.assert_close(found.features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_description_is_drawn_equally_often() -> None:
+    found = Descriptions(torch.arange(6.0)[:, None], torch.tensor([1, 3, 2]))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([found.draw(generator)[:, 0] for _ in range(3000)]).long()
+    shares = torch.stack([(drawn == i).float().sum(0) for i in range(6)]) / 3000  # [sentence, class]
+    expected = torch.tensor([[1, 0, 0], [0, 1 / 3, 0], [0, 1 / 3, 0], [0, 1 / 3, 0], [0, 0, 1 / 2], [0, 0, 1 / 2]])
+    assert (shares - expected).abs().max() < 0.03
+
+
+def test_class_prompts_stand_in_and_a_note_says_so(tiny_clip: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
+    coprompt._note.cache_clear()
+    for _ in range(2):
+        found = CoPrompt().read(tiny_clip, NAMES, ["a photo of a {}."])
+    assert capsys.readouterr().err.count("without generated descriptions") == 1
+    tokens = tiny_clip.tokenizer([f"a photo of a {name}." for name in NAMES])
+    expected = F.normalize(tiny_clip.model.encode_text(tokens), dim=-1)  # type: ignore[operator]
+    torch.testing.assert_close(found.draw(torch.Generator()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [["a cat"], {"dog": ["it barks"]}, {"cat": []}, {"cat": "it purrs"}], ids=str)
+def test_wrong_descriptions_are_named(tiny_clip: Backbone, tmp_path: Path, value: Any) -> None:
+    with pytest.raises(UserError, match=r"descriptions\.json"):
+        CoPrompt(descriptions=write(tmp_path, value)).read(tiny_clip, ["cat"], ["{}"])
+
+
+def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
+    learns(CoPrompt(epochs=80, learning_rate=0.05, batch_size=8, consistency=0.1), tiny_clip)
+
+
+def test_images_are_compared_with_another_view(tiny_clip: Backbone) -> None:
+    """With one view of each image it is compared with itself, with two it is not."""
+    terms = []
+    for views in (1, 2):
+        train = eight_images(tiny_clip, augmentation="standard", views=views)
+        terms.append(CoPrompt(epochs=1, batch_size=8).fit(tiny_clip, train).history[0]["image"])
+    assert terms[1] > terms[0]
+
+
+@pytest.fixture(scope="module")
+def vit_b16() -> Backbone:
+    return load_backbone("ViT-B-16/none")
+
+
+def test_parameters_are_the_papers(vit_b16: Backbone) -> None:
+    # With 2 prompts in 12 blocks, the paper's 4.74 M: prompts and their maps. Beside them, two adapters 512-128-512.
+    adapters = 2 * 2 * 512 * 128
+    assert CoPrompt(n_ctx=2).parameters(vit_b16) - adapters == 12 * (2 * 512 + 512 * 768 + 768) == 4_740_096
+    assert CoPrompt().parameters(vit_b16) == 12 * (4 * 512 + 512 * 768 + 768) + adapters == 5_014_528
