@@ -60,8 +60,8 @@ class TipAdapter:
     beta_steps: int = 200
 
     def fit(self, backbone: Backbone, train: Training) -> Classifier:
-        weights = text_features(backbone, train.images.classes, train.templates)
         views, labels = shot_features(train), labels_of(train)
+        weights = text_features(backbone, train.images.classes, train.templates)
         cache, done = self.cache(backbone, weights, views, train)
         alpha, beta = self.alpha, self.beta
         if self.search:
