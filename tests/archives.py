@@ -73,6 +73,7 @@ def fgvc_aircraft(home: Path) -> None:
         "train": ["1025794 Challenger 600", "0900914 707-320", "1234567 F/A-18", "0000001 A300B4"],
         "val": ["0000002 F/A-18"],
         "test": ["0000003 A300B4", "0000004 707-320"],
+        "trainval": ["1025794 Challenger 600", "0000002 F/A-18"],  # torchvision's default, which CoOp does not read
     }.items():
         write_text(home / f"images_variant_{split}.txt", rows)
         pictures(home / "images", [f"{row.split()[0]}.jpg" for row in rows])
@@ -129,7 +130,7 @@ def oxford_flowers(home: Path) -> None:
 
     home.mkdir(parents=True, exist_ok=True)
     savemat(home / "imagelabels.mat", {"labels": np.array([FLOWERS], dtype=np.uint8)})
-    ids = np.array([[1]], dtype=np.uint16)
+    ids = np.array([[1, 2]], dtype=np.uint16)
     savemat(home / "setid.mat", {"trnid": ids, "valid": ids, "tstid": ids})
     write_json(home / "cat_to_name.json", {"3": "canterbury bells", "1": "pink primrose", "2": "hard-leaved orchid"})
     pictures(home / "jpg", [f"image_{i:05d}.jpg" for i in range(1, len(FLOWERS) + 1)])

@@ -219,6 +219,8 @@ def data(
     place = check or root
     if download and not name:
         raise UserError("--download needs the name of one data set")
+    if check and not check.is_dir():
+        raise UserError(f"{check}: no such folder")
     if name and not as_json:
         print(catalog.describe(chosen[0], place), end="\n\n")
     if download:

@@ -240,9 +240,10 @@ def describe(dataset: Dataset, root: Path) -> str:
 
 
 def download(dataset: Dataset, root: Path) -> None:
-    """Fetch the archive with torchvision's own downloader and lay it out as CoOp does; done again, it goes on.
+    """Fetch the archive with torchvision's own downloader and lay it out as CoOp does.
 
-    Raises UserError when torchvision has none, or the download fails.
+    What an interrupted call left half unpacked shows as missing in `check`; the next call fetches it again. Raises
+    UserError when torchvision has no downloader or the download fails.
     """
     if not dataset.torchvision:
         raise UserError(f"{dataset.title} has to be fetched by hand: follow the steps")
