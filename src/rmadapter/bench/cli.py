@@ -36,7 +36,8 @@ def bench(
 ) -> None:
     """Run one of the paper's experiments; finished runs are kept."""
     from rmadapter.bench.protocols import expand
-    from rmadapter.bench.runner import run_all, split_settings
+    from rmadapter.bench.runner import run_all
+    from rmadapter.bench.settings import split_settings
     from rmadapter.config import Config, parse_overrides
 
     flags: dict[str, Any] = {"backbone": backbone, "augmentation": augmentation, "views": views}
@@ -69,13 +70,28 @@ def bench(
 def report(
     results: Annotated[Path, typer.Argument(help="Folder that `bench` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")],
+    check: Annotated[bool, typer.Option("--check", help="Compare with the paper's figures; 1 if one is off.")] = False,
+    tolerance: Annotated[float, typer.Option(help="Points that a figure may be off.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Tables, figures and one page of everything that was measured."""
+    from rmadapter.bench import paper
     from rmadapter.bench.report import write_reports
 
     written = write_reports(results, out)
-    print(json.dumps(written) if as_json else f"report: {out / 'report.html'}")
+    judged = [row for row in paper.check(results, tolerance) if row["ours"] is not None] if check else []
+    if as_json:
+        print(json.dumps(judged if check else written))
+    elif check:
+        from rmadapter.cli import _table
+
+        names = ["table", "row", "figure", "paper", "ours", "difference", "within", "status"]
+        _table(names, [[f"{r[n]:.2f}" if isinstance(r[n], float) else str(r[n]) for n in names] for r in judged])
+        print(f"{len(judged)} of the paper's figures were measured with its backbone and data")
+    else:
+        print(f"report: {out / 'report.html'}")
+    if any(row["within"] is False for row in judged):
+        raise typer.Exit(1)
 
 
 def methods(
@@ -83,7 +99,7 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """Every method, its published settings and its number of trainable parameters."""
-    from rmadapter.bench.runner import describe_methods
+    from rmadapter.bench.settings import describe_methods
 
     classes, shots = 100, 16
     found = describe_methods(backbone, classes, shots)

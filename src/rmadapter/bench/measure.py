@@ -7,9 +7,9 @@ import json
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,18 @@ from rmadapter.backbone import Backbone, load_backbone
 from rmadapter.bench.activations import Activations
 from rmadapter.bench.machine import machine, peak, reset_peak
 from rmadapter.bench.methods import load_method
-from rmadapter.bench.methods.adapters import COMMON, Adapter
 from rmadapter.bench.methods.base import Classifier, NotApplicable, Training
 from rmadapter.bench.protocols import Run
+from rmadapter.bench.settings import COMPARED, settings_of
 from rmadapter.checkpoint import versions
 from rmadapter.config import Config
+from rmadapter.data.catalog import find, load_dataset
 from rmadapter.data.fewshot import FewShot, few_shot, half, split_digest
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.metrics import accuracy, harmonic_mean
 
 FORMAT = 1  # of the record
-COMPARED = ("backbone", "templates", "augmentation", "views", "precision")  # alike in all runs of a comparison
-NOT_THE_METHODS = ("shots", "classes", "compile")  # fields of a Config that the protocol sets, or that change no figure
 
 
 @dataclass(eq=False)
@@ -77,8 +76,8 @@ class Lab:
 
     def shared(self, run: Run) -> Config:
         """The settings that all methods of this run's comparison have in common."""
-        templates = own_templates(run.dataset) if self.own_templates else ()
-        return self.settings.replace(seed=run.seed, **({"templates": templates} if templates else {}))
+        known = find(PurePath(run.dataset).name) if self.own_templates else None
+        return self.settings.replace(seed=run.seed, **({"templates": known.templates} if known else {}))
 
     def train_activations(self, settings: Config) -> Activations:
         """Kept from run to run while the settings stay, so that methods share the activations of their shots."""
@@ -110,18 +109,6 @@ class Lab:
         return {name: self._tests.setdefault((of, name), images) for (of, name), images in wanted.items()}
 
 
-def load_dataset(name: str, root: Path) -> dict[str, ImageSet]:
-    """Split -> images of a dataset's name below root, or of a folder or CSV file."""
-    from rmadapter.data.images import read_images
-
-    return read_images(root / name)
-
-
-def own_templates(dataset: str) -> tuple[str, ...]:
-    """Prompt templates of a dataset of the catalogue; none for others."""
-    return ()
-
-
 def _whole(splits: Mapping[str, ImageSet], name: str) -> ImageSet:
     """The images of a set that nothing is trained on."""
     found = splits.get("test") or splits.get("all")
@@ -139,13 +126,6 @@ def configuration(run: Run, lab: Lab) -> dict[str, Any]:
         "method": {"name": run.method, **settings_of(method_of(run, lab))},
     }
     return json.loads(json.dumps(config))
-
-
-def settings_of(method: Any) -> dict[str, Any]:
-    """The fields of a method that are its own."""
-    if not isinstance(method, Adapter):
-        return asdict(method)
-    return {k: v for k, v in method.config().model_dump().items() if k not in {*COMMON, *NOT_THE_METHODS}}
 
 
 def method_of(run: Run, lab: Lab) -> Any:
@@ -244,9 +224,8 @@ def summary(run: Run, found: Mapping[str, float | str], sets: Mapping[str, Image
     return {"metrics": {**nested(numbers), "average": average}, "counts": nested(counts), "chance": nested(chance)}
 
 
-def record(run: Run, lab: Lab, config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole record of a run, in the order in which it is written; the key tells all that its figures depend on."""
-    digest = lab.backbone.digest
+def record(run: Run, lab: Lab, config: Mapping[str, Any], found: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The whole record of a run, in the order in which it is written."""
     return {
         "format": FORMAT,
         "protocol": run.protocol,
@@ -256,20 +235,20 @@ def record(run: Run, lab: Lab, config: Mapping[str, Any], found: Mapping[str, An
         "variant": run.variant,
         "axis": run.axis,
         "value": run.value,
-        "backbone": {"name": lab.backbone.name, "digest": digest},
+        "backbone": {"name": lab.backbone.name, "digest": lab.backbone.digest},
         "seed": run.seed,
         "shots": run.shots,
         "status": "finished",
         "reason": "",
-        **found,
-        "config": dict(config),
-        "key": run_key(config, digest, found.get("split_digest", "")),
         "versions": versions(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **found,
+        "config": dict(config),
+        "key": key,
     }
 
 
 def run_key(config: Mapping[str, Any], backbone_digest: str, split_digest: str) -> str:
-    """SHA-256 of the configuration, the backbone's weights and the images of the draw."""
+    """Tells all that a run's figures depend on: the configuration, the backbone's weights, the images of the draw."""
     parts = [config, backbone_digest, split_digest]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
