@@ -1,0 +1,72 @@
+"""Oracles: the csv module, and what a reader of the table must find in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+from rmadapter.bench.render import Cell, Row, Table, mark_best, minus, tex, to_csv, to_latex, to_markdown
+
+ROWS = mark_best(
+    [
+        Row("A_1 & co", (Cell(70.123, 0.5), Cell(3.0))),
+        Row("B|b", (Cell(70.1249), Cell(2.0))),
+        Row("C", (Cell(99.0), Cell()), note="1 of 3 seeds"),
+        Row("D, as printed", (Cell(80.0), Cell(1.0)), True),
+    ],
+    (1, -1),
+)
+TABLE = Table("t", "A table of 5 %", ("method", "x_y", "time"), ROWS, "3 seeds.", ("A note.",))
+
+
+def test_best_is_marked_among_complete_measured_rows_with_ties() -> None:
+    assert [[cell.best for cell in row.cells] for row in ROWS] == [
+        [True, False],  # 70.123 and 70.1249 print the same
+        [True, True],
+        [False, False],
+        [False, False],
+    ]
+    assert not mark_best([Row("alone", (Cell(1.0),))], (1,))[0].cells[0].best
+    assert not any(row.cells[0].best for row in mark_best([Row("a", (Cell(1.0),)), Row("b", (Cell(2.0),))], (0,)))
+
+
+def test_numbers_have_two_decimals() -> None:
+    assert [Cell(v).text for v in (1234, 1234.5678, -0.5, -0.001, None, "x")] == [
+        "1,234",
+        "1234.57",
+        "−0.50",
+        "0.00",
+        "–",
+        "x",
+    ]
+    assert Cell(70.0, 0.333).text == "70.00 ± 0.33"
+    assert minus("-0") == "0"
+
+
+def test_markdown() -> None:
+    text = to_markdown(TABLE)
+    assert "| A_1 & co | **70.12 ± 0.50** | 3.00 |" in text
+    assert "| B\\|b | **70.12** | **2.00** |" in text
+    assert "| C (1 of 3 seeds) | 99.00 | – |" in text
+    assert "| *D, as printed* | *80.00* | *1.00* |" in text
+    assert text.index("3 seeds.") < text.index("1. A note.")
+    widths = {len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
+    assert widths == {5}
+
+
+def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
+    text = to_latex(TABLE)
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    assert r"\begin{tabular}{lrr}" in text
+    assert r"A\_1 \& co & \textbf{70.12 $\pm$ 0.50} & 3.00 \\" in text
+    assert r"A table of 5 \%. 3 seeds." in text
+    assert tex("a_b{c}~^\\ −1") == r"a\_b\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{} $-$1"
+
+
+def test_csv_reads_back() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(TABLE))))
+    assert rows[0]["method"] == "A_1 & co"
+    assert (rows[0]["x_y"], rows[0]["x_y ± 95 %"], rows[1]["x_y ± 95 %"]) == ("70.1230", "0.5000", "")
+    assert [row["source"] for row in rows] == ["measured", "measured", "measured", "paper"]
+    assert (rows[2]["note"], rows[2]["time"]) == ("1 of 3 seeds", "")
