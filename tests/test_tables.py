@@ -1,0 +1,172 @@
+"""Tables of synthetic runs: every number is recomputed here with numpy and scipy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rmadapter.bench.paper import TEST_IMAGES, halves
+from rmadapter.bench.records import Group, Run, group_runs
+from rmadapter.bench.render import Row, Table
+from rmadapter.bench.tables import make_tables, reference
+from synthetic_runs import TITLES, run
+
+METHODS = ("zero-shot", "mma", "rmadapter")
+VIT = {"backbone": {"name": "ViT-B-16/openai", "digest": "99"}}
+RNG = np.random.default_rng(5)
+HALVES = {
+    (method, dataset, seed): {"base": float(RNG.uniform(60, 90)), "novel": float(RNG.uniform(40, 70))}
+    for method in METHODS
+    for dataset in ("a", "b")
+    for seed in (1, 2, 3)
+}
+
+
+def one(runs: list[Run]) -> Group:
+    (group,) = group_runs(runs)
+    return group
+
+
+def tables(runs: list[Run]) -> dict[str, Table]:
+    group = one(runs)
+    return {table.name.removeprefix(f"{group.slug}-"): table for table in make_tables(group)}
+
+
+def row(table: Table, label: str) -> Row:
+    return next(row for row in table.rows if row.label == label)
+
+
+def base_to_novel(skip: tuple[Any, ...] = (), **fields: Any) -> list[Run]:
+    return [run(*cell, values, **fields) for cell, values in HALVES.items() if cell not in skip]
+
+
+def test_base_to_novel_per_data_set_and_average() -> None:
+    found = tables(base_to_novel())
+    assert list(found) == ["average", "a", "b", "pairs", "cost"]
+    for method in METHODS:
+        own = [HALVES[method, "a", seed] for seed in (1, 2, 3)]
+        cells = row(found["a"], TITLES[method]).cells
+        expected = [np.mean([v["base"] for v in own]), np.mean([v["novel"] for v in own])]
+        expected.append(np.mean([stats.hmean(list(v.values())) for v in own]))
+        assert [cell.value for cell in cells] == pytest.approx(expected)
+        sem = stats.sem([v["base"] for v in own])
+        assert cells[0].interval == pytest.approx(stats.t.ppf(0.975, 2) * sem)
+        every = [v for (m, _, _), v in HALVES.items() if m == method]
+        base, novel = (np.mean([v[half] for v in every]) for half in ("base", "novel"))
+        mean_of_hms = np.mean([stats.hmean(list(v.values())) for v in every])
+        average = [cell.value for cell in row(found["average"], TITLES[method]).cells]
+        assert average == pytest.approx([base, novel, stats.hmean([base, novel]), mean_of_hms])
+    best = max(METHODS, key=lambda m: np.mean([HALVES[m, "b", seed]["novel"] for seed in (1, 2, 3)]))
+    assert [r.label for r in found["b"].rows if r.cells[1].best] == [TITLES[best]]
+    assert not any(r.paper for table in found.values() for r in table.rows)
+    told = "3 seeds (1, 2, 3); 16 shots; pocket (ab12cd34); images tested: base 200, novel 160; 18 runs, 4 min."
+    assert found["average"].facts == told
+
+
+def test_a_missing_seed_is_told_and_left_out_of_the_average_of_all() -> None:
+    found = tables(base_to_novel(skip=(("mma", "b", 3),)))
+    assert [r.note for r in found["b"].rows] == ["", "2 of 3 seeds", ""]
+    assert not row(found["b"], "MMA").cells[0].best
+    (told,) = (note for note in found["average"].footnotes if note.startswith("Incomplete"))
+    assert "seed 3" in told
+    expected = np.mean([v["base"] for (m, _, seed), v in HALVES.items() if m == "rmadapter" and seed < 3])
+    assert row(found["average"], "RMAdapter").cells[0].value == pytest.approx(expected)
+
+
+def test_an_average_is_over_the_data_sets_that_every_method_has() -> None:
+    found = tables(base_to_novel(skip=tuple(("mma", "b", seed) for seed in (1, 2, 3))))
+    assert row(found["b"], "MMA").note == "not run"
+    assert found["average"].title == "Average over 1 data set"
+    assert "leaves out data set b" in " ".join(found["average"].footnotes)
+    expected = np.mean([HALVES["rmadapter", "a", seed]["base"] for seed in (1, 2, 3)])
+    assert row(found["average"], "RMAdapter").cells[0].value == pytest.approx(expected)
+
+
+def test_a_method_without_novel_classes_has_a_dash() -> None:
+    probe = [run("probe", d, s, {"base": 70.0, "novel": None, "hm": None}) for d in ("a", "b") for s in (1, 2, 3)]
+    found = tables([*base_to_novel(), *probe])
+    assert [cell.text for cell in row(found["average"], "probe").cells] == ["70.00 ± 0.00", "–", "–", "–"]
+
+
+def test_pairs_are_rmadapter_minus_the_others() -> None:
+    pairs = tables(base_to_novel())["pairs"]
+    assert pairs.title == "RMAdapter minus the others, in points"
+    d = [HALVES["rmadapter", a, s]["novel"] - HALVES["mma", a, s]["novel"] for a in ("a", "b") for s in (1, 2, 3)]
+    (line,) = (r for r in pairs.rows if r.label == "MMA" and r.cells[0].value == "novel")
+    assert line.cells[1].value == pytest.approx(np.mean(d))
+    assert [cell.value for cell in line.cells[4:7]] == [6, sum(x > 0 for x in d), sum(x < 0 for x in d)]
+    assert line.cells[7].value == f"{stats.binomtest(sum(x > 0 for x in d), 6).pvalue:.3g}"
+
+
+def test_reference() -> None:
+    variants = ["RMAdapter's adapters, no reconstruction", "shared down-projection (RMAdapter)", "independent"]
+    rows = {v: [run("rmadapter", "a", 1, {"base": 1.0}, variant=v)] for v in variants}
+    assert reference(rows) == variants[1]
+    assert reference({"x": [run("x", "a", 1, {"base": 1.0})], "y": [run("y", "a", 1, {"base": 1.0})]}) == "x"
+
+
+def test_the_papers_rows_stand_beside_ours_where_they_belong() -> None:
+    runs = []
+    for dataset, rows in halves().items():
+        if dataset != "average":
+            counts = {"base": 500, "novel": TEST_IMAGES[dataset] - 500}
+            runs += [run("rmadapter", dataset, s, rows["RMAdapter"], counts=counts, **VIT) for s in (1, 2)]
+    found = tables([*runs, *(run("rmadapter", "grocery", s, {"base": 50.0, "novel": 40.0}, **VIT) for s in (1, 2))])
+    printed = row(found["dtd"], "RMAdapter, as printed")
+    assert [cell.text for cell in printed.cells] == ["83.37", "66.73", "74.09"]
+    assert any("is 74.13" in note for note in found["dtd"].footnotes)
+    assert not any(r.paper for r in found["grocery"].rows)
+    assert "The paper has no figures for this data set" in " ".join(found["grocery"].footnotes)
+    assert not any(r.paper for r in found["average"].rows), "twelve data sets are not the paper's eleven"
+    eleven = tables(runs)["average"]
+    assert [cell.text for cell in row(eleven, "RMAdapter, as printed").cells] == ["84.52", "77.36", "80.62", "–"]
+    assert "80.78" in " ".join(eleven.footnotes)
+    assert row(eleven, "RMAdapter").cells[2].text == "80.78 ± 0.00"
+    assert row(eleven, "RMAdapter").cells[3].text == "80.60 ± 0.00"
+
+
+def test_transfer_has_each_target_and_the_average_of_those_that_all_have() -> None:
+    def of(method: str, targets: dict[str, float]) -> Run:
+        fields = {"protocol": "cross-dataset", "counts": {"source": 9, "targets": dict.fromkeys(targets, 5)}}
+        return run(method, "src", 1, {"source": 70.0, "targets": targets}, **fields)
+
+    full = of("mma", {"x": 10.0, "y": 20.0, "z": 60.0})
+    (table, *_) = tables([full, of("rmadapter", {"x": 12.0, "y": 30.0})]).values()
+    assert table.columns == ("method", "src (source)", "x", "y", "z", "average of the targets")
+    assert [c.text for c in row(table, "MMA").cells] == ["70.00", "10.00", "20.00", "60.00", "15.00"]
+    assert [c.text for c in row(table, "RMAdapter").cells] == ["70.00", "12.00", "30.00", "–", "21.00"]
+    assert "targets of all rows: x, y." in " ".join(table.footnotes)
+
+
+def test_few_shot_has_a_column_per_number_of_shots() -> None:
+    runs = [
+        run(m, d, s, {"accuracy": 50.0 + k + s + (d == "b")}, protocol="few-shot", shots=k, counts={"test": 7})
+        for m in ("mma", "rmadapter")
+        for d in ("a", "b")
+        for s in (1, 2)
+        for k in (1, 4)
+        if (m, d, s, k) != ("mma", "b", 2, 4)
+    ]
+    found = tables(runs)
+    assert found["a"].columns == ("method", "1 shot", "4 shots")
+    assert [cell.value for cell in row(found["a"], "MMA").cells] == [52.5, 55.5]
+    assert row(found["b"], "MMA").note == "fewer than 2 seeds at 4 shots"
+    assert [cell.value for cell in row(found["average"], "RMAdapter").cells] == [52.5, 55.5], "seed 1 alone"
+    assert {r.cells[0].value for r in found["pairs"].rows} == {"1 shots", "4 shots"}
+    assert [r.cells[-1].value for r in found["cost"].rows] == [3, 4]
+
+
+def test_cost_is_the_median_and_names_mixed_machines() -> None:
+    runs = base_to_novel()
+    found = tables(runs)["cost"]
+    cells = row(found, "MMA").cells
+    assert [cell.text for cell in cells] == ["1,000", "900.00", "12.00", "0.25", "2.00", "15.00", "6"]
+    assert row(found, "Zero-shot CLIP").cells[3].text == "–"
+    mixed = [*runs, run("coop", "a", 1, {"base": 1.0}, machine={"cpu": "other"}, peak_gpu_mb=5.0)]
+    other = tables(mixed)["cost"]
+    assert "different machines" in " ".join(other.footnotes)
+    assert other.columns[3] == "peak GPU memory, MB"
+    assert row(other, "coop").cells[2].value == 5.0
