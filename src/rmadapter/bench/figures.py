@@ -1,0 +1,193 @@
+"""The figures of the bench's report as SVG that takes its colours from the page, in the look of `rmadapter.plots`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rmadapter.bench.records import Group, Run, complete, entries
+from rmadapter.bench.render import Cell
+from rmadapter.bench.statistics import metric, summary
+from rmadapter.bench.tables import average_title, by_shots, reference
+from rmadapter.plots import COLOURS, _canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Mid tones that are readable on white and on black (after Okabe and Ito, and Tol); markers tell the rest apart.
+GREEN = "#009e73"
+FIXED = {"zero-shot": (COLOURS["zero-shot"], "o"), "mma": (GREEN, "s"), "rmadapter": (COLOURS["adapted"], "D")}
+OTHERS = ("#cc79a7", "#8f7a00", "#7f6fd6", "#5f8f9f", "#b5651d", "#3f9f3f", "#a05070")
+MARKERS = "^vPXphd<>"
+NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
+
+
+class Figure(NamedTuple):
+    name: str  # of its file
+    title: str
+    svg: str
+
+
+def make_figures(group: Group) -> list[Figure]:
+    """The figures that fit the protocol; none where there is too little to draw."""
+    if group.protocol == "few-shot":
+        return _few_shot(group)
+    if group.protocol == "base-to-novel":
+        return _trade_off(group)
+    if group.protocol.startswith("ablation"):
+        return _ablation(group)
+    return _sensitivity(group) if group.protocol == "sensitivity" else []
+
+
+def _looks(group: Group) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each row: the same in every figure of a group."""
+    rest = zip(itertools.cycle(OTHERS), itertools.cycle(MARKERS))
+    return {label: FIXED.get(runs[0].method) or next(rest) for label, runs in entries(group.runs).items()}
+
+
+def _trade_off(group: Group) -> list[Figure]:
+    """Base against novel accuracy, averaged over the data sets that every row has; curves of equal HM behind."""
+    rows = entries(group.runs)
+    datasets, seeds = complete(rows)
+    points = {}
+    for label, runs in rows.items():
+        base, novel = (summary(runs, metric(half), datasets, seeds) for half in ("base", "novel"))
+        if base.value is not None and novel.value is not None:
+            points[label] = base, novel
+    if len(points) < 2:
+        return []
+    name, title = f"{group.slug}-trade-off", "Base against novel accuracy"
+    with _canvas(4.2, 3.6, name, title) as (axes, out):
+        for label, (base, novel) in points.items():
+            colour, marker = _looks(group)[label]
+            x, y = base.number, novel.number
+            axes.errorbar(x, y, novel.interval, base.interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+            axes.plot(x, y, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
+        axes.margins(0.12)
+        _equal_hm(axes)
+        axes.set(xlabel="base classes, %", ylabel="novel classes, %")
+        _legend(axes, len(points))
+    return [Figure(name, title, out[0])]
+
+
+def _equal_hm(axes: Axes) -> None:
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    x, y = np.meshgrid(np.linspace(max(left, 0.1), right, 100), np.linspace(max(low, 0.1), high, 100))
+    lines = axes.contour(x, y, 2 * x * y / (x + y), levels=6, colors=COLOURS["faint"], linewidths=0.8, zorder=1)
+    axes.clabel(lines, fmt=lambda value: f"HM {value:g}", fontsize=7, colors=COLOURS["ink"])
+    axes.grid(False)
+
+
+def _legend(axes: Axes, n: int) -> None:
+    axes.figure.legend(loc="outside lower center", ncols=min(n, 3), handlelength=1.4, columnspacing=1.2)
+
+
+def _few_shot(group: Group) -> list[Figure]:
+    """Accuracy against shots with a band for the interval: the average first, then each data set."""
+    cells = by_shots(group)
+    datasets, seeds = complete(cells)
+    figures = []
+    parts: list[tuple[str, str, list[str], list[int] | None]] = [(d, d, [d], None) for d in group.datasets]
+    if len(datasets) > 1 and seeds:
+        parts.insert(0, ("average", average_title(datasets, seeds), datasets, seeds))
+    for key, title, sets, fixed in parts:
+        name = f"{group.slug}-{key.replace('/', '-')}-curve"
+        with _canvas(3.6, 3.1, name, f"Accuracy against shots, {title}") as (axes, out):
+            _curves(axes, group, cells, sets, fixed)
+        figures.append(Figure(name, title, out[0]))
+    return figures
+
+
+def _curves(
+    axes: Axes, group: Group, cells: dict[tuple[str, int], list[Run]], datasets: list[str], seeds: Sequence[int] | None
+) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    looks = _looks(group)
+    shots = sorted({k for _, k in cells})
+    for label, (colour, marker) in looks.items():
+        line: dict[int, Cell] = {}
+        for k in shots:
+            runs = [run for run in cells.get((label, k), []) if run.dataset in datasets]
+            used = sorted({run.seed for run in runs}) if seeds is None else seeds
+            cell = summary(runs, metric("accuracy"), datasets, used)
+            line |= {k: cell} if cell.value is not None else {}
+        if len(line) == 1:  # such as zero-shot, which needs no images
+            axes.axhline(next(iter(line.values())).number, color=colour, linestyle="--", label=label)
+        elif line:
+            _band(axes, list(line), list(line.values()), colour, marker, label)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.xaxis.set_major_locator(FixedLocator(shots))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel="images per class", ylabel="accuracy, %")
+    _legend(axes, len(looks))
+
+
+def _band(axes: Axes, x: Sequence[float], cells: Sequence[Cell], colour: str, marker: str, label: str) -> None:
+    y = np.array([cell.number for cell in cells])
+    half = np.array([cell.interval or 0 for cell in cells])
+    axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=label)
+    if half.any():
+        axes.fill_between(x, y - half, y + half, color=colour, alpha=0.15, linewidth=0)
+
+
+def _ablation(group: Group) -> list[Figure]:
+    """HM of each variant with a bar for its interval; columns from 0 would hide the differences."""
+    rows = entries(group.runs)
+    datasets, seeds = complete(rows)
+    cells = {label: summary(runs, metric("hm"), datasets, seeds) for label, runs in rows.items()}
+    cells = {label: cell for label, cell in cells.items() if cell.value is not None}
+    if len(cells) < 2:
+        return []
+    name, title = f"{group.slug}-bars", f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
+    full = reference(rows)
+    with _canvas(4.2, 0.9 + 0.5 * len(cells), name, title) as (axes, out):
+        for place, (label, cell) in enumerate(cells.items()):
+            colour = COLOURS["adapted"] if label == full else GREEN
+            half = cell.interval or 0
+            axes.barh(place, 2 * half, 0.34, cell.number - half, color=colour, alpha=0.25)
+            axes.plot(cell.number, place, "o", color=colour, markersize=6)
+            for text, x, side in ((label, 0, "left"), (cell.text, 1, "right")):
+                above = (x, place - 0.3)
+                axes.annotate(text, above, xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=8)
+        axes.set(ylim=(len(cells) - 0.5, -0.85), xlabel="HM, %; the band is the 95 % interval over seeds")
+        axes.use_sticky_edges = False
+        axes.margins(x=0.1)
+        axes.set_yticks([])
+        axes.grid(axis="y", visible=False)
+    return [Figure(name, title, out[0])]
+
+
+def _sensitivity(group: Group) -> list[Figure]:
+    """Base, novel and HM against the value of the field that varies."""
+    rows = entries(group.runs)
+    datasets, seeds = complete(rows)
+    values = [runs[0].value for runs in rows.values()]
+    numeric = all(isinstance(v, (int, float)) for v in values)
+    places = [float(v) for v in values] if numeric else [float(i) for i in range(len(values))]
+    if len(places) < 2:
+        return []
+    name, title = f"{group.slug}-line", f"Accuracy against {group.axis}"
+    colours = (COLOURS["zero-shot"], GREEN, COLOURS["adapted"])
+    with _canvas(3.6, 3.1, name, title) as (axes, out):
+        for (key, shown), colour, marker in zip(NAMES.items(), colours, "osD", strict=True):
+            cells = [summary(runs, metric(key), datasets, seeds) for runs in rows.values()]
+            if all(cell.value is not None for cell in cells):
+                _band(axes, places, cells, colour, marker, shown)
+        _value_axis(axes, places, [f"{v:g}" if numeric else str(v) for v in values])
+        axes.set(xlabel=group.axis, ylabel="accuracy, %")
+        _legend(axes, 3)
+    return [Figure(name, title, out[0])]
+
+
+def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
+    """Ticks at the values that were tried; logarithmic above the smallest positive one where they span a decade."""
+    positive = [place for place in places if place > 0]
+    if positive and min(places) >= 0 and max(positive) >= 10 * min(positive):
+        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+    axes.set_xticks(places, texts)
+    axes.set_xticks([], minor=True)

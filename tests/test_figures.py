@@ -1,0 +1,77 @@
+"""The SVG is read back with an XML parser: what is drawn, and that nothing clashes in one page."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from rmadapter.bench.figures import Figure, make_figures
+from rmadapter.bench.records import Run, group_runs
+from synthetic_runs import run
+
+
+def figures(runs: list[Run]) -> list[Figure]:
+    (group,) = group_runs(runs)
+    return make_figures(group)
+
+
+def texts(figure: Figure) -> list[str]:
+    return ["".join(node.itertext()).strip() for node in ET.fromstring(figure.svg).iter() if node.tag.endswith("text")]
+
+
+def variants(protocol: str, labels: list[str], **fields: Any) -> list[Run]:
+    return [
+        run("rmadapter", "a", seed, {"base": 60.0 + i + seed, "novel": 50.0}, protocol=protocol, variant=v, **fields)
+        for i, v in enumerate(labels)
+        for seed in (1, 2)
+    ]
+
+
+def test_trade_off_has_a_point_per_method_that_names_new_classes() -> None:
+    values = {"zero-shot": (60.0, 50.0), "mma": (64.0, 49.0), "rmadapter": (66.0, 52.0)}
+    runs = [run(m, "a", s, {"base": b + s, "novel": n}) for m, (b, n) in values.items() for s in (1, 2)]
+    runs += [run("probe", "a", s, {"base": 70.0, "novel": None}) for s in (1, 2)]
+    (figure,) = figures(runs)
+    shown = texts(figure)
+    assert {"Zero-shot CLIP", "MMA", "RMAdapter"} <= set(shown)
+    assert "probe" not in shown
+    assert any(text.startswith("HM ") for text in shown)
+    assert "var(--adapted" in figure.svg
+    assert figures([r for r in runs if r.method == "mma"]) == []
+
+
+def test_few_shot_curves_per_data_set_and_average() -> None:
+    runs = [
+        run(m, d, s, {"accuracy": 50.0 + k + s}, protocol="few-shot", shots=k)
+        for m, shots in (("zero-shot", (16,)), ("mma", (1, 2, 16)))
+        for d in ("a", "b/c")
+        for s in (1, 2)
+        for k in shots
+    ]
+    drawn = figures(runs)
+    assert [figure.title for figure in drawn] == ["Average over 2 data sets", "a", "b/c"]
+    assert all("/" not in figure.name for figure in drawn)
+    assert {"1", "2", "16", "images per class", "MMA"} <= set(texts(drawn[0]))
+    assert len(figures([r for r in runs if r.dataset == "a"])) == 1
+    ids = [node.get("id") for figure in drawn for node in ET.fromstring(figure.svg).iter() if node.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_ablation_names_each_variant_with_its_figure() -> None:
+    (figure,) = figures(variants("ablation-layers", ["1", "2 (RMAdapter)", "3"]))
+    shown = texts(figure)
+    assert {"1", "2 (RMAdapter)", "3"} <= set(shown)
+    assert sum(" ± " in text for text in shown) == 3
+
+
+def test_sensitivity_has_a_tick_per_value() -> None:
+    for values in ([4, 8, 64], [0.0, 0.1, 10.0], ["none", "block"]):
+        runs = [r for v in values for r in variants("sensitivity", [f"f={v}"], axis="f", value=v)]
+        (figure,) = figures(runs)
+        ticks = {f"{v:g}" if isinstance(v, (int, float)) else v for v in values}
+        assert ticks | {"base", "novel", "HM", "f"} <= set(texts(figure))
+
+
+def test_nothing_to_draw() -> None:
+    assert figures([run("mma", "a", 1, {"source": 1.0, "targets": {"x": 1.0}}, protocol="cross-dataset")]) == []
+    assert figures(variants("ablation-layers", ["1"])) == []
