@@ -48,8 +48,8 @@ def test_an_image_is_scored_alike_in_any_company(tiny_clip: Backbone) -> None:
 
 
 def test_parameters_are_those_of_the_code() -> None:
-    # The paper's Table 5 counts 34,816: context and weights of the meta-net, whose biases (32 + 512) the code has too.
-    assert CoCoOp().parameters(load_backbone("ViT-B-16/none")) == 34816 + 32 + 512
+    # The released prompt learner: context of 4 x 512; 512 -> 32 -> 512, both with biases
+    assert CoCoOp().parameters(load_backbone("ViT-B-16/none")) == 4 * 512 + (512 * 32 + 32) + (32 * 512 + 512) == 35_360
 
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:

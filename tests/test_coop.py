@@ -115,8 +115,8 @@ def test_untrained_context_is_the_written_prompt(tiny_clip: Backbone) -> None:
     torch.testing.assert_close(found, logits_of(ZeroShot(), tiny_clip, train, NEW), rtol=1e-4, atol=1e-4)
 
 
-def test_parameters_are_those_of_the_paper(vit_b16: Backbone) -> None:
-    # CoCoOp's paper, Table 5: CoOp with 4 context tokens has 2,048
+def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
+    # The released prompt learner: 4 context tokens of width 512
     assert CoOp().parameters(vit_b16) == 2048
 
 
