@@ -26,6 +26,7 @@ METHODS: dict[str, str] = {
     "coprompt": "coprompt:CoPrompt()",
     "mmrl": "mmrl:MMRL()",
     "mma": "adapters:MMA",
+    "mma-adamw": "adapters:MMA_ADAMW",
     "rmadapter": "adapters:RMADAPTER",
     "rmadapter-paper": "adapters:PAPER",
 }

@@ -63,3 +63,13 @@ PAPER = Adapter(
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
     "paper",
 )
+# The control: what of the difference between the two is optimisation rather than method.
+MMA_ADAMW = Adapter(
+    "MMA, trained as RMAdapter",
+    "Yang et al., CVPR 2024; optimised with the defaults of this package",
+    "mma",
+    {
+        name: Config.model_fields[name].default
+        for name in ("optimizer", "learning_rate", "weight_decay", "epochs", "alpha", "decouple_scale", "init")
+    },
+)
