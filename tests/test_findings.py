@@ -100,5 +100,5 @@ def test_warnings() -> None:
     other = [r.model_copy(update={"split_digest": "x"}) if (r.method, r.seed) == ("mma", 1) else r for r in runs]
     assert "Not the same images:" in said(other)
     unnamed = run("probe", "a", 1, {"base": 60.0, "novel": None}, reason="it names no new classes")
-    assert "probe: it names no new classes" in said([*runs, unnamed])
+    assert "probe has no figures on novel classes: it names no new classes." in said([*runs, unnamed])
     assert not any(word in said(three(3.0)) for word in ("Incomplete", "settings", "Not the same"))

@@ -136,6 +136,18 @@ def test_check_judges_each_figure() -> None:
     assert paper.check(runs, tolerance=0.4) != paper.check(runs, tolerance=0.6)
 
 
+def test_two_settings_of_one_method_are_judged_apart() -> None:
+    runs = [*as_printed("rmadapter", "RMAdapter", 3.0), *as_printed("rmadapter-paper", "RMAdapter")]
+    within = {
+        line["row"].split(", ")[0]: line["within"] for line in paper.check(runs) if line["table"] == "Table 1, average"
+    }
+    assert (within["RMAdapter (rmadapter"], within["RMAdapter (rmadapter-paper"], within["MMA"]) == (
+        False,
+        True,
+        None,
+    )
+
+
 def test_an_average_is_not_measured_until_every_data_set_is() -> None:
     runs = [r for r in as_printed("rmadapter", "RMAdapter") if r.dataset != "dtd"]
     lines = {(line["table"], line["row"], line["figure"]): line for line in paper.check(runs)}

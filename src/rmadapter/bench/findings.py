@@ -25,20 +25,22 @@ def findings(group: Group) -> list[str]:
     elif group.protocol.startswith("ablation"):
         said = list(_ablation(group))
     else:
-        said = [*_against(group, "mma"), *_against_zero_shot(group)]
+        said = [*_against(group, "rmadapter", "mma"), *_against(group, "rmadapter-paper", "mma")]
+        said += _against_zero_shot(group)
         said += list(_best(group)) if group.protocol == "base-to-novel" else []
     # A finished run has a reason where it has no answer, as for classes that it cannot name.
-    reasons = dict.fromkeys(f"{run.label}: {run.reason}" for run in group.runs if run.reason)
-    return [*said, *reasons, *_incomplete(group), *_unlike(group)]
+    reasons = {run.label: run.reason for run in group.runs if run.reason}
+    without = [f"{label} has no figures on novel classes: {reason}." for label, reason in reasons.items()]
+    return [*said, *without, *_incomplete(group), *_unlike(group)]
 
 
 def _of(group: Group, method: str) -> list[Run]:
     return [run for run in group.runs if run.method == method and not run.variant]
 
 
-def _against(group: Group, other: str) -> Iterator[str]:
-    """RMAdapter against another method, in each figure that counts for the protocol."""
-    mine, theirs = _of(group, "rmadapter"), _of(group, other)
+def _against(group: Group, method: str, other: str) -> Iterator[str]:
+    """One method against another, in each figure that counts for the protocol."""
+    mine, theirs = _of(group, method), _of(group, other)
     if not mine or not theirs:
         return
     a, b = mine[0].label, theirs[0].label
@@ -105,7 +107,7 @@ def _best(group: Group) -> Iterator[str]:
     known = {label: value for label, value in values.items() if isinstance(value, float)}
     if len(known) > 1:
         best = max(known, key=lambda label: known[label])
-        rest = sorted(known.keys() - {best}, key=lambda label: -known[label])
+        rest = sorted((label for label in known if label != best), key=lambda label: -known[label])
         others = [f"{label} {known[label]:.2f}" for label in rest]
         where = datasets[0] if len(datasets) == 1 else f"the average over {len(datasets)} data sets"
         yield f"The best HM on {where} is that of {best}, {known[best]:.2f}; then {', '.join(others)}."

@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rmadapter.bench.records import Run, read_runs
+from rmadapter.bench.records import Group, Run, group_runs, read_runs
 from rmadapter.bench.render import Cell, Row, Table, mark_best
 from rmadapter.metrics import harmonic_mean
 
 BACKBONES = ("ViT-B-16/openai", "ViT-B-16-quickgelu/openai")
+OTHER_NAMES = {"zero-shot": "clip", "rmadapter-paper": "rmadapter"}
 SHOTS = 16
 SEEDS = (1, 2, 3)
 TOLERANCE = 1.0  # points within which a figure counts as reproduced
@@ -33,22 +34,11 @@ ABLATIONS = {
     "ablation-layers": ("reconstruction_layers", "Table 6"),
 }
 TEST_IMAGES = {  # of the CoOp protocol: another number of images is another data set under the same name
-    "imagenet": 50000,
-    "caltech101": 2465,
-    "oxford_pets": 3669,
-    "stanford_cars": 8041,
-    "oxford_flowers": 2463,
-    "food101": 30300,
-    "fgvc_aircraft": 3333,
-    "sun397": 19850,
-    "dtd": 1692,
-    "eurosat": 8100,
-    "ucf101": 3783,
-    "imagenetv2": 10000,
-    "imagenet_sketch": 50889,
-    "imagenet_a": 7500,
-    "imagenet_r": 30000,
-}
+    "imagenet": 50000, "caltech101": 2465, "oxford_pets": 3669, "stanford_cars": 8041,
+    "oxford_flowers": 2463, "food101": 30300, "fgvc_aircraft": 3333, "sun397": 19850,
+    "dtd": 1692, "eurosat": 8100, "ucf101": 3783, "imagenetv2": 10000,
+    "imagenet_sketch": 50889, "imagenet_a": 7500, "imagenet_r": 30000,
+}  # fmt: skip
 
 
 @cache
@@ -89,7 +79,7 @@ def misnamed(block: str) -> dict[str, str]:
 
 def printed_name(run: Run, rows: Sequence[str]) -> str | None:
     """Which of the printed rows is about this run's method, or about its variant in an ablation."""
-    wanted = {"zero-shot": "clip"}.get(run.method, run.method)
+    wanted = OTHER_NAMES.get(run.method, run.method)
     return _match(run.variant if run.protocol in ABLATIONS else wanted, rows)
 
 
@@ -236,27 +226,30 @@ _Line = tuple[str, str, str, float, list[Run], list[str], str]  # table, row, fi
 
 
 def _lines(runs: list[Run]) -> Iterator[_Line]:
-    def named(protocol: str, block: str, name: str) -> list[Run]:
-        return [r for r in runs if r.protocol == protocol and (found := printed(r, block)) and found[0] == name]
-
-    names = [key for key in halves() if key != "average"]
-    for block, rows in halves().items():
+    groups = group_runs(runs)
+    sets = [key for key in halves() if key != "average"]
+    tables = [("base-to-novel", f"Table 1, {key}", key, rows, [key]) for key, rows in halves().items()]
+    tables += [(p, f"Table {n}", "", transfer(p), ["imagenet"]) for n, p in enumerate(TRANSFER, 2)]
+    tables += [(p, title, "average", ablation(p), sets) for p, (_, title) in ABLATIONS.items()]
+    keys = {"imagenet": "source", "average": "average", **{key: key for key in HALVES}}
+    for protocol, table, block, rows, datasets in tables:
+        of_protocol = [group for group in groups if group.protocol == protocol]
         for name, figures in rows.items():
-            here, wanted = named("base-to-novel", block, name), names if block == "average" else [block]
-            for key, value in figures.items():
-                yield f"Table 1, {block}", name, NAMES[key], value, here, wanted, key
-    for number, protocol in enumerate(TRANSFER, 2):
-        for name, figures in transfer(protocol).items():
-            here = named(protocol, "", name)
-            for key, value in figures.items():
-                metric = {"imagenet": "source", "average": "average"}.get(key, f"target:{key}")
-                full = [run for run in here if key in (printed(run, "") or ("", {}))[1]]
-                yield f"Table {number}", name, key, value, full, ["imagenet"], metric
-    for protocol, (_, title) in ABLATIONS.items():
-        for name, figures in ablation(protocol).items():
-            here = named(protocol, "average", name)
-            for key, value in figures.items():
-                yield title, name, NAMES[key], value, here, names, key
+            for row, mine in _claims(of_protocol, block, name):
+                for key, value in figures.items():
+                    known = [run for run in mine if key in (printed(run, block) or ("", {}))[1]]
+                    wanted = sets if block == "average" else datasets
+                    yield table, row, NAMES.get(key, key), value, known, wanted, keys.get(key, f"target:{key}")
+
+
+def _claims(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, list[Run]]]:
+    """Our methods that a printed row is about, each group's by itself; nobody's runs when there are none."""
+    found: dict[str, list[Run]] = {}
+    for group in groups:
+        for run in group.runs:
+            if (row := printed(run, block)) and row[0] == name:
+                found.setdefault(f"{name} ({run.method}, {group.slug})", []).append(run)
+    return list(found.items()) if len(found) > 1 else [(name, list(*found.values()))]
 
 
 def _judge(

@@ -245,7 +245,7 @@ def entries(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
     def rank(label: str) -> tuple[Any, ...]:
         run = rows[label][0]
-        last = {"zero-shot": -1, "mma": 1, "rmadapter": 2}.get(run.method, 0)
+        last = {"zero-shot": -1, "mma": 1, "rmadapter-paper": 2, "rmadapter": 3}.get(run.method, 0)
         number = run.value if isinstance(run.value, (int, float)) else math.inf
         planned = [variant.label for variant in protocols.PROTOCOLS[run.protocol].variants]
         place = planned.index(run.variant) if run.variant in planned else len(planned)

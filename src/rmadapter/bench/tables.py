@@ -19,7 +19,10 @@ PAIR_NOTE = (
     f"({RESAMPLES:,} resamples, seed 0), p that of an exact two-sided sign test without ties. Pairs of one data "
     "set are not independent of each other, so that both are too sure about data sets that were not tested."
 )
-COST_NOTE = "Medians over the runs. Memory is the peak resident memory of the process, the backbone included."
+COST_NOTE = (
+    "Medians over the runs. Memory is the peak resident memory of the process, the backbone included. Frozen "
+    "activations that runs share count in the time of the run that came first."
+)
 
 
 def reference(rows: Rows) -> str | None:
