@@ -135,10 +135,11 @@ def test_zero_shot_accuracy_is_that_of_the_backbone_itself(done: Path, tiny_clip
 
     names = ["blue", "green"]
     files = [(path, i) for i, name in enumerate(names) for path in sorted((colors / "test" / name).iterdir())]
+    model: Any = tiny_clip.model
     with torch.no_grad():
-        text = tiny_clip.model.encode_text(tiny_clip.tokenizer([f"a photo of a {n}." for n in names]), normalize=True)
+        text = model.encode_text(tiny_clip.tokenizer([f"a photo of a {n}." for n in names]), normalize=True)
         pictures = torch.stack([tiny_clip.preprocess(Image.open(path).convert("RGB")) for path, _ in files])
-        answers = (tiny_clip.model.encode_image(pictures, normalize=True) @ text.T).argmax(-1)
+        answers = (model.encode_image(pictures, normalize=True) @ text.T).argmax(-1)
     expected = 100 * (answers == torch.tensor([label for _, label in files])).float().mean()
     [record] = do(tiny_clip, colors, done, runs_of(colors, methods=["zero-shot"], seeds=[1]))
     assert record["metrics"]["base"] == pytest.approx(float(expected), abs=1e-3)
@@ -236,13 +237,14 @@ def test_one_failure_leaves_the_others_alone(tiny_clip: Backbone, colors: Path, 
 def test_settings_that_cannot_be_right(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     runs = runs_of(colors, methods=["rmadapter"])
     standard = Config(backbone=tiny_clip.name, augmentation="standard")
-    for words, complaint in (
+    wrong: Any = (
         ({"values": {"mma": {"rank": 3}}}, "--set mma"),
         ({"values": {"rmadapter": {"rnak": 3}}}, "did you mean 'rank'"),
         ({"values": {"rmadapter": {"precision": "bf16"}}}, "for all methods alike"),
         ({"settings": standard}, "needs a number of views"),
         ({"runs": [*runs, runs[0]]}, "would both be written"),
-    ):
+    )
+    for words, complaint in wrong:
         with pytest.raises(UserError, match=complaint):
             do(tiny_clip, colors, tmp_path / "out", **{"runs": runs, **words})
     assert not (tmp_path / "out").exists()

@@ -67,18 +67,24 @@ class Activations:
         augmented = augmented and self.settings.augmentation == "standard"
         key = (images.digest, first, augmented)
         if key not in self._held:
-            started, model = time.perf_counter(), self._model(augmented)
-            if first is None:
-                found = self._features_of(images, augmented) or self._features(model, images, progress)
-            else:
-                found = self._tokens(model, images, first, progress)
-            self.seconds += time.perf_counter() - started
+            found = self._features_of(images, augmented) if first is None else None
+            if found is None:
+                found = self._compute(images, first, augmented, progress)
             if found is None:
                 return None
             self._held[key] = found
             self._trim()
         self._held.move_to_end(key)
         return self._held[key]
+
+    def _compute(self, images: ImageSet, first: int | None, augmented: bool, progress: bool) -> FrozenImages | None:
+        started, model = time.perf_counter(), self._model(augmented)
+        if first is None:
+            found = self._features(model, images, progress)
+        else:
+            found = self._tokens(model, images, first, progress)
+        self.seconds += time.perf_counter() - started
+        return found
 
     def _model(self, augmented: bool) -> AdaptedCLIP:
         settings = self.settings if augmented else self.settings.replace(augmentation="none", views=0)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
@@ -165,8 +165,23 @@ def measure(run: Run, lab: Lab) -> dict[str, Any]:
         **peak(activations.device),
         "split_digest": split_digest(few),
         "machine": machine(activations.device),
-        "history": classifier.history,
+        "history": per_epoch(classifier.history),
     }
+
+
+def per_epoch(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Means over the steps of each epoch, where the method counts epochs: thousands of steps would fill the disk."""
+    if not all("epoch" in step for step in history):
+        return [dict(step) for step in history]
+    epochs = sorted({step["epoch"] for step in history})
+    found = []
+    for epoch in epochs:
+        steps = [step for step in history if step["epoch"] == epoch]
+        means = {
+            name: float(np.mean([step[name] for step in steps])) for name in steps[0] if name not in ("step", "epoch")
+        }
+        found.append({"epoch": epoch, "steps": len(steps), **{name: float(f"{v:.6g}") for name, v in means.items()}})
+    return found
 
 
 def _for_method(images: ImageSet) -> ImageSet:
