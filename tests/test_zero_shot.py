@@ -32,6 +32,9 @@ def test_logits_are_open_clips(
     other = load_method("zero-shot", {"templates": list(templates)})
     plain = Activations(backbone, Config.make({"device": "cpu"}))
     assert torch.equal(other.fit(backbone, Training(images, None, plain)).for_classes(names)(states), own)
+    if len(templates) == 1:
+        other = load_method("zero-shot", {"templates": templates[0]})
+        assert torch.equal(other.fit(backbone, Training(images, None, plain)).for_classes(names)(states), own)
 
     clip: Any = backbone.model
     with torch.no_grad():

@@ -40,7 +40,8 @@ class ZeroShot:
     templates: tuple[str, ...] = ()
 
     def fit(self, backbone: Backbone, train: Training) -> Classifier:
-        templates = self.templates or train.templates
+        given = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)  # --set may give one
+        templates = given or train.templates
 
         def for_classes(names: Sequence[str]) -> Callable[[States], Tensor]:
             weights = text_features(backbone, names, templates)
