@@ -88,7 +88,6 @@ def test_the_words_of_the_context_give_the_written_prompts(tiny_clip: Backbone, 
         context = init_words(backbone, "a photo of the")
         assert context.shape[0] == 4
         prompts = PromptedText(backbone, NAMES, 4)
-        assert torch.equal(prompts.init_words("a photo of the"), context)
         written = backbone.model.encode_text(backbone.tokenizer([f"a photo of the {n}." for n in NAMES]))  # type: ignore[operator]
         torch.testing.assert_close(prompts.encode(context), written, rtol=1e-4, atol=1e-5)
 

@@ -30,7 +30,6 @@ class PromptedText:
         self, backbone: Backbone, classes: Sequence[str], n_ctx: int, suffix: str = ".", share: bool = True
     ) -> None:
         _, self.tower = towers(backbone.model)
-        self.backbone, self.n_ctx = backbone, n_ctx
         device = next(backbone.model.parameters()).device
         holders = " ".join([HOLDER] * n_ctx)
         tokens = backbone.tokenizer([f"{holders} {name}{suffix}".strip() for name in classes]).to(device)
@@ -47,9 +46,6 @@ class PromptedText:
         if not self.layout.prefix:
             lengths = self.tower.real_tokens(tokens)[0]
             self.positions = (lengths.cumsum(0) - lengths)[:, None] + self.positions
-
-    def init_words(self, text: str) -> Tensor:
-        return init_words(self.backbone, text)
 
     def put(self, x: Tensor, context: Tensor) -> Tensor:
         """x [T, d] with the context tokens' rows replaced: by context [n_ctx, d], or [C, n_ctx, d] class by class."""
