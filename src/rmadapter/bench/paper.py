@@ -17,6 +17,7 @@ from typing import Any
 
 from rmadapter.bench.records import Group, Run, group_runs, read_runs
 from rmadapter.bench.render import Cell, Row, Table, mark_best
+from rmadapter.data.catalog import CATALOG, find
 from rmadapter.metrics import harmonic_mean
 
 BACKBONES = ("ViT-B-16/openai", "ViT-B-16-quickgelu/openai")
@@ -33,12 +34,8 @@ ABLATIONS = {
     "ablation-sharing": ("sharing", "Table 5"),
     "ablation-layers": ("reconstruction_layers", "Table 6"),
 }
-TEST_IMAGES = {  # of the CoOp protocol: another number of images is another data set under the same name
-    "imagenet": 50000, "caltech101": 2465, "oxford_pets": 3669, "stanford_cars": 8041,
-    "oxford_flowers": 2463, "food101": 30300, "fgvc_aircraft": 3333, "sun397": 19850,
-    "dtd": 1692, "eurosat": 8100, "ucf101": 3783, "imagenetv2": 10000,
-    "imagenet_sketch": 50889, "imagenet_a": 7500, "imagenet_r": 30000,
-}  # fmt: skip
+# Another number of test images is another data set under the same name.
+TEST_IMAGES = {key: dataset.counts["test"] for key, dataset in CATALOG.items()}
 
 
 @cache
@@ -91,7 +88,9 @@ def _match(name: str, rows: Sequence[str]) -> str | None:
 
 
 def dataset_name(dataset: str) -> str:
-    return dataset.lower().replace("-", "_")
+    """The key of a catalogue data set, by whichever of its names; another name with underscores."""
+    known = find(dataset)
+    return known.key if known else dataset.lower().replace("-", "_")
 
 
 def belongs(run: Run) -> bool:
