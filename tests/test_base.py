@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import torch
 from rmadapter.backbone import Backbone
 from rmadapter.bench.activations import Activations
 from rmadapter.bench.methods import METHODS, load_method
+from rmadapter.bench.methods.adapters import Adapter
 from rmadapter.bench.methods.base import Method, Training, configured
 from rmadapter.config import Config
 from rmadapter.data.fewshot import few_shot
@@ -24,6 +25,7 @@ class Plain:
     title: ClassVar[str] = "Plain"
     rate: float = 0.1
     epochs: int = 3
+    names: tuple[str, ...] = ()
 
 
 def test_fields_are_replaced_and_unknown_ones_named() -> None:
@@ -31,6 +33,12 @@ def test_fields_are_replaced_and_unknown_ones_named() -> None:
     assert configured(Plain(), {}) == Plain()
     with pytest.raises(UserError, match=r"Plain has no field 'epoch'; did you mean 'epochs'.*it has rate, epochs"):
         configured(Plain(), {"epoch": 5})
+    with pytest.raises(UserError, match="Plain, epochs='ten': Input should be a valid integer"):
+        configured(Plain(), {"epochs": "ten"})
+    with pytest.raises(UserError, match=r"Plain, epochs=2.5"):
+        configured(Plain(), {"epochs": 2.5})
+    assert configured(Plain(), {"names": "one {}."}).names == ("one {}.",)
+    assert configured(Plain(), {"names": ["a", "b"], "rate": 1}) == Plain(rate=1.0, names=("a", "b"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -39,6 +47,8 @@ def test_every_registered_method_is_one(name: str) -> None:
     assert isinstance(method, Method)
     assert method.title
     assert len(method.source) > 10
+    if not isinstance(method, Adapter):  # a Config is checked by itself
+        assert configured(method, asdict(cast(Any, method))) == method  # every field has a type that can be checked
     with pytest.raises(UserError, match="colour"):
         load_method(name, {"colour": "red"})
 

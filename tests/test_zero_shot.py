@@ -13,6 +13,7 @@ from rmadapter.backbone import Backbone
 from rmadapter.bench.activations import Activations
 from rmadapter.bench.methods import load_method
 from rmadapter.bench.methods.base import Training
+from rmadapter.bench.methods.zero_shot import _text_features, text_features
 from rmadapter.config import Config
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
@@ -46,6 +47,16 @@ def test_logits_are_open_clips(
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_class_features_are_computed_once_and_safe_from_those_who_use_them(tiny_clip: Backbone) -> None:
+    first = text_features(tiny_clip, ["cat", "dog"], ["a {}."])
+    kept = _text_features.cache_info()
+    first.zero_()
+    again = text_features(tiny_clip, ("cat", "dog"), ("a {}.",))
+    assert _text_features.cache_info().misses == kept.misses
+    torch.testing.assert_close(again.norm(dim=-1), torch.ones(2))
+    assert not torch.equal(text_features(tiny_clip, ["dog", "cat"], ["a {}."]), again)
+
+
 def load(path: object) -> object:
     from PIL import Image
 
@@ -56,6 +67,6 @@ def test_the_ensemble_has_seven_templates_and_can_be_given_others(tiny_clip: Bac
     method = load_method("zero-shot-ensemble")
     assert len({template.format("cat") for template in method.templates}) == 7
     assert method.parameters(tiny_clip) == 0
-    assert load_method("zero-shot-ensemble", {"templates": ["{}"]}).templates == ["{}"]
+    assert load_method("zero-shot-ensemble", {"templates": ["{}"]}).templates == ("{}",)
     with pytest.raises(UserError, match="templates"):
         load_method("zero-shot-ensemble", {"template": "{}"})

@@ -108,7 +108,9 @@ def methods(
         return
     from rmadapter.cli import _table
 
-    rows = [[m["name"], m["title"], f"{m['parameters']:,}", m["source"]] for m in found]
+    rows = [
+        [m["name"], m["title"], "-" if m["parameters"] is None else f"{m['parameters']:,}", m["source"]] for m in found
+    ]
     _table(["method", "title", "trainable parameters", "source"], rows)
     print(f"Parameters for {backbone}, {classes} classes and {shots} shots.")
 

@@ -111,14 +111,17 @@ def check_settings(plan: Plan) -> None:
 
 
 def check_images(plan: Plan, lab: Any, left: Sequence[Run]) -> None:
-    """Raises UserError where what is there already was measured on other weights or images than what is to come."""
+    """Raises UserError for a dataset or backbone that is missing, and for answers that were found with others."""
     from rmadapter.data.fewshot import split_digest
 
+    for name in dict.fromkeys(name for run in left for name in (run.dataset, *run.targets)):
+        lab.splits(name)
+    digest = lab.backbone.digest
     drawn = {(run.dataset, run.shots, run.seed) for run in left}
     for run in plan.runs:
         path = plan.out / run.path
         if run not in left and (old := read_record(path)).get("status") == "finished":
-            if (old.get("backbone") or {}).get("digest") != lab.backbone.digest:
+            if (old.get("backbone") or {}).get("digest") != digest:
                 raise UserError(f"{path} was run on other weights than {lab.backbone.name} has now: {CHOOSE}")
             same = (run.dataset, run.shots, run.seed) in drawn
             if same and old.get("split_digest") != split_digest(lab.draw(run)):

@@ -39,19 +39,20 @@ def settings_of(method: Any) -> dict[str, Any]:
 
 
 def describe_methods(backbone: str, classes: int, shots: int) -> list[dict[str, Any]]:
-    """Name, title, source, settings and number of trainable parameters of every method."""
+    """Name, title, source, number of trainable parameters and settings of every method.
+
+    The number is None where the published settings do not fit the backbone; "reason" then says why.
+    """
     from rmadapter.backbone import load_backbone
     from rmadapter.bench.methods import METHODS, load_method
 
-    loaded = load_backbone(backbone)
-    methods = {name: load_method(name) for name in METHODS}
-    return [
-        {
-            "name": name,
-            "title": method.title,
-            "source": method.source,
-            "parameters": method.parameters(loaded, classes, shots),
-            "settings": settings_of(method),
-        }
-        for name, method in methods.items()
-    ]
+    loaded, found = load_backbone(backbone), []
+    for name in METHODS:
+        method, count, reason = load_method(name), None, ""
+        try:
+            count = method.parameters(loaded, classes, shots)
+        except UserError as error:
+            reason = str(error)
+        facts = {"name": name, "title": method.title, "source": method.source, "parameters": count, "reason": reason}
+        found.append({**facts, "settings": settings_of(method)})
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_origin, get_type_hints, runtime_checkable
 
 from rmadapter.errors import UserError, nearest
 
@@ -84,9 +84,16 @@ class Method(Protocol):
 
 
 def configured(method: Any, values: dict[str, Any]) -> Any:
-    """The method with some fields replaced. Raises UserError that names an unknown field."""
-    known = [f.name for f in fields(method)]
-    for name in values:
+    """The method with some fields replaced. Raises UserError that names a field unknown or of another type."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known, types, right = [f.name for f in fields(method)], get_type_hints(type(method)), {}
+    for name, value in values.items():
         if name not in known:
             raise UserError(f"{method.title} has no field {name!r}{nearest(name, known)}; it has {', '.join(known)}")
-    return replace(method, **values)
+        try:
+            one = isinstance(value, str) and get_origin(types[name]) is tuple
+            right[name] = TypeAdapter(types[name]).validate_python((value,) if one else value)
+        except ValidationError as error:
+            raise UserError(f"{method.title}, {name}={value!r}: {error.errors()[0]['msg']}") from None
+    return replace(method, **right)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,11 +17,19 @@ from rmadapter.model import CHUNK
 from rmadapter.towers import States, towers
 
 
-@torch.no_grad()
 def text_features(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Normalised class features [C, e] of the untouched text encoder, averaged over templates."""
-    _, tower = towers(backbone.model)
+    """Normalised class features [C, e] of the untouched text encoder, averaged over templates.
+
+    The last ones are kept, for the next method that asks about the same classes; what is returned is a copy.
+    """
     device = next(backbone.model.parameters()).device
+    return _text_features(backbone, tuple(names), tuple(templates), device).clone()
+
+
+@lru_cache(maxsize=16)
+@torch.no_grad()
+def _text_features(backbone: Backbone, names: tuple[str, ...], templates: tuple[str, ...], device: Any) -> Tensor:
+    _, tower = towers(backbone.model)
     tokens = backbone.tokenizer([t.format(name) for t in templates for name in names]).to(device)
     features = torch.cat([tower.frozen(chunk).features for chunk in tokens.split(CHUNK)])
     return class_weights(features.float(), len(templates))
@@ -40,8 +49,7 @@ class ZeroShot:
     templates: tuple[str, ...] = ()
 
     def fit(self, backbone: Backbone, train: Training) -> Classifier:
-        given = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)  # --set may give one
-        templates = given or train.templates
+        templates = self.templates or train.templates
 
         def for_classes(names: Sequence[str]) -> Callable[[States], Tensor]:
             weights = text_features(backbone, names, templates)
