@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rmadapter.allocator import keep_freed_memory
 from rmadapter.backbone import Backbone
 from rmadapter.config import Config
 from rmadapter.model import AdaptedCLIP
@@ -163,16 +164,6 @@ def _trim() -> None:
     """Give freed memory back to the system, so that its reuse does not hide what comes next."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed. By default it takes every large tensor from the system and gives it back at once,
-    and the system then fills each of its pages with zeros anew: a third of a million pages per step of 1,000 classes.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another system, another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD: what is smaller never comes from the system alone
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def in_fresh_process(script: str, *options: str) -> Any:

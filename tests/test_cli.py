@@ -26,6 +26,10 @@ VERBS = {
     "params": ["--backbone", "--preset", "--set", "--json"],
     "demo": ["--out"],
     "doctor": ["--json"],
+    "data": ["--root", "--check", "--download", "--json"],
+    "bench": ["--datasets", "--methods", "--backbone", "--seeds", "--shots", "--root", "--out", "--jobs", "--json"],
+    "report": ["--out", "--check", "--json"],
+    "methods": ["--json"],
 }
 QUICK = ["--set", "first_block=3", "--set", "rank=4", "--set", "epochs=2", "--set", "device=cpu"]
 

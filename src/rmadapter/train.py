@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rmadapter.allocator import keep_freed_memory
 from rmadapter.config import Config
 from rmadapter.data.images import ImageSet
 from rmadapter.data.transforms import Pictures, train_transform
@@ -56,6 +57,8 @@ def train(
     device = find_device(config.device)
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("precision=fp16 needs a GPU: write precision=bf16 or fp32 on this machine")
+    if device.type == "cpu":
+        keep_freed_memory()
     _forget_accelerator()
     mixed = "no" if config.precision == "fp32" else config.precision
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rmadapter.allocator import keep_freed_memory
 from rmadapter.bench.methods.base import Training
 from rmadapter.errors import UserError
 from rmadapter.progress import bar
@@ -71,6 +72,8 @@ def minimise(
     The loss is a scalar, or a dictionary of terms with their sum under "loss". after_epoch(epoch), counted from 0, is
     for averages over epochs. Raises UserError when the loss is no longer a number.
     """
+    if train.device.type == "cpu":
+        keep_freed_memory()
     parameters = list(parameters)
     optimizer, count = recipe.make(parameters), len(train.images)
     per_epoch = math.ceil(count / recipe.batch_size)
