@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import platform
 import re
@@ -15,6 +17,9 @@ import torch
 
 def reset_peak(device: torch.device) -> None:
     """From now on `peak` is that of this run, where the system can tell it (Linux, CUDA)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # training keeps what it frees; that is not the next run's
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
