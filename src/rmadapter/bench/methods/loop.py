@@ -70,8 +70,12 @@ def minimise(
     """Minimise loss(epoch, rows [B]) over the shots, in an order that depends on the seed and the epoch alone.
 
     The loss is a scalar, or a dictionary of terms with their sum under "loss". after_epoch(epoch), counted from 0, is
-    for averages over epochs. Raises UserError when the loss is no longer a number.
+    for averages over epochs. Raises UserError when the loss is no longer a number, or for precision fp16, which needs
+    loss scaling.
     """
+    if (precision := train.activations.settings.precision) == "fp16":
+        raise UserError("precision=fp16: the peers train in bf16 or fp32; write precision=bf16")
+    half = precision == "bf16"
     if train.device.type == "cpu":
         keep_freed_memory()
     parameters = list(parameters)
@@ -86,7 +90,8 @@ def minimise(
                 started = time.perf_counter()
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(len(trained.history), per_epoch)
-                found = loss(epoch, rows)
+                with torch.autocast(train.device.type, torch.bfloat16, enabled=half):
+                    found = loss(epoch, rows)
                 terms = found if isinstance(found, dict) else {"loss": found}
                 optimizer.zero_grad()
                 terms["loss"].backward()
