@@ -47,6 +47,6 @@ def vit_b16() -> Backbone:
     return load_backbone("ViT-B-16/none")
 
 
-def test_parameters_are_the_papers(vit_b16: Backbone) -> None:
-    # Paper, Table on complexity: 3.55 M. Counted: 9 prompts of 2 x 512, and 9 linear maps from 512 to 768.
+def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
+    # Counted in the released code: 9 prompts of 2 x 512, and 9 linear maps from 512 to 768.
     assert MaPLe().parameters(vit_b16) == 9 * 2 * 512 + 9 * (512 * 768 + 768) == 3_555_072

@@ -130,7 +130,7 @@ def vit_b16() -> Backbone:
     return load_backbone("ViT-B-16/none")
 
 
-def test_parameters_are_the_papers(vit_b16: Backbone) -> None:
-    # Paper: 4.992 M. Counted: R, 7 maps into either encoder, and the projection of representation features.
+def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
+    # Counted in the released code: R, 7 maps into either encoder, and the projection of representation features.
     maps = 7 * (512 * 768 + 768) + 7 * (512 * 512 + 512)
     assert MMRL().parameters(vit_b16) == 5 * 512 + maps + 768 * 512 == 4_992_256

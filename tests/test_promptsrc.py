@@ -81,5 +81,5 @@ def vit_b16() -> Backbone:
 
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
-    # Counted in the released configuration: 4 tokens of 512 and 4 of 768 in 9 blocks. The paper rounds to 46 K.
+    # Counted in the released code: 4 tokens of 512 and 4 of 768 in 9 blocks.
     assert PromptSRC().parameters(vit_b16) == 9 * (4 * 512 + 4 * 768) == 46_080
