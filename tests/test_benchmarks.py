@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ import common  # noqa: E402
 import figures  # noqa: E402
 import inference  # noqa: E402
 import overhead  # noqa: E402
+import peers  # noqa: E402
 import scaling  # noqa: E402
 import train_step  # noqa: E402
 import work  # noqa: E402
@@ -230,3 +232,23 @@ def test_the_figures_of_the_readme_are_those_of_the_result_files() -> None:
     text = figures.README.read_text(encoding="utf-8")
     assert figures.updated(text) == text, "run python benchmarks/figures.py"
     assert "share of matmul rate" in figures.figures(figures.RESULTS)
+
+
+def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass(tiny_clip: Backbone) -> None:
+    assert {name: peers.batch_of(name) for name in ("coop", "cocoop", "maple", "mma")} == {
+        "coop": 32,
+        "cocoop": 1,
+        "maple": 4,
+        "mma": 16,
+    }
+    assert peers.quick("coop").epochs == 1
+    assert peers.quick("rmadapter").config().epochs == 1
+
+
+def test_a_peers_figures(monkeypatch: pytest.MonkeyPatch, tiny_clip: Backbone) -> None:
+    monkeypatch.setattr(peers, "load_backbone", lambda name: tiny_clip)
+    options = SimpleNamespace(backbone="tiny", classes=3, seed=0)
+    found = peers.measure(options, "kgcoop")  # type: ignore[arg-type]
+    assert found["parameters"] == 4 * 48
+    assert found["image_seconds"] == found["step_seconds"] / 128
+    assert peers.measure(options, "zero-shot")["step_seconds"] is None  # type: ignore[arg-type]
