@@ -91,6 +91,16 @@ def demo_fit(r: dict[str, Any]) -> str:
     return text + f"\nRatio {r['ratio']:.2f}, {r['images']} images of 8 classes.\n"
 
 
+def peers(r: dict[str, Any]) -> str:
+    keys = {"parameters": ",", "batch": "", "step_seconds": ".4f", "image_seconds": ".4f", "peak_mb": ".0f"}
+    rows = [
+        [row["method"], *("" if row[key] is None else format(row[key], style) for key, style in keys.items())]
+        for row in r["methods"]
+    ]
+    columns = ["method", "trainable", "images a step", "step s", "seconds an image", "peak MB"]
+    return table(f"Training steps of the peers, {r['backbone']}, {r['classes']} classes (`peers.py`)", columns, rows)
+
+
 def scaling(found: dict[str, Any]) -> str:
     text = ""
     for study, record in found.items():
@@ -109,6 +119,7 @@ SECTIONS: dict[str, Any] = {
     "inference": inference,
     "options": options,
     "demo_fit": demo_fit,
+    "peers": peers,
     "scaling": scaling,
 }
 
