@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import platform
 import random
@@ -27,8 +26,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rmadapter.allocator import keep_freed_memory
+from rmadapter.allocator import give_back_memory, keep_freed_memory
 from rmadapter.backbone import Backbone
+from rmadapter.bench.machine import processor
 from rmadapter.config import Config
 from rmadapter.model import AdaptedCLIP
 from rmadapter.progress import bar
@@ -59,7 +59,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": psutil.cpu_count(logical=False),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / GB, 1),
@@ -68,14 +68,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor()
 
 
 # ---- time ----
@@ -143,12 +135,12 @@ class Peak:
     """The most memory that a process held at once between `start` and `stop`, in MB beyond what it held when made."""
 
     def __init__(self) -> None:
-        _trim()
+        give_back_memory()
         self.base = psutil.Process().memory_info().rss
 
     def start(self) -> None:
         """Forget the peak so far, such as that of loading a model; not possible outside Linux, where it counts."""
-        _trim()
+        give_back_memory()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -158,12 +150,6 @@ class Peak:
             # getrusage remembers the peak before `start`, this line does not.
             peak = 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
         return (peak - self.base) / MB
-
-
-def _trim() -> None:
-    """Give freed memory back to the system, so that its reuse does not hide what comes next."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_fresh_process(script: str, *options: str) -> Any:

@@ -18,3 +18,9 @@ def keep_freed_memory() -> bool:
         # M_MMAP_THRESHOLD: what is smaller never comes from the system alone. M_TRIM_THRESHOLD: nothing is given back.
         return bool(mallopt(-3, 2**31 - 1) and mallopt(-1, -1))
     return False
+
+
+def give_back_memory() -> None:
+    """Give what is kept back to the system, once; nothing with a C library that cannot."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

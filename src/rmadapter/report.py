@@ -243,7 +243,8 @@ def _command(run: Mapping[str, Any]) -> str:
     return shlex.join([*words, "--out", "RUN"])
 
 
-def _template() -> Any:
+def page(name: str, **filters: Any) -> Any:
+    """A template of the package, which escapes what it is given and refuses what it is not given."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -253,8 +254,12 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, count=lambda n: f"{n:,}", duration=_duration)
-    return environment.get_template("report.html.j2")
+    environment.filters.update(filters)
+    return environment.get_template(name)
+
+
+def _template() -> Any:
+    return page("report.html.j2", percent=_percent, count=lambda n: f"{n:,}", duration=_duration)
 
 
 def _percent(value: float | None, digits: int = 1, sign: bool = False) -> str:

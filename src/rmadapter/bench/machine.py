@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import platform
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rmadapter.allocator import give_back_memory
+
 
 def reset_peak(device: torch.device) -> None:
     """From now on `peak` is that of this run, where the system can tell it (Linux, CUDA)."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # training keeps what it frees; that is not the next run's
+    give_back_memory()  # training keeps what it frees; that is not the next run's
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -37,14 +36,19 @@ def peak(device: torch.device) -> dict[str, float | None]:
     return {"peak_mb": resident and round(resident, 1), **gpu}
 
 
+def processor() -> str:
+    """Its name."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, its cores, the threads in use and the device."""
-    try:
-        names: Sequence[str] = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        names = ()
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),

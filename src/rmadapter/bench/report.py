@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rmadapter.bench.records import REPORT, Group, Results, Run, group_runs, rea
 from rmadapter.bench.render import Table, tex, to_csv, to_latex, to_markdown
 from rmadapter.bench.tables import duration, machines, make_tables
 from rmadapter.files import write_json, write_text
+from rmadapter.report import page
 
 TITLES = {
     "base-to-novel": "Base-to-novel generalisation",
@@ -67,7 +67,8 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
             write_text(out / "figures" / f"{figure.name}.svg", standalone)
     write_text(out / "report.md", _markdown(sections, summary))
     write_text(out / "report.tex", _latex(sections))
-    write_text(out / "report.html", _template().render(sections=sections, summary=summary, duration=duration))
+    html = page("bench.html.j2").render(sections=sections, summary=summary, duration=duration, appendix=appendix)
+    write_text(out / "report.html", html)
     write_json(out / "report.json", summary)
     return summary
 
@@ -214,18 +215,3 @@ def _latex(sections: Sequence[Section]) -> str:
         parts += ["\n".join([r"\begin{itemize}", *said, r"\end{itemize}"])] if said else []
         parts += [to_latex(table).rstrip() for table in section.tables]
     return "\n\n".join(parts) + "\n"
-
-
-@functools.cache
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("rmadapter", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(appendix=appendix)
-    return environment.get_template("bench.html.j2")

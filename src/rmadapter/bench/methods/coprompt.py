@@ -10,7 +10,7 @@ descriptions, drawn anew in every step.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from rmadapter.backbone import Backbone
 from rmadapter.bench.methods.base import Classifier, Training
-from rmadapter.bench.methods.deep import cosine, count
+from rmadapter.bench.methods.deep import by_name, cosine, count
 from rmadapter.bench.methods.loop import Recipe, minimise
 from rmadapter.bench.methods.maple import CoupledPrompts
 from rmadapter.bench.methods.prompts import PromptedText
+from rmadapter.bench.methods.shots import labels_of
 from rmadapter.bench.methods.zero_shot import text_features
 from rmadapter.data.images import prompt_name
 from rmadapter.errors import UserError
@@ -136,7 +137,7 @@ class CoPrompt:
         return Descriptions(features, torch.tensor([len(group) for group in sentences], device=features.device))
 
     def fit(self, backbone: Backbone, train: Training) -> Classifier:
-        frozen, labels = train.frozen(1), torch.tensor(train.images.labels, device=train.device)
+        frozen, labels = train.frozen(1), labels_of(train)
         module = self.module(backbone, train.seed).to(train.device)
         text = module.text(train.images.classes)
         descriptions = self.read(backbone, train.images.classes, train.templates)
@@ -148,13 +149,7 @@ class CoPrompt:
 
         recipe = Recipe(learning_rate=self.learning_rate, epochs=self.epochs, batch_size=self.batch_size)
         done = minimise(module.parameters(), loss, recipe, train)
-
-        @torch.no_grad()
-        def for_classes(names: Sequence[str]) -> Callable[[States], Tensor]:
-            w = module.class_features(module.text(names))
-            return torch.no_grad()(lambda states: cosine(backbone, module.image_features(states), w))
-
-        return Classifier(for_classes, 1, count(module), done.step_seconds, done.history)
+        return Classifier(by_name(backbone, module, module.text), 1, count(module), done.step_seconds, done.history)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> int:
         return count(self.module(backbone))

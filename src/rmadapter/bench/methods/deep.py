@@ -6,7 +6,8 @@ blocks 1, 2, ..., one tensor a block; above the last of them, what left the bloc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from rmadapter.backbone import Backbone
 from rmadapter.bench.methods.prompts import PromptedText, init_words
 from rmadapter.blocks import Whole
 from rmadapter.errors import UserError
-from rmadapter.towers import ImageTower, TextTower, towers
+from rmadapter.towers import ImageTower, States, TextTower, towers
 
 
 def prompted_towers(backbone: Backbone, method: str) -> tuple[ImageTower, TextTower]:
@@ -88,6 +89,19 @@ def cosine(backbone: Backbone, image: Tensor, text: Tensor) -> Tensor:
     """Features [B, e] and [C, e], normalised here, -> logits [B, C] over CLIP's temperature."""
     scale: Tensor = backbone.model.logit_scale.exp()  # type: ignore[operator]
     return scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+
+
+def by_name(
+    backbone: Backbone, module: Any, prompted: Callable[[Sequence[str]], PromptedText]
+) -> Callable[[Sequence[str]], Callable[[States], Tensor]]:
+    """`Classifier.for_classes` of a trained module with `class_features` and `image_features`."""
+
+    @torch.no_grad()
+    def for_classes(names: Sequence[str]) -> Callable[[States], Tensor]:
+        classes = module.class_features(prompted(names))
+        return torch.no_grad()(lambda states: cosine(backbone, module.image_features(states), classes))
+
+    return for_classes
 
 
 def count(module: nn.Module) -> int:

@@ -6,7 +6,7 @@ encoder (Eq. 5-8 of the paper). The class prompt is "P_1 of a NAME.", where P_1 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rmadapter.backbone import Backbone
 from rmadapter.bench.methods.base import Classifier, Training
 from rmadapter.bench.methods.deep import (
+    by_name,
     cosine,
     count,
     draw,
@@ -29,6 +30,7 @@ from rmadapter.bench.methods.deep import (
 )
 from rmadapter.bench.methods.loop import Recipe, minimise
 from rmadapter.bench.methods.prompts import PromptedText
+from rmadapter.bench.methods.shots import labels_of
 from rmadapter.towers import States
 
 
@@ -86,7 +88,7 @@ class MaPLe:
         return CoupledPrompts(backbone, self.n_ctx, self.depth, self.init, seed)
 
     def fit(self, backbone: Backbone, train: Training) -> Classifier:
-        frozen, labels = train.frozen(1), torch.tensor(train.images.labels, device=train.device)
+        frozen, labels = train.frozen(1), labels_of(train)
         module = self.module(backbone, train.seed).to(train.device)
         text = module.text(train.images.classes)
 
@@ -96,13 +98,7 @@ class MaPLe:
 
         recipe = Recipe(learning_rate=self.learning_rate, epochs=self.epochs, batch_size=self.batch_size)
         done = minimise(module.parameters(), loss, recipe, train)
-
-        @torch.no_grad()
-        def for_classes(names: Sequence[str]) -> Callable[[States], Tensor]:
-            classes = module.class_features(module.text(names))
-            return torch.no_grad()(lambda states: cosine(backbone, module.image_features(states), classes))
-
-        return Classifier(for_classes, 1, count(module), done.step_seconds, done.history)
+        return Classifier(by_name(backbone, module, module.text), 1, count(module), done.step_seconds, done.history)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> int:
         return count(self.module(backbone))

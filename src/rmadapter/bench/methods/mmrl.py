@@ -28,6 +28,7 @@ from rmadapter.backbone import Backbone
 from rmadapter.bench.methods.base import Classifier, Training
 from rmadapter.bench.methods.deep import cosine, count, draw, prompted_towers
 from rmadapter.bench.methods.loop import Recipe, minimise
+from rmadapter.bench.methods.shots import embedding_size, labels_of
 from rmadapter.blocks import Dense, Packed, pack
 from rmadapter.errors import UserError
 from rmadapter.model import CHUNK
@@ -87,8 +88,6 @@ class Representations(nn.Module):
         deepest = max(image.depth, text.depth)
         if not 1 <= first_block <= deepest:
             raise UserError(f"mmrl.first_block={first_block}: {backbone.name} has blocks 1 to {deepest}")
-        probe = backbone.tokenizer(["a"]).to(next(backbone.model.parameters()).device)
-        size = text.frozen(probe).features.shape[-1]
         self.space = nn.Parameter(draw(tokens, width, seed))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -98,7 +97,7 @@ class Representations(nn.Module):
                 one = nn.Linear(width, tower.width)  # all blocks start alike, as the released code has it
                 self.maps[tower.side] = nn.ModuleDict({str(i): deepcopy(one) for i in blocks})
                 tower.first = blocks[0]
-            self.projection = nn.Parameter(image.width**-0.5 * torch.randn(image.width, size))
+            self.projection = nn.Parameter(image.width**-0.5 * torch.randn(image.width, embedding_size(backbone)))
 
     def tokens(self, side: str, block: int) -> Tensor:
         """[K, d] into one block."""
@@ -185,7 +184,7 @@ class MMRL:
     def fit(self, backbone: Backbone, train: Training) -> Classifier:
         module = self.module(backbone, train.seed)
         first, templates = module.towers[0].first, train.templates
-        frozen, labels = train.frozen(first), torch.tensor(train.images.labels, device=train.device)
+        frozen, labels = train.frozen(first), labels_of(train)
         module.to(train.device)
         prompts = module.prompts(train.images.classes, templates)
 

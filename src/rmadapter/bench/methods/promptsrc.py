@@ -11,7 +11,7 @@ number of logits. The prompts that are used at last are an average over epochs, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rmadapter.backbone import Backbone
 from rmadapter.bench.methods.base import Classifier, Training
 from rmadapter.bench.methods.deep import (
+    by_name,
     cosine,
     count,
     draw,
@@ -33,6 +34,7 @@ from rmadapter.bench.methods.deep import (
 )
 from rmadapter.bench.methods.loop import Recipe, minimise
 from rmadapter.bench.methods.prompts import PromptedText
+from rmadapter.bench.methods.shots import labels_of
 from rmadapter.errors import UserError
 from rmadapter.model import CHUNK
 from rmadapter.towers import States
@@ -149,7 +151,7 @@ class PromptSRC:
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def fit(self, backbone: Backbone, train: Training) -> Classifier:
-        frozen, labels = train.frozen(1), torch.tensor(train.images.labels, device=train.device)
+        frozen, labels = train.frozen(1), labels_of(train)
         module = self.module(backbone, train.seed).to(train.device)
         text = module.prompted(train.images.classes)
         w_0 = module.frozen_classes(train.images.classes, self.templates or train.templates)
@@ -168,13 +170,7 @@ class PromptSRC:
         done = minimise(module.parameters(), loss, recipe, train, aggregate)
         for parameter, mean in zip(module.parameters(), average, strict=True):
             parameter.data = mean
-
-        @torch.no_grad()
-        def for_classes(names: Sequence[str]) -> Callable[[States], Tensor]:
-            w = module.class_features(module.prompted(names))
-            return torch.no_grad()(lambda states: cosine(backbone, module.image_features(states), w))
-
-        return Classifier(for_classes, 1, count(module), done.step_seconds, done.history)
+        return Classifier(by_name(backbone, module, module.prompted), 1, count(module), done.step_seconds, done.history)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> int:
         return count(self.module(backbone))
