@@ -31,13 +31,37 @@ def test_trade_off_has_a_point_per_method_that_names_new_classes() -> None:
     values = {"zero-shot": (60.0, 50.0), "mma": (64.0, 49.0), "rmadapter": (66.0, 52.0)}
     runs = [run(m, "a", s, {"base": b + s, "novel": n}) for m, (b, n) in values.items() for s in (1, 2)]
     runs += [run("probe", "a", s, {"base": 70.0, "novel": None}) for s in (1, 2)]
-    (figure,) = figures(runs)
+    figure, _ = figures(runs)
     shown = texts(figure)
     assert {"Zero-shot CLIP", "MMA", "RMAdapter"} <= set(shown)
     assert "probe" not in shown
     assert any(text.startswith("HM ") for text in shown)
     assert "var(--adapted" in figure.svg
     assert figures([r for r in runs if r.method == "mma"]) == []
+
+
+def test_cost_has_a_point_per_trained_method_and_a_line_for_zero_shot() -> None:
+    seconds = {"zero-shot": 0.0, "mma": 20.0, "rmadapter": 300.0}
+    runs = [
+        run(m, "a", s, {"base": 60.0 + s, "novel": 50.0}, seconds={"train": t, "total": t})
+        for m, t in seconds.items()
+        for s in (1, 2)
+    ]
+    _, figure = figures(runs)
+    assert {"Zero-shot CLIP", "MMA", "RMAdapter", "training, s", "100"} <= set(texts(figure))
+    assert [f.title for f in figures([r for r in runs if r.method != "mma"])] == ["Base against novel accuracy"]
+
+
+def test_a_legend_of_many_long_names_stays_inside() -> None:
+    names = [f"method number {i}, trained as another" for i in range(12)]
+    runs = [run(n, "a", 1, {"base": 50.0 + i, "novel": 50.0}) for i, n in enumerate(names)]
+    figure = figures(runs)[0]
+    root = ET.fromstring(figure.svg)
+    right = float(root.get("viewBox", "").split()[2])
+    starts = {node.text: float(node.get("x", "-1")) for node in root.iter() if node.text in names}
+    assert starts.keys() == set(names)
+    assert min(starts.values()) > 0
+    assert max(starts.values()) + 4.2 * len(names[0]) < right  # 4.2 pt: a narrow mean width of a character at 9 pt
 
 
 def test_few_shot_curves_per_data_set_and_average() -> None:

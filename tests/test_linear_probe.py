@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,9 @@ def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
     one = shots(tiny_clip, noise(3, ("cat", "dog", "car")))
     given, searched = LinearProbe(search_steps=0).fit(tiny_clip, one), LinearProbe().fit(tiny_clip, one)
     assert torch.equal(logits(given, one), logits(searched, one))  # nothing could be held out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scikit-learn takes many classes of one image each for a regression's values
+        LinearProbe().fit(tiny_clip, shots(tiny_clip, noise(24, tuple(f"thing {i}" for i in range(24)))))
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +38,7 @@ def make_figures(group: Group) -> list[Figure]:
     if group.protocol == "few-shot":
         return _few_shot(group)
     if group.protocol == "base-to-novel":
-        return _trade_off(group)
+        return [*_trade_off(group), *_cost(group)]
     if group.protocol.startswith("ablation"):
         return _ablation(group)
     return _sensitivity(group) if group.protocol == "sensitivity" else []
@@ -69,7 +71,36 @@ def _trade_off(group: Group) -> list[Figure]:
         axes.margins(0.12)
         _equal_hm(axes)
         axes.set(xlabel="base classes, %", ylabel="novel classes, %")
-        _legend(axes, len(points))
+        _legend(axes)
+    return [Figure(name, title, out[0])]
+
+
+def _cost(group: Group) -> list[Figure]:
+    """HM, averaged over the data sets that every row has, against the median training time of a run."""
+    rows = entries(group.runs)
+    datasets, seeds = complete(rows)
+    points = {}
+    for label, runs in rows.items():
+        hm = summary(runs, metric("hm"), datasets, seeds)
+        seconds = median(run.seconds.get("train", 0) for run in runs)
+        if hm.value is not None and (seconds > 0 or runs[0].method in FIXED):
+            points[label] = hm, seconds
+    trained = [seconds for _, seconds in points.values() if seconds > 0]
+    if len(trained) < 2:
+        return []
+    name, title = f"{group.slug}-cost", "HM against training time"
+    with _canvas(4.2, 3.6, name, title) as (axes, out):
+        for label, (hm, seconds) in points.items():
+            colour, marker = _looks(group)[label]
+            if seconds > 0:
+                axes.errorbar(seconds, hm.number, hm.interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+                axes.plot(seconds, hm.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
+            else:  # zero-shot, which takes no time
+                axes.axhline(hm.number, color=colour, linestyle="--", linewidth=1, label=label)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set(xlabel="training, s", ylabel="HM, %")
+        _legend(axes)
     return [Figure(name, title, out[0])]
 
 
@@ -81,8 +112,19 @@ def _equal_hm(axes: Axes) -> None:
     axes.grid(False)
 
 
-def _legend(axes: Axes, n: int) -> None:
-    axes.figure.legend(loc="outside lower center", ncols=min(n, 3), handlelength=1.4, columnspacing=1.2)
+def _legend(axes: Axes) -> None:
+    """Below the axes, in as many columns as fit the figure, which grows by every row but the first."""
+    figure: Any = axes.figure
+    sizes = [len(label) for label in axes.get_legend_handles_labels()[1]]
+
+    def width(columns: int) -> float:
+        """Inches, in 9 points; a legend fills one column after the other."""
+        rows = math.ceil(len(sizes) / columns)
+        return sum(0.4 + 0.065 * max(sizes[i : i + rows]) for i in range(0, len(sizes), rows))
+
+    columns = next((n for n in (3, 2) if width(n) <= figure.get_figwidth()), 1)
+    figure.set_figheight(figure.get_figheight() + 0.18 * (math.ceil(len(sizes) / columns) - 1))
+    figure.legend(loc="outside lower center", ncols=columns, handlelength=1.4, columnspacing=1.2)
 
 
 def _few_shot(group: Group) -> list[Figure]:
@@ -124,7 +166,7 @@ def _curves(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="images per class", ylabel="accuracy, %")
-    _legend(axes, len(looks))
+    _legend(axes)
 
 
 def _band(axes: Axes, x: Sequence[float], cells: Sequence[Cell], colour: str, marker: str, label: str) -> None:
@@ -180,7 +222,7 @@ def _sensitivity(group: Group) -> list[Figure]:
                 _band(axes, places, cells, colour, marker, shown)
         _value_axis(axes, places, [f"{v:g}" if numeric else str(v) for v in values])
         axes.set(xlabel=group.axis, ylabel="accuracy, %")
-        _legend(axes, 3)
+        _legend(axes)
     return [Figure(name, title, out[0])]
 
 

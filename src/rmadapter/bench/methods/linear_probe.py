@@ -65,6 +65,7 @@ class LinearProbe:
 
         with warnings.catch_warnings():  # the protocol stops after so many iterations, converged or not
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one shot a class
             model = LogisticRegression(C=strength, max_iter=self.iterations)  # L-BFGS and L2
             return model.fit(views.flatten(0, 1).cpu().numpy(), labels.repeat(len(views)).cpu().numpy())
 
