@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 import shlex
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import pytest
@@ -108,6 +110,43 @@ def test_names_of_modules_exist(page: Path) -> None:
         fields = {name for row in open_points.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[-2])}
         assert fields <= set(Config.model_fields)
         assert len(fields) > 15
+
+
+def measured(shots: int) -> dict[tuple[str, str], str]:
+    """Cells of the tables by data set and method, from the records: means over seeds, median training time."""
+    folder = ROOT / "docs/results" / ("bench" if shots == 16 else "peers") / "runs/base-to-novel"
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in folder.rglob(f"default-{shots}shots-seed*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        runs.setdefault((record["dataset"], record["method"]), []).append(record)
+    assert {len(found) for found in runs.values()} == {3}
+    means: dict[tuple[str, str], list[float | None]] = {}
+    for key, found in runs.items():
+        columns = [[run["metrics"][name] for run in found] for name in ("base", "novel", "hm")]
+        means[key] = [None if None in column else fmean(column) for column in columns]
+    cells = {}
+    for method in {method for _, method in runs}:
+        own = [values for (_, name), values in means.items() if name == method]
+        average = [None if None in column else fmean(column) for column in zip(*own, strict=True)]
+        seconds = [run["seconds"]["train"] for (_, name), found in runs.items() if name == method for run in found]
+        means["average", method] = average
+        cells["training, s", method] = f"{median(seconds):.1f}"
+    return cells | {key: " / ".join("–" if v is None else f"{v:.1f}" for v in values) for key, values in means.items()}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
+def test_figures_of_the_tables_are_those_of_the_records(page: str) -> None:
+    """Tables whose first head says how many shots, with data sets as rows and methods as columns or the other way."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    tables = re.findall(r"^\| (\d+) shots? \|(.*)\|\n\|[-|: ]+\n((?:\|.*\n)+)", text, re.M)
+    assert tables
+    for shots, heads, body in tables:
+        cells, columns = measured(int(shots)), [head.strip().lower() for head in heads.split("|")]
+        for row in body.splitlines():
+            name, *values = [cell.strip(" *") for cell in row.strip("|").split("|")]
+            for column, value in zip(columns, values, strict=True):
+                key = (name.strip("`").lower(), column)
+                assert value == cells.get(key, cells.get(key[::-1])), f"{page}: {name}, {column}"
 
 
 def test_quickstart_is_the_readmes() -> None:
