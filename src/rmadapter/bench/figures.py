@@ -97,8 +97,9 @@ def _cost(group: Group) -> list[Figure]:
                 axes.plot(seconds, hm.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
             else:  # zero-shot, which takes no time
                 axes.axhline(hm.number, color=colour, linestyle="--", linewidth=1, label=label)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if max(trained) > 10 * min(trained):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set(xlabel="training, s", ylabel="HM, %")
         _legend(axes)
     return [Figure(name, title, out[0])]
