@@ -56,7 +56,7 @@ def _where(name: str) -> str:
 
 
 def _verdict(a: str, b: str, where: str, found: Paired) -> str:
-    tail = f"({_interval(found)}{found.pairs} pair{'' if found.pairs == 1 else 's'}, ahead in {found.ahead}, behind in "
+    tail = f"({_interval(found)}{_pairs(found)}, ahead in {found.ahead}, behind in "
     tail += f"{found.behind}{'' if found.p is None else f', sign test p = {found.p:.2g}'})"
     size = f"{minus(f'{abs(found.difference):.2f}')} points"
     if found.difference <= 0:
@@ -67,6 +67,10 @@ def _verdict(a: str, b: str, where: str, found: Paired) -> str:
         why = next(iter(doubts), "the sign test does not confirm it")
         return f"{a} is {size} ahead of {b} {where} {tail}, but {why}: it is not shown to beat it."
     return f"{a} beats {b} {where} by {size} {tail}."
+
+
+def _pairs(found: Paired) -> str:
+    return f"{found.pairs} pair{'' if found.pairs == 1 else 's'}"
 
 
 def _interval(found: Paired) -> str:
@@ -96,7 +100,7 @@ def _against_zero_shot(group: Group) -> Iterator[str]:
         size = minus(f"{abs(found.difference):.2f}")
         side = "below" if found.difference < 0 else "above" if found.difference > 0 else ""
         position = f"lies {size} points {side}" if side else "equals"
-        text = f"{label} {position} zero-shot {where} ({_interval(found)}{found.pairs} pairs)."
+        text = f"{label} {position} zero-shot {where} ({_interval(found)}{_pairs(found)})."
         yield f"{text}{_behind_on(runs, untouched, measure)}"
 
 
