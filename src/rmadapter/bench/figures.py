@@ -63,11 +63,9 @@ def _trade_off(group: Group) -> list[Figure]:
         return []
     name, title = f"{group.slug}-trade-off", "Base against novel accuracy"
     with _canvas(4.2, 3.6, name, title) as (axes, out):
+        looks = _looks(group)
         for label, (base, novel) in points.items():
-            colour, marker = _looks(group)[label]
-            x, y = base.number, novel.number
-            axes.errorbar(x, y, novel.interval, base.interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
-            axes.plot(x, y, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
+            _point(axes, base.number, novel, label, looks[label], base.interval)
         axes.margins(0.12)
         _equal_hm(axes)
         axes.set(xlabel="base classes, %", ylabel="novel classes, %")
@@ -90,19 +88,25 @@ def _cost(group: Group) -> list[Figure]:
         return []
     name, title = f"{group.slug}-cost", "HM against training time"
     with _canvas(4.2, 3.6, name, title) as (axes, out):
+        looks = _looks(group)
         for label, (hm, seconds) in points.items():
-            colour, marker = _looks(group)[label]
             if seconds > 0:
-                axes.errorbar(seconds, hm.number, hm.interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
-                axes.plot(seconds, hm.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
+                _point(axes, seconds, hm, label, looks[label])
             else:  # zero-shot, which takes no time
-                axes.axhline(hm.number, color=colour, linestyle="--", linewidth=1, label=label)
+                axes.axhline(hm.number, color=looks[label][0], linestyle="--", linewidth=1, label=label)
         if max(trained) > 10 * min(trained):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set(xlabel="training, s", ylabel="HM, %")
         _legend(axes)
     return [Figure(name, title, out[0])]
+
+
+def _point(axes: Axes, x: float, y: Cell, label: str, look: tuple[str, str], interval: float | None = None) -> None:
+    """A method's mark with the intervals of y and, if there is one, of x."""
+    colour, marker = look
+    axes.errorbar(x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+    axes.plot(x, y.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
 
 
 def _equal_hm(axes: Axes) -> None:
