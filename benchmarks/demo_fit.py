@@ -2,43 +2,42 @@
 
     python benchmarks/demo_fit.py --json
 
-Both train the same model on the same images in the same order; the losses of the last step are compared.
+Both train the same adapters on the same images in the same order; the losses of the last step are compared.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import time
+from typing import Any
 
-import torch
+from common import arguments, set_up, setting, show
 
-from rmadapter.backbone import load_backbone
-from rmadapter.config import Config
+from rmadapter.backbones import load_backbone
+from rmadapter.cache import Cache
 from rmadapter.data.fewshot import few_shot, half
 from rmadapter.data.openmoji import load_openmoji
-from rmadapter.model import AdaptedCLIP
-from rmadapter.train import train
+from rmadapter.method import Shots
+from rmadapter.methods import load_method
+
+KEYS = ("images", "reference_seconds", "lean_seconds", "ratio", "reference_last_loss", "lean_last_loss")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=Config().epochs)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    backbone = load_backbone("pocket")
-    images = half(few_shot(load_openmoji(), 16, 1).train, "base")
-    result: dict[str, float] = {"images": len(images), "threads": torch.get_num_threads()}
+    parser = arguments(__doc__, backbone="pocket", seed=1)
+    parser.add_argument("--epochs", type=int, help="passes over the images, of the method's own number")
+    options = parser.parse_args()
+    set_up(options)
+    backbone, images = load_backbone(options.backbone), half(few_shot(load_openmoji(), 16, options.seed).train, "base")
+    given = {"epochs": options.epochs} if options.epochs else {}
+    result: dict[str, Any] = {"images": len(images), **setting(options)}
     for forward in ("reference", "lean"):
-        model = AdaptedCLIP(backbone, Config.make({"classes": "base", "epochs": args.epochs, "forward": forward}))
-        done = train(model, images)  # the seconds include the frozen activations
-        result[f"{forward}_seconds"] = round(done.seconds, 2)
-        result[f"{forward}_last_loss"] = done.history[-1]["loss"]
+        method = load_method("rmadapter", {"forward": forward, **given})
+        begun = time.perf_counter()
+        fitted = method.fit(backbone, Shots(images, Cache(backbone), seed=options.seed))  # the frozen activations, too
+        result[f"{forward}_seconds"] = round(time.perf_counter() - begun, 2)
+        result[f"{forward}_last_loss"] = fitted.trained.history[-1]["loss"]
     result["ratio"] = round(result["reference_seconds"] / result["lean_seconds"], 2)
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:22} {value}")
+    show(options, result, KEYS, [result])
 
 
 if __name__ == "__main__":

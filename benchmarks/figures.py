@@ -77,6 +77,14 @@ def inference(found: list[dict[str, Any]]) -> str:
     return table(f"Inference, {found[0]['backbone']} (`inference.py`)", columns, rows)
 
 
+def predict(r: dict[str, Any]) -> str:
+    rows = [[row["run"], f"{row['images_per_second']:.1f}", f"{row['times_predict']:.2f}"] for row in r["rows"]]
+    columns = ["run", "images/s", "time, of predict's"]
+    title = f"From files to probabilities, {r['backbone']}, {r['images']} images, {r['classes']} classes (`predict.py`)"
+    text = f"\nEncoding every image once instead of twice: {r['ratio']:.2f} times as fast.\n"
+    return table(title, columns, rows) + text + about(r["machine"])
+
+
 def options(r: dict[str, Any]) -> str:
     rows = [
         [row["option"], f"{row['seconds']:.3f}", f"{row['speedup']:.2f}", f"{row['loss']:.4f}"] for row in r["rows"]
@@ -117,6 +125,7 @@ SECTIONS: dict[str, Any] = {
     "train_step_pocket": train_step,
     "overhead": overhead,
     "inference": inference,
+    "predict": predict,
     "options": options,
     "demo_fit": demo_fit,
     "peers": peers,

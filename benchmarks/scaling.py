@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from common import GB, MB, Step, arguments, class_names, interleaved, machine, medians, set_up, step_peak, timed
+from common import GB, MB, arguments, interleaved, medians, noise, set_up, setting
+from step import VARIANTS, Step
 
-from rmadapter.backbone import Backbone, load_backbone
-from rmadapter.config import Config
-from rmadapter.data.images import ImageSet
-from rmadapter.features import freeze_images
-from rmadapter.model import AdaptedCLIP
-from rmadapter.train import train
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.cache import Cache, Held
+from rmadapter.method import Shots
+from rmadapter.methods import load_method
 
-CLASSES = 50
 POINTS: dict[str, tuple[int, ...]] = {
     "classes": (10, 50, 100, 200, 500, 1000),
     "shots": (1, 2, 4, 8, 16),
@@ -39,53 +36,46 @@ AXES = {
     "depth": "adapted blocks, counted from the top",
 }
 REFERENCE_CLASSES = 200  # above, the reference takes minutes; train_step.py measures it at 1,000
+SHOT_CLASSES = 20
+Points = Iterator[dict[str, Any]]
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, "classes", "batch", repeat=3)
     parser.add_argument("--study", choices=list(POINTS), nargs="+", default=list(POINTS))
     parser.add_argument("--points", type=int, nargs="+", help="other points than the usual ones, for a single study")
-    parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--out", type=Path, help="folder for scaling.json and the plots; a study there is replaced")
-    parser.set_defaults(repeat=3)
     options = parser.parse_args()
     if options.points and len(options.study) != 1:
         parser.error("--points belongs to a single --study")
     set_up(options)
     found = {}
     for study in options.study:
-        points = options.points or POINTS[study]
-        found[study] = {"points": list(STUDIES[study](options, points)), "machine": machine(), **settings(options)}
+        about, backbone = setting(options, "batch"), load_backbone(options.backbone)
+        points = STUDIES[study](options, backbone, options.points or POINTS[study])
+        found[study] = {"points": list(points), **about}
     if options.out:
         save(found, options.out)
     if options.json or not options.out:
         print(json.dumps(found, indent=1))
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("backbone", "batch", "seed", "repeat", "allocator")}
-
-
-def cost(
-    options: argparse.Namespace, step: Step, variants: tuple[str, ...] = ("lean", "reference")
-) -> dict[str, float]:
+def cost(options: argparse.Namespace, step: Step, variants: Sequence[str] = VARIANTS) -> dict[str, Any]:
     """Seconds and MB of one step by each forward pass."""
-    peaks = {variant: step_peak(step, variant) for variant in variants}  # warms up, too
-    spent = medians(interleaved({v: step.run(v) for v in variants}, options.repeat, text="steps", warm_up=False))
-    return {f"{v}_seconds": spent[v] for v in variants} | {f"{v}_peak_mb": peaks[v] for v in variants}
+    peaks = {f"{variant}_peak_mb": step.peak(variant) for variant in variants}  # warms up, too
+    seconds = interleaved({v: step.run(v) for v in variants}, options.repeat, text="steps", warm_up=False)
+    return {**{f"{variant}_seconds": spent for variant, spent in medians(seconds).items()}, **peaks}
 
 
-def study_classes(options: argparse.Namespace, points: tuple[int, ...]) -> Iterator[dict[str, float]]:
-    backbone = load_backbone(options.backbone)
+def study_classes(options: argparse.Namespace, backbone: Backbone, points: Sequence[int]) -> Points:
     for count in points:
-        variants = ("lean", "reference") if count <= REFERENCE_CLASSES else ("lean",)
+        variants = VARIANTS if count <= REFERENCE_CLASSES else ("lean",)
         yield {"classes": count, **cost(options, Step(backbone, count, options.batch, options.seed), variants)}
 
 
-def study_size(options: argparse.Namespace, points: tuple[int, ...]) -> Iterator[dict[str, float]]:
-    backbone = load_backbone(options.backbone)
+def study_size(options: argparse.Namespace, backbone: Backbone, points: Sequence[int]) -> Points:
     for size in points:
-        step = Step(resized(backbone, size), CLASSES, options.batch, options.seed)
+        step = Step(resized(backbone, size), options.classes, options.batch, options.seed)
         yield {"size": size, **cost(options, step)}
 
 
@@ -98,35 +88,25 @@ def resized(backbone: Backbone, size: int) -> Backbone:
     return replace(backbone, model=model.eval().requires_grad_(False), image_size=size)
 
 
-def study_depth(options: argparse.Namespace, points: tuple[int, ...]) -> Iterator[dict[str, float]]:
-    backbone = load_backbone(options.backbone)
-    depth = max(tower.depth for tower in Step(backbone, 1, 1).model.towers.values())
+def study_depth(options: argparse.Namespace, backbone: Backbone, points: Sequence[int]) -> Points:
     for count in points:
-        first = depth + 1 - count
-        step = Step(backbone, CLASSES, options.batch, options.seed, first_block=first)
+        first = max(backbone.image.depth, backbone.text.depth) + 1 - count
+        step = Step(backbone, options.classes, options.batch, options.seed, first_block=first)
         yield {"depth": count, "first_block": first, **cost(options, step)}
 
 
-def study_shots(options: argparse.Namespace, points: tuple[int, ...], classes: int = 20) -> Iterator[dict[str, float]]:
+def study_shots(options: argparse.Namespace, backbone: Backbone, points: Sequence[int]) -> Points:
     """The run that `fit` makes, apart from reading files: activations computed once, then an epoch."""
-    backbone = load_backbone(options.backbone)
-    config = Config.make({"epochs": 1, "seed": options.seed, "batch_size": options.batch, "augmentation": "none"})
-    size, names = backbone.image_size, tuple(class_names(classes, options.seed))
-    for shots in points:
-        labels = tuple(label for label in range(classes) for _ in range(shots))
-        noise = np.random.default_rng(options.seed).integers(0, 256, (len(labels), size, size, 3), np.uint8)
-        images = ImageSet(tuple(noise), labels, names)
-        model = AdaptedCLIP(backbone, config)
-        frozen: Any = None
-
-        def freeze(model: AdaptedCLIP = model, images: ImageSet = images) -> None:
-            nonlocal frozen
-            frozen = freeze_images(model, images)
-
-        freezing = timed(freeze)
-        held = sum(part.numel() * part.element_size() for part in (frozen.x, frozen.y, frozen.features)) / MB
-        epoch = train(model, images, frozen=frozen, progress=False).seconds
-        yield {"shots": shots, "freezing_seconds": freezing, "epoch_seconds": epoch, "frozen_mb": held}
+    method: Any = load_method("rmadapter", {"epochs": 1, "batch_size": options.batch})
+    for count in points:
+        images = noise(SHOT_CLASSES * count, SHOT_CLASSES, backbone.image_size, options.seed)
+        shots = Shots(images, Cache(backbone), seed=options.seed, progress=False)
+        source = shots.source(method.model(backbone).first("image"))
+        if not isinstance(source, Held):
+            raise SystemExit(f"--points {count}: its activations do not fit into memory")
+        frozen = sum(part.numel() * part.element_size() for part in (source.features, source.x, source.y)) / MB
+        epoch = method.fit(backbone, shots).trained.seconds
+        yield {"shots": count, "freezing_seconds": shots.cache.seconds, "epoch_seconds": epoch, "frozen_mb": frozen}
 
 
 STUDIES: dict[str, Any] = {
@@ -147,14 +127,15 @@ def save(found: dict[str, Any], folder: Path) -> None:
         plot(study, record["points"], folder / f"scaling_{study}.png")
 
 
-def plot(study: str, points: list[dict[str, float]], file: Path) -> None:
+def plot(study: str, points: list[dict[str, Any]], file: Path) -> None:
     """Seconds beside memory, one line for each forward pass or part."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axes, ending, unit in zip(figure.subplots(1, 2), ("_seconds", "_mb"), ("seconds", "GB"), strict=True):
         for key in [key for key in max(points, key=len) if key.endswith(ending)]:
-            line = [(p[study], p[key] * (1 if unit == "seconds" else MB / GB)) for p in points if key in p]
+            known = [p for p in points if p.get(key) is not None]
+            line = [(p[study], p[key] * (1 if unit == "seconds" else MB / GB)) for p in known]
             axes.plot(*zip(*line, strict=True), marker="o", label=key.removesuffix(ending).replace("_", " "))
         axes.set(xlabel=AXES[study], ylabel=unit, ylim=(0, None))
         axes.grid(alpha=0.3)

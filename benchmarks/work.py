@@ -14,9 +14,8 @@ from typing import Any
 from torch import nn
 
 from rmadapter.adapter import Adapters, DualBranchAdapter
-from rmadapter.blocks import Dense
+from rmadapter.encoders import Encoder, Grid, States
 from rmadapter.model import AdaptedCLIP
-from rmadapter.towers import States, Tower
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Tokens:
 
 def tokens_of(states: States) -> Tokens:
     layout = states.layout
-    if isinstance(layout, Dense):
+    if isinstance(layout, Grid):
         images, length = states.x.shape[:2]
         read = images if layout.read_index is not None else images * length
         # Every token attends to every token of its image.
@@ -56,32 +55,32 @@ def step_work(model: AdaptedCLIP, image: States, text: States) -> dict[str, int]
     """Operations of one training step from frozen states, by part."""
     parts = {"linear layers": 0, "attention": 0, "adapters": 0, "heads": 0, "logits": 0}
     for side, states in (("image", image), ("text", text)):
-        tower, tokens = model.towers[side], tokens_of(states)
-        for block in range(tower.first, tower.depth + 1):
-            one = block == tower.depth and tower.reads_one(states.layout)
-            if block > tower.first:  # the first adapted block itself is frozen and computed before training
-                parts["linear layers"] += block_linear(tower, block, tokens, one)
-                parts["attention"] += attention(tower.width, tokens.read_pairs if one else tokens.pairs)
+        encoder, tokens, first = model.encoders[side], tokens_of(states), model.first(side)
+        for block in range(first, encoder.depth + 1):
+            one = block == encoder.depth and encoder.reads_some(states.layout)
+            if block > first:  # the first adapted block itself is frozen and computed before training
+                parts["linear layers"] += block_linear(encoder, block, tokens, one)
+                parts["attention"] += attention(encoder.width, tokens.read_pairs if one else tokens.pairs)
             if adapter := model.adapters.at(side, block):
                 rows = tokens.read if one else tokens.all
-                parts["adapters"] += adapter_work(adapter, rows, tokens.all, goes_on=block > tower.first)
+                parts["adapters"] += adapter_work(adapter, rows, tokens.all, goes_on=block > first)
                 parts["adapters"] += cross_work(model.adapters, side, block, rows)
         # The projection into the joint space is frozen: forward and input gradient, for each feature.
-        parts["heads"] += 2 * 2 * len(states.features) * head_matrix(tower, states)
+        parts["heads"] += 2 * 2 * len(states.features) * head_matrix(encoder, states)
     # Image features times class features: forward, and the gradient of either.
     parts["logits"] = 3 * 2 * len(image.features) * image.features.shape[1] * len(text.features)
     return parts
 
 
-def block_linear(tower: Tower, block: int, tokens: Tokens, one: bool) -> int:
+def block_linear(encoder: Encoder[Any], block: int, tokens: Tokens, one: bool) -> int:
     """The block's linear layers are frozen: forward and input gradient, no weight gradient.
 
     one: only one token leaves the block, so that keys and values alone (2 d^2) are needed of all tokens.
     """
-    entries = matrices(tower.modules[block - 1])
+    entries = matrices(encoder.blocks[block - 1])
     if not one:
         return 2 * 2 * tokens.all * entries
-    key_value = 2 * tower.width**2
+    key_value = 2 * encoder.width**2
     return 2 * 2 * (tokens.all * key_value + tokens.read * (entries - key_value))
 
 
@@ -119,6 +118,6 @@ def cross_work(adapters: Adapters, side: str, block: int, rows: int) -> int:
     return 3 * 2 * rows * adapters.cross[height].weight.numel() if height in adapters.cross else 0  # type: ignore
 
 
-def head_matrix(tower: Any, states: States) -> int:
+def head_matrix(encoder: Encoder[Any], states: States) -> int:
     """Entries of the projection into the joint space. Attention pooling has more work, which is left out."""
-    return tower.width * states.features.shape[1]
+    return encoder.width * states.features.shape[1]

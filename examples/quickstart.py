@@ -1,11 +1,11 @@
 """Adapt the small offline model to pictograms: pip install 'rmadapter[demo]', then python examples/quickstart.py."""
 
-from rmadapter import RMAdapterClassifier
+from rmadapter import FewShotClassifier
 from rmadapter.data.openmoji import load_openmoji
 
-pictures = load_openmoji()  # or read_images("my-images"): {"train": images, "test": images}
-train, test = pictures["train"], pictures["test"]
-classifier = RMAdapterClassifier(backbone="pocket", shots=16)
+pictograms = load_openmoji()  # or read_images("my-images"): {"train": images, "test": images}
+train, test = pictograms["train"], pictograms["test"]
+classifier = FewShotClassifier(backbone="pocket", method="rmadapter", shots=16)
 classifier.fit(train.images, [train.classes[label] for label in train.labels])
 print(classifier.score(test.images, [test.classes[label] for label in test.labels]))
 print(classifier.predict(test.images[:3]))  # paths, PIL images or arrays

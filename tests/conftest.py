@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rmadapter.backbone import Backbone, load_backbone
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
 
 SIZE, PATCH, WIDTH, DEPTH = 32, 8, 64, 4  # image towers: 16 patches
@@ -150,13 +150,16 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short run of `tiny_clip` on `colors`, which knows them well by then. Copy it to change it."""
-    from rmadapter.config import Config
     from rmadapter.data.images import read_images
-    from rmadapter.run import fit
+    from rmadapter.fit import fit
+    from rmadapter.request import Request
+    from rmadapter.run import Lab
 
-    fields = {"shots": 4, "first_block": 3, "rank": 4, "alpha": 1.0, "lambda_image_con": 0, "lambda_text_con": 0}
-    training = {"epochs": 20, "batch_size": 8, "learning_rate": 0.02, "device": "cpu"}
-    config = Config.make({"backbone": tiny_clip.name, **fields, **training})
+    settings = {"shots": 4, "first_block": 3, "rank": 4, "alpha": 1.0, "lambda_image_con": 0, "lambda_text_con": 0}
+    settings |= {"epochs": 20, "batch_size": 8, "learning_rate": 0.02, "device": "cpu", "backbone": tiny_clip.name}
+    wanted = Request.make(settings, data="colors")
+    lab = Lab(wanted.machine, progress=False)
+    lab.add("colors", read_images(colors))
     out = tmp_path_factory.mktemp("finished")
-    fit(read_images(colors), config, out, progress=False, data="colors")
+    fit(wanted.task, wanted.method, out, lab, wanted.name)
     return out

@@ -1,59 +1,55 @@
-"""Run files with figures that the tests know, in the format that the bench writes."""
+"""Records with figures that the tests know."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rmadapter.bench.records import Run
+from rmadapter.record import BackboneName, MethodName, Record, Score
+from rmadapter.task import Question, Task
 
 TITLES = {"zero-shot": "Zero-shot CLIP", "mma": "MMA", "rmadapter": "RMAdapter"}
+HALVES = {"base": 100, "novel": 80}
+VIT = {"backbone": BackboneName(name="ViT-B-16/openai", digest="99")}
 
 
-def record(method: str, dataset: str, seed: int, metrics: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """The content of one run file; `base` and `novel` get their harmonic mean."""
-    values = dict(metrics)
-    if values.get("base") and values.get("novel"):
-        values.setdefault("hm", 2 * values["base"] * values["novel"] / (values["base"] + values["novel"]))
-    return {
-        "format": 1,
+def record(
+    method: str, data: str, seed: int, accuracies: Mapping[str, float | None], *,
+    shots: int = 16, templates: tuple[str, ...] = ("a photo of a {}.",), title: str = "",
+    counts: Mapping[str, int] = HALVES, **fields: Any,
+) -> Record:  # fmt: skip
+    """Accuracies on "base" and "novel", or on "all" and on targets by their names. counts: images, 9 by default."""
+    own = ("base", "novel", "all")
+    scores = [
+        Score(name=name, images=counts.get(name, 9), classes=2, data="" if name in own else name, accuracy=value)
+        for name, value in accuracies.items()
+    ]
+    tests = tuple(Question(score.name, score.data) for score in scores if "all" in accuracies)
+    defaults = {
         "protocol": "base-to-novel",
-        "dataset": dataset,
-        "method": method,
-        "title": TITLES.get(method, method),
-        "variant": "",
-        "axis": "",
-        "value": None,
-        "backbone": {"name": "pocket", "digest": "ab12cd34ef"},
-        "seed": seed,
-        "shots": 16,
-        "status": "finished",
-        "reason": "",
-        "metrics": values,
-        "counts": {"base": 100, "novel": 80},
+        "backbone": BackboneName(name="pocket", digest="ab12cd34ef"),
         "parameters": 0 if method == "zero-shot" else 1000,
         "seconds": {"frozen": 1.0, "train": 10.0 + seed, "evaluate": 2.0, "total": 13.0 + seed},
         "step_seconds": None if method == "zero-shot" else 0.25,
         "peak_mb": 900.0,
-        "config": {"templates": ["a photo of a {}."], "precision": "fp32", "seed": seed},
-        "split_digest": f"{dataset}-{seed}",
+        "split_digest": f"{data}-{seed}",
         "versions": {"rmadapter": "0.1.0", "torch": "2.6.0"},
         "machine": {"cpu": "some", "cores": 2},
         "finished": "2026-01-01T00:00:00+00:00",
-        **fields,
     }
+    return Record(
+        format=2,
+        task=Task(data=data, shots=shots, seed=seed, templates=templates, tests=tests),
+        method=MethodName(name=method, title=title or TITLES.get(method, method)),
+        scores=tuple(scores),
+        **{**defaults, **fields},
+    )
 
 
-def run(method: str, dataset: str, seed: int, metrics: Mapping[str, Any], **fields: Any) -> Run:
-    return Run.model_validate(record(method, dataset, seed, metrics, **fields))
-
-
-def write(folder: Path, *records: Mapping[str, Any]) -> Path:
-    """One file per record, named by its number."""
+def write(folder: Path, *records: Record) -> Path:
+    """One file a record, named by its number."""
     folder.mkdir(parents=True, exist_ok=True)
-    for content in records:
-        path = folder / f"{len(list(folder.glob('*.json'))):03}.json"
-        path.write_text(json.dumps(content), encoding="utf-8")
+    for one in records:
+        one.save(folder / f"{len(list(folder.glob('*.json'))):03}.json")
     return folder

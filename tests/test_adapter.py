@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import itertools
-from types import SimpleNamespace
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import rmadapter.adapter
 from rmadapter.adapter import (
     Adapters,
     DualBranchAdapter,
+    Side,
     adapted_blocks,
-    class_weights,
+    at_least_float32,
     consistency,
     loss_terms,
     token_mean,
 )
-from rmadapter.config import Config
+from rmadapter.settings import AdapterSettings
 
 VIT_B16 = ((768, 512), (12, 12))  # widths and depths of its image and text encoders
 
@@ -30,20 +37,21 @@ def grown(adapter: DualBranchAdapter) -> DualBranchAdapter:
     return adapter
 
 
+MMA: dict[str, Any] = {"cross_modal": True, "activation": "relu", "init": "kaiming", "reconstruct": ()}
+
+
 @pytest.mark.parametrize(
-    ("preset", "fields", "counts"),
+    ("fields", "counts"),
     [
-        ("mma", {}, (674_560, 674_560, 0)),
-        ("rmadapter", {}, (1_020_928, 666_112, 354_816)),
-        ("rmadapter", {"lambda_text_rec": 0}, (666_112 + 8 * (32 * 32 + 32 + 32 * 768 + 768), 666_112, 211_200)),
-        ("rmadapter", {"lambda_text_rec": 0, "lambda_image_rec": 0}, (666_112, 666_112, 0)),
-        ("rmadapter", {"first_block": 12}, (1_020_928 // 8, 666_112 // 8, 354_816 // 8)),
+        (MMA, (674_560, 0)),
+        ({}, (1_020_928, 354_816)),
+        ({"reconstruct": ("image",)}, (666_112 + 8 * (32 * 32 + 32 + 32 * 768 + 768), 211_200)),
+        ({"reconstruct": ()}, (666_112, 0)),
+        ({"first_block": 12}, (1_020_928 // 8, 354_816 // 8)),
     ],
 )
-def test_parameter_counts_of_vit_b16(preset: str, fields: dict[str, float], counts: tuple[int, int, int]) -> None:
-    found = Adapters(Config.make(fields, preset), *VIT_B16).parameter_counts()
-    assert tuple(found.values()) == counts
-    assert list(found) == ["trainable", "inference", "reconstruction"]
+def test_parameter_counts_of_vit_b16(fields: dict[str, Any], counts: tuple[int, int]) -> None:
+    assert Adapters(*VIT_B16, **fields).parameter_counts() == counts
 
 
 @pytest.mark.parametrize(("share", "layers"), list(itertools.product(["down", "up", "none"], [1, 2, 3])))
@@ -143,8 +151,8 @@ def test_blocks_keep_their_relative_height(
     assert adapted_blocks(first, last, depth, deepest) == blocks
 
 
-def test_towers_of_unequal_depth_share_projections_from_the_top() -> None:
-    adapters = Adapters(Config.make({"cross_modal": True, "rank": 2}), (8, 6), (12, 6))
+def test_encoders_of_unequal_depth_share_projections_from_the_top() -> None:
+    adapters = Adapters((8, 6), (12, 6), cross_modal=True, rank=2)
     assert adapters.blocks("image") == list(range(5, 13))
     assert adapters.blocks("text") == [3, 4, 5, 6]
     grown(adapters)  # type: ignore[arg-type]
@@ -172,27 +180,25 @@ def test_differences_within_rounding_pull_nowhere() -> None:
     assert not adapted.grad.any()
 
 
-def test_templates_are_averaged_as_unit_vectors() -> None:
-    features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 5.0]])  # 2 templates x 2 classes
-    expected = torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]])
-    torch.testing.assert_close(class_weights(features, 2), expected)
-
-
 def test_padding_never_counts() -> None:
     error = torch.tensor([[1.0, 3.0, 1e9]])
     assert token_mean(error, torch.tensor([[1.0, 1.0, 0.0]])).item() == 2
     assert token_mean(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])).item() == 1.5
 
 
+def test_half_precision_is_too_coarse_and_float64_stays() -> None:
+    kinds = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
+    assert all(at_least_float32(torch.ones(2, dtype=given)).dtype == kind for given, kind in kinds.items())
+
+
 def test_loss_is_the_sum_of_its_weighted_terms() -> None:
-    config = Config.make({"lambda_image_con": 2.0, "lambda_text_con": 0.0, "lambda_image_rec": 3.0})
-    adapters = Adapters(config, (8, 6), (12, 12))
     x, w = torch.randn(4, 5), torch.randn(3, 5)
     labels = torch.tensor([0, 1, 2, 0])
     frozen = torch.randn(4, 5)
     errors = [torch.tensor(0.25), torch.tensor(0.5)]
-    terms = loss_terms(adapters, torch.tensor(7.0), labels, (x, frozen, errors), (w, w, []))
-    assert set(terms) == {"loss", "ce", "image_rec", "image_con"}
+    image, text = Side(x, frozen, errors, 3.0, 2.0), Side(w, w, [], 1.0, 0.0)
+    terms = loss_terms(torch.tensor(7.0), labels, image, text)
+    assert list(terms) == ["loss", "ce", "image_rec", "image_con"]
     cosine = F.normalize(x, dim=-1) @ F.normalize(w, dim=-1).T
     log_p = (7 * cosine).log_softmax(-1)
     assert terms["ce"].item() == pytest.approx(-log_p[range(4), labels].mean().item(), rel=1e-5)
@@ -200,22 +206,25 @@ def test_loss_is_the_sum_of_its_weighted_terms() -> None:
     assert terms["image_con"].item() == pytest.approx(2 * consistency(x, frozen).item())
     parts = terms["ce"] + terms["image_rec"] + terms["image_con"]
     assert terms["loss"].item() == pytest.approx(parts.item())
+    other = loss_terms(torch.tensor(7.0), labels, image._replace(lambda_rec=0.0), Side(w, -w, errors, 1.0, 5.0))
+    assert list(other) == ["loss", "ce", "image_con", "text_rec", "text_con"]
+    assert other["text_rec"].item() == pytest.approx(0.75)
+    assert other["text_con"].item() == pytest.approx(5 * 2 * F.normalize(w, dim=-1).abs().mean().item(), rel=1e-5)
 
 
 def test_only_torch_is_imported_by_the_method() -> None:
-    import ast
-    from pathlib import Path
-
-    import rmadapter.adapter
-
     tree = ast.parse(Path(rmadapter.adapter.__file__).read_text())
     names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     names |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-    third_party = {name.split(".")[0] for name in names} - {"__future__", "collections", "itertools", "math", "typing"}
+    third_party = {name.split(".")[0] for name in names} - {*sys.stdlib_module_names}
     assert third_party == {"torch"}
 
 
-def test_any_record_of_fields_configures_the_adapters() -> None:
-    fields = SimpleNamespace(**Config.make({"rank": 3, "first_block": 2}).model_dump())
-    adapters = Adapters(fields, (8, 6), (4, 4))
-    assert [adapters.at("image", block) is not None for block in (1, 2, 3, 4)] == [False, True, True, True]
+def test_its_words_and_defaults_are_those_of_the_settings() -> None:
+    """So that a record of the settings configures the adapters, and so does nothing at all."""
+    words = inspect.signature(Adapters).parameters
+    defaults = {name: word.default for name, word in words.items() if word.kind is word.KEYWORD_ONLY}
+    assert defaults.pop("reconstruct") == ("image", "text")
+    assert defaults == asdict(AdapterSettings())
+    adapters = Adapters((8, 6), (4, 4), **asdict(AdapterSettings(rank=3, first_block=2, last_block=3)))
+    assert [adapters.at("image", block) is not None for block in (1, 2, 3, 4)] == [False, True, True, False]

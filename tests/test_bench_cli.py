@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from rmadapter import cli
-from rmadapter.backbone import Backbone
-from rmadapter.bench.methods import METHODS
-from rmadapter.files import write_json
+from rmadapter.backbones import Backbone
+from rmadapter.methods import METHODS
+from rmadapter.record import BackboneName, MethodName, Record, Score, parse_record
+from rmadapter.task import Task
 
 Command = Callable[..., tuple[int, str, str]]
 QUICK = [f"--set=rmadapter.{pair}" for pair in ("first_block=3", "rank=4", "epochs=1")]
@@ -48,7 +49,7 @@ def test_help_of_every_verb_imports_nothing_heavy() -> None:
     code = """
 import sys
 from rmadapter.cli import main
-for verb in ("bench", "report", "methods"):
+for verb in ("bench", "report", "methods", "data"):
     sys.argv = ["rmadapter", verb, "--help"]
     try:
         main()
@@ -70,14 +71,14 @@ def test_bench_prints_a_table_json_and_reports(rmadapter: Command, words: list[o
     assert err.count(": finished base ") == 4
     assert "2 of 2" in out
     code, out, err = rmadapter(*given, "--json")
-    records = json.loads(out)
+    records = [parse_record(json.dumps(record), "") for record in json.loads(out)]
     assert (code, err) == (0, "")  # nothing was left to do
-    assert [(r["method"], r["seed"]) for r in records] == [(m, s) for s in (1, 2) for m in ("zero-shot", "rmadapter")]
-    assert not any("history" in record for record in records)
+    cells = [(seed, method) for seed in (1, 2) for method in ("zero-shot", "rmadapter")]
+    assert [(record.task.seed, record.method.name) for record in records] == cells
     table = rmadapter(*given)[1]
     for method in ("zero-shot", "rmadapter"):
-        mean = sum(r["metrics"]["base"] for r in records if r["method"] == method) / 2
-        title = next(r["title"] for r in records if r["method"] == method)
+        mean = sum(r.metrics["base"] for r in records if r.method.name == method) / 2
+        title = next(r.method.title for r in records if r.method.name == method)
         [line] = [line for line in table.splitlines() if f" {title} " in line]
         assert f" {mean:.2f} " in line
     code, out, _ = rmadapter("report", tmp_path / "out", "--out", tmp_path / "report")
@@ -93,16 +94,26 @@ def test_bench_prints_a_table_json_and_reports(rmadapter: Command, words: list[o
 
 def test_a_figure_that_is_off_ends_with_1(rmadapter: Command, tmp_path: Path) -> None:
     """Runs as if of the paper's backbone and data: zero-shot on DTD, once as printed and once two points off."""
-    config: dict[str, Any] = {"shared": {"templates": ["a photo of a {}."]}}
-    record = {"format": 1, "protocol": "base-to-novel", "dataset": "dtd", "method": "zero-shot", "shots": 16}
-    record |= {"backbone": {"name": "ViT-B-16/openai", "digest": "0"}, "status": "finished", "config": config}
-    record |= {"counts": {"base": 864, "novel": 828}, "machine": {}, "versions": {}}
-    printed = {"base": 53.24, "novel": 59.90, "hm": 56.37}
+    printed = {"base": (53.24, 864, 24), "novel": (59.90, 828, 23)}
     for off, code in ((0.0, 0), (2.0, 1)):
-        for seed in (1, 2, 3):
-            metrics = {name: value + off for name, value in printed.items()}
-            path = tmp_path / f"off{off:g}" / f"{seed}.json"
-            write_json(path, {**record, "seed": seed, "metrics": metrics, "finished": "2026-01-01T00:00:00+00:00"})
+        path = tmp_path / f"off{off:g}" / "records.jsonl"
+        path.parent.mkdir()
+        with open(path, "w") as file:
+            for seed in (1, 2, 3):
+                scores = [
+                    Score(name=name, images=images, classes=classes, accuracy=value + off)
+                    for name, (value, images, classes) in printed.items()
+                ]
+                record = Record(
+                    format=2,
+                    protocol="base-to-novel",
+                    task=Task(data="dtd", classes="base", seed=seed),
+                    method=MethodName(name="zero-shot", title="zero-shot CLIP"),
+                    backbone=BackboneName(name="ViT-B-16/openai", digest="0"),
+                    scores=tuple(scores),
+                    finished="2026-01-01T00:00:00+00:00",
+                )
+                file.write(record.line())
         found = rmadapter("report", path.parent, "--out", tmp_path / "report", "--check", "--json")
         rows = [row for row in json.loads(found[1]) if row["within"] is not None]
         assert {row["figure"]: row["within"] for row in rows} == dict.fromkeys(("base", "novel", "HM"), not off)
@@ -113,7 +124,7 @@ def test_a_failed_run_is_told_in_one_sentence_and_2(rmadapter: Command, words: l
     given = ["bench", "base-to-novel", *words, "--methods", "zero-shot,rmadapter", "--seeds", "1"]
     code, out, err = rmadapter(*given, "--json", "--set", "rmadapter.first_block=9")
     assert code == 2
-    assert [record["status"] for record in json.loads(out)] == ["finished", "failed"]
+    assert [record.get("status", "finished") for record in json.loads(out)] == ["finished", "failed"]
     last = err.splitlines()[-1]
     assert last.startswith("rmadapter: 1 of 2 runs failed")
     assert "have 4 and 4 blocks" in last
@@ -128,7 +139,7 @@ def test_a_failed_run_is_told_in_one_sentence_and_2(rmadapter: Command, words: l
         (["--set", "rmadapter.rnak=4"], "did you mean 'rank'"),
         (["--set", "coop.epochs=4"], "no run is of the method 'coop'"),
         (["--templates", "a photo"], "needs exactly one {}"),
-        (["--augmentation", "standard"], "needs a number of views"),
+        (["--set", "shots=3"], "write METHOD.shots"),
         (["--datasets", "colours"], "colours"),
         (["--backbone", "pokket"], "'pokket'"),
     ],

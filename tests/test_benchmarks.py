@@ -1,175 +1,42 @@
-"""The benchmarks' counting and their JSON, on tiny models. What they measure is never asserted: machines differ."""
+"""Every benchmark on a tiny model: its JSON. What it measures is never asserted: machines differ."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
-from rmadapter.adapter import DualBranchAdapter
-from rmadapter.backbone import Backbone, load_backbone
+from conftest import CLIP_TEXT, write_model
+from rmadapter.backbones import load_backbone
+from rmadapter.data.images import ImageSet
+from rmadapter.methods import METHODS
+from rmadapter.settings import settings_of
+from rounding import FACTOR, SLACK, relative_errors
+from shots import noisy_colors
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import common  # noqa: E402
+import demo_fit  # noqa: E402
 import figures  # noqa: E402
 import inference  # noqa: E402
+import options  # noqa: E402
 import overhead  # noqa: E402
 import peers  # noqa: E402
+import predict  # noqa: E402
 import scaling  # noqa: E402
 import train_step  # noqa: E402
-import work  # noqa: E402
+from step import Step  # noqa: E402
 
-
-def tiny_step(backbone: Backbone, **fields: Any) -> common.Step:
-    return common.Step(backbone, 5, 3, first_block=2, rank=8, **fields)
-
-
-def executed(step: common.Step) -> dict[str, int]:
-    """Operations of a lean step as torch counts them, by operator."""
-    loss = step.run("lean")
-    loss()
-    with FlopCounterMode(display=False) as counter:
-        loss()
-    return {str(op).split(".")[-1]: n for op, n in counter.get_flop_counts()["Global"].items()}
-
-
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_eva", "tiny_hf"])
-@pytest.mark.parametrize("fields", [{}, {"cross_modal": True}, {"lambda_image_rec": 0.0, "share": "up"}], ids=str)
-def test_counted_products_are_those_torch_executes(
-    name: str, fields: dict[str, Any], request: pytest.FixtureRequest
-) -> None:
-    """All but attention's, where padding and masked pairs are executed and not counted."""
-    step = tiny_step(request.getfixturevalue(name), **{"share": "none", **fields})
-    counted = work.step_work(step.model, *step.frozen())
-    matrices = sum(n for op, n in executed(step).items() if op in ("mm", "addmm"))
-    assert counted["attention"] > 0
-    assert sum(counted.values()) - counted["attention"] == matrices
-
-
-def test_branches_that_share_the_projection_down_count_it_once() -> None:
-    """The adapter written out with the shared product computed once, all of whose tokens need a gradient."""
-    adapter, x = DualBranchAdapter(48, 8), torch.randn(5, 48, requires_grad=True)
-    with FlopCounterMode(display=False) as counter:
-        hidden = adapter.down(x)
-        (adapter.up(hidden).sum() + adapter.rec[1](adapter.rec[0](hidden)).sum()).backward()
-    assert work.adapter_work(adapter, 5, 5, goes_on=True) == counter.get_total_flops()
-
-
-def test_attention_counts_the_products_of_its_plain_form() -> None:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    q, k, v = (torch.randn(2, 4, 9, 16, requires_grad=True) for _ in range(3))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
-    assert work.attention(width=4 * 16, pairs=2 * 9 * 9) == counter.get_total_flops()
-
-
-def test_pairs_of_attention_are_those_the_mask_lets_through(tiny_clip: Backbone, tiny_hf: Backbone) -> None:
-    names = ["cat", "a small red car", "tree house"]
-    for backbone, causal in ((tiny_clip, True), (tiny_hf, False)):
-        step = tiny_step(backbone)
-        tokens = step.model.prompts(names)
-        states = step.model.frozen("text", tokens)
-        lengths = step.model.towers["text"].real_tokens(tokens)[0].tolist()
-        prefix = states.layout.prefix
-        if causal:
-            whole = sum(int(torch.ones(n, n).tril().sum()) for n in lengths)
-            expected = whole - 2 * int(torch.ones(prefix, prefix).tril().sum())  # the prefix of two prompts is shared
-        else:
-            expected = sum(n * n for n in lengths)
-        counted = work.tokens_of(states)
-        assert counted.pairs == expected
-        assert counted.all == sum(lengths) - 2 * prefix
-        assert counted.read_pairs == (sum(lengths) if causal else expected)
-
-
-def test_the_reference_in_chunks_is_the_reference(tiny_clip: Backbone) -> None:
-    whole = tiny_step(tiny_clip).gradients("reference")
-    chunks = tiny_step(tiny_clip, chunk=2).gradients("reference")
-    assert train_step.largest_difference(chunks, whole) < 1e-5
-
-
-def test_largest_difference_is_relative_with_a_floor() -> None:
-    reference = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1e-6])}
-    near = {"a": torch.tensor([3.0, 4.5]), "b": torch.tensor([2e-6])}
-    assert train_step.largest_difference(near, reference) == pytest.approx(0.1)
-    assert train_step.largest_difference({**reference, "b": near["b"]}, reference) == pytest.approx(1e-6 / 5e-4)
-
-
-def run(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> Any:
-    """What a benchmark prints; what it would run in fresh processes, whose start takes seconds, runs in this one."""
-
-    def here(script: str, *options: str) -> Any:
-        assert script == module.__file__
-        monkeypatch.setattr(sys, "argv", [script, *options])
-        module.main()
-        return json.loads(capsys.readouterr().out)
-
-    monkeypatch.setattr(module, "in_fresh_process", here, raising=False)
-    monkeypatch.setattr(common, "SQUARES", (16,))
-    monkeypatch.setattr(train_step, "SQUARES", (16,))
-    monkeypatch.setattr(sys, "argv", [module.__file__, *options])
-    module.main()
-    return capsys.readouterr().out
-
-
-TINY = ("--repeat", "1", "--seed", "3", "--allocator", "default", "--backbone")
-
-
-def folder(tmp_path: Path, size: int = 32) -> str:
-    from conftest import CLIP_TEXT, write_model
-
-    vision = {"image_size": size, "patch_size": 8, "width": 32, "head_width": 16, "layers": 5}
-    return str(write_model(tmp_path / "model", {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}}))
-
-
-def test_train_step_prints_one_object_per_class_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = (*TINY, folder(tmp_path), "--batch", "2", "--classes", "3", "4")
-    results = json.loads(run(train_step, monkeypatch, capsys, *options, "--json"))
-    assert [result["classes"] for result in results] == [3, 4]
-    for result in results:
-        numbers = [result[key] for key in train_step.KEYS]
-        assert all(number > 0 for number in numbers)
-        assert result["max_gradient_difference"] < 1e-4
-        assert result["ratio"] == pytest.approx(result["reference_seconds"] / result["lean_seconds"])
-        rate = result["matmul_gflops"] * 1e9
-        assert result["matmul_share"] == pytest.approx(result["lean_flops"] / result["lean_seconds"] / rate)
-    assert "ratio" in run(train_step, monkeypatch, capsys, *options)
-
-
-def test_overhead_counts_the_branch_and_cites_the_paper(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = (*TINY, folder(tmp_path), "--batch", "2", "--classes", "3", "--json")
-    result = json.loads(run(overhead, monkeypatch, capsys, *options))
-    # One adapted block (the fifth) in either encoder: r x r and r x d weights with their biases.
-    assert result["added_parameters"] == sum(32 * 32 + 32 + 32 * d + d for d in (32, 48))
-    assert result["paper"] == {"added_parameters": 320_000, "memory_percent": 3.0, "time_percent": 5.0}
-    for forward in ("lean", "reference"):
-        ratio = result[forward]["with_seconds"] / result[forward]["without_seconds"]
-        assert result[forward]["time_percent"] == pytest.approx(100 * (ratio - 1))
-
-
-def test_inference_compares_with_the_untouched_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = (*TINY, folder(tmp_path), "--batches", "1", "3", "--json")
-    results = json.loads(run(inference, monkeypatch, capsys, *options))
-    assert [result["batch"] for result in results] == [1, 3]
-    for result in results:
-        speeds = result["adapted_images_per_second"], result["untouched_images_per_second"]
-        assert result["ratio"] == pytest.approx(speeds[0] / speeds[1])
+SCRIPTS = (demo_fit, inference, options, overhead, peers, predict, scaling, train_step)
+Printed = pytest.CaptureFixture[str]
 
 
 def test_rounds_are_taken_in_turns_and_end_with_the_budget() -> None:
@@ -179,30 +46,156 @@ def test_rounds_are_taken_in_turns_and_end_with_the_budget() -> None:
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak includes what came before")
-def test_peak_is_what_was_held_at_once() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process's life")
+def test_peak_is_what_was_held_at_once_beyond_what_was_held_before() -> None:
     torch.ones(50_000_000)  # 200 MB, before the start
-    peak = common.Peak()
-    held = torch.ones(25_000_000)
-    peak.start()
-    for _ in range(3):
-        torch.ones(10_000_000)  # 40 MB, one after the other
-    assert 100 + 35 < peak.stop() < 100 + 80
-    del held
+    before = common.held()
+    kept = torch.ones(25_000_000)  # 100 MB, what is prepared
+
+    def three_times_40_mb() -> None:
+        for _ in range(3):
+            torch.ones(10_000_000)
+
+    most = common.peak_beyond(before, three_times_40_mb)
+    assert most is not None
+    assert 100 + 35 < most < 100 + 80
+    del kept
+
+
+def run(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Printed, *given: str) -> str:
+    """What a benchmark prints; what it would run in fresh processes, whose start takes seconds, runs in this one."""
+
+    def here(script: str, options: argparse.Namespace, *more: str) -> Any:
+        assert script == module.__file__
+        monkeypatch.setattr(sys, "argv", [script, *given, *more])
+        module.main()
+        return json.loads(capsys.readouterr().out)
+
+    monkeypatch.setattr(module, "in_fresh_process", here, raising=False)
+    monkeypatch.setattr(train_step, "SQUARES", (16,))
+    monkeypatch.setattr(sys, "argv", [module.__file__, *given])
+    module.main()
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options for a backbone of five blocks, so that one of them is adapted by default."""
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 5}
+    model = {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 5}}
+    folder = write_model(tmp_path_factory.mktemp("benchmarks") / "model", model)
+    return ["--repeat", "1", "--seed", "3", "--allocator", "default", "--backbone", str(folder)]
+
+
+def rounding_of(model: str, classes: int) -> float:
+    """What two float32 passes may differ by: each by its error against float64, where the reference's is measured."""
+    step, in_float64 = (Step(load_backbone(model), classes, 2, 3) for _ in range(2))
+    in_float64.model.double()
+    in_float64.images = in_float64.images.double()
+    plain, truth = step.gradients("reference"), in_float64.gradients("reference")
+    return (1 + FACTOR) * max(relative_errors(plain, truth, 1e-4).values()) + SLACK
+
+
+def test_train_step_prints_one_object_per_class_count(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    given = (*tiny, "--batch", "2", "--classes", "3", "4")
+    results = json.loads(run(train_step, monkeypatch, capsys, *given, "--json"))
+    assert [result["classes"] for result in results] == [3, 4]
+    for result in results:
+        assert all(result[key] > 0 for key in train_step.KEYS if "peak" not in key)
+        assert result["max_gradient_difference"] <= rounding_of(tiny[-1], result["classes"])
+        assert result["ratio"] == pytest.approx(result["reference_seconds"] / result["lean_seconds"])
+        rate = result["matmul_gflops"] * 1e9
+        assert result["matmul_share"] == pytest.approx(result["lean_flops"] / result["lean_seconds"] / rate)
+        assert {"cpu", "cores", "threads", "memory_gb", "torch", "python"} <= {*result["machine"]}
+    assert [result["prompts_at_once"] for result in results] == [3, 4]
+    assert "matmul share" in run(train_step, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3")
+
+
+def test_overhead_counts_the_branch_and_cites_the_paper(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    result = json.loads(run(overhead, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3", "--json"))
+    # One adapted block (the fifth) in either encoder: r x r and r x d weights with their biases.
+    assert result["added_parameters"] == sum(32 * 32 + 32 + 32 * d + d for d in (32, 48))
+    assert result["paper"] == {"added_parameters": 320_000, "memory_percent": 3.0, "time_percent": 5.0}
+    for forward in ("lean", "reference"):
+        ratio = result[forward]["with_seconds"] / result[forward]["without_seconds"]
+        assert result[forward]["time_percent"] == pytest.approx(100 * (ratio - 1))
+    assert "paper" in run(overhead, monkeypatch, capsys, *tiny, "--batch", "2", "--classes", "3")
+
+
+def test_inference_compares_with_the_untouched_model(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    results = json.loads(run(inference, monkeypatch, capsys, *tiny, "--batches", "1", "3", "--json"))
+    assert [result["batch"] for result in results] == [1, 3]
+    for result in results:
+        speeds = result["adapted_images_per_second"], result["untouched_images_per_second"]
+        assert result["ratio"] == pytest.approx(speeds[0] / speeds[1])
+
+
+def test_predict_compares_one_pass_with_two(tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    given = (*tiny, "--images", "5", "--pixels", "40", "30", "--classes", "3")
+    result = json.loads(run(predict, monkeypatch, capsys, *given, "--json"))
+    seconds = {row["run"]: row["seconds"] for row in result["rows"]}
+    assert list(seconds) == ["predict", "decode", "encode", "prompts", "twice"]
+    assert result["ratio"] == pytest.approx(seconds["twice"] / seconds["predict"])
+    parts = seconds["decode"] + seconds["encode"] + seconds["prompts"]
+    assert result["share_of_parts"] == pytest.approx(parts / seconds["predict"])
+    assert all(row["images_per_second"] == pytest.approx(5 / row["seconds"]) for row in result["rows"])
+    assert result["largest_difference"] < 1e-4
+    assert "images/s" in figures.predict(result)
+
+
+def test_options_compares_losses(tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    """The compiler itself takes a minute, and is not what is tested."""
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    given = (*tiny, "--batch", "2", "--classes", "3", "--json")
+    result = json.loads(run(options, monkeypatch, capsys, *given))
+    rows = {row["option"]: row for row in result["rows"]}
+    assert list(rows) == ["float32", "bfloat16", "compiled"]
+    assert rows["bfloat16"]["loss"] == pytest.approx(rows["float32"]["loss"], rel=0.1)
+    assert rows["bfloat16"]["loss"] != rows["float32"]["loss"] == rows["compiled"]["loss"]
+    assert result["compile_seconds"] > 0
+
+
+def test_demo_fit_compares_the_last_loss(tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    images: dict[str, ImageSet] = {"train": noisy_colors(2)}
+    monkeypatch.setattr(demo_fit, "load_openmoji", lambda: images)
+    result = json.loads(run(demo_fit, monkeypatch, capsys, *tiny, "--epochs", "2", "--json"))
+    assert result["images"] == 4  # two of each base class
+    assert result["lean_last_loss"] == pytest.approx(result["reference_last_loss"], rel=1e-3)
+    assert result["reference_seconds"] > 0
+
+
+def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    batches = {name: settings_of(peers.quick(name)).get("batch_size") for name in METHODS}
+    assert (batches["coop"], batches["cocoop"], batches["maple"], batches["mma"]) == (32, 1, 4, 16)
+    assert batches["zero-shot"] is None
+    assert {settings_of(peers.quick(name)).get("epochs", 1) for name in METHODS} == {1}
+    assert settings_of(peers.quick("clip-lora"))["iterations"] == 0
+    given = (*tiny, "--classes", "3", "--methods", "kgcoop", "zero-shot", "--json")
+    kgcoop, zero_shot = json.loads(run(peers, monkeypatch, capsys, *given))["methods"]
+    assert (kgcoop["title"], kgcoop["batch"], kgcoop["parameters"]) == ("KgCoOp", 128, 4 * 48)
+    assert kgcoop["image_seconds"] == kgcoop["step_seconds"] / 128
+    assert (zero_shot["step_seconds"], zero_shot["parameters"]) == (None, 0)
 
 
 @pytest.mark.parametrize("study", ["classes", "shots", "depth"])
 def test_scaling_writes_its_points_and_a_plot(
-    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "scaling.json").write_text('{"size": "kept"}')
-    options = (*TINY, folder(tmp_path), "--batch", "2", "--study", study, "--points", "1", "2", "--out")
-    assert run(scaling, monkeypatch, capsys, *options, str(tmp_path / "out")) == ""
-    found = json.loads((tmp_path / "out" / "scaling.json").read_text())
+    (tmp_path / "scaling.json").write_text('{"size": "kept"}')
+    given = (*tiny, "--batch", "2", "--classes", "3", "--study", study, "--points", "1", "2", "--out", str(tmp_path))
+    assert run(scaling, monkeypatch, capsys, *given) == ""
+    found = json.loads((tmp_path / "scaling.json").read_text())
     assert found["size"] == "kept"
     assert [point[study] for point in found[study]["points"]] == [1, 2]
-    with Image.open(tmp_path / "out" / f"scaling_{study}.png") as plot:
+    with Image.open(tmp_path / f"scaling_{study}.png") as plot:
         plot.verify()
 
 
@@ -214,17 +207,15 @@ def test_a_resized_backbone_takes_images_of_the_new_size() -> None:
 def test_a_fresh_process_gives_its_json(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))")
-    assert common.in_fresh_process(str(script), "--classes", "3") == ["--classes", "3"]
+    same = argparse.Namespace(backbone="pocket", seed=3, allocator="keep", threads=1)
+    found = common.in_fresh_process(str(script), same, "--classes", "3")
+    assert " ".join(found) == "--backbone pocket --seed 3 --threads 1 --allocator keep --classes 3"
 
 
-@pytest.mark.parametrize("script", ["train_step", "overhead", "inference", "scaling"])
-def test_help_says_what_is_measured(
-    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = __import__(script)
-    monkeypatch.setattr(sys, "argv", [script, "--help"])
+@pytest.mark.parametrize("module", SCRIPTS, ids=lambda module: module.__name__)
+def test_help_says_what_is_measured(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
     with pytest.raises(SystemExit):
-        module.main()
+        run(module, monkeypatch, capsys, "--help")
     assert module.__doc__.split("\n")[0] in capsys.readouterr().out
 
 
@@ -232,23 +223,3 @@ def test_the_figures_of_the_readme_are_those_of_the_result_files() -> None:
     text = figures.README.read_text(encoding="utf-8")
     assert figures.updated(text) == text, "run python benchmarks/figures.py"
     assert "share of matmul rate" in figures.figures(figures.RESULTS)
-
-
-def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass(tiny_clip: Backbone) -> None:
-    assert {name: peers.batch_of(name) for name in ("coop", "cocoop", "maple", "mma")} == {
-        "coop": 32,
-        "cocoop": 1,
-        "maple": 4,
-        "mma": 16,
-    }
-    assert peers.quick("coop").epochs == 1
-    assert peers.quick("rmadapter").config().epochs == 1
-
-
-def test_a_peers_figures(monkeypatch: pytest.MonkeyPatch, tiny_clip: Backbone) -> None:
-    monkeypatch.setattr(peers, "load_backbone", lambda name: tiny_clip)
-    options = SimpleNamespace(backbone="tiny", classes=3, seed=0)
-    found = peers.measure(options, "kgcoop")  # type: ignore[arg-type]
-    assert found["parameters"] == 4 * 48
-    assert found["image_seconds"] == found["step_seconds"] / 128
-    assert peers.measure(options, "zero-shot")["step_seconds"] is None  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import torchvision.datasets
 from PIL import Image
 
 import archives
-from rmadapter.data.catalog import CATALOG, check, describe, domains, download, get, load_dataset
+from rmadapter.data.catalog import CATALOG, check, describe, domains, download, get, load_dataset, table_of
 from rmadapter.data.fewshot import few_shot, half
 from rmadapter.data.readers import READERS, SPELLINGS
 from rmadapter.errors import UserError
@@ -175,7 +175,7 @@ def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (found.status, found.counts) == ("partial", {"train": 25, "val": 10, "test": 15})
     assert found.missing == ("split_zhou_Caltech101.json, so that splits are not those of published results",)
 
-    archives.write_json(home / dataset.split, dataset.table(home))
+    archives.write_json(home / dataset.split, table_of(dataset, home))
     found = check(dataset, tmp_path)
     assert (found.status, found.missing, found.home) == ("complete", (), str(home))
 

@@ -10,11 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmadapter.backbone import Backbone, load_backbone
-from rmadapter.bench.methods import coprompt
-from rmadapter.bench.methods.coprompt import CoPrompt, Descriptions
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from test_deep import LABELS, NAMES, double, eight_images, hooked, learns, pictures, same
+from rmadapter.methods import coprompt
+from rmadapter.methods.coprompt import CoPrompt, Descriptions
+from rmadapter.settings import configured
+from rounding import double
+from shots import logits_of, meaningless, shots_of, untrained
+from test_deep import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
@@ -22,15 +25,36 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
     backbone = double(request.getfixturevalue(name))
     method = CoPrompt(n_ctx=2, depth=3, consistency=4, reduction=1)
     module = method.module(backbone).double()
-    pixels, text = pictures(backbone), module.text(NAMES)
+    images, text = pixels(backbone), module.text(NAMES)
     generator = torch.Generator().manual_seed(2)
     frozen = [torch.randn(n, 40, generator=generator, dtype=torch.float64) for n in (len(LABELS), len(NAMES))]
-    lean = method.loss(module, LABELS, module.image.frozen(pixels), text, (frozen[0], frozen[1]))
+    lean = method.loss(module, LABELS, backbone.image.frozen(images, 1), text, (frozen[0], frozen[1]))
+    same(module, lean, plain_terms(backbone, module, images, frozen))
 
-    mapped = [p @ layer.weight.T + layer.bias for p, layer in zip(module.prompts, module.maps, strict=True)]
-    with hooked(backbone, list(module.prompts), mapped) as model:
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+def test_a_fit_compares_with_the_untouched_encoders(name: str, request: pytest.FixtureRequest) -> None:
+    """The loss that is minimised, of images in one view and the class prompts of the run."""
+    given = request.getfixturevalue(name)
+    backbone, images = double(given), pixels(given)
+    method = CoPrompt(n_ctx=2, depth=3, consistency=4, reduction=1)
+    start = untrained(method, backbone, shots_of(given, meaningless(5, NAMES), templates=("the {}",)))
+    module, model = start.module.double(), backbone.model
+    frozen = [model.encode_image(images), model.encode_text(backbone.tokenizer([f"the {name}" for name in NAMES]))]  # type: ignore[operator]
+    lean = start.terms(range(5), images=backbone.image.frozen(images, 1))
+    same(module, lean, plain_terms(backbone, module, images, frozen))
+
+
+def plain_terms(
+    backbone: Backbone, module: Any, images: torch.Tensor, frozen: list[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """With a consistency of weight 4."""
+    mapped = [
+        p @ layer.weight.T + layer.bias for p, layer in zip(module.coupled.prompts, module.coupled.maps, strict=True)
+    ]
+    with hooked(backbone, list(module.coupled.prompts), mapped) as model:
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
-        f = model.encode_image(pixels)
+        f = model.encode_image(images)
     mixed = []
     for side, x, m in (("image", f, 0.1), ("text", w, 0.2)):
         adapter: Any = module.adapters[side]
@@ -40,7 +64,7 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
     logits = model.logit_scale.exp() * mixed[0] @ mixed[1].T
     near = [1 - (x * F.normalize(y, dim=-1)).sum(-1).mean() for x, y in zip(mixed, frozen, strict=True)]
     plain = {"ce": F.cross_entropy(logits, LABELS), "image": 4 * near[0], "text": 4 * near[1]}
-    same(module, lean, {"loss": plain["ce"] + plain["image"] + plain["text"], **plain})
+    return {"loss": plain["ce"] + plain["image"] + plain["text"], **plain}
 
 
 def write(folder: Path, value: Any) -> str:
@@ -84,16 +108,39 @@ def test_wrong_descriptions_are_named(tiny_clip: Backbone, tmp_path: Path, value
 
 
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    learns(CoPrompt(epochs=80, learning_rate=0.05, batch_size=8, consistency=0.1), tiny_clip)
+    fields = {"epochs": 80, "learning_rate": 0.05, "batch_size": 8, "consistency": 0.1}
+    learns(configured(CoPrompt(), fields), tiny_clip)
 
 
-def test_images_are_compared_with_another_view(tiny_clip: Backbone) -> None:
-    """With one view of each image it is compared with itself, with two it is not."""
-    terms = []
-    for views in (1, 2):
-        train = eight_images(tiny_clip, augmentation="standard", views=views)
-        terms.append(CoPrompt(epochs=1, batch_size=8).fit(tiny_clip, train).history[0]["image"])
-    assert terms[1] > terms[0]
+@pytest.mark.parametrize("views", [1, 2, 0])
+def test_images_are_compared_with_another_view(tiny_clip: Backbone, views: int) -> None:
+    """With one view of each image it is compared with itself; else with that of the next epoch, held or fresh."""
+    shots = eight_images(tiny_clip, augmentation="standard", views=views)
+    start = untrained(CoPrompt(), tiny_clip, shots)
+    rows, epoch = torch.arange(8), 1
+    own, other = (start.source.batch(rows, e).features for e in (epoch, epoch + 1))
+    assert torch.equal(own, other) == (views == 1)
+    f = start.module.image_features(start.source.batch(rows, epoch))
+    expected = 8 * (1 - F.cosine_similarity(f, other).mean())
+    torch.testing.assert_close(start.terms(range(8), epoch)["image"], expected)
+
+
+def test_a_class_is_compared_with_a_sentence_drawn_anew_in_each_step(tiny_clip: Backbone, tmp_path: Path) -> None:
+    """By the generator that a resumed training goes on with; answers need no file any more."""
+    names = ("bird", "car", "cat", "dog")
+    file = write(tmp_path, {name: [f"{name} {word}" for word in ("a", "the photo of", "house")] for name in names})
+    method = configured(CoPrompt(), {"descriptions": file, "epochs": 6, "learning_rate": 1e-12, "warmup_epochs": 0})
+    shots = eight_images(tiny_clip)
+    fitted = method.fit(tiny_clip, shots)
+    found = [step["text"] for step in fitted.trained.history]
+    module, generator = method.module(tiny_clip), torch.Generator().manual_seed(shots.seed)
+    w, read = module.class_features(module.text(names)).detach(), method.read(tiny_clip, names, shots.templates)
+    expected = [8 * float(1 - F.cosine_similarity(w, read.draw(generator)).mean()) for _ in found]
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert len({round(value, 2) for value in expected}) == 3
+    Path(file).unlink()
+    again = method.restore(tiny_clip, fitted.known, fitted.tensors)
+    assert torch.equal(logits_of(again, shots), logits_of(fitted, shots))
 
 
 @pytest.fixture(scope="module")
@@ -104,4 +151,5 @@ def vit_b16() -> Backbone:
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     # Counted in the released code: prompts and maps of 12 blocks, and two adapters 512-128-512.
     adapters = 2 * 2 * 512 * 128
-    assert CoPrompt().parameters(vit_b16) == 12 * (4 * 512 + 512 * 768 + 768) + adapters == 5_014_528
+    count = 12 * (4 * 512 + 512 * 768 + 768) + adapters
+    assert CoPrompt().parameters(vit_b16) == (count, 0) == (5_014_528, 0)

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rmadapter.backbone import Backbone
-from rmadapter.bench.activations import Activations
-from rmadapter.bench.methods.base import Training
-from rmadapter.bench.methods.deep import (
-    cosine,
-    draw,
-    encode_image,
-    encode_text,
-    first_context,
-    prompted_text,
-    prompted_towers,
-)
-from rmadapter.bench.methods.prompts import init_words
-from rmadapter.config import Config
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.towers import towers
+from rmadapter.method import Shots
+from rmadapter.methods import deep
+from rmadapter.methods.context import PromptedText, draw, init_words
+from rounding import double
+from shots import gradients, logits_of, meaningless, shots_of
 
 NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
 LABELS = torch.tensor([0, 1, 2, 3, 0])
 
 
-def double(backbone: Backbone) -> Backbone:
-    """The same weights in float64, where rounding cannot hide a difference."""
-    return replace(backbone, model=copy.deepcopy(backbone.model).double())
-
-
-def pictures(backbone: Backbone, count: int = 5) -> Tensor:
+def pixels(backbone: Backbone, count: int = 5) -> Tensor:
     shape = (count, 3, backbone.image_size, backbone.image_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -83,21 +67,16 @@ def same(module: nn.Module, lean: Mapping[str, Tensor], plain: Mapping[str, Tens
     assert lean.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(lean[name], value, rtol=1e-9, atol=1e-12)
-    names = [name for name, _ in module.named_parameters()]
-    found, expected = (torch.autograd.grad(terms["loss"], list(module.parameters())) for terms in (lean, plain))
-    assert names
-    for name, one, other in zip(names, found, expected, strict=True):
+    found, expected = (gradients(module, terms["loss"]) for terms in (lean, plain))
+    assert expected
+    for name, other in expected.items():
         assert other.norm() > 0, name
-        assert (one - other).norm() <= 1e-9 * other.norm(), name
+        assert (found[name] - other).norm() <= 1e-9 * other.norm(), name
 
 
-def eight_images(backbone: Backbone, seed: int = 1, **fields: Any) -> Training:
-    """Two pictures of noise for each of four classes."""
-    rng = np.random.default_rng(0)
-    names = ["cat", "dog", "car", "bird"]
-    images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(8)]
-    settings = Config.make({"backbone": backbone.name, "device": "cpu", **fields})
-    return Training(ImageSet.from_lists(images, names * 2), None, Activations(backbone, settings), seed, False)
+def eight_images(backbone: Backbone, **fields: Any) -> Shots:
+    """Two images of noise for each of four classes."""
+    return shots_of(backbone, ImageSet.from_lists(meaningless(8).images, ["cat", "dog", "car", "bird"] * 2), **fields)
 
 
 def learns(method: Any, backbone: Backbone) -> None:
@@ -105,56 +84,56 @@ def learns(method: Any, backbone: Backbone) -> None:
     before = replace(backbone).digest  # computed anew
     logits = []
     for _ in range(2):
-        train = eight_images(backbone)
-        fitted = method.fit(backbone, train)
-        score = fitted.for_classes(train.images.classes)
-        logits.append(score(train.frozen(fitted.first).batch(torch.arange(8), train.device)))
+        shots = eight_images(backbone)
+        fitted = method.fit(backbone, shots)
+        logits.append(logits_of(fitted, shots))
     assert torch.equal(*logits)
-    assert logits[0].argmax(-1).tolist() == list(train.images.labels)
+    assert logits[0].argmax(-1).tolist() == list(shots.images.labels)
     assert not logits[0].requires_grad
     assert replace(backbone).digest == before
-    assert fitted.parameters == method.parameters(backbone)
-    assert len(fitted.history) == method.epochs * -(-8 // method.batch_size)
-    others = fitted.for_classes(["tree", "house"])(train.frozen(fitted.first).batch(torch.arange(8), train.device))
-    assert others.shape == (8, 2)
+    assert fitted.parameters == method.parameters(backbone).trained
+    assert len(fitted.trained.history) == method.recipe.epochs * -(-8 // method.recipe.batch_size)
+    assert logits_of(fitted, shots, ("tree", "house")).shape == (8, 2)
 
 
 def prompts(count: int, tokens: int, width: int) -> list[Tensor]:
-    return list(20 * draw(count * tokens, width, 3).double().requires_grad_().split(tokens))
+    """Far larger than a method draws them."""
+    return list((20 * draw(count * tokens, width, 3).double()).split(tokens))
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf", "tiny_siglip"])
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_features_are_those_of_the_backbones_own_forward(name: str, depth: int, request: pytest.FixtureRequest) -> None:
     backbone = double(request.getfixturevalue(name))
-    tower, text_tower = prompted_towers(backbone, "this")
-    text, image = prompts(depth, 3, text_tower.width), prompts(depth, 2, tower.width)
-    pixels, tokens = pictures(backbone), backbone.tokenizer([f"X X X of {name}." for name in NAMES])
-    lean = encode_text(prompted_text(backbone, NAMES, 3, "of"), text)
+    deep.check_room(backbone, "this")
+    text, image = prompts(depth, 3, backbone.text.width), prompts(depth, 2, backbone.image.width)
+    assert len(text) == len(image) == depth
+    images, tokens = pixels(backbone), backbone.tokenizer([f"X X X of {name}." for name in NAMES])
+    lean = deep.encode_text(PromptedText(backbone, [f"of {name}" for name in NAMES], 3), text)
     with hooked(backbone, text, image) as model:
         torch.testing.assert_close(lean, model.encode_text(tokens), rtol=1e-9, atol=1e-10)
-        expected = model.encode_image(pixels)
-    x = tower.frozen(pixels).x
-    torch.testing.assert_close(encode_image(tower, x, image), expected, rtol=1e-9, atol=1e-10)
-    assert (expected - backbone.model.encode_image(pixels)).abs().max() > 1e-3  # type: ignore[operator]
+        expected = model.encode_image(images)
+    found = deep.encode_image(backbone, backbone.image.frozen(images, 1), image)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    assert (expected - backbone.model.encode_image(images)).abs().max() > 1e-3  # type: ignore[operator]
 
 
 def test_rotary_positions_leave_no_room(tiny_eva: Backbone) -> None:
     with pytest.raises(UserError, match="MaPLe adds tokens"):
-        prompted_towers(tiny_eva, "MaPLe")
+        deep.check_room(tiny_eva, "MaPLe")
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_context_starts_as_words(name: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(name)
-    two, rest = first_context(backbone, "a photo of a", 2, seed=1)
+    two, rest = deep.first_context(backbone, "a photo of a", 2, seed=1)
     assert torch.equal(two, init_words(backbone, "a photo"))
     assert rest == "of a"
-    four, rest = first_context(backbone, "a photo of a", 4, seed=1)
+    four, rest = deep.first_context(backbone, "a photo of a", 4, seed=1)
     assert len(four) == 4
     assert rest == ""
-    drawn, rest = first_context(backbone, "a photo of a", 5, seed=1)
-    assert torch.equal(drawn, draw(5, towers(backbone.model)[1].width, 1))
+    drawn, rest = deep.first_context(backbone, "a photo of a", 5, seed=1)
+    assert torch.equal(drawn, draw(5, backbone.text.width, 1))
     assert rest == ""
 
 
@@ -162,4 +141,4 @@ def test_logits_are_cosines_over_the_temperature(tiny_clip: Backbone) -> None:
     image, text = torch.randn(3, 40), torch.randn(2, 40)
     expected = torch.nn.functional.cosine_similarity(image[:, None], text[None], dim=-1)
     expected = expected * tiny_clip.model.logit_scale.exp()  # type: ignore[operator]
-    torch.testing.assert_close(cosine(tiny_clip, image, text), expected)
+    torch.testing.assert_close(deep.logits(tiny_clip, image, text), expected)

@@ -1,4 +1,4 @@
-"""The demo on real pictures, with a tiny backbone in place of `pocket`."""
+"""The demo on real pictograms, with a tiny backbone in place of `pocket`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.backbone import Backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.openmoji import ATTRIBUTION, CLASSES
 from rmadapter.demo import demo
 from rmadapter.errors import UserError
+from rmadapter.record import read_record
 
-TITLES = [f"{what}, {half} classes" for what in ("test", "line art") for half in ("base", "novel")]
+TITLES = [
+    *("test, base classes", "test, novel classes"),
+    *("line art, base classes", "line art, novel classes"),
+]
 
 
 def test_demo(tiny_clip: Backbone, tmp_path: Path) -> None:
-    run = demo(tmp_path, progress=False, backbone=tiny_clip.name, epochs=1, first_block=4, rank=2)
-    assert list(run["metrics"]) == [*TITLES, "harmonic_mean"]
-    for title in TITLES:
-        row = run["metrics"][title]
-        assert row["n_classes"] == len(CLASSES) // 2
-        assert row["n_images"] >= 8 * row["n_classes"]
-    assert run["metrics"][TITLES[0]]["n_images"] == run["metrics"][TITLES[2]]["n_images"]  # the same drawings
-    assert run["notes"] == [ATTRIBUTION]
-    assert json.loads((tmp_path / "run.json").read_text("utf-8")) == run
+    small = {"backbone": tiny_clip.name, "epochs": 1, "first_block": 4, "rank": 2}
+    record = demo(tmp_path, progress=False, **small)
+    assert [score.title for score in record.scores] == TITLES
+    for score in record.scores:
+        assert score.classes == len(CLASSES) // 2
+        assert score.images >= 8 * score.classes
+    assert record.scores[0].images == record.scores[2].images  # the same drawings
+    assert record.notes == (ATTRIBUTION,)
+    assert read_record(tmp_path / "run.json").scores == record.scores
     page = (tmp_path / "report.html").read_text("utf-8")
     for words in (*TITLES, "CC BY-SA 4.0", "https://openmoji.org", "OpenMoji"):
         assert words in page
     assert len(json.loads((tmp_path / "split.json").read_text("utf-8"))["train"]) == 16 * len(CLASSES)
-    assert demo(tmp_path, progress=False, backbone=tiny_clip.name, epochs=1, first_block=4, rank=2) == run
+    assert demo(tmp_path, progress=False, **small) == record
 
 
 def test_without_its_packages_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_zero_shots_take_all_and_too_few_are_reported() -> None:
 @pytest.mark.parametrize(
     ("splits", "shots", "hint"),
     [
-        ({"train": make([0, 0], 2)}, 1, "'class 1' has no train picture"),
+        ({"train": make([0, 0], 2)}, 1, "'class 1' has no train image"),
         ({"test": make([0], 1)}, 1, "only test"),
         ({"train": make([0], 1)}, -1, "shots=-1"),
     ],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from rmadapter.bench.figures import Figure, make_figures
-from rmadapter.bench.records import Run, group_runs
-from synthetic_runs import run
+from rmadapter.bench.report.figures import Figure, make_figures
+from rmadapter.bench.report.groups import group_records
+from rmadapter.record import Record
+from synthetic_runs import record
 
 
-def figures(runs: list[Run]) -> list[Figure]:
-    (group,) = group_runs(runs)
+def figures(runs: list[Record]) -> list[Figure]:
+    (group,) = group_records(runs)
     return make_figures(group)
 
 
@@ -19,9 +20,9 @@ def texts(figure: Figure) -> list[str]:
     return ["".join(node.itertext()).strip() for node in ET.fromstring(figure.svg).iter() if node.tag.endswith("text")]
 
 
-def variants(protocol: str, labels: list[str], **fields: Any) -> list[Run]:
+def variants(protocol: str, labels: list[str], **fields: Any) -> list[Record]:
     return [
-        run("rmadapter", "a", seed, {"base": 60.0 + i + seed, "novel": 50.0}, protocol=protocol, variant=v, **fields)
+        record("rmadapter", "a", seed, {"base": 60.0 + i + seed, "novel": 50.0}, protocol=protocol, variant=v, **fields)
         for i, v in enumerate(labels)
         for seed in (1, 2)
     ]
@@ -29,32 +30,32 @@ def variants(protocol: str, labels: list[str], **fields: Any) -> list[Run]:
 
 def test_trade_off_has_a_point_per_method_that_names_new_classes() -> None:
     values = {"zero-shot": (60.0, 50.0), "mma": (64.0, 49.0), "rmadapter": (66.0, 52.0)}
-    runs = [run(m, "a", s, {"base": b + s, "novel": n}) for m, (b, n) in values.items() for s in (1, 2)]
-    runs += [run("probe", "a", s, {"base": 70.0, "novel": None}) for s in (1, 2)]
+    runs = [record(m, "a", s, {"base": b + s, "novel": n}) for m, (b, n) in values.items() for s in (1, 2)]
+    runs += [record("probe", "a", s, {"base": 70.0, "novel": None}) for s in (1, 2)]
     figure, _ = figures(runs)
     shown = texts(figure)
     assert {"Zero-shot CLIP", "MMA", "RMAdapter"} <= set(shown)
     assert "probe" not in shown
     assert any(text.startswith("HM ") for text in shown)
     assert "var(--adapted" in figure.svg
-    assert figures([r for r in runs if r.method == "mma"]) == []
+    assert figures([r for r in runs if r.method.name == "mma"]) == []
 
 
 def test_cost_has_a_point_per_trained_method_and_a_line_for_zero_shot() -> None:
     seconds = {"zero-shot": 0.0, "mma": 20.0, "rmadapter": 300.0}
     runs = [
-        run(m, "a", s, {"base": 60.0 + s, "novel": 50.0}, seconds={"train": t, "total": t})
+        record(m, "a", s, {"base": 60.0 + s, "novel": 50.0}, seconds={"train": t, "total": t})
         for m, t in seconds.items()
         for s in (1, 2)
     ]
     _, figure = figures(runs)
     assert {"Zero-shot CLIP", "MMA", "RMAdapter", "training, s", "100"} <= set(texts(figure))
-    assert [f.title for f in figures([r for r in runs if r.method != "mma"])] == ["Base against novel accuracy"]
+    assert [f.title for f in figures([r for r in runs if r.method.name != "mma"])] == ["Base against novel accuracy"]
 
 
 def test_a_legend_of_many_long_names_stays_inside() -> None:
     names = [f"method number {i}, trained as another" for i in range(12)]
-    runs = [run(n, "a", 1, {"base": 50.0 + i, "novel": 50.0}) for i, n in enumerate(names)]
+    runs = [record(n, "a", 1, {"base": 50.0 + i, "novel": 50.0}) for i, n in enumerate(names)]
     figure = figures(runs)[0]
     root = ET.fromstring(figure.svg)
     right = float(root.get("viewBox", "").split()[2])
@@ -66,7 +67,7 @@ def test_a_legend_of_many_long_names_stays_inside() -> None:
 
 def test_few_shot_curves_per_data_set_and_average() -> None:
     runs = [
-        run(m, d, s, {"accuracy": 50.0 + k + s}, protocol="few-shot", shots=k)
+        record(m, d, s, {"all": 50.0 + k + s}, protocol="few-shot", shots=k)
         for m, shots in (("zero-shot", (16,)), ("mma", (1, 2, 16)))
         for d in ("a", "b/c")
         for s in (1, 2)
@@ -76,7 +77,7 @@ def test_few_shot_curves_per_data_set_and_average() -> None:
     assert [figure.title for figure in drawn] == ["Average over 2 data sets", "a", "b/c"]
     assert all("/" not in figure.name for figure in drawn)
     assert {"1", "2", "16", "images per class", "MMA"} <= set(texts(drawn[0]))
-    assert len(figures([r for r in runs if r.dataset == "a"])) == 1
+    assert len(figures([r for r in runs if r.task.data == "a"])) == 1
     ids = [node.get("id") for figure in drawn for node in ET.fromstring(figure.svg).iter() if node.get("id")]
     assert len(ids) == len(set(ids))
 
@@ -97,5 +98,5 @@ def test_sensitivity_has_a_tick_per_value() -> None:
 
 
 def test_nothing_to_draw() -> None:
-    assert figures([run("mma", "a", 1, {"source": 1.0, "targets": {"x": 1.0}}, protocol="cross-dataset")]) == []
+    assert figures([record("mma", "a", 1, {"all": 1.0, "x": 1.0}, protocol="cross-dataset")]) == []
     assert figures(variants("ablation-layers", ["1"])) == []

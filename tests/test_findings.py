@@ -1,104 +1,103 @@
-"""The sentences say what synthetic runs were made to show, good or bad."""
+"""The figures of the documents' tables are those of the records in docs/results."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import pytest
 
-from rmadapter.bench.findings import findings
-from rmadapter.bench.records import Run, group_runs
-from synthetic_runs import run
+from rmadapter.bench.report.groups import label, read_records
+from rmadapter.bench.report.stats import paired
+from rmadapter.record import Record
 
-SEEDS = range(1, 9)
-JITTER = (0.0, 0.3, -0.3, 0.1, -0.1, 0.2, -0.2, 0.05)
-
-
-def said(runs: list[Run]) -> str:
-    (group,) = group_runs(runs)
-    return "\n".join(findings(group))
+ROOT = Path(__file__).parents[1]
+FINDINGS = ROOT / "docs/findings.md"
+MUST = (ROOT / "README.md", FINDINGS)  # where there must be such a table
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+each_page = pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
 
 
-def three(gain: float, novel: float = 0.0, spread: float = 1.0, **fields: Any) -> list[Run]:
-    """Zero-shot and MMA at 60 / 50, RMAdapter `gain` points above in base and `novel` points in novel accuracy."""
-    runs = []
-    for seed, jitter in zip(SEEDS, JITTER, strict=True):
-        runs += [run(m, "a", seed, {"base": 60.0, "novel": 50.0}, **fields) for m in ("zero-shot", "mma")]
-        mine = {"base": 60 + gain + spread * jitter, "novel": 50 + novel}
-        runs.append(run("rmadapter", "a", seed, mine, **fields))
-    return runs
+def records(study: str) -> list[Record]:
+    return read_records(ROOT / f"docs/results/{study}/records.jsonl").finished
 
 
-@pytest.mark.parametrize(
-    ("gain", "spread", "wanted"),
-    [
-        (3.0, 1.0, "RMAdapter beats MMA in HM by "),
-        (-3.0, 1.0, "RMAdapter does not beat MMA in HM: it is "),
-        (0.0, 0.0, "RMAdapter does not beat MMA in HM: it is exactly as good"),
-        (0.05, 9.0, "but the interval includes 0: it is not shown to beat it."),
-    ],
-)
-def test_whether_rmadapter_beats_mma(gain: float, spread: float, wanted: str) -> None:
-    assert wanted in said(three(gain, spread=spread))
-
-
-def test_few_pairs_prove_nothing() -> None:
-    runs = [r for r in three(3.0) if r.seed <= 3]
-    assert "but the sign test does not confirm it: it is not shown to beat it." in said(runs)
-    assert "but one pair proves nothing" in said([r for r in runs if r.seed == 1])
-
-
-def test_novel_accuracy_below_zero_shot_is_said_plainly() -> None:
-    text = said([*three(3.0, novel=-2.0), *(run("mma", "b", s, {"base": 60.0, "novel": 50.0}) for s in SEEDS)])
-    assert "RMAdapter lies 2.00 points below zero-shot on novel classes (95 % interval −2.00 to −2.00, 8 " in text
-    assert "MMA equals zero-shot on novel classes" in text
-    both = three(3.0, novel=1.0) + [r.model_copy(update={"dataset": "b"}) for r in three(3.0, novel=-4.0)]
-    assert "below zero-shot on novel classes" in said(both)
-    assert "It is behind on b." in said(both)
-
-
-def test_the_best_average_is_ranked() -> None:
-    assert "The best HM on a is that of RMAdapter, 55.75; then Zero-shot CLIP 54.55, MMA 54.55." in said(three(3.0))
-
-
-def test_targets_and_shots() -> None:
-    targets = [
-        run(m, "s", seed, {"source": 70.0, "targets": {"x": value + j}}, protocol="cross-dataset")
-        for m, value in (("zero-shot", 50.0), ("mma", 48.0), ("rmadapter", 49.0))
-        for seed, j in zip(SEEDS, JITTER, strict=True)
+def tables(page: Path, head: str) -> list[tuple[Any, list[str], list[list[str]]]]:
+    """(groups of the first head, other heads, rows) of the tables whose first head matches."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^\|(.+)\|\n\|[-|: ]+\n((?:\|.*\n)+)", text, re.M)
+    cut = [
+        ([cell.strip(" *") for cell in line.strip("|").split("|")] for line in (h, *b.splitlines())) for h, b in found
     ]
-    text = said(targets)
-    assert "RMAdapter beats MMA on the targets by 1.00 points" in text
-    assert "RMAdapter lies 1.00 points below zero-shot on the targets" in text
-    shots = [
-        run(m, "a", seed, {"accuracy": value}, protocol="few-shot", shots=k)
-        for m, k, value in (("mma", 1, 50.0), ("rmadapter", 1, 49.0), ("mma", 4, 50.0), ("rmadapter", 4, 52.0))
-        for seed in SEEDS
-    ]
-    assert "RMAdapter does not beat MMA at 1 shot: it is 1.00 points behind" in said(shots)
-    assert "RMAdapter beats MMA at 4 shots by 2.00 points" in said(shots)
+    every = [(next(lines), list(lines)) for lines in cut]
+    return [(match, heads[1:], rows) for heads, rows in every if (match := re.fullmatch(head, heads[0]))]
 
 
-def test_ablations_and_sensitivity() -> None:
-    def of(protocol: str, hms: dict[str, float], **fields: Any) -> list[Run]:
-        fields["protocol"] = protocol
-        values = [(v, {"base": hm, "novel": hm}) for v, hm in hms.items()]
-        return [run("rmadapter", "a", s, metrics, variant=v, **fields) for v, metrics in values for s in SEEDS]
-
-    text = said(of("ablation-components", {"RMAdapter": 60.0, "MMA + constraint": 61.0}))
-    assert "RMAdapter does not beat MMA + constraint in HM: it is 1.00 points behind" in text
-    text = said(of("sensitivity", {"rank=4": 60.0, "rank=8": 61.5}, axis="rank"))
-    assert "rank: the best mean HM is 61.50 ± 0.00 (rank=8), the worst 60.00 ± 0.00 (rank=4); 1.50 points" in text
+def mean(some: list[Record], metric: str) -> float | None:
+    """Over the three seeds."""
+    values = [record.metric(metric) for record in some]
+    assert len(values) == 3
+    return None if None in values else fmean(values)  # type: ignore[type-var]
 
 
-def test_warnings() -> None:
-    runs = [r for r in three(3.0) if not (r.method == "mma" and r.seed == 2)]
-    assert "Incomplete: a seed 2 of MMA." in said(runs)
-    set_ = {s: {"config": {**runs[0].config, "method": {"rank": s % 2}}} for s in SEEDS}
-    changed = [r.model_copy(update=set_[r.seed]) if r.method == "mma" else r for r in runs]
-    assert "The settings of MMA differ between its runs: rank (0, 1)." in said(changed)
-    other = [r.model_copy(update={"split_digest": "x"}) if (r.method, r.seed) == ("mma", 1) else r for r in runs]
-    assert "Not the same images:" in said(other)
-    unnamed = run("probe", "a", 1, {"base": 60.0, "novel": None}, reason="it names no new classes")
-    assert "probe has no figures on novel classes: it names no new classes." in said([*runs, unnamed])
-    assert not any(word in said(three(3.0)) for word in ("Incomplete", "settings", "Not the same"))
+def base_to_novel(shots: int) -> list[Record]:
+    found = records("bench" if shots == 16 else "peers")
+    return [r for r in found if r.protocol == "base-to-novel" and r.task.shots == shots]
+
+
+def measured(shots: int) -> dict[tuple[str, str], str]:
+    """Cells of the tables by data set and method: means over seeds, median training time."""
+    runs: dict[tuple[str, str], list[Record]] = {}
+    for record in base_to_novel(shots):
+        runs.setdefault((record.task.data, record.method.name), []).append(record)
+    means = {key: [mean(found, name) for name in ("base", "novel", "hm")] for key, found in runs.items()}
+    cells = {}
+    for method in {method for _, method in runs}:
+        own = [values for (_, name), values in means.items() if name == method]
+        means["average", method] = [None if None in c else fmean(c) for c in zip(*own, strict=True)]  # type: ignore[type-var]
+        seconds = [run.seconds["train"] for (_, name), found in runs.items() if name == method for run in found]
+        cells["training, s", method] = f"{median(seconds):.1f}"
+    return cells | {key: " / ".join("–" if v is None else f"{v:.1f}" for v in values) for key, values in means.items()}
+
+
+@each_page
+def test_figures_of_the_tables_are_those_of_the_records(page: Path) -> None:
+    """Data sets as rows and methods as columns, or the other way."""
+    found = tables(page, r"(\d+) shots?")
+    assert found or page not in MUST
+    for match, heads, rows in found:
+        cells = measured(int(match[1]))
+        for name, *values in rows:
+            for column, value in zip(heads, values, strict=True):
+                key = (name.strip("`").lower(), column.lower())
+                assert value == cells.get(key, cells.get(key[::-1])), f"{name}, {column}"
+
+
+@each_page
+def test_differences_are_those_of_the_records(page: Path) -> None:
+    found = tables(page, r"difference at (\d+) shots?")
+    assert found or page != FINDINGS
+    for match, _, rows in found:
+        some = base_to_novel(int(match[1]))
+        for name, *cells in rows:
+            one, other, metric = re.fullmatch(r"(\S+) - (\S+), (\w+)", name).groups()  # type: ignore[union-attr]
+            d = paired(*([r for r in some if r.method.name == method] for method in (one, other)), metric)
+            assert d
+            interval, p = f"{d.low:.2f} to {d.high:.2f}", "–" if d.t is None else f"{d.t:.3f}"
+            assert cells == [f"{d.difference:+.2f}", interval, str(d.sets), p, d.verdict], name
+
+
+@each_page
+def test_figures_of_other_protocols_are_those_of_the_records(page: Path) -> None:
+    """Rows as the report calls them; columns are metrics, or numbers of shots."""
+    found = tables(page, r"`([\w-]+)` (?:on|from) (\S+)")
+    assert len(found) == 4 * (page == FINDINGS)
+    for match, heads, rows in found:
+        some = [r for r in records("bench") if (r.protocol, r.task.data) == match.groups()]
+        for name, *cells in rows:
+            for head, cell in zip(heads, cells, strict=True):
+                own = [r for r in some if label(r) == name and (not head.isdigit() or r.task.shots == int(head))]
+                value = mean(own, "all" if head.isdigit() else head.lower() if head == "HM" else head)
+                assert cell == f"{value:.1f}", f"{match[0]}, {name}, {head}"

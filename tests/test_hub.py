@@ -1,3 +1,5 @@
+"""Weights from the Hugging Face hub: from its cache without a network, or one sentence."""
+
 from __future__ import annotations
 
 import shutil
@@ -6,9 +8,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from rmadapter.backbone import load_backbone
+from rmadapter.backbones import load_backbone
+from rmadapter.backbones.hub import fetch
 from rmadapter.errors import UserError
-from rmadapter.hub import fetch
 
 
 @pytest.fixture

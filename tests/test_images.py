@@ -42,7 +42,6 @@ def test_flat_folder(tmp_path: Path) -> None:
     assert images.classes == ("bird of prey", "Cat", "sea horse")
     assert names(images) == ["bird--of_prey /x.PNG", "Cat/1.png", "sea_horse/b.png", "sea_horse/deep/er/a.jpg"]
     assert images.labels == (0, 1, 2, 2)
-    assert images.chance == pytest.approx(100 / 3)
     assert list(read_images(str(tmp_path))) == ["all"]
 
 
@@ -97,9 +96,9 @@ def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
     assert names(sets["train"]) == ["train/a/1.png"]
     assert [text.split(":")[0] for text in sets["train"].skipped] == ["train/a/2.png", "train/b/1.png", "train/c"]
     assert "0 bytes" in sets["train"].skipped[0]
-    assert sets["test"].skipped == tuple(f"test/{c}/1.png: no train picture of its class" for c in "bc")
+    assert sets["test"].skipped == tuple(f"test/{c}/1.png: no train image of its class" for c in "bc")
     (tmp_path / "train/a/1.png").unlink()
-    with pytest.raises(UserError, match="not one readable picture in train"):
+    with pytest.raises(UserError, match="not one readable image in train"):
         read_images(tmp_path, skip_bad=True)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
-from rmadapter.allocator import keep_freed_memory
-from rmadapter.bench.machine import machine, peak, reset_peak
+from rmadapter.errors import UserError
+from rmadapter.machine import describe, find_device, keep_freed_memory, peak, reset_peak, versions
 
 CPU = torch.device("cpu")
 
@@ -34,9 +36,54 @@ def test_peak_is_of_the_time_since_it_was_reset() -> None:
     assert after == pytest.approx(before, abs=60)
 
 
-def test_machine() -> None:
-    found = machine(CPU)
+def test_what_it_is() -> None:
+    found = describe(CPU)
     assert found["device"] == "cpu"
     assert found["cores"] == os.cpu_count()
     assert found["threads"] == torch.get_num_threads()
     assert isinstance(found["cpu"], str)
+
+
+FAULTS = """
+import resource, torch
+from rmadapter.machine import keep_freed_memory
+kept = keep_freed_memory() if {keep} else False
+def step():
+    for _ in range(5):
+        torch.zeros(12_000_000).add_(1)  # 48 MB, freed at once
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_freed_memory_is_used_again() -> None:
+    counts = {}
+    for keep in (False, True):
+        out = subprocess.run(
+            [sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True, check=True
+        )
+        faults, kept = out.stdout.split()
+        if keep and kept == "False":
+            pytest.skip("this C library has no mallopt")
+        counts[keep] = int(faults)
+    assert counts[True] < counts[False] / 10
+
+
+def test_devices() -> None:
+    assert find_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="write auto"):
+        find_device("toaster")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, so none can be missed")
+    assert find_device().type == "cpu"
+    with pytest.raises(UserError, match="no usable GPU"):
+        find_device("cuda")
+
+
+def test_versions_are_those_installed() -> None:
+    found = versions()
+    assert found["torch"] == metadata.version("torch")
+    assert {"python", "platform", "rmadapter", "open_clip_torch", "timm", "numpy", "pillow"} <= set(found)

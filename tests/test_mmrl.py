@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbone import Backbone, load_backbone
-from rmadapter.bench.methods.mmrl import MMRL, Representations
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from test_deep import LABELS, NAMES, double, eight_images, learns, pictures, same
+from rmadapter.methods.mmrl import MMRL, Representations
+from rmadapter.settings import configured
+from rounding import assert_same_float32, double
+from shots import logits_of, meaningless, shots_of, untrained
+from test_deep import LABELS, NAMES, eight_images, learns, pixels, same
 
 TEMPLATE = "a photo of a {}."
 
@@ -23,13 +26,13 @@ def enter(x: Tensor, tokens: Tensor, again: bool) -> Tensor:
     return torch.cat([x[:, :1], tokens.expand(len(x), -1, -1), x[:, 1 + again * len(tokens) :]], 1)
 
 
-def plain_images(model: Any, pixels: Tensor, maps: Mapping[int, Tensor], projection: Tensor) -> tuple[Tensor, Tensor]:
+def plain_images(model: Any, images: Tensor, maps: Mapping[int, Tensor], projection: Tensor) -> tuple[Tensor, Tensor]:
     v, k = model.visual, len(next(iter(maps.values())))
     timm = hasattr(v, "trunk")
     if timm:
-        x = v.trunk._pos_embed(v.trunk.patch_embed(pixels))
+        x = v.trunk._pos_embed(v.trunk.patch_embed(images))
     else:
-        x = v.conv1(pixels).flatten(2).transpose(1, 2)
+        x = v.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([v.class_embedding.expand(len(x), 1, -1), x], 1) + v.positional_embedding
         x = v.ln_pre(x)
     for i, block in enumerate(v.trunk.blocks if timm else v.transformer.resblocks, 1):
@@ -66,19 +69,21 @@ def plain_maps(module: Representations, side: str) -> dict[int, Tensor]:
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 @pytest.mark.parametrize("first_block", [1, 3, 4])
 def test_terms_and_gradients_are_plain_ones(name: str, first_block: int, request: pytest.FixtureRequest) -> None:
-    backbone = double(request.getfixturevalue(name))
+    given = request.getfixturevalue(name)
+    backbone, images = double(given), pixels(given)
     method = MMRL(tokens=3, width=24, first_block=first_block, regularisation=0.5)
-    module = method.module(backbone).double()
+    start = untrained(method, backbone, shots_of(given, meaningless(5, NAMES)))
+    module = start.module.double()
     with torch.no_grad():
         module.space.mul_(20)
-    pixels = pictures(backbone)
-    lean = method.loss(module, LABELS, module.towers[0].frozen(pixels), module.prompts(NAMES, (TEMPLATE,)))
+    assert start.source.first == module.first == first_block
+    lean = start.terms(range(5), images=backbone.image.frozen(images, first_block))
 
     model: Any = backbone.model
     tokens = backbone.tokenizer([TEMPLATE.format(name) for name in NAMES])
-    f_c, f_r = plain_images(model, pixels, plain_maps(module, "image"), module.projection)
+    f_c, f_r = plain_images(model, images, plain_maps(module, "image"), module.projection)
     w, w_0 = plain_text(backbone, tokens, plain_maps(module, "text")), model.encode_text(tokens)
-    f_0 = model.encode_image(pixels)
+    f_0 = model.encode_image(images)
     f_c, f_r, w, w_0, f_0 = (x / x.norm(dim=-1, keepdim=True) for x in (f_c, f_r, w, w_0, f_0))
     scale = model.logit_scale.exp()
     plain = {
@@ -103,21 +108,27 @@ def test_templates_are_averaged(tiny_clip: Backbone) -> None:
 
 def test_representations_answer_about_trained_classes_alone(tiny_clip: Backbone) -> None:
     """A class's score does not depend on which others are asked for, but on whether all of them are known."""
-    train = eight_images(tiny_clip)
-    fitted = MMRL(first_block=3, epochs=2).fit(tiny_clip, train)
-    states = train.frozen(fitted.first).batch(torch.arange(8), train.device)
-    some = fitted.for_classes(["cat", "dog"])(states)
-    others = fitted.for_classes(["cat", "dog", "house"])(states)[:, :2]
-    everything = fitted.for_classes(train.images.classes)(states)
-    columns = [train.images.classes.index(name) for name in ("cat", "dog")]
-    torch.testing.assert_close(some, everything[:, columns])
+    shots = eight_images(tiny_clip)
+    fitted = configured(MMRL(), {"first_block": 3, "epochs": 2}).fit(tiny_clip, shots)
+    some = logits_of(fitted, shots, ("cat", "dog"))
+    others = logits_of(fitted, shots, ("cat", "dog", "house"))[:, :2]
+    everything = logits_of(fitted, shots)
+    columns = [shots.classes.index(name) for name in ("cat", "dog")]
+    assert_same_float32(some, everything[:, columns])
     assert (some - others).abs().max() > 1e-2
-    module = MMRL(first_block=3, epochs=2, alpha=1.0)
-    assert module.parameters(tiny_clip) == fitted.parameters
+    # the answers are alpha f_c + (1 - alpha) f_r, and f_c alone
+    module, clip = MMRL(first_block=3).module(tiny_clip), tiny_clip.model
+    module.load_state_dict(dict(fitted.tensors))
+    with torch.no_grad():
+        f_c, f_r = module.image_features(shots.source(3).batch(torch.arange(8)))
+        w = module.class_features(module.prompts(("cat", "dog"), shots.templates), 1)
+        by_class, by_representation = (clip.logit_scale.exp() * F.normalize(f, dim=-1) @ w.T for f in (f_c, f_r))  # type: ignore[operator]
+    torch.testing.assert_close(some, 0.7 * by_class + 0.3 * by_representation, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(others, by_class, rtol=1e-4, atol=1e-4)
 
 
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
-    learns(MMRL(first_block=2, epochs=20, learning_rate=0.005), tiny_clip)
+    learns(configured(MMRL(), {"first_block": 2, "epochs": 20, "learning_rate": 0.005}), tiny_clip)
 
 
 def test_the_first_block_must_exist(tiny_clip: Backbone) -> None:
@@ -133,4 +144,4 @@ def vit_b16() -> Backbone:
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     # Counted in the released code: R, 7 maps into either encoder, and the projection of representation features.
     maps = 7 * (512 * 768 + 768) + 7 * (512 * 512 + 512)
-    assert MMRL().parameters(vit_b16) == 5 * 512 + maps + 768 * 512 == 4_992_256
+    assert MMRL().parameters(vit_b16) == (5 * 512 + maps + 768 * 512, 0) == (4_992_256, 0)

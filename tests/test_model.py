@@ -1,4 +1,4 @@
-"""AdaptedCLIP: attaching, detaching, copying, the alpha dial, cached class weights, and MMA as a special case."""
+"""AdaptedCLIP: attaching, detaching, copying, the alpha dial, class weights, and MMA as a special case."""
 
 from __future__ import annotations
 
@@ -10,21 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbone import Backbone
-from rmadapter.config import Config
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method
 from rmadapter.model import AdaptedCLIP
+from rmadapter.prompts import class_weights, tokenize
+from rmadapter.settings import AdapterSettings
+from rounding import assert_same_float32, double
 
 NAMES = ("cat", "small dog", "tree house")
+PHOTO = ("a photo of a {}.",)
+TWO = ("a photo of a {}.", "the {}.")
+EXACT = {"rtol": 1e-9, "atol": 1e-10}  # in float64
 BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
 
 
-def adapted(backbone: Backbone, preset: str = "rmadapter", **fields: Any) -> AdaptedCLIP:
-    return AdaptedCLIP(backbone, Config.make({"first_block": 2, "init": "kaiming", "rank": 8, **fields}, preset))
+def adapted(backbone: Backbone, method: str = "rmadapter", seed: int = 1, **fields: Any) -> AdaptedCLIP:
+    """In the number format of the backbone."""
+    found: Any = load_method(method, {"first_block": 2, "init": "kaiming", "rank": 8, **fields})
+    return found.model(backbone, seed).to(next(backbone.model.parameters()).dtype)
 
 
-def pictures(backbone: Backbone) -> Tensor:
-    return torch.randn(4, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
+def noise(backbone: Backbone) -> Tensor:
+    images = torch.randn(4, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
+    return images.to(next(backbone.model.parameters()).dtype)
+
+
+def prompts(backbone: Backbone, templates: tuple[str, ...] = PHOTO) -> Tensor:
+    return tokenize(backbone, NAMES, templates)
 
 
 def answers(clip: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,11 +47,9 @@ def answers(clip: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_attached_then_detached_the_backbone_is_what_it_was(name: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(name)
-    images, weights = pictures(backbone), copy.deepcopy(backbone.model.state_dict())
-    model = adapted(backbone)
-    tokens = model.prompts(NAMES)
+    images, tokens, weights = noise(backbone), prompts(backbone), copy.deepcopy(backbone.model.state_dict())
     before = answers(backbone.model, images, tokens)
-    with model.attached() as clip:
+    with adapted(backbone).attached() as clip:
         during = answers(clip, images, tokens)
     after = answers(backbone.model, images, tokens)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -56,20 +67,20 @@ def test_an_error_while_attached_detaches(tiny_clip: Backbone) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_alpha_zero_is_the_untouched_backbone_bit_for_bit(name: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(name)
-    model, images = adapted(backbone), pictures(backbone)
-    tokens = model.prompts(NAMES)
-    with model.dial(0):
-        mine = model.encode_image(images), model.encode_text(tokens)
+    model, images, tokens = adapted(backbone), noise(backbone), prompts(backbone)
+    assert model.alpha == model.settings.alpha == 0.1
+    model.alpha = 0
+    mine = model.encode_image(images), model.encode_text(tokens)
     assert all(torch.equal(a, b) for a, b in zip(mine, answers(backbone.model, images, tokens), strict=True))
-    assert model.alpha == model.config.alpha
 
 
 def test_the_dial_goes_from_untouched_to_adapted(tiny_clip: Backbone) -> None:
-    model, images = adapted(tiny_clip, alpha=0.2), pictures(tiny_clip)
-    untouched = tiny_clip.model.encode_image(images)  # type: ignore[operator]
+    model, images = adapted(tiny_clip, alpha=0.2), noise(tiny_clip)
+    untouched = model.clip.encode_image(images)
     moved = []
     for alpha in (0.05, 0.1, 0.2):
-        with model.dial(alpha), torch.no_grad():
+        model.alpha = alpha
+        with torch.no_grad():
             moved.append(float((model.encode_image(images) - untouched).norm()))
     assert 0 < moved[0] < moved[1] < moved[2]
 
@@ -79,25 +90,30 @@ def test_an_alpha_that_is_no_dial_setting_is_refused(tiny_clip: Backbone, value:
     model = adapted(tiny_clip)
     with pytest.raises(UserError, match="alpha="):
         model.alpha = value
-    assert model.alpha == model.config.alpha
+    assert model.alpha == model.settings.alpha
 
 
 def test_zero_initialised_adapters_start_as_the_backbone(tiny_clip: Backbone) -> None:
-    model, images = adapted(tiny_clip, init="zero"), pictures(tiny_clip)
-    torch.testing.assert_close(model.encode_image(images), tiny_clip.model.encode_image(images))  # type: ignore[operator]
+    model, images = adapted(tiny_clip, init="zero"), noise(tiny_clip)
+    # torch has other kernels where gradients are wanted
+    assert_same_float32(model.encode_image(images), model.clip.encode_image(images))
 
 
-def test_two_models_share_one_backbone(tiny_clip: Backbone) -> None:
-    images = pictures(tiny_clip)
-    one, two = adapted(tiny_clip, alpha=0.1), adapted(tiny_clip, alpha=0.3)
-    alone = one.encode_image(images)
-    two.encode_image(images)
-    assert torch.equal(one.encode_image(images), alone)
+def test_models_with_adapters_elsewhere_share_one_backbone(tiny_clip: Backbone) -> None:
+    """By both passes: a backbone's encoders know nothing of the models that use them."""
+    images = noise(tiny_clip)
+    one, two = adapted(tiny_clip), adapted(tiny_clip, alpha=0.3, first_block=4)
+    alone = one.encode_image(images), *one.features("image", one.frozen(images))[0]
+    other = two.encode_image(images), *two.features("image", two.frozen(images))[0]
+    again = one.encode_image(images), *one.features("image", one.frozen(images))[0]
+    assert all(torch.equal(a, b) for a, b in zip(alone, again, strict=True))
+    assert not torch.equal(alone[0], other[0])
+    assert (one.first("image"), two.first("text")) == (2, 4)
 
 
 @pytest.mark.parametrize("while_attached", [False, True])
 def test_a_deep_copy_is_independent(tiny_clip: Backbone, while_attached: bool) -> None:
-    model, images = adapted(tiny_clip), pictures(tiny_clip)
+    model, images = adapted(tiny_clip), noise(tiny_clip)
     expected = model.encode_image(images)
     if while_attached:
         with model.attached():
@@ -113,50 +129,86 @@ def test_a_deep_copy_is_independent(tiny_clip: Backbone, while_attached: bool) -
     with torch.no_grad():
         for parameter in twin.adapters.parameters():
             parameter.zero_()
-    untouched = tiny_clip.model.encode_image(images)  # type: ignore[operator]
-    torch.testing.assert_close(through(images), untouched, rtol=1e-4, atol=1e-5)
+    assert_same_float32(through(images), model.clip.encode_image(images))
     assert twin.clip is twin.backbone.model
+    assert twin.encoders["image"] is twin.backbone.image
     assert twin.clip is not model.clip
 
 
-def test_class_weights_are_cached_until_an_adapter_changes(
-    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = adapted(tiny_clip)
-    first = model.class_weights(NAMES)
-    torch.testing.assert_close(
-        first, F.normalize(model.encode_text(model.prompts(NAMES)), dim=-1), rtol=1e-4, atol=1e-5
-    )
-    calls = []
-    real = model.frozen
-    monkeypatch.setattr(model, "frozen", lambda *a: calls.append(a) or real(*a))
-    assert model.class_weights(list(NAMES)) is first
-    assert not calls
-    # Through `.data`, which leaves no trace in torch's own counters.
-    model.adapters.text["4"].up.weight.data.add_(torch.randn(48, 8))
-    assert not torch.allclose(model.class_weights(NAMES), first)
-    with model.dial(0):
-        untouched = tiny_clip.model.encode_text(model.prompts(NAMES))  # type: ignore[operator]
-        torch.testing.assert_close(model.class_weights(NAMES), F.normalize(untouched, dim=-1), rtol=1e-4, atol=1e-5)
-    assert len(calls) == 2
+@pytest.mark.parametrize("templates", [PHOTO, TWO])
+def test_class_weights_are_those_of_the_backbones_own_forward(tiny_hf: Backbone, templates: tuple[str, ...]) -> None:
+    model = adapted(double(tiny_hf), alpha=0.5)
+    features = model.encode_text(prompts(model.backbone, templates))
+    expected = class_weights(features, len(templates))
+    torch.testing.assert_close(model.class_weights(NAMES, templates), expected, **EXACT)
+    model.alpha = 0
+    untouched = class_weights(model.clip.encode_text(prompts(model.backbone, templates)), len(templates))
+    torch.testing.assert_close(model.class_weights(NAMES, templates), untouched, **EXACT)
+    assert (expected - untouched).abs().max() > 1e-3
 
 
-def test_novelty_is_the_summed_reconstruction_error(tiny_clip: Backbone) -> None:
-    model, images = adapted(tiny_clip), pictures(tiny_clip)
-    seen: list[Tensor] = []
-    handles = [
-        tower_block.register_forward_hook(lambda m, args, out: seen.append(args[0]))
-        for tower_block in model.towers["image"].modules[1:]
-    ]
+def test_class_weights_have_a_gradient_for_every_text_adapter(tiny_clip: Backbone) -> None:
+    """Of which they are the function, so that they follow a change of the weights; reconstruction is none of it."""
+    model = adapted(double(tiny_clip), cross_modal=True)
+    before = model.class_weights(NAMES)
+    (before * torch.randn_like(before)).sum().backward()
+    reached = {name for name, parameter in model.adapters.named_parameters() if parameter.grad is not None}
+    assert all(model.adapters.get_parameter(name).grad.any() for name in reached)  # type: ignore[union-attr]
+    text = {
+        f"text.{block}.{layer}.{part}" for block in "234" for layer in ("down", "up") for part in ("weight", "bias")
+    }
+    assert reached == text | {f"cross.{height}.{part}" for height in "012" for part in ("weight", "bias")}
     with torch.no_grad():
-        model.encode_image(images)
-    for handle in handles:
-        handle.remove()
-    expected = sum(
-        (adapter.reconstruct(x) - x).square().mean((1, 2))
-        for adapter, x in zip(model.adapters.image.values(), seen, strict=True)
-    )
-    torch.testing.assert_close(model.novelty(images), expected)
+        model.adapters.text["4"].up.weight.mul_(2)
+    assert not torch.allclose(model.class_weights(NAMES), before)
+
+
+@pytest.mark.parametrize("templates", [PHOTO, TWO])
+def test_text_in_chunks_is_text_at_once(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: tuple[str, ...]
+) -> None:
+    backbone = double(tiny_clip)
+    model = adapted(backbone, alpha=0.5).train()
+    image, tokens, labels = model.frozen(noise(backbone)), prompts(backbone, templates), torch.tensor([0, 1, 2, 0])
+
+    def found() -> tuple[int, dict[str, Tensor], dict[str, Tensor], Tensor]:
+        chunks = model.frozen_text(tokens)
+        terms = model(labels, image, chunks, len(templates))
+        model.zero_grad()
+        terms["loss"].backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in model.adapters.named_parameters()}
+        return len(chunks), terms, gradients, model.class_weights(NAMES, templates)
+
+    count, whole, gradients, weights = found()
+    monkeypatch.setattr("rmadapter.model.CHUNK", 2)
+    chunks, parts, others, again = found()
+    assert (count, chunks) == (1, -(-len(tokens) // 2))
+    assert all(torch.allclose(whole[k], parts[k], rtol=1e-12) for k in whole)
+    assert all(torch.allclose(gradients[k], others[k], rtol=1e-9, atol=1e-12) for k in gradients)
+    torch.testing.assert_close(again, weights, **EXACT)
+
+
+def test_reconstruction_is_computed_in_training_only(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(tiny_clip)
+    image = model.frozen(noise(tiny_clip))
+    expected, errors = model.features("image", image, reconstruct=True)
+    assert [error.shape for error in errors] == [(4, 17)] * 3
+    monkeypatch.setattr(type(model.adapters), "reconstruction_error", None)
+    features, errors = model.features("image", image)
+    torch.testing.assert_close(features, expected)
+    assert errors == []
+
+
+def test_states_without_features_answer_the_same(tiny_clip: Backbone) -> None:
+    """As `predict` makes them, which needs no untouched features; the untouched model is then computed from tokens."""
+    model, images = adapted(tiny_clip), noise(tiny_clip)
+    whole = model.frozen(images)
+    bare = tiny_clip.image.frozen(images, model.first("image"), features=False)
+    assert len(bare.features) == 0
+    assert torch.equal(model.features("image", bare)[0], model.features("image", whole)[0])
+    model.alpha = 0
+    assert torch.equal(model.features("image", whole)[0], whole.features)
+    assert_same_float32(model.features("image", bare)[0].detach(), whole.features)
 
 
 def test_the_backbone_never_goes_into_training_mode(tiny_hf: Backbone) -> None:
@@ -167,8 +219,10 @@ def test_the_backbone_never_goes_into_training_mode(tiny_hf: Backbone) -> None:
 
 
 def test_blocks_that_do_not_exist_are_refused(tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match=r"first_block=7.* have 4 and 4 blocks"):
-        adapted(tiny_clip, first_block=7)
+    with pytest.raises(UserError, match=r"first_block=7, last_block=None: .* have 4 and 4 blocks"):
+        AdaptedCLIP(tiny_clip, AdapterSettings(first_block=7))
+    with pytest.raises(UserError, match=r"first_block=2, last_block=5: .* have 4 and 4 blocks"):
+        AdaptedCLIP(tiny_clip, AdapterSettings(first_block=2, last_block=5))
 
 
 def test_the_seed_alone_decides_the_initialisation(tiny_clip: Backbone) -> None:
@@ -179,7 +233,7 @@ def test_the_seed_alone_decides_the_initialisation(tiny_clip: Backbone) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-# ---- MMA, written out plainly from its equations (METHOD: "MMA itself"), against MMA by configuration ----
+# ---- MMA, written out plainly from its equations, against MMA by configuration ----
 
 
 def scaled_gradient(x: Tensor, scale: float) -> Tensor:
@@ -199,9 +253,10 @@ def mma_stack(blocks: Any, x: Tensor, mask: Tensor | None, weights: dict[int, An
 
 
 def test_mma_by_configuration_is_mma(tiny_clip: Backbone) -> None:
-    model = adapted(tiny_clip, "mma", alpha=0.05).train()
+    backbone = double(tiny_clip)
+    model = adapted(backbone, "mma", alpha=0.05).train()
     adapters, clip, alpha = model.adapters, model.clip, model.alpha
-    images, tokens, labels = pictures(tiny_clip), model.prompts(NAMES), torch.tensor([0, 1, 2, 1])
+    images, tokens, labels = noise(backbone), prompts(backbone), torch.tensor([0, 1, 2, 1])
 
     def parts(side: str) -> dict[int, Any]:
         stack = getattr(adapters, side)
@@ -217,17 +272,18 @@ def test_mma_by_configuration_is_mma(tiny_clip: Backbone) -> None:
         return clip.logit_scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
 
     logits = plain_logits()
-    mine = model.logits(model.encode_image(images), F.normalize(model.encode_text(tokens), dim=-1))
-    torch.testing.assert_close(mine, logits, rtol=1e-5, atol=1e-5)
+    mine = clip.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1)
+    torch.testing.assert_close(mine @ F.normalize(model.encode_text(tokens), dim=-1).T, logits, **EXACT)
 
     F.cross_entropy(logits, labels).backward()
     expected = {name: p.grad.clone() for name, p in adapters.named_parameters() if p.grad is not None}
     model.zero_grad()
-    terms = model(labels, model.frozen("image", images), model.frozen("text", tokens))
+    terms = model(labels, model.frozen(images), model.frozen_text(tokens))
     assert set(terms) == {"loss", "ce"}
+    torch.testing.assert_close(terms["ce"], F.cross_entropy(logits, labels), **EXACT)
     terms["loss"].backward()
     assert len(expected) == len(list(adapters.parameters()))
     for name, parameter in adapters.named_parameters():
         assert parameter.grad is not None
         difference = (parameter.grad - expected[name]).abs().max() / expected[name].abs().max()
-        assert difference < 1e-4, name
+        assert difference < 1e-9, name

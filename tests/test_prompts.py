@@ -1,99 +1,96 @@
-"""Learned context against the text encoders' own modules on full padded sequences, in float64."""
+"""From class names to logits, against open_clip's own text encoder and plain arithmetic."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbone import Backbone
-from rmadapter.bench.methods.prompts import PromptedText, init_words
+from rmadapter import prompts
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
+from rmadapter.prompts import (
+    class_weights,
+    cosine_logits,
+    frozen_prompts,
+    raw_text_features,
+    tokenize,
+    zero_shot_weights,
+)
+from rounding import assert_same_float32, double
 
-NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
-
-
-def double(backbone: Backbone) -> Backbone:
-    """The same weights in float64, where rounding cannot hide a difference."""
-    return replace(backbone, model=copy.deepcopy(backbone.model).double())
-
-
-def plain_text(
-    backbone: Backbone, classes: tuple[str, ...], context: Tensor, deep: Mapping[int, Tensor] | None = None
-) -> Tensor:
-    """Class features [C, e] of context [n, d] or [C, n, d], from full padded sequences, nothing shared.
-
-    deep: contexts that stand in the same places before a block, by its number from 0 (open_clip's transformer alone).
-    """
-    model: Any = backbone.model
-    n, text = context.shape[-2], getattr(model, "text", model)
-    tokens = backbone.tokenizer([" ".join("X" * n) + f" {name}." for name in classes])
-
-    def put(x: Tensor, values: Tensor) -> Tensor:
-        return torch.cat([x[:, :1], values.expand(len(classes), -1, -1), x[:, 1 + n :]], 1)
-
-    if hasattr(text, "transformer") and hasattr(text.transformer, "encoder"):  # Hugging Face
-        mask = (tokens != text.config.pad_token_id).long()
-        words = put(text.transformer.embeddings.word_embeddings(tokens), context)
-        return text.proj(text.pooler(text.transformer(inputs_embeds=words, attention_mask=mask), mask))
-    x = put(text.token_embedding(tokens), context) + text.positional_embedding
-    mask = None if text.attn_mask is None else text.attn_mask.to(x.dtype)
-    for i, block in enumerate(text.transformer.resblocks):
-        x = block(put(x, deep[i]) if deep and i in deep else x, attn_mask=mask)
-    x = text.ln_final(x)
-    last = getattr(text, "pool_type", "argmax") == "last"
-    read = x[:, -1] if last else x[torch.arange(len(x)), tokens.argmax(-1)]
-    return text.text_projection(read) if last else read @ text.text_projection
+NAMES = ("cat", "a small red car", "dog")
+TEMPLATES = ("the {}.", "a small {}", "{}")
+ONE = ("a photo of a {}.",)
 
 
-def context_of(width: int, *shape: int) -> Tensor:
-    made = torch.randn(*shape, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return made.requires_grad_()
+def open_clip_features(backbone: Backbone, templates: tuple[str, ...] = TEMPLATES) -> Tensor:
+    """[templates, C, e] by the backbone's own forward pass, one template at a time."""
+    clip: Any = backbone.model
+    with torch.no_grad():
+        return torch.stack(
+            [clip.encode_text(backbone.tokenizer([t.format(name) for name in NAMES])) for t in templates]
+        )
+
+
+def test_tokens_are_template_by_template(tiny_clip: Backbone) -> None:
+    texts = ["the cat.", "the dog.", "cat", "dog"]
+    assert torch.equal(tokenize(tiny_clip, ["cat", "dog"], ["the {}.", "{}"]), tiny_clip.tokenizer(texts))
+    with pytest.raises(UserError, match="name at least one class"):
+        tokenize(tiny_clip, [], ONE)
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"])
-@pytest.mark.parametrize("classwise", [False, True])
-@pytest.mark.parametrize("classes", [NAMES, NAMES[1:2]], ids=len)
-def test_features_and_gradients_are_those_of_full_sequences(
-    name: str, classwise: bool, classes: tuple[str, ...], request: pytest.FixtureRequest
-) -> None:
+def test_features_and_weights_are_open_clips(name: str, request: pytest.FixtureRequest) -> None:
+    """In float64; several templates are averaged as unit vectors."""
     backbone = double(request.getfixturevalue(name))
-    prompts = PromptedText(backbone, classes, 3, share=not classwise)
-    context = context_of(prompts.tower.width, *((len(classes), 3) if classwise else (3,)))
-    lean, plain = prompts.encode(context), plain_text(backbone, classes, context)
-    torch.testing.assert_close(lean, plain, rtol=1e-9, atol=1e-10)
-    weight = torch.randn(plain.shape, generator=torch.Generator().manual_seed(2), dtype=plain.dtype)
-    gradients = [torch.autograd.grad((features * weight).sum(), context)[0] for features in (lean, plain)]
-    assert gradients[1].norm() > 0
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    raw = open_clip_features(backbone)
+    torch.testing.assert_close(raw_text_features(backbone, NAMES, TEMPLATES), raw, rtol=1e-9, atol=1e-10)
+    mean = sum(each / each.norm(dim=-1, keepdim=True) for each in raw) / 3
+    expected = mean / mean.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(zero_shot_weights(backbone, NAMES, TEMPLATES), expected, rtol=1e-9, atol=1e-10)
+    one = F.normalize(open_clip_features(backbone, ONE)[0], dim=-1)
+    torch.testing.assert_close(zero_shot_weights(backbone, NAMES, ONE), one, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_deep_prompts_stand_where_the_context_stood(tiny_clip: Backbone, share: bool) -> None:
-    backbone = double(tiny_clip)
-    prompts = PromptedText(backbone, NAMES, 2, share=share)
-    context, second = context_of(48, 2), context_of(48, 2) + 1
-    assert (prompts.layout.prefix > 0) == share
-    lean = prompts.encode(context, lambda i, x: prompts.put(x, second) if i == 3 else x)
-    torch.testing.assert_close(lean, plain_text(backbone, NAMES, context, {2: second}), rtol=1e-9, atol=1e-10)
+def test_templates_are_averaged_as_unit_vectors() -> None:
+    features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 5.0]])  # 2 templates x 2 classes
+    expected = torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]])
+    torch.testing.assert_close(class_weights(features, 2), expected)
+    torch.testing.assert_close(class_weights(features[:2]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    assert class_weights(features.bfloat16(), 2).dtype == torch.float32
+    assert class_weights(features.double(), 2).dtype == torch.float64
 
 
-def test_the_words_of_the_context_give_the_written_prompts(tiny_clip: Backbone, tiny_hf: Backbone) -> None:
-    for backbone in (tiny_clip, tiny_hf):
-        context = init_words(backbone, "a photo of the")
-        assert context.shape[0] == 4
-        prompts = PromptedText(backbone, NAMES, 4)
-        written = backbone.model.encode_text(backbone.tokenizer([f"a photo of the {n}." for n in NAMES]))  # type: ignore[operator]
-        torch.testing.assert_close(prompts.encode(context), written, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("first", [None, 3])
+def test_prompts_in_chunks_are_prompts_at_once(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, first: int | None
+) -> None:
+    (whole,) = frozen_prompts(tiny_clip, NAMES, TEMPLATES, first)
+    monkeypatch.setattr(prompts, "CHUNK", 4)
+    parts = frozen_prompts(tiny_clip, NAMES, TEMPLATES, first)
+    assert [len(part.features) for part in parts] == [4, 4, 1]
+    assert all(part.first == first and (len(part.x) > 0) == (first is not None) for part in parts)
+    assert_same_float32(torch.cat([part.features for part in parts]), whole.features)
 
 
-def test_contexts_that_do_not_fit_are_refused(tiny_clip: Backbone) -> None:
-    for n_ctx in (0, 14):
-        with pytest.raises(UserError, match="1 to 13"):
-            PromptedText(tiny_clip, NAMES, n_ctx)
-    PromptedText(tiny_clip, NAMES, 13)
+def test_logits_are_cosines_over_the_temperature(tiny_clip: Backbone) -> None:
+    features, weights = torch.randn(3, 40), F.normalize(torch.randn(2, 40), dim=-1)
+    clip: Any = tiny_clip.model
+    expected = clip.logit_scale.exp() * F.cosine_similarity(features[:, None], weights[None], dim=-1)
+    torch.testing.assert_close(cosine_logits(tiny_clip, features, weights), expected)
+    assert cosine_logits(tiny_clip, features.bfloat16(), weights).dtype == torch.float32
+
+
+def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(tiny_clip: Backbone) -> None:
+    first = zero_shot_weights(tiny_clip, ["cat", "dog"], ["a {}."])
+    kept = prompts._zero_shot_weights.cache_info()
+    first.zero_()
+    again = zero_shot_weights(tiny_clip, ("cat", "dog"), ("a {}.",))
+    assert prompts._zero_shot_weights.cache_info().misses == kept.misses
+    torch.testing.assert_close(again.norm(dim=-1), torch.ones(2))
+    assert not torch.equal(zero_shot_weights(tiny_clip, ["dog", "cat"], ["a {}."]), again)
+    assert not torch.equal(zero_shot_weights(tiny_clip, ["cat", "dog"], ["{}"]), again)

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from rmadapter.backbone import Backbone, load_backbone
-from rmadapter.bench.methods.promptsrc import PromptSRC, gaussian
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from test_deep import LABELS, NAMES, double, eight_images, hooked, learns, pictures, same
+from rmadapter.methods import promptsrc
+from rmadapter.methods.promptsrc import PromptSRC, gaussian
+from rmadapter.settings import configured
+from rmadapter.train import minimise
+from rounding import assert_same_float32, double
+from shots import logits_of, meaningless, shots_of, untrained
+from test_deep import LABELS, NAMES, eight_images, hooked, learns, pixels, same
 
 TEMPLATES = ("a photo of a {}.", "the small {}")
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
-def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
-    backbone = double(request.getfixturevalue(name))
-    method = PromptSRC(depth=3, n_image=2)
-    module = method.module(backbone).double()
-    pixels, count = pictures(backbone), len(NAMES)
-    states, text = module.tower.frozen(pixels), module.prompted(NAMES)
-    w_0 = module.frozen_classes(NAMES, TEMPLATES)
-    lean = method.loss(module, LABELS, states, text, w_0)
+@pytest.mark.parametrize("own", [True, False])
+def test_terms_and_gradients_are_plain_ones(name: str, own: bool, request: pytest.FixtureRequest) -> None:
+    """own: the templates are the method's, or else the run's."""
+    given = request.getfixturevalue(name)
+    backbone, images, count = double(given), pixels(given), len(NAMES)
+    shots = shots_of(given, meaningless(5, NAMES), **({} if own else {"templates": TEMPLATES}))
+    method = PromptSRC(depth=3, n_image=2, templates=TEMPLATES if own else ())
+    start = untrained(method, backbone, shots)
+    module: Any = start.module.double().prompts
+    lean = start.terms(range(5), images=backbone.image.frozen(images, 1))
 
-    with hooked(backbone, list(module.text), list(module.image)) as model:
+    with hooked(backbone, list(module.text_prompts), list(module.image_prompts)) as model:
         w = model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in NAMES]))
-        f = model.encode_image(pixels)
-    f_0 = model.encode_image(pixels)
+        f = model.encode_image(images)
+    f_0 = model.encode_image(images)
     raw = [model.encode_text(backbone.tokenizer([t.format(name) for name in NAMES])) for t in TEMPLATES]
     mean = (raw[0] + raw[1]) / 2
     f, w, f_0, mean = (x / x.norm(dim=-1, keepdim=True) for x in (f, w, f_0, mean))
-    torch.testing.assert_close(w_0, mean, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(method.frozen_classes(backbone, NAMES, shots.templates), mean, rtol=1e-9, atol=1e-10)
     scale = model.logit_scale.exp()
     p, q = ((scale * a @ b.T).softmax(-1) for a, b in ((f, w), (f_0, mean)))
     plain = {
@@ -41,7 +49,7 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
         "image": 10 * (f - f_0).abs().mean(),
         "logits": (q * (q / p).log()).sum() / (5 * count),
     }
-    same(module, lean, {"loss": sum(plain.values()), **plain})
+    same(module, lean, {"loss": sum(plain.values()), **plain})  # type: ignore[dict-item]
 
 
 def test_weights_of_epochs_are_a_gaussian_of_their_number() -> None:
@@ -55,24 +63,47 @@ def test_prompts_are_averaged_over_epochs(tiny_clip: Backbone) -> None:
     """With all weight on the first epoch, whose rate is that of the warm-up, nothing has moved; on the last, it has."""
     scores = []
     for fields in ({"mean": 1.0}, {"mean": 6.0}, {"epochs": 1, "mean": 1.0}):
-        train = eight_images(tiny_clip)
-        method = PromptSRC(**{"epochs": 6, "std": 0.1, "learning_rate": 0.1, **fields})  # type: ignore[arg-type]
-        fitted = method.fit(tiny_clip, train)
-        states = train.frozen(fitted.first).batch(torch.arange(8), train.device)
-        scores.append(fitted.for_classes(train.images.classes)(states))
+        shots = eight_images(tiny_clip)
+        method = configured(PromptSRC(), {"epochs": 6, "std": 0.1, "learning_rate": 0.1, **fields})
+        scores.append(logits_of(method.fit(tiny_clip, shots), shots))
     first, last, one = scores
-    torch.testing.assert_close(first, one)
+    assert_same_float32(first, one)  # weights of 1 and 0 up to the last digit
     assert (last - one).abs().max() > 0.1
+
+
+def test_the_average_is_that_of_the_prompts_at_the_end_of_each_epoch(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[dict[str, torch.Tensor]] = []
+
+    def watched(module: Any, loss: Any, recipe: Any, shots: Any, source: Any, after_epoch: Any) -> Any:
+        def after(epoch: int) -> None:
+            ends.append({name: tensor.clone() for name, tensor in module.prompts.state_dict().items()})
+            after_epoch(epoch)
+
+        return minimise(module, loss, recipe, shots, source, after)
+
+    monkeypatch.setattr(promptsrc, "minimise", watched)
+    fields = {"epochs": 3, "mean": 2.0, "std": 1.0, "learning_rate": 0.1, "depth": 2}
+    fitted = configured(PromptSRC(), fields).fit(tiny_clip, eight_images(tiny_clip))
+    assert len(ends) == 3
+    side = math.exp(-0.5)
+    for name, found in fitted.tensors.items():
+        before, at, after = (end[name] for end in ends)
+        torch.testing.assert_close(found, (side * before + at + side * after) / (1 + 2 * side))
+        assert not torch.equal(before, after)
 
 
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     fields = {"text_weight": 0.0, "image_weight": 0.0, "mean": 120.0, "batch_size": 8}
-    learns(PromptSRC(epochs=120, learning_rate=0.05, **fields), tiny_clip)  # type: ignore[arg-type]
+    learns(configured(PromptSRC(), {"epochs": 120, "learning_rate": 0.05, **fields}), tiny_clip)
 
 
 def test_templates_need_a_place_for_the_name() -> None:
-    with pytest.raises(UserError, match=r"promptsrc\.templates"):
+    with pytest.raises(UserError, match=r"exactly one \{\}"):
         PromptSRC(templates=("a photo",))
+    with pytest.raises(UserError, match=r"exactly one \{\}"):
+        configured(PromptSRC(), {"templates": ["a photo"]})
 
 
 @pytest.fixture(scope="module")
@@ -82,4 +113,4 @@ def vit_b16() -> Backbone:
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     # Counted in the released code: 4 tokens of 512 and 4 of 768 in 9 blocks.
-    assert PromptSRC().parameters(vit_b16) == 9 * (4 * 512 + 4 * 768) == 46_080
+    assert PromptSRC().parameters(vit_b16) == (9 * (4 * 512 + 4 * 768), 0) == (46_080, 0)

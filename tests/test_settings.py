@@ -1,42 +1,189 @@
-"""What --set reaches, and what a method's own settings are."""
+"""Settings: every one has a documented line and limits; flat names reach groups; what a bad value is told."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import FrozenInstanceError, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
-from rmadapter.backbone import Backbone
-from rmadapter.bench.methods import METHODS, load_method
-from rmadapter.bench.methods.adapters import COMMON
-from rmadapter.bench.settings import SHARED, describe_methods, settings_of, split_settings
-from rmadapter.config import Config, parse_overrides
 from rmadapter.errors import UserError
+from rmadapter.methods import METHODS, load_method
+from rmadapter.request import Request
+from rmadapter.settings import (
+    AdapterSettings,
+    LossSettings,
+    Machine,
+    configured,
+    documentation,
+    parse_overrides,
+    read_yaml,
+    settings_of,
+    to_yaml,
+)
+from rmadapter.task import Task
+from rmadapter.train import Recipe
+
+GROUPS = [AdapterSettings(), LossSettings(), Machine(), Recipe(), Task()]
 
 
-def test_with_a_methods_name_it_is_the_methods_without_it_is_everybodys() -> None:
-    given = parse_overrides(["coop.epochs=10", "coop.learning_rate=2e-3", "mma.rank=8", "precision=bf16", "views=4"])
-    shared, values = split_settings(given)
-    assert shared == {"precision": "bf16", "views": 4}
-    assert values == {"coop": {"epochs": 10, "learning_rate": 0.002}, "mma": {"rank": 8}}
-    with pytest.raises(UserError, match=r"write METHOD.rank .* common to all are templates, augmentation"):
-        split_settings({"rank": 8})
+@dataclass(frozen=True)
+class Plain:
+    """A method from outside, whose fields have types and no limits."""
+
+    title: ClassVar[str] = "Plain"
+    rate: float = 0.1
+    names: tuple[str, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
 
 
-def test_what_is_shared_is_common_to_all_methods() -> None:
-    assert set(SHARED) | {"backbone", "seed"} == set(COMMON)
-    assert set(SHARED) <= set(Config.model_fields)
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: type(group).__name__)
+def test_every_setting_has_one_documented_line(group: Any) -> None:
+    texts = documentation(group)
+    assert texts.keys() == settings_of(group).keys()
+    assert all(text and "\n" not in text and len(text) < 100 for text in texts.values())
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: type(group).__name__)
+def test_a_group_cannot_change(group: Any) -> None:
+    name = next(iter(settings_of(group)))
+    with pytest.raises((FrozenInstanceError, ValidationError)):
+        setattr(group, name, None)
+
+
+def test_a_group_checks_itself() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        AdapterSettings(rank=0)
+    with pytest.raises(ValidationError):
+        AdapterSettings(rnak=3)  # type: ignore[call-arg]
+
+
+def test_flat_names_reach_the_groups_of_a_method() -> None:
+    assert settings_of(Plain()) == {"rate": 0.1, "names": (), **settings_of(Recipe())}
+    assert configured(Plain(), {}) == Plain()
+    changed = configured(Plain(), {"rate": 1, "names": "one {}.", "learning_rate": 0.5})
+    assert changed == Plain(rate=1.0, names=("one {}.",), recipe=Recipe(learning_rate=0.5))
+    assert configured(Plain(), {"names": ["a", "b"]}).names == ("a", "b")
+    with pytest.raises(UserError, match=r"unknown field 'rat'; did you mean 'rate'\?"):
+        configured(Plain(), {"rat": 5})
+    with pytest.raises(UserError, match="rate='ten': Input should be a valid number"):
+        configured(Plain(), {"rate": "ten"})
+    with pytest.raises(UserError, match=r"batch_size=2\.5"):
+        configured(Plain(), {"batch_size": 2.5})
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_are_json_and_make_the_same_method(name: str) -> None:
-    settings = settings_of(load_method(name))
-    assert settings_of(load_method(name, json.loads(json.dumps(settings)))) == settings
-    assert not set(settings) & {*COMMON, "shots"} - {"templates"}  # zero-shot may have prompts of its own
+    import json
+
+    method = load_method(name)
+    settings = settings_of(method)
+    assert "title" not in settings
+    assert load_method(name, json.loads(json.dumps(settings))) == method
 
 
-def test_published_settings_that_do_not_fit_a_backbone_are_told(tiny_clip: Backbone) -> None:
-    found = {method["name"]: method for method in describe_methods(tiny_clip.name, 10, 16)}
-    assert (found["zero-shot"]["parameters"], found["zero-shot"]["reason"]) == (0, "")
-    assert found["rmadapter"]["parameters"] is None  # it begins at block 5 of 4
-    assert "have 4 and 4 blocks" in found["rmadapter"]["reason"]
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rnak": 8}, ["unknown setting 'rnak'; did you mean 'rank'?"]),
+        ({"learning-rate": 1}, ["did you mean 'learning_rate'?"]),
+        ({"rank": 0}, ["rank=0", "greater than or equal to 1", "width r of the bottleneck"]),
+        ({"rank": "many"}, ["rank='many'", "valid integer"]),
+        ({"rank": 2.5}, ["rank=2.5", "integer"]),
+        ({"classes": "old"}, ["classes='old'", "'all', 'base' or 'novel'"]),
+        ({"norm": "layer"}, ["norm='layer'", "'none' or 'block'"]),
+        ({"reconstruction_layers": 4}, ["reconstruction_layers=4", "1, 2 or 3"]),
+        ({"learning_rate": 0}, ["learning_rate=0", "greater than 0"]),
+        ({"learning_rate": float("inf")}, ["learning_rate=inf", "finite"]),
+        ({"alpha": float("nan")}, ["alpha=nan", "finite"]),
+        ({"momentum": 1}, ["momentum=1", "less than 1"]),
+        ({"first_block": 6, "last_block": 5}, ["last_block=5 lies below first_block=6"]),
+        ({"templates": []}, ["templates is empty"]),
+        ({"templates": ["a photo"]}, ["'a photo' needs exactly one {}", '"a photo of a {}."']),
+        ({"templates": ["a {}.", "{} and {}"]}, ["'{} and {}' needs exactly one {}"]),
+        ({"templates": ["a {} of {size}"]}, ["exactly one {}"]),  # str.format would raise KeyError in training
+        ({"templates": ["a {} in {"]}, ["exactly one {}"]),
+        ({"templates": ["a {0}"]}, ["exactly one {}"]),
+    ],
+)
+def test_a_bad_value_is_refused_in_a_sentence(values: dict[Any, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Request.make(values)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_one_template_may_be_plain_text() -> None:
+    assert configured(Task(), {"templates": "a sketch of a {}."}).templates == ("a sketch of a {}.",)
+
+
+def test_a_long_value_is_quoted_in_part() -> None:
+    with pytest.raises(UserError) as caught:
+        Request.make({"rank": "x" * 10_000})
+    assert len(str(caught.value)) < 250
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    given = {"templates": ("ein Bild: {}, groß", "{}"), "learning_rate": 1e-5, "last_block": 9, "cross_modal": True}
+    (tmp_path / "config.yaml").write_text(to_yaml(given), encoding="utf-8")
+    values = read_yaml(tmp_path / "config.yaml")
+    assert list(values) == list(given)  # a reader finds our order
+    wanted = Request.make(given, "mma")
+    assert Request.make(values, "mma") == wanted
+    assert wanted.task.templates == given["templates"]
+    assert yaml.safe_load(to_yaml({"a": None, "b": 1e-12})) == {"a": None, "b": 1e-12}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "config.yaml: not a readable config"),
+        (b"rank: [", "config.yaml: not a readable config"),
+        (b"rank: \xff", "config.yaml: not a readable config"),
+        (b"seed: 2024-13-45", "config.yaml: not a readable config"),
+        (b"- rank", "config.yaml: a config is a list of 'field: value' lines"),
+        (b"", "config.yaml: a config is a list of 'field: value' lines"),
+        (b"!!python/object/apply:os.getcwd []", "config.yaml: not a readable config"),  # YAML must not run code
+    ],
+)
+def test_a_bad_yaml_file_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_yaml(tmp_path / "config.yaml")
+
+
+def test_overrides_are_read_as_what_they_look_like() -> None:
+    pairs = ["rank=8", "learning_rate=1e-3", "last_block=null", "norm=none", "cross_modal=true", " alpha =.5"]
+    values = parse_overrides([*pairs, 'templates=["a {}.", "b = {}"]', "backbone=ViT-B-16/openai"])
+    assert values == {
+        "rank": 8,
+        "learning_rate": 0.001,
+        "last_block": None,
+        "norm": "none",
+        "cross_modal": True,
+        "alpha": 0.5,
+        "templates": ["a {}.", "b = {}"],
+        "backbone": "ViT-B-16/openai",
+    }
+    assert [type(values[name]) for name in ("rank", "learning_rate")] == [int, float]
+    assert Request.make(values).task.templates == ("a {}.", "b = {}")
+    assert parse_overrides([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("rank", "--set 'rank': write it as field=value, as in --set rank=8"),
+        ("rank:8", "write it as field=value"),
+        ("templates=[a", "the value is not readable"),
+        ("seed=2024-13-45", "the value is not readable"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_refused(pair: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_overrides([pair])

@@ -15,14 +15,16 @@ MMA (CVPR 2024) is the case without either, with a projection shared by both enc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SIDES = ("image", "text")
 ROUNDING = 1e-6  # features of unit length differ by less than this between two ways of computing them in float32
 
 
@@ -103,9 +105,13 @@ class DualBranchAdapter(nn.Module):
     def scaled_base(self, x: Tensor, alpha: float, cross: nn.Linear | None = None, decouple: bool = False) -> Tensor:
         """alpha * base(x) (Eq. 14, 15). decouple: the adapter's weights get gradients as if alpha were 1, while the
         gradient that goes on into x keeps the factor alpha (MMA's training trick)."""
-        if not decouple:
+        if not decouple or alpha == 0:
             return alpha * self.base(x, cross)
         return _ScaleGradient.apply(alpha * self.base(_ScaleGradient.apply(x, alpha), cross), 1 / alpha)
+
+    def reconstruction_parameters(self) -> list[nn.Parameter]:
+        """Those that the adaptation branch does not use."""
+        return [*self.rec.parameters(), *(self.rec_down.parameters() if self.rec_down is not None else ())]
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Reconstruction branch (Eq. 10), [..., d] -> [..., d], of the detached input."""
@@ -138,35 +144,44 @@ def adapted_blocks(first: int, last: int | None, depth: int, deepest: int) -> li
 class Adapters(nn.Module):
     """All adapters of one model: `image` and `text` by block number, `cross` by distance from the top block.
 
-    widths, depths: (image, text) sizes of the two encoders. config: any object with the fields of `Config`.
+    widths, depths: (image, text) sizes of the two encoders. reconstruct: the sides with a reconstruction branch. The
+    other arguments are the fields of `settings.AdapterSettings`.
     """
 
-    def __init__(self, config: Any, widths: tuple[int, int], depths: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, int],
+        depths: tuple[int, int],
+        *,
+        rank: int = 32,
+        first_block: int = 5,
+        last_block: int | None = None,
+        alpha: float = 0.1,
+        norm: str = "none",
+        cross_modal: bool = False,
+        activation: str = "gelu",
+        share: str = "down",
+        reconstruction_layers: int = 2,
+        objective: str = "l2",
+        init: str = "zero",
+        decouple_scale: bool = False,
+        reconstruct: Collection[str] = SIDES,
+    ) -> None:
         super().__init__()
-        self.alpha = float(config.alpha)
-        self.decouple, self.objective = config.decouple_scale, config.objective
-        self.lambda_rec = {"image": config.lambda_image_rec, "text": config.lambda_text_rec}
-        self.lambda_con = {"image": config.lambda_image_con, "text": config.lambda_text_con}
-        self.image, self.text = (
-            nn.ModuleDict(
-                {
-                    str(block): DualBranchAdapter(
-                        width,
-                        config.rank,
-                        activation=config.activation,
-                        share=config.share,
-                        reconstruction_layers=config.reconstruction_layers if self.lambda_rec[side] else 0,
-                        init=config.init,
-                    )
-                    for block in adapted_blocks(config.first_block, config.last_block, depth, max(depths))
-                }
-            )
-            for side, width, depth in zip(("image", "text"), widths, depths, strict=True)
-        )
+        self.alpha, self.norm, self.decouple, self.objective = float(alpha), norm, decouple_scale, objective
+        kinds = {"activation": activation, "share": share, "init": init}
+
+        def stack(side: str, width: int, depth: int) -> nn.ModuleDict:
+            blocks = adapted_blocks(first_block, last_block, depth, max(depths))
+            layers = reconstruction_layers if side in reconstruct else 0
+            one = partial(DualBranchAdapter, width, rank, reconstruction_layers=layers, **kinds)
+            return nn.ModuleDict({str(block): one() for block in blocks})
+
+        self.image, self.text = map(stack, SIDES, widths, depths)
         self._top = {"image": max(map(int, self.image)), "text": max(map(int, self.text))}
-        pairs = max(len(self.image), len(self.text)) if config.cross_modal else 0
-        self.cross = nn.ModuleDict({str(i): nn.Linear(config.rank, config.rank) for i in range(pairs)})
-        if config.init == "kaiming":
+        pairs = max(len(self.image), len(self.text)) if cross_modal else 0
+        self.cross = nn.ModuleDict({str(i): nn.Linear(rank, rank) for i in range(pairs)})
+        if init == "kaiming":
             _kaiming(self.cross)
 
     def blocks(self, side: str) -> list[int]:
@@ -189,12 +204,11 @@ class Adapters(nn.Module):
         """Error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12)."""
         return getattr(self, side)[str(block)].reconstruction_error(x, self.objective)
 
-    def parameter_counts(self) -> dict[str, int]:
-        """{"trainable", "inference", "reconstruction"}: all, those the adapted features need, and the rest."""
-        trainable = sum(p.numel() for p in self.parameters())
-        reconstruction = sum(p.numel() for name, p in self.named_parameters() if ".rec" in name)
-        inference = trainable - reconstruction
-        return {"trainable": trainable, "inference": inference, "reconstruction": reconstruction}
+    def parameter_counts(self) -> tuple[int, int]:
+        """Numbers of parameters: all, and those of reconstruction alone, which the adapted features do not need."""
+        branches = [module for module in self.modules() if isinstance(module, DualBranchAdapter)]
+        reconstruction = sum(p.numel() for branch in branches for p in branch.reconstruction_parameters())
+        return sum(p.numel() for p in self.parameters()), reconstruction
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -217,33 +231,30 @@ def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
     return torch.where(difference > ROUNDING, difference, 0.0).mean()
 
 
-def class_weights(features: Tensor, templates: int = 1) -> Tensor:
-    """Text features [templates * C, d], template by template, -> normalised class features [C, d]."""
-    weights = F.normalize(features, dim=-1)
-    if templates > 1:
-        weights = F.normalize(weights.unflatten(0, (templates, -1)).mean(0), dim=-1)
-    return weights
+class Side(NamedTuple):
+    """What the loss reads of one encoder, and the weights lambda of its two terms; 0 turns a term off.
+
+    adapted, frozen: features [B, d] of images or class features [C, d]. errors: reconstruction error of each adapter.
+    """
+
+    adapted: Tensor
+    frozen: Tensor
+    errors: Sequence[Tensor]
+    lambda_rec: float
+    lambda_con: float
 
 
-def loss_terms(
-    adapters: Adapters,
-    logit_scale: Tensor,
-    labels: Tensor,
-    image: tuple[Tensor, Tensor, Sequence[Tensor]],
-    text: tuple[Tensor, Tensor, Sequence[Tensor]],
-) -> dict[str, Tensor]:
+def loss_terms(logit_scale: Tensor, labels: Tensor, image: Side, text: Side) -> dict[str, Tensor]:
     """The loss and its terms (Eq. 11-13, 16-18), each a scalar with its weight lambda already in it.
 
-    labels: [B]. image: adapted features [B, d], frozen features [B, d], one reconstruction error per adapter.
-    text: the same for class features [C, d]. A term that is turned off is absent.
+    labels: [B]. A term that is turned off is absent.
     """
-    x, w = (F.normalize(at_least_float32(side[0]), dim=-1) for side in (image, text))
+    x, w = (F.normalize(at_least_float32(side.adapted), dim=-1) for side in (image, text))
     terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}
-    for side, (adapted, frozen, errors) in (("image", image), ("text", text)):
-        if errors:
-            terms[f"{side}_rec"] = adapters.lambda_rec[side] * torch.stack(list(errors)).sum()
-        if adapters.lambda_con[side]:
-            terms[f"{side}_con"] = adapters.lambda_con[side] * consistency(
-                at_least_float32(adapted), at_least_float32(frozen)
-            )
+    for name, side in zip(SIDES, (image, text), strict=True):
+        if side.errors and side.lambda_rec:
+            terms[f"{name}_rec"] = side.lambda_rec * torch.stack(list(side.errors)).sum()
+        if side.lambda_con:
+            adapted, frozen = at_least_float32(side.adapted), at_least_float32(side.frozen)
+            terms[f"{name}_con"] = side.lambda_con * consistency(adapted, frozen)
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -1,97 +1,248 @@
-"""A trained adapter on disk: a folder of adapter.safetensors, config.yaml, classes.json and run.json.
+"""A fitted method on disk, one format for all: model.safetensors, model.json, config.yaml and run.json.
 
-The backbone is named, not stored; its digest keeps the adapter from being put on another one.
+The backbone is named, not stored; its digest keeps a model from being put on another one. Nothing is ever unpickled.
+Runs of version 0.1 (adapter.safetensors, config.yaml, classes.json, run.json) are still read.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
-import platform
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from rmadapter.config import Config
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, read_json, write_json
-from rmadapter.model import AdaptedCLIP
+from rmadapter.files import atomic, read_json, write_json, write_text
+from rmadapter.machine import find_device, versions
+from rmadapter.method import Fitted, Known, Method
+from rmadapter.methods import is_outside, load_method
+from rmadapter.record import BackboneName, MethodName, Record, read_record
+from rmadapter.request import COMMON, TASK
+from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
+from rmadapter.task import Task
 
-FORMAT = "rmadapter-1"
-LIBRARIES = ("rmadapter", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "accelerate", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Of Python, the platform and every library that a number can depend on."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{n: metadata.version(n) for n in LIBRARIES},
-    }
+WEIGHTS, MODEL, CONFIG, RECORD, HISTORY = "model.safetensors", "model.json", "config.yaml", "run.json", "history.csv"
+OLD = "adapter.safetensors"
 
 
-def save_adapter(
-    folder: Path, model: AdaptedCLIP, classes: tuple[str, ...], run: dict[str, Any], *, half: bool = False
+class Transform(BaseModel):
+    """How an image becomes what the backbone takes: pixels of its sides, and the mean and deviation of RGB in 0..1."""
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Model(BaseModel):
+    """model.json: all that belongs to the weights. sha256: of the weights' file. labels: classes as the user writes
+    them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[2] = 2
+    method: MethodName
+    backbone: BackboneName
+    classes: tuple[str, ...]
+    labels: tuple[str | int, ...]
+    templates: tuple[str, ...]
+    transform: Transform
+    sha256: str
+    versions: dict[str, str]
+
+
+class Saved(NamedTuple):
+    """labels: of the classes, as the user writes them. name: of the method, as `load_method` knows it."""
+
+    fitted: Fitted
+    labels: tuple[str | int, ...]
+    name: str
+
+
+def save(
+    folder: str | Path, fitted: Fitted, name: str = "", labels: tuple[str | int, ...] = (), *, half: bool = False
 ) -> None:
-    """Write the adapters alone (half: as float16), the configuration, the classes and the record of the run.
+    """Write a fitted method. name: of the method, as `load_method` knows it. half: float32 numbers as float16.
+
+    model.json comes last: a folder that has it is complete.
+    """
+    from safetensors.torch import save_file
+
+    def kept(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().cpu()
+        return (tensor.half() if half and tensor.dtype == torch.float32 else tensor).clone().contiguous()
+
+    folder, backbone, method = Path(folder), fitted.backbone, fitted.method
+    with atomic(folder / WEIGHTS) as temporary:
+        save_file({key: kept(tensor) for key, tensor in fitted.tensors.items()}, temporary)
+    settings = json.loads(json.dumps(settings_of(method)))
+    model = Model(
+        method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
+        backbone=BackboneName(name=backbone.name, digest=backbone.digest),
+        classes=fitted.classes,
+        labels=labels or fitted.classes,
+        templates=fitted.known.templates,
+        transform=Transform(image_size=backbone.image_size, mean=backbone.mean, std=backbone.std),
+        sha256=_sha256(folder / WEIGHTS),
+        versions=versions(),
+    )
+    write_json(folder / MODEL, model.model_dump(mode="json"))
+
+
+def save_run(folder: Path, fitted: Fitted, name: str, record: Record) -> None:
+    """Write a run: the model, its record, its settings for --config, and the loss of every step.
 
     run.json comes last: a folder that has it is complete.
     """
-    import torch
-    from safetensors.torch import save_file
+    if history := fitted.trained.history:
+        with atomic(folder / HISTORY) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for step in history for key in step)))
+            writer.writeheader()
+            writer.writerows(history)
+    write_text(folder / CONFIG, to_yaml(flat(record)))
+    save(folder, fitted, name)
+    record.save(folder / RECORD)
 
-    tensors = {
-        name: tensor.detach().cpu().contiguous().to(torch.float16 if half else torch.float32)
-        for name, tensor in model.adapters.state_dict().items()
+
+def flat(record: Record) -> dict[str, Any]:
+    """Task and settings of a run as `--config` reads them; a method's field that is called as a common one is named
+    after the method."""
+    task = {name: getattr(record.task, name) for name in TASK}
+    own = {
+        f"{record.method.name}.{name}" if name in COMMON else name: value
+        for name, value in record.method.settings.items()
     }
-    label = json.dumps({"backbone": model.backbone.name, "digest": model.backbone.digest})
-    with atomic(folder / "adapter.safetensors") as temporary:
-        save_file(tensors, temporary, {FORMAT: label})  # one key: safetensors writes several in random order
-    with atomic(folder / "config.yaml") as temporary:
-        model.config.save(temporary)
-    write_json(folder / "classes.json", {"classes": classes, "templates": model.config.templates})
-    write_json(folder / "run.json", run)
+    return {"method": record.method.name, **task, "precision": record.precision, **own}
 
 
-def load_adapter(folder: Path, backbone: Any = None) -> tuple[AdaptedCLIP, tuple[str, ...], dict[str, Any]]:
-    """The adapted model, its class names and the record of its run. backbone: a loaded one instead of the named one.
+def finished(folder: Path, key: str) -> Record | None:
+    """The record of a finished run of the same key. Raises UserError when the folder holds another run."""
+    if not (folder / RECORD).exists() or not ((folder / WEIGHTS).exists() or (folder / OLD).exists()):
+        return None
+    record = read_record(folder / RECORD) if (folder / WEIGHTS).exists() else None
+    if record is None or record.key != key:
+        raise UserError(f"{folder} holds another run: choose another --out or delete that folder")
+    return record
 
-    The model is on the GPU if there is one, wherever it was trained, unless it was told device=cpu.
-    Raises UserError for a folder that is no finished run, a damaged or foreign file, and another backbone than the
-    adapter was trained on.
+
+def load(
+    folder: str | Path, backbone: Backbone | None = None, *,
+    method: str = "", settings: Mapping[str, Any] | None = None, device: str = "auto",
+) -> Saved:  # fmt: skip
+    """A fitted method from its folder. backbone: a loaded one instead of the named one.
+
+    method: where a method from outside lies, whose code would be run; it is never taken from the folder alone.
+    settings: of the method, in place of those that it was fitted with. Raises UserError for a folder that holds no
+    model, a damaged or foreign file, and another backbone than the model was fitted on.
     """
-    from safetensors import SafetensorError, safe_open
-
-    from rmadapter.backbone import load_backbone
-    from rmadapter.train import find_device
-
-    file = folder / "adapter.safetensors"
-    if not file.is_file() or not (folder / "run.json").is_file():
+    folder = Path(folder)
+    if not (folder / MODEL).is_file():
+        if (folder / OLD).is_file() and (folder / RECORD).is_file():
+            return _load_old(folder, backbone, settings or {}, device)
         raise UserError(f"{folder}: not a finished run; `rmadapter fit DATA --out {folder}` makes one")
-    config = Config.load(folder / "config.yaml")
-    try:
-        with safe_open(file, "pt") as stored:
-            label = json.loads((stored.metadata() or {}).get(FORMAT, "{}"))
-            tensors = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged or no safetensors file ({error})") from None
-    if label.keys() != {"backbone", "digest"}:
-        raise UserError(f"{file}: these are not rmadapter's adapters, or another version's")
-    backbone = backbone or load_backbone(config.backbone)
-    if backbone.digest != label["digest"]:
+    model = _model(folder / MODEL)
+    if is_outside(model.method.name) and model.method.name != method:
         raise UserError(
-            f"{folder} was trained on {label['backbone']} ({label['digest'][:12]}), and {backbone.name} "
+            f"{folder}: its method {model.method.name!r} is code from outside; name it yourself to run it: "
+            f"--method {model.method.name}"
+        )
+    if _sha256(folder / WEIGHTS) != model.sha256:
+        raise UserError(f"{folder / WEIGHTS}: not the file that {MODEL} belongs to; the folder is damaged")
+    tensors = _tensors(folder / WEIGHTS)
+    loaded = _backbone(folder, backbone, model.backbone, device)
+    found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
+    fitted = _restored(folder, found, loaded, Known(model.classes, model.templates), tensors)
+    return Saved(fitted, model.labels, model.method.name)
+
+
+def _restored(folder: Path, method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+    moved = {name: tensor.to(backbone.device) for name, tensor in tensors.items()}
+    try:
+        return method.restore(backbone, known, moved)
+    except (RuntimeError, KeyError) as error:  # what torch raises for names and shapes that do not fit
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: its weights do not fit the settings of {method.title} ({first})") from None
+
+
+def _model(file: Path) -> Model:
+    try:
+        return Model.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{file}: not a model of this version ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from None
+
+
+def _backbone(folder: Path, given: Backbone | None, wanted: BackboneName, device: str) -> Backbone:
+    backbone = given or load_backbone(wanted.name)
+    if backbone.digest != wanted.digest:
+        raise UserError(
+            f"{folder} was trained on {wanted.name} ({wanted.digest[:12]}), and {backbone.name} "
             f"({backbone.digest[:12]}) has other weights: load it with the backbone that it was trained on"
         )
-    model = AdaptedCLIP(backbone, config)
-    wanted = {name: tensor.shape for name, tensor in model.adapters.state_dict().items()}
-    if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise UserError(f"{file}: the adapters in it do not have the shapes that {folder / 'config.yaml'} describes")
-    model.adapters.load_state_dict(tensors)
-    classes = read_json(folder / "classes.json")
-    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.get("classes", [0])):
+    return backbone.to(find_device(device))
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """float16, which only saves room, becomes float32."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file}: damaged or no safetensors file ({error})") from None
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in found.items()}
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: not readable ({error.strerror or error})") from None
+
+
+def drawn(folder: Path) -> tuple[int, int, str]:
+    """Shots and seed of a run, and the digest of the images that were drawn for it. Raises UserError where there is
+    only a model."""
+    if not (folder / RECORD).is_file():
+        raise UserError(f"{folder}: a model that was saved by itself does not say which images it was fitted to")
+    if (folder / WEIGHTS).is_file() or not (folder / OLD).is_file():
+        record = read_record(folder / RECORD)
+        return record.task.shots, record.task.seed, record.split_digest
+    config, old = read_yaml(folder / CONFIG), read_json(folder / RECORD)
+    task = configured(Task(), {name: config[name] for name in ("shots", "seed") if name in config})
+    return task.shots, task.seed, str(old.get("split_digest", "")) if isinstance(old, dict) else ""
+
+
+# Version 0.1, which knew RMAdapter and MMA alone
+
+
+def _load_old(folder: Path, backbone: Backbone | None, settings: Mapping[str, Any], device: str) -> Saved:
+    from safetensors import SafetensorError, safe_open
+
+    file, config = folder / OLD, read_yaml(folder / CONFIG)
+    try:
+        with safe_open(file, "pt") as stored:
+            label = json.loads((stored.metadata() or {}).get("rmadapter-1", "{}"))
+        wanted = BackboneName(name=label["backbone"], digest=label["digest"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged, or not the adapters of rmadapter 0.1 ({error})") from None
+    content, record = read_json(folder / "classes.json"), read_json(folder / RECORD)
+    classes = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{folder / 'classes.json'}: holds no class names")
-    run = read_json(folder / "run.json")
-    if not isinstance(run, dict):
-        raise UserError(f"{folder / 'run.json'}: holds no record of a run")
-    model.to(find_device("cpu" if config.device == "cpu" else "auto"))
-    return model, tuple(classes["classes"]), run
+    labels = record.get("labels", classes) if isinstance(record, dict) else classes
+    task = configured(Task(), {name: value for name, value in config.items() if name in ("templates",)})
+    own = {name: value for name, value in config.items() if name not in COMMON}
+    method = configured(load_method("rmadapter", own), settings)
+    loaded = _backbone(folder, backbone, wanted, device)
+    fitted = _restored(folder, method, loaded, Known(tuple(classes), task.templates), _tensors(file))
+    return Saved(fitted, tuple(labels), "rmadapter")

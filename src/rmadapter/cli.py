@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rmadapter.bench import cli as bench_cli
+from rmadapter.console import Config, Json, Sets, table
 from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    from rmadapter.record import Record, Score
 
 app = typer.Typer(
     help="Adapt a CLIP-like model with a few images per class without losing what it already knows.",
@@ -20,10 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field of the config.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Half = Annotated[str, typer.Option("--classes", help="all, base (first half) or novel (second half).")]
+Which = Annotated[str | None, typer.Option("--classes", help="all (the default), base (first half) or novel.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images and report them.")]
+Name = Annotated[str, typer.Option("--method", help="As `rmadapter methods` lists them, package:Class, file.py:Class.")]
+Backbone = Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, hf-hub:..., or a folder.")]
 
 
 def main() -> None:
@@ -32,6 +38,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names a terminal cannot show
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "started in several processes: a command runs in one; `bench --jobs` shares runs among some"
+            )
         app()
     except UserError as error:
         print("rmadapter:", " ".join(str(error).split()), file=sys.stderr)
@@ -64,29 +74,49 @@ def _options(
 def fit(
     data: Annotated[Path, typer.Argument(help="Folder of class folders, or CSV of path,label[,split].")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command resumes it.")],
-    backbone: Annotated[str, typer.Option(help="pocket, ViT-B-16/openai, hf-hub:..., or a local folder.")] = "pocket",
-    preset: Annotated[str, typer.Option(help="rmadapter, mma or paper (RMAdapter trained as MMA).")] = "rmadapter",
-    shots: Annotated[int, typer.Option(help="Training images per class; 0 takes all.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the draw, the initialisation and the batches.")] = 1,
-    classes: Half = "all",
-    cache_memory: Annotated[float, typer.Option(help="GB of memory for frozen activations; else a file.")] = 4.0,
+    method: Name = "",
+    backbone: Backbone = None,
+    shots: Annotated[int | None, typer.Option(help="Training images per class, by default 16; 0 takes all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of draw, initialisation and batches, by default 1.")] = None,
+    classes: Which = None,
+    effort: Annotated[str, typer.Option(help="fast, normal or thorough: how long it trains.")] = "normal",
+    config: Config = None,
     sets: Sets = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
-    """Adapt a backbone to images; writes the adapter, its record and report.html."""
-    from rmadapter.config import Config, parse_overrides
+    """Adapt a backbone to images; writes the model, its record and report.html."""
     from rmadapter.data.images import read_images
-    from rmadapter.run import fit as run_fit
+    from rmadapter.fit import fit as run_fit
+    from rmadapter.methods import explain_effort
+    from rmadapter.run import Lab
 
-    flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes, "cache_memory": cache_memory}
-    config = Config.make({**flags, **parse_overrides(sets or [])}, preset)
-    run = run_fit(read_images(data, skip_bad=skip_bad), config, out, data=data.resolve().name)
-    for note in run["notes"]:
+    flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes}
+    wanted = _request(method, config, flags, sets, effort, str(data))
+    if effort != "normal":
+        print(f"note: {explain_effort(wanted.name, effort)}", file=sys.stderr)
+    lab = Lab(wanted.machine)
+    lab.add(str(data), read_images(data, skip_bad=skip_bad))
+    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, shlex.join(["rmadapter", *sys.argv[1:]]))
+    for note in record.notes:
         print(f"note: {note}", file=sys.stderr)
-    _show_metrics(run["metrics"], as_json)
+    _show(record, as_json)
     if not as_json:
         print(f"report: {out / 'report.html'}")
+
+
+def _request(
+    method: str, config: Path | None, flags: dict[str, Any], sets: list[str] | None, effort: str = "normal",
+    data: str = "",
+) -> Any:  # fmt: skip
+    """A file of settings, over it the flags that were given, and over them --set."""
+    from rmadapter.methods import DEFAULT
+    from rmadapter.request import Request, read_config
+    from rmadapter.settings import parse_overrides
+
+    name, values = read_config(config)
+    values |= {flag: value for flag, value in flags.items() if value is not None}
+    return Request.make(values | parse_overrides(sets or []), method or name or DEFAULT, effort, data)
 
 
 @app.command("eval")
@@ -94,80 +124,94 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
     data: Annotated[Path, typer.Argument(help="Folder or CSV of images.")],
     split: Annotated[str, typer.Option(help="Split of the data, or heldout: what fit did not draw.")] = "test",
-    classes: Half = "all",
-    alpha: Annotated[float | None, typer.Option(help="0 is the untouched model; default is the trained one.")] = None,
+    classes: Which = None,
+    method: Name = "",
+    config: Config = None,
+    sets: Sets = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
     """Accuracy of a run on a data set, beside the untouched backbone's."""
-    from rmadapter.config import Config
+    from rmadapter import request
+    from rmadapter.cache import Cache
+    from rmadapter.checkpoint import load
     from rmadapter.data.images import read_images
-    from rmadapter.run import evaluate_run
+    from rmadapter.fit import evaluate_saved
+    from rmadapter.settings import configured, parse_overrides
+    from rmadapter.task import Task
 
-    which = Config.make({"classes": classes}).classes
-    result = evaluate_run(run, read_images(data, skip_bad=skip_bad), split, which, alpha)
+    which = configured(Task(), {"classes": classes or "all"}).classes
+    name, values = request.read_config(config)
+    settings = request.split(values, name)[2] | parse_overrides(sets or [])
+    fitted = load(run, method=method, settings=settings).fitted
+    splits = read_images(data, skip_bad=skip_bad)
+    _, scores = evaluate_saved(run, fitted, splits, split, which, Cache(fitted.backbone, hold=False))
     if as_json:
-        print(json.dumps(result.summary()))
+        print(json.dumps(_summary(scores[0])))
     else:
-        _show_metrics({result.title: result.summary()}, False)
+        table(HEADER, [_row(scores[0])])
 
 
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    classes: Annotated[str | None, typer.Option(help='Other class names, as "cat,dog,zebra".')] = None,
+    names: Annotated[str | None, typer.Option("--names", help='Other class names, as "cat,dog,zebra".')] = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
+    method: Name = "",
     as_json: Json = False,
 ) -> None:
     """The most probable classes of images."""
-    from rmadapter.classifier import RMAdapterClassifier
+    from rmadapter.checkpoint import load
+    from rmadapter.data.images import prompt_name
+    from rmadapter.method import NotApplicable
 
-    classifier = RMAdapterClassifier.load(run)
-    if classes is not None:
-        classifier.set_classes([name.strip() for name in classes.split(",") if name.strip()])
-    table = classifier.predict_proba([str(image) for image in images])
-    novelty = classifier.novelty([str(image) for image in images]) if classifier.quantiles_ else [None] * len(images)
-    answers: list[dict[str, Any]] = [
-        {
-            "image": str(image),
-            "novelty": None if score is None else round(float(score), 1),
-            "classes": [
-                {"class": classifier.class_names_[i], "probability": round(float(row[i]), 6)}
-                for i in (-row).argsort()[:top]
-            ],
-        }
-        for image, row, score in zip(images, table, novelty, strict=True)
-    ]
+    fitted, labels, _ = load(run, method=method)
+    asked, shown = fitted.classes, [str(label) for label in labels]
+    if names is not None:
+        shown = [name.strip() for name in names.split(",") if name.strip()]
+        asked = tuple(prompt_name(name) for name in shown)
+        if not asked or len({name.casefold() for name in asked}) < len(asked):
+            raise UserError(f"--names {names!r}: give at least one class name, and none twice")
+    try:
+        rows = [row for part in fitted.probabilities(images, asked, progress=True) for row in part.tolist()]
+    except NotApplicable as error:
+        raise UserError(f"--names: {error}") from None
+    answers: list[dict[str, Any]] = []
+    for image, row in zip(images, rows, strict=True):
+        best = sorted(range(len(row)), key=lambda i: -row[i])[:top]
+        classes = [{"class": shown[i], "probability": round(row[i], 6)} for i in best]
+        answers.append({"image": str(image), "classes": classes})
     if as_json:
         print(json.dumps(answers))
         return
-    rows = [
-        [answer["image"] if i == 0 else "", guess["class"], f"{100 * guess['probability']:.1f} %"]
-        for answer in answers
+    lines = [
+        [str(image) if i == 0 else "", str(guess["class"]), f"{100 * float(guess['probability']):.1f} %"]
+        for image, answer in zip(images, answers, strict=True)
         for i, guess in enumerate(answer["classes"])
     ]
-    _table(["image", "class", "probability"], rows)
+    table(["image", "class", "probability"], lines)
 
 
 @app.command()
 def params(
     backbone: Annotated[str, typer.Option(help="Any backbone; only its sizes count.")] = "ViT-B-16/none",
-    preset: Annotated[str, typer.Option(help="rmadapter, mma or paper (RMAdapter trained as MMA).")] = "rmadapter",
+    method: Name = "",
+    classes: Annotated[int, typer.Option(help="Number of classes, which matters to few methods.")] = 100,
+    shots: Annotated[int, typer.Option(help="Images per class, which matter to few methods.")] = 16,
+    config: Config = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Number of trainable parameters, and how many of them inference needs."""
-    from rmadapter.backbone import load_backbone
-    from rmadapter.config import Config, parse_overrides
-    from rmadapter.model import AdaptedCLIP
+    """Number of trained parameters, and how many of them inference needs."""
+    from rmadapter.backbones import load_backbone
 
-    config = Config.make({"backbone": backbone, **parse_overrides(sets or [])}, preset)
-    counts = AdaptedCLIP(load_backbone(config.backbone), config).adapters.parameter_counts()
+    found = _request(method, config, {}, sets).method.parameters(load_backbone(backbone), classes, shots)
+    counts = {"trainable": found.trained, "inference": found.trained - found.training_only}
     if as_json:
         print(json.dumps(counts))
     else:
-        _table(["parameters", "count"], [[name, f"{count:,}"] for name, count in counts.items()])
+        table(["parameters", "count"], [[name, f"{count:,}"] for name, count in counts.items()])
 
 
 @app.command()
@@ -179,91 +223,64 @@ def demo(
     """Adapt the offline backbone to OpenMoji pictograms, and see what it gains and keeps."""
     from rmadapter.demo import demo as run_demo
 
-    run = run_demo(out, seed)
-    _show_metrics(run["metrics"], as_json)
+    record = run_demo(out, seed)
+    _show(record, as_json)
     if not as_json:
-        for note in run["notes"]:
+        for note in record.notes:
             print(note)
         print(f"report: {out / 'report.html'}")
 
 
 @app.command()
-def doctor(
-    backbone: Annotated[str | None, typer.Option(help="Say too which lean tricks apply to this backbone.")] = None,
-    as_json: Json = False,
-) -> None:
+def doctor(as_json: Json = False) -> None:
     """What this machine and installation can do."""
     from rmadapter.doctor import diagnose
 
-    facts = diagnose(backbone)
+    facts = diagnose()
     if as_json:
         print(json.dumps(facts))
     else:
-        _table(["what", "found"], [[name, str(value)] for name, value in facts.items()])
+        table(["what", "found"], [[name, str(value)] for name, value in facts.items()])
 
 
-@app.command()
-def data(
-    name: Annotated[str | None, typer.Argument(help="One data set; without it, all of them.")] = None,
-    root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
-    check: Annotated[Path | None, typer.Option(help="Say what is there below this folder.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch NAME with torchvision.")] = False,
-    as_json: Json = False,
-) -> None:
-    """The paper's data sets: licence, size, how to get one, and whether what is there is complete."""
-    from dataclasses import asdict
-
-    from rmadapter.data import catalog
-
-    chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
-    place = check or root
-    if download and not name:
-        raise UserError("--download needs the name of one data set")
-    if check and not check.is_dir():
-        raise UserError(f"{check}: no such folder")
-    if name and not as_json:
-        print(catalog.describe(chosen[0], place), end="\n\n")
-    if download:
-        catalog.download(chosen[0], place)
-    if name or check:
-        facts = [asdict(catalog.check(dataset, place)) for dataset in chosen]
-        columns = ["name", "status", "missing"]
-    else:
-        facts = [dataset.model_dump() for dataset in chosen]
-        columns = ["key", "classes", "size", "licence"]
-    if as_json:
-        print(json.dumps(facts))
-    else:
-        rows = [[fact[column] for column in columns] for fact in facts]
-        _table(columns, [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows])
-
-
-for verb in (bench_cli.bench, bench_cli.report, bench_cli.methods):
+for verb in (bench_cli.methods, bench_cli.bench, bench_cli.report, bench_cli.data):
     app.command()(verb)
 
 
-def _show_metrics(metrics: dict[str, dict[str, float]], as_json: bool) -> None:
-    """One row per evaluated set; percent."""
+HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
+
+
+def _show(record: Record, as_json: bool) -> None:
+    """One row per evaluated set."""
+    found = {score.title: _summary(score) for score in record.scores}
+    mean, before = record.metric("hm"), record.metric("hm", zero_shot=True)
+    if mean is not None and before is not None:
+        found["harmonic_mean"] = {"accuracy": mean, "zero_shot_accuracy": before}
     if as_json:
-        print(json.dumps(metrics))
+        print(json.dumps(found))
         return
-    rows = []
-    for title, m in metrics.items():
-        zero, adapted = m["zero_shot_accuracy"], m["accuracy"]
-        chance, images = (f"{m['chance']:.1f}", str(int(m["n_images"]))) if "chance" in m else ("", "")
-        rows.append(
-            [title.replace("_", " "), images, chance, f"{zero:.1f}", f"{adapted:.1f}", f"{adapted - zero:+.1f}"]
-        )
-    _table(["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"], rows)
+    rows = [_row(score) for score in record.scores]
+    if mean is not None and before is not None:
+        rows.append(["harmonic mean", "", "", f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"])
+    table(HEADER, rows)
+    for score in record.scores:
+        if score.reason:
+            print(f"note: {score.title}: {score.reason}", file=sys.stderr)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _summary(score: Score) -> dict[str, Any]:
+    return {
+        "accuracy": score.accuracy,
+        "zero_shot_accuracy": score.zero_shot,
+        "chance": score.chance,
+        "n_images": score.images,
+        "n_classes": score.classes,
+        **({"reason": score.reason} if score.reason else {}),
+    }
 
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else 200  # a pipe has no width: let lines be as long as they are
-    console = Console(width=width, markup=False, emoji=False, highlight=False)  # "[a]" or ":b:" may be a name
-    console.print(table)
+
+def _row(score: Score) -> list[str]:
+    cells = [score.title, str(score.images), f"{score.chance:.1f}"]
+    if score.accuracy is None or score.zero_shot is None:
+        return [*cells, "-", "-", "-"]
+    return [*cells, f"{score.zero_shot:.1f}", f"{score.accuracy:.1f}", f"{score.accuracy - score.zero_shot:+.1f}"]

@@ -5,19 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rmadapter.config import Config
-from rmadapter.data.fewshot import half
 from rmadapter.data.openmoji import ATTRIBUTION, load_openmoji
-from rmadapter.run import fit
+from rmadapter.fit import fit
+from rmadapter.record import Record
+from rmadapter.request import Request
+from rmadapter.run import Lab
+from rmadapter.settings import configured
+from rmadapter.task import Question
+
+SHIFTED = "OpenMoji line art"
+ASKED = (
+    Question("base", classes="base"),
+    Question("novel", classes="novel"),
+    Question("line art, base classes", SHIFTED, "base"),
+    Question("line art, novel classes", SHIFTED, "novel"),
+)
 
 
-def demo(out: Path, seed: int = 1, progress: bool = True, **fields: Any) -> dict[str, Any]:
+def demo(out: Path, seed: int = 1, progress: bool = True, **settings: Any) -> Record:
     """Train on the base classes' colour pictograms; evaluate base, novel and, as a shifted domain, black line art.
 
-    fields: of `Config`, in place of the defaults. Returns the record in run.json. Raises UserError when the demo's
-    packages are missing.
+    settings: in place of the defaults. Raises UserError when the demo's packages are missing.
     """
-    config = Config.make({"classes": "base", "seed": seed, **fields})
-    lines = load_openmoji(style="black")["test"]
-    extra = {f"line art, {which} classes": half(lines, which) for which in ("base", "novel")}
-    return fit(load_openmoji(), config, out, extra=extra, notes=(ATTRIBUTION,), progress=progress, data="OpenMoji")
+    wanted = Request.make({"classes": "base", "seed": seed, **settings}, data="OpenMoji")
+    lab = Lab(wanted.machine, progress=progress)
+    lab.add("OpenMoji", load_openmoji())
+    lab.add(SHIFTED, {"test": load_openmoji(style="black")["test"]})
+    task = configured(wanted.task, {"tests": ASKED})
+    return fit(task, wanted.method, out, lab, wanted.name, "rmadapter demo", (ATTRIBUTION,))

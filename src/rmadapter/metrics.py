@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,17 +20,17 @@ def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
 
 def harmonic_mean(a: float, b: float) -> float:
     """2ab / (a + b), as base-to-novel results are summed up; 0 when either is 0."""
-    return 2 * a * b / (a + b) if a and b else 0.0
+    return float(statistics.harmonic_mean([a, b]))
 
 
 def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:
     """Half width of the confidence interval of the mean, by Student's t; NaN for fewer than two values."""
-    from scipy.stats import t
+    from scipy.stats import sem, t
 
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
         return float("nan")
-    return float(t.ppf((1 + level) / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
+    return float(t.ppf((1 + level) / 2, sample.size - 1) * sem(sample))
 
 
 def reliability(
@@ -37,8 +39,8 @@ def reliability(
     """How often the model is right when it is so confident (Guo et al., 2017): equal-width bins, closed on the right.
 
     probabilities: [N, C]; labels: [N] int
-    Returns mean confidence [bins] and accuracy [bins] in percent, NaN in empty bins, and the count [bins] of images.
-    Raises ValueError when nothing is given or the lengths differ.
+    Returns mean confidence [bins] and accuracy [bins] in percent, NaN in empty bins, and the count [bins] of images,
+    which scikit-learn's calibration_curve does not tell. Raises ValueError when nothing is given or the lengths differ.
     """
     correct = _correct(probabilities, labels)
     confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
@@ -58,11 +60,11 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
-    """Counts [n, n]: row = true class, column = predicted class. Raises ValueError for a class outside 0..n-1."""
-    pairs = np.stack([np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)])
-    if pairs.size and (pairs.min() < 0 or pairs.max() >= n):
-        raise ValueError(f"labels and predictions must lie in 0..{n - 1}, not {pairs.min()}..{pairs.max()}")
-    return np.bincount(pairs[0] * n + pairs[1], minlength=n * n).reshape(n, n)
+    """Counts [n, n] over classes 0..n-1: row = true class, column = predicted class."""
+    from sklearn.metrics import confusion_matrix
+
+    # Of a single class, which the novel half of three is, scikit-learn warns that there may be more.
+    return confusion_matrix(labels, predictions, labels=range(max(n, 2)))[:n, :n]
 
 
 def per_class_accuracy(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
@@ -70,19 +72,6 @@ def per_class_accuracy(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.
     matrix = confusion(labels, predictions, n)
     with np.errstate(invalid="ignore"):
         return 100 * matrix.diagonal() / matrix.sum(axis=1)
-
-
-def percentile_of(values: ArrayLike, reference: ArrayLike) -> np.ndarray:
-    """Percentile 0..100 of each of values [N] within the sample reference [M]; of ties, half count as below.
-
-    NaN stays NaN. Raises ValueError for an empty reference.
-    """
-    ordered = np.sort(np.asarray(reference, dtype=np.float64).ravel())
-    if not ordered.size:
-        raise ValueError("a percentile needs at least one reference value")
-    sought = np.asarray(values, dtype=np.float64)
-    rank = (np.searchsorted(ordered, sought, "left") + np.searchsorted(ordered, sought, "right")) / 2
-    return np.where(np.isnan(sought), np.nan, 100 * rank / ordered.size)
 
 
 def _correct(answers: ArrayLike, labels: ArrayLike) -> np.ndarray:

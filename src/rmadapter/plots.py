@@ -1,15 +1,16 @@
-"""The plots of the report as SVG that takes its colours from the page: one file serves light, dark and print."""
+"""The plots of a report as SVG that takes its colours from the page: one file serves light, dark and print."""
 
 from __future__ import annotations
 
 import io
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
+from rich.cells import cell_len
 
 from rmadapter.metrics import confusion, reliability
 
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
 # Every colour is drawn in its light value and then replaced by the page's variable of that name. Blue and vermilion are
 # those of Okabe and Ito, told apart with any colour vision; vermilion is darkened to be readable as text.
 COLOURS = {"ink": "#1d2129", "faint": "#c9ced6", "adapted": "#0072b2", "zero-shot": "#b84e00"}
-TERMS = {
+TERMS = {  # titles of what methods record; any other term goes by its own name
     "loss": "Total loss",
     "ce": "Cross-entropy",
+    "ce_representation": "Cross-entropy of the representations",
     "image_rec": "Image reconstruction",
     "text_rec": "Text reconstruction",
     "image_con": "Image consistency",
     "text_con": "Text consistency",
+    "image": "Image consistency",
+    "text": "Text consistency",
+    "logits": "Logit consistency",
+    "distance": "Distance from the frozen prompts",
     "lr": "Learning rate",
 }
 _STYLE = {
@@ -54,31 +60,33 @@ _STYLE = {
 }
 
 
-def loss_terms(history: Sequence[Mapping[str, Any]], prefix: str = "loss") -> list[tuple[str, str]]:
-    """(title, SVG) for each of TERMS that the history records with a value above 0; losses on a log axis.
+def loss_terms(history: Sequence[Mapping[str, float]], prefix: str = "loss") -> list[tuple[str, str]]:
+    """(title, SVG) of all that the history records and is not 0 throughout: the total loss first, the learning rate
+    last. A loss that is never negative has a log axis, which has no place for 0.
 
-    history: one mapping per step with "step" and any of TERMS. Steps with a missing or non-finite value are left out.
+    history: one mapping per step with "step". Steps with a missing or non-finite value are left out.
     """
+    names = [name for name in dict.fromkeys(n for step in history for n in step) if name not in ("step", "epoch")]
     plots = []
-    for key, title in TERMS.items():
-        points = [(h["step"], h[key]) for h in history if "step" in h and isinstance(h.get(key), (int, float))]
-        steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
-        shown = np.isfinite(values) & ((values > 0) | (key == "lr"))
-        if not (values[shown] > 0).any():
-            continue
-        with _canvas(2.9, 1.9, f"{prefix}-{key}", title) as (axes, out):
-            _curve(axes, steps[shown], values[shown], log=key != "lr")
-        plots.append((title, out[0]))
+    for number, name in enumerate(sorted(names, key=lambda name: (name == "lr", name != "loss"))):
+        steps, values = np.array([(step["step"], step.get(name, np.nan)) for step in history], dtype=np.float64).T
+        rate, title = name == "lr", TERMS.get(name, name)
+        log = not rate and not (values < 0).any()
+        shown = np.isfinite(values) & ((values > 0) | (not log))
+        if values[shown].any():
+            with canvas(2.9, 1.9, f"{prefix}{number}", title) as (axes, out):
+                _curve(axes, steps[shown], values[shown], log=log, smooth=not rate)
+            plots.append((title, out[0]))
     return plots
 
 
-def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool) -> None:
+def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     # At most 300 points, each the mean of its stretch; the bold line is a running mean over a tenth of them.
     stretches = np.array_split(np.arange(len(steps)), min(300, len(steps)))
     x, y = (np.array([column[s].mean() for s in stretches]) for column in (steps, values))
-    smooth = log and len(x) >= 20
+    smooth = smooth and len(x) >= 20
     axes.plot(x, y, color=COLOURS["adapted"], linewidth=0.8 if smooth else 1.6, alpha=0.4 if smooth else 1)
     if smooth:
         width = len(x) // 10
@@ -94,8 +102,9 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool) -> None
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="y", which="minor", length=0)
     else:
-        axes.set_ylim(0, 1.1 * y.max())
         axes.yaxis.set_major_locator(MaxNLocator(4))
+        if values.min() >= 0:
+            axes.set_ylim(0, 1.1 * y.max())
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_xlabel("step")
 
@@ -104,7 +113,7 @@ def reliability_diagram(
     probabilities: np.ndarray, zero_shot: np.ndarray, labels: np.ndarray, prefix: str, bins: int = 10
 ) -> str:
     """SVG: accuracy against confidence of both models, point area by share of images; the diagonal is calibrated."""
-    with _canvas(3.9, 3.5, prefix, "Reliability diagram") as (axes, out):
+    with canvas(3.9, 3.5, prefix, "Reliability diagram") as (axes, out):
         axes.plot([0, 100], [0, 100], color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (4, 3)))
         for name, marker, answers in (("zero-shot", "s", zero_shot), ("adapted", "o", probabilities)):
             confidence, right, count = reliability(answers, labels, bins)
@@ -114,20 +123,6 @@ def reliability_diagram(
             axes.scatter(confidence[full], right[full], s=area, marker=marker, color=COLOURS[name], linewidths=0)
             axes.plot([], [], color=COLOURS[name], marker=marker, markersize=5, label=name)
         axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="confidence, %", ylabel="answers that are right, %")
-        axes.legend(loc="upper left")
-    return out[0]
-
-
-def novelty_histogram(novelty: np.ndarray, prefix: str) -> str:
-    """SVG: share of images per 5 percentiles; the dashed line is what the training images themselves would give."""
-    with _canvas(3.9, 2.6, prefix, "Histogram of the novelty score") as (axes, out):
-        finite = novelty[np.isfinite(novelty)]
-        share, edges = np.histogram(finite, bins=20, range=(0, 100))
-        height = 100 * share / max(len(finite), 1)
-        axes.stairs(height, edges, fill=True, color=COLOURS["adapted"], linewidth=0)
-        axes.axhline(5, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)), label="training images")
-        axes.set(xlim=(0, 100), xlabel="novelty, percentile of the training images", ylabel="images, %")
-        axes.set_ylim(0, max(1.25 * float(height.max()), 8))
         axes.legend(loc="upper left")
     return out[0]
 
@@ -148,7 +143,7 @@ def confusion_layout(labels: np.ndarray, predictions: np.ndarray, classes: Seque
         "n": n,
         "cell": cell,
         "font": font,
-        "margin": 8 + 0.6 * font * max(_columns(name) for name in names),
+        "margin": 8 + 0.6 * font * max(map(cell_len, names)),
         "names": names,
         "classes": classes,
         "numbers": n <= 20,
@@ -157,13 +152,15 @@ def confusion_layout(labels: np.ndarray, predictions: np.ndarray, classes: Seque
     }
 
 
-def _columns(text: str) -> int:
-    """Columns that a text takes; East Asian characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}\u00a0min {rest}\u00a0s" if minutes < 60 else f"{minutes // 60}\u00a0h {minutes % 60}\u00a0min"
 
 
 @contextmanager
-def _canvas(width: float, height: float, prefix: str, label: str) -> Iterator[tuple[Axes, list[str]]]:
+def canvas(width: float, height: float, prefix: str, label: str) -> Iterator[tuple[Axes, list[str]]]:
     """Axes to draw on, and the list that holds the finished SVG afterwards; pyplot and its global state stay out."""
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -184,7 +181,7 @@ def _inline(figure: Figure, prefix: str, label: str) -> str:
     # matplotlib's style element would reach beyond the plot: in a page it applies to everything.
     svg = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[^"]*pt"', "", svg)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(label)}', 1)
     # Several plots share one page, so their ids must not meet.
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\1{prefix}-", svg)
     for name, colour in COLOURS.items():

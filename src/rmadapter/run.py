@@ -1,175 +1,232 @@
-"""One run from data to report: what `rmadapter fit` and the demo do."""
+"""From a task to its record: draw the shots, fit the method, and only then look at test images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import random
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path, PurePath
+from typing import Any
 
-from rmadapter.checkpoint import load_adapter, save_adapter, versions
-from rmadapter.config import Config
-from rmadapter.data.fewshot import FewShot, few_shot, half, save_split, split_digest
+import numpy as np
+import torch
+
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.cache import Cache
+from rmadapter.data.catalog import load_dataset
+from rmadapter.data.fewshot import FewShot, few_shot, half, split_digest
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.evaluation import Evaluation, evaluate, novelty_quantiles
-from rmadapter.features import freeze_images
-from rmadapter.files import read_json
-from rmadapter.metrics import harmonic_mean
-from rmadapter.model import AdaptedCLIP
-from rmadapter.report import write_report
-from rmadapter.train import find_device, train
+from rmadapter.machine import describe, find_device, peak, reset_peak, versions
+from rmadapter.method import Fitted, Known, Method, NotApplicable, Shots, Unfinished, answers
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.metrics import accuracy
+from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score
+from rmadapter.settings import Machine, settings_of
+from rmadapter.task import Half, Question, Task
 
-STATE = "training.safetensors"
-Classes = Literal["all", "base", "novel"]
+Splits = Mapping[str, ImageSet]
 
 
-def fit(
-    splits: Mapping[str, ImageSet],
-    config: Config,
-    out: Path,
-    *,
-    extra: Mapping[str, ImageSet] | None = None,
-    notes: tuple[str, ...] = (),
-    data: str = "",
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Draw the shots, train, save, then evaluate once on what was never trained on, and write the report.
+@dataclass(eq=False)
+class Lab:
+    """What the runs of one process share: the backbone, images that were read, and frozen activations.
 
-    splits: as `read_images` gives them; without a test split, the train images that were not drawn are evaluated.
-    extra: further sets to evaluate by title. data: what the images are called in the report.
-    A killed run goes on when called again; a finished one is returned.
-    Returns the record in run.json. Raises UserError when `out` holds another run or cannot be written to.
+    root: where data sets lie. folder: for activations that memory cannot hold. keep: whether those of test images are
+    kept for the next run; a single run looks at each of them once.
     """
-    from rmadapter.backbone import load_backbone
 
-    few = few_shot(splits, config.shots, config.seed)
-    shots = half(few.train, config.classes)
-    _check_folder(out)
-    backbone = load_backbone(config.backbone)
-    key = run_key(config, backbone.digest, few)
-    if (finished := _finished(out, key)) is not None:
-        return finished
-    save_split(few, out / "split.json")
-    model = AdaptedCLIP(backbone, config).to(find_device(config.device))
-    started = time.monotonic()
-    frozen = freeze_images(model, shots, folder=out, progress=progress) if config.augmentation == "none" else None
-    freezing = time.monotonic() - started
-    done = train(model, shots, frozen=frozen, state=out / STATE, key=key, progress=progress)
-    run: dict[str, Any] = {
-        "key": key,
-        "data": data,
-        "versions": versions(),
-        "config": config.model_dump(mode="json"),
-        "backbone": {"name": backbone.name, "digest": backbone.digest},
-        "seed": config.seed,
-        "split_digest": split_digest(few),
-        "parameters": model.adapters.parameter_counts(),
-        "lean": {side: tower.tricks() for side, tower in model.towers.items()} if config.forward == "lean" else {},
-        "seconds": {"frozen activations": round(freezing, 3), "train": round(done.seconds, 3)},
-        "history": done.history,
-        "novelty_quantiles": novelty_quantiles(model, shots, frozen, progress),
-        "notes": [*few.short, *(note for images in splits.values() for note in images.skipped), *notes],
-    }
-    started = time.monotonic()
-    sets = {**held_out(splits, few, config.classes), **(extra or {})}
-    if not sets:
-        run["notes"].append("no image was left to evaluate: add a test split, or draw fewer shots")
-    evaluations = [
-        evaluate(model, images, title, quantiles=run["novelty_quantiles"], progress=progress)
-        for title, images in sets.items()
-    ]
-    run["seconds"]["evaluate"] = round(time.monotonic() - started, 3)
-    run["metrics"] = metrics(evaluations)
-    write_report(out / "report.html", run, evaluations, list(sets.values()))
-    save_adapter(out, model, shots.classes, run)
-    for leftover in (out / STATE, *out.glob("frozen-*.bin")):
-        leftover.unlink(missing_ok=True)
-    return run
+    machine: Machine = field(default_factory=Machine)
+    root: Path = Path()
+    folder: Path | None = None
+    keep: bool = False
+    progress: bool = True
 
+    def __post_init__(self) -> None:
+        self._backbone: Backbone | None = None
+        self._splits: dict[str, Splits] = {}
+        self._few: tuple[Any, FewShot] | None = None
+        self._tests: dict[Any, ImageSet] = {}
+        self._train: tuple[Any, Cache] | None = None
+        self._test: Cache | None = None
 
-def _check_folder(out: Path) -> None:
-    """Raises UserError unless files can be written to the folder; better now than after the training."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise UserError(
-            f"{out}: no folder to write a run to ({error.strerror or error}): choose another --out"
-        ) from None
+    def add(self, name: str, splits: Splits) -> None:
+        """Images that are in memory, as a data set of this name."""
+        self._splits[name] = splits
 
+    def splits(self, data: str) -> Splits:
+        if data not in self._splits:
+            self._splits[data] = load_dataset(data, self.root)
+        return self._splits[data]
 
-def run_key(config: Config, backbone_digest: str, few: FewShot) -> str:
-    """Identifies a run: everything that its adapter depends on."""
-    config = config.replace(cache_memory=0, workers=0)  # where activations lie, and who computes them, changes nothing
-    parts = [config.model_dump(mode="json"), backbone_digest, split_digest(few)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def backbone(self, name: str) -> Backbone:
+        """On the device; the last one is kept."""
+        if self._backbone is None or self._backbone.name != name:
+            self._backbone, self._train, self._test = load_backbone(name), None, None
+        return self._backbone.to(find_device(self.machine.device))
 
+    def draw(self, task: Task) -> FewShot:
+        """The shots of a task; drawn again for the same images they are the same object, digest and all."""
+        key = (task.data, task.shots, task.seed)
+        if self._few is None or self._few[0] != key:
+            self._few = key, few_shot(self.splits(task.data), task.shots, task.seed)
+        return self._few[1]
 
-def _finished(out: Path, key: str) -> dict[str, Any] | None:
-    """The record of a finished run of the same key. Raises UserError when `out` holds another run."""
-    if not (out / "run.json").exists() or not (out / "adapter.safetensors").exists():
-        return None
-    run = read_json(out / "run.json")
-    if not isinstance(run, dict) or run.get("key") != key:
-        raise UserError(f"{out} holds another run: choose another --out or delete that folder")
-    return run
+    def train_cache(self, task: Task) -> Cache:
+        """Kept from run to run while the tasks' images are made alike, so that methods share their activations."""
+        made = {"augmentation": task.augmentation, "views": task.views, "seed": task.seed}
+        backbone = self.backbone(task.backbone)
+        if self._train is None or self._train[0] != made:
+            folder = self.folder and self.folder / "train"
+            cache = Cache(backbone, self.machine, **made, folder=folder, progress=self.progress)  # type: ignore[arg-type]
+            self._train = made, cache
+        return self._train[1]
+
+    def test_cache(self, task: Task) -> Cache:
+        """Of test images, which the frozen backbone sees alike whatever was trained: no method ever holds this."""
+        backbone = self.backbone(task.backbone)
+        if self._test is None:
+            folder = self.folder and self.folder / "test"
+            self._test = Cache(backbone, self.machine, folder=folder, hold=self.keep, progress=self.progress)
+        return self._test
+
+    def tests(self, task: Task) -> list[tuple[Question, ImageSet, bool]]:
+        """What is asked, its images, and whether they are of a test split; sets without an image are left out."""
+        found = []
+        for test in task.asked:
+            splits, own = self.splits(test.data or task.data), not test.data
+            tested = splits.get("test") or (None if own else splits.get("all"))
+            if tested is None and not own:
+                raise UserError(f"{test.data}: has no test split to be a target")
+            images = self.draw(task).heldout if tested is None else tested
+            key = (test.data or task.data, test.classes, None if tested else (task.shots, task.seed))
+            if key not in self._tests and len(images):
+                self._tests[key] = half(images, test.classes)
+            if len(self._tests.get(key, ())):
+                found.append((test, self._tests[key], tested is not None))
+        return found
 
 
-def held_out(splits: Mapping[str, ImageSet], few: FewShot, classes: Classes) -> dict[str, ImageSet]:
-    """What can be evaluated, by title: test images, else train images that were not drawn; both halves for "base"."""
-    images, name = (splits["test"], "test") if splits.get("test") else (few.heldout, "held out")
-    if not len(images):
-        return {}
-    halves: tuple[Classes, ...] = ("base", "novel") if classes == "base" else (classes,)
-    sets = {f"{name}, {which} classes": half(images, which) for which in halves}
-    return {title: part for title, part in sets.items() if len(part)}
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    record: Record
+    fitted: Fitted
+    evaluations: list[Evaluation]
 
 
-def metrics(evaluations: list[Evaluation]) -> dict[str, dict[str, float]]:
-    """Summary by title, and the harmonic mean of base and novel accuracy where both are there."""
-    table = {e.title: e.summary() for e in evaluations}
-    base, novel = (next((t for t in table if f"{w} classes" in t), None) for w in ("base", "novel"))
-    if base and novel:
-        table["harmonic_mean"] = {
-            name: harmonic_mean(table[base][name], table[novel][name]) for name in ("accuracy", "zero_shot_accuracy")
-        }
-    return table
+def run_task(task: Task, method: Method, lab: Lab, name: str = "", unfinished: Unfinished | None = None) -> Outcome:
+    """Do a task with a method. name: as `load_method` knows it. unfinished: where the training is kept meanwhile.
 
-
-def evaluate_run(
-    folder: Path,
-    splits: Mapping[str, ImageSet],
-    split: str,
-    classes: Classes,
-    alpha: float | None,
-    progress: bool = True,
-) -> Evaluation:
-    """Evaluate a saved run on one split of a data set; the class names are the data set's own.
-
-    split: as in the data, or "heldout": the train images that the run did not see. Raises UserError for a split that
-    is not there.
+    Raises UserError, and NotApplicable when the method can answer nothing that is asked first.
     """
-    if split != "heldout" and split not in splits:
-        there = ", ".join([*splits, "heldout"])
-        raise UserError(f"there is no {split} split in the data: give --split one of {there}")
-    model, _, run = load_adapter(folder)
-    if alpha is not None:
-        model.alpha = alpha
-    if split == "heldout":
-        few = few_shot(splits, model.config.shots, model.config.seed)
-        if split_digest(few) != run.get("split_digest"):
-            raise UserError(f"{folder} was trained on other images: --split heldout needs the data it was fitted to")
-        images = few.heldout
-    else:
-        images = splits[split]
-    return evaluate(
-        model,
-        half(images, classes),
-        split,
-        quantiles=run.get("novelty_quantiles", ()),
-        progress=progress,
+    few, sets, backbone = lab.draw(task), lab.tests(task), lab.backbone(task.backbone)
+    cache, val = lab.train_cache(task), None if few.val is None else _alone(few.val, task.classes)
+    train = _alone(few.train, task.classes)
+    shots = Shots(train, cache, task.templates, task.seed, val, unfinished, lab.progress)
+    reset_peak(cache.device)
+    before, started = cache.seconds, time.perf_counter()
+    with _seeded(task.seed):
+        fitted = method.fit(backbone, shots)
+    trained, frozen = time.perf_counter() - started, cache.seconds - before
+    evaluations, scores = evaluate(fitted, sets, lab.test_cache(task))
+    total = time.perf_counter() - started
+    seconds = {"frozen": frozen, "train": trained - frozen, "evaluate": total - trained, "total": total}
+    record = describe_run(
+        task, method, lab, name, few,
+        scores=scores,
+        reason=next((score.reason for score in scores if score.reason), ""),
+        parameters=fitted.parameters,
+        seconds={what: round(value, 3) for what, value in seconds.items()},
+        step_seconds=fitted.trained.step_seconds,
+        **peak(cache.device),
+        machine=describe(cache.device),
+        notes=_notes(few, lab.splits(task.data), sets),
+    )  # fmt: skip
+    return Outcome(record, fitted, evaluations)
+
+
+def _alone(images: ImageSet, classes: Half) -> ImageSet:
+    """For a method: without the folder that they came from, and of which the test images are a part."""
+    return replace(half(images, classes), root=None, skipped=())
+
+
+def _notes(few: FewShot, splits: Splits, sets: list[Any]) -> tuple[str, ...]:
+    skipped = [note for images in splits.values() for note in images.skipped]
+    nothing = [] if sets else ["no image was left to evaluate: add a test split, or draw fewer shots"]
+    return (*few.short, *skipped, *nothing)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Every global generator starts from the seed, for methods that draw from them, and is put back afterwards."""
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+
+
+def evaluate(
+    fitted: Fitted, sets: list[tuple[Question, ImageSet, bool]], cache: Cache
+) -> tuple[list[Evaluation], list[Score]]:
+    """Ask the method and the untouched backbone about every image; its frozen part is computed once for the two.
+
+    Raises NotApplicable when the method has no answer on the first set.
+    """
+    evaluations: list[Evaluation] = []
+    scores: list[Score] = []
+    for test, images, split in sets:
+        score = Score(
+            name=test.name, images=len(images), classes=len(images.classes), data=test.data,
+            split="test" if split else "held out",
+        )  # fmt: skip
+        try:
+            mine = fitted.score(images.classes)
+        except NotApplicable as error:
+            if not scores:
+                raise
+            scores.append(score.model_copy(update={"reason": str(error)}))
+            continue
+        untouched = ZeroShot().restore(fitted.backbone, Known(images.classes, fitted.known.templates), {}).score()
+        models = {fitted.method.title: mine, "": untouched}
+        parts = list(answers(models, cache.stream(images, fitted.first, f"evaluating {score.title}")))
+        tables = [torch.cat([part[model] for part in parts]).numpy() for model in models]
+        evaluations.append(Evaluation(score.title, images, *tables))
+        rates = [round(accuracy(table, images.labels), 4) for table in tables]
+        scores.append(score.model_copy(update={"accuracy": rates[0], "zero_shot": rates[1]}))
+    return evaluations, scores
+
+
+def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot | None, **found: Any) -> Record:
+    """The record of a run, whatever became of it. few: what was drawn, if anything."""
+    backbone, digest = lab.backbone(task.backbone), "" if few is None else split_digest(few)
+    settings = json.loads(json.dumps(settings_of(method)))
+    return Record(
+        format=FORMAT,
+        task=task,
+        method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
+        backbone=BackboneName(name=backbone.name, digest=backbone.digest),
+        precision=lab.machine.precision,
+        key=run_key(task, method, name, lab.machine, backbone.digest, digest) if few else "",
+        split_digest=digest,
+        versions=versions(),
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **found,
     )
+
+
+def run_key(task: Task, method: Method, name: str, machine: Machine, backbone: str, split: str) -> str:
+    """Tells all that a run's figures depend on; where data and activations lie, and who computes them, do not count."""
+    asked = {**asdict(task), "data": PurePath(task.data).name, "tests": [asdict(test) for test in task.asked]}
+    parts = [asked, name, settings_of(method), machine.precision, backbone, split]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

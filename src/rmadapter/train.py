@@ -1,231 +1,261 @@
-"""The training loop, top to bottom. Killed at any moment and started again, it ends with the same adapter."""
+"""The training loop of every method, top to bottom: recipe, steps, exact resume, several processes.
+
+Killed at any moment and started again, a training ends with the same weights, on a CPU bit for bit.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+import pydantic.dataclasses
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from rmadapter.allocator import keep_freed_memory
-from rmadapter.config import Config
-from rmadapter.data.images import ImageSet
-from rmadapter.data.transforms import Pictures, train_transform
+from rmadapter.cache import Source
+from rmadapter.console import bar
+from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.features import FrozenImages, freeze_images
 from rmadapter.files import atomic
-from rmadapter.model import AdaptedCLIP
-from rmadapter.progress import bar
+from rmadapter.machine import keep_freed_memory
+from rmadapter.method import Shots, Trained, Unfinished
+from rmadapter.settings import STRICT, option
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
-class Progress:
-    """Where training stands: steps done, seconds spent, and one record of loss terms per step."""
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """How a method is optimised. The defaults are those of Dassl, on which most of the field's code is built."""
 
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    optimizer: Literal["sgd", "adamw", "adam"] = option("sgd", "optimiser")
+    learning_rate: float = option(0.002, "peak learning rate", gt=0)
+    weight_decay: float = option(5e-4, "weight decay", ge=0)
+    momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
+    betas: tuple[float, float] = option((0.9, 0.999), "decay rates of Adam's averages")
+    eps: float = option(1e-8, "term in Adam's denominator", gt=0)
+    epochs: int = option(50, "passes over the training images", ge=1)
+    iterations: int = option(0, "steps per shot of a class, rounded up to whole epochs, instead of `epochs`", ge=0)
+    batch_size: int = option(32, "images per step", ge=1)
+    schedule: Literal["epoch", "step"] = option("epoch", "the cosine moves once an epoch, as in Dassl, or once a step")
+    warmup_epochs: float = option(1.0, "warm-up in front of the cosine, constant by epoch, linear by step", ge=0)
+    warmup_rate: float = option(1e-5, "learning rate of the constant warm-up", gt=0)
+    final_rate: float = option(0.0, "learning rate where the cosine by step ends", ge=0)
+    clip_gradient: float = option(0.0, "largest gradient norm; 0 leaves gradients alone", ge=0)
+
+    def rate(self, step: int, per_epoch: int, epochs: int) -> float:
+        """Learning rate of a step counted from 0."""
+        peak, warmup = self.learning_rate, self.warmup_epochs * per_epoch
+        if self.schedule == "epoch":  # Dassl's cosine begins after the warm-up, and so stops short of zero
+            gone = step // per_epoch - self.warmup_epochs
+            return self.warmup_rate if step < warmup else peak * 0.5 * (1 + math.cos(math.pi * gone / epochs))
+        if step < warmup:
+            return peak * (step + 1) / (warmup + 1)
+        share = (step - warmup) / max(1, epochs * per_epoch - warmup)
+        return self.final_rate + (peak - self.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
+
+    def length(self, labels: Sequence[int]) -> tuple[int, int]:
+        """Epochs, and steps of each."""
+        per_epoch = math.ceil(len(labels) / self.batch_size)
+        if not self.iterations:
+            return self.epochs, per_epoch
+        return math.ceil(self.iterations * max(Counter(labels).values()) / per_epoch), per_epoch
+
+    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        some = list(parameters)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(some, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+        return kind(some, self.learning_rate, self.betas, self.eps, self.weight_decay)
 
 
-def train(
-    model: AdaptedCLIP,
-    images: ImageSet,
-    *,
-    frozen: FrozenImages | None = None,
-    state: Path | None = None,
-    key: str = "",
-    progress: bool = True,
-) -> Progress:
-    """Train the adapters of `model` on `images`, whose class names become prompts.
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a loss is a function of. rows: [B] places among the shots, on the CPU. labels: [B]. images: their states.
 
-    frozen: the images' frozen activations, when they are there already (augmentation "none").
-    state: file that holds an unfinished training and is taken up again when it is there; key: what that training was,
-    so that another one is refused. Raises UserError for a foreign state file or a number format the device lacks.
+    generator: for whatever is drawn in a step besides; a resumed training goes on with it where it was.
     """
-    from accelerate import Accelerator
 
-    config = model.config
-    device = find_device(config.device)
-    if config.precision == "fp16" and device.type == "cpu":
+    epoch: int
+    rows: Tensor
+    labels: Tensor
+    images: States
+    generator: torch.Generator
+
+
+Loss = Callable[[Batch], "Tensor | dict[str, Tensor]"]
+
+
+def minimise(
+    module: nn.Module,
+    loss: Loss,
+    recipe: Recipe,
+    shots: Shots,
+    source: Source,
+    after_epoch: Callable[[int], object] = lambda epoch: None,
+) -> Trained:
+    """Minimise loss(batch) over the shots, in an order that depends on the seed and the epoch alone.
+
+    module: what is trained; its state is all that a training leaves behind. The loss is a scalar, or a dictionary of
+    terms with their sum under "loss". source: of the states of a batch. after_epoch(epoch), counted from 0, may change
+    buffers of the module. Raises UserError when the loss is no longer a number, for a foreign unfinished training, and
+    for a number format that the device lacks.
+    """
+    machine, device = shots.machine, shots.device
+    if machine.precision == "fp16" and device.type == "cpu":
         raise UserError("precision=fp16 needs a GPU: write precision=bf16 or fp32 on this machine")
     if device.type == "cpu":
         keep_freed_memory()
-    _forget_accelerator()
-    mixed = "no" if config.precision == "fp32" else config.precision
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-    model.to(device).train()
-    optimizer = accelerator.prepare(make_optimizer(model, config))
-    steps = config.epochs * math.ceil(len(images) / config.batch_size)
-    done = load_state(state, key, model, optimizer) if state and state.exists() else Progress()
-    started, saved = time.monotonic() - done.seconds, time.monotonic()
-    source = _Source(model, images, frozen, state.parent if state else None, progress)
-    with bar(progress) as display:
-        task = display.add_task("training", total=steps, completed=done.step, note="")
-        for epoch, rows, pictures in source.steps(done.step):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, done.step, steps)
-            with accelerator.autocast():
-                terms = source.terms(epoch, rows, pictures)
-            optimizer.zero_grad()
-            accelerator.backward(terms["loss"])
-            if config.clip_gradient:
-                accelerator.clip_grad_norm_(model.adapters.parameters(), config.clip_gradient)
-            optimizer.step()
-            record = {name: term.item() for name, term in terms.items()}
-            if not math.isfinite(record["loss"]):
-                raise UserError(f"the loss became {record['loss']} in step {done.step}: lower learning_rate or alpha")
-            done.step += 1
-            done.seconds = time.monotonic() - started
-            done.history.append(
-                {"step": done.step, "epoch": epoch + 1, **record, "lr": optimizer.param_groups[0]["lr"]}
+    module.to(device).train()
+    loop = _Loop(module, recipe, shots)
+    epochs, per_epoch = recipe.length(shots.images.labels)
+    call = torch.compile(loss) if machine.compile else loss
+    trained, labels, seconds = loop.trained, shots.labels, []
+    started, saved = time.monotonic() - trained.seconds, time.monotonic()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), bar(shots.progress) as display:
+        loop.seed()
+        task = display.add_task("training", total=epochs * per_epoch, completed=trained.step, note="")
+        for epoch in range(trained.step // per_epoch, epochs):
+            orders = order(len(labels), recipe.batch_size, shots.seed, epoch)[trained.step - epoch * per_epoch :]
+            parts, shares = zip(*map(_share, orders), strict=True)
+            for part, share, images in zip(parts, shares, source.batches(epoch, parts), strict=True):
+                begun = time.perf_counter()
+                rate = recipe.rate(trained.step, per_epoch, epochs)
+                batch = Batch(epoch, part, labels[part.to(device)], images, loop.generator)
+                terms = loop.step(call, batch, rate, share)
+                trained.step, trained.seconds = trained.step + 1, time.monotonic() - started
+                trained.history.append({"step": trained.step, "epoch": epoch + 1, **terms, "lr": rate})
+                if trained.step % per_epoch == 0:
+                    after_epoch(epoch)
+                seconds.append(time.perf_counter() - begun)
+                display.update(task, advance=1, note=f"loss {terms['loss']:.3f}")
+                if shots.unfinished and loop.writes and time.monotonic() - saved > SAVE_SECONDS:
+                    loop.save(shots.unfinished)
+                    saved = time.monotonic()
+    module.eval()
+    trained.step_seconds = statistics.median(seconds) if seconds else None
+    return trained
+
+
+def order(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Rows of every step of an epoch."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return list(torch.randperm(count, generator=generator).split(batch_size))
+
+
+def _several() -> bool:
+    """Whether other processes train along with this one."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def _share(rows: Tensor) -> tuple[Tensor, float]:
+    """This process's part of a batch and the weight of it; one row, of no weight, where there is none left for it."""
+    if not _several():
+        return rows, 1.0
+    mine = rows[dist.get_rank() :: dist.get_world_size()]
+    return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
+
+
+class _Loop:
+    """One step, and everything that the rest of a training depends on, in memory and on disk."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe, shots: Shots) -> None:
+        self.module, self.recipe, self._shots = module, recipe, shots
+        self.format, self.device = FORMATS[shots.machine.precision], shots.device
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = recipe.make(self.parameters)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == torch.float16)
+        self.generator = torch.Generator().manual_seed(shots.seed)
+        self.writes = not _several() or dist.get_rank() == 0
+        self.trained, self._random = Trained(), {}  # type: ignore[var-annotated]
+        if shots.unfinished and shots.unfinished.path.exists():
+            self.load(shots.unfinished)
+
+    def seed(self) -> None:
+        """Start torch's own generators, or let them go on where they were."""
+        torch.default_generator.manual_seed(self._shots.seed)  # torch.manual_seed would move those of all GPUs
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(self._shots.seed)
+        if "random.cpu" in self._random:
+            torch.set_rng_state(self._random["random.cpu"])
+            self.generator.set_state(self._random["random.batch"])
+        if "random.cuda" in self._random:
+            torch.cuda.set_rng_state(self._random["random.cuda"], self.device)
+
+    def step(self, loss: Loss, batch: Batch, rate: float, share: float) -> dict[str, float]:
+        """Loss terms of a step, after it. share: of the batch that is this process's."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, self.format, enabled=self.format != torch.float32):
+            found = loss(batch)
+        terms = found if isinstance(found, dict) else {"loss": found}
+        several = _several()
+        self.optimizer.zero_grad()
+        self.scaler.scale(terms["loss"] * share if several else terms["loss"]).backward()
+        if several:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+        if self.recipe.clip_gradient:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_gradient)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        if several:
+            dist.all_reduce(values.mul_(share))
+        record = dict(zip(terms, values.tolist(), strict=True))
+        if not math.isfinite(record["loss"]):
+            raise UserError(f"the loss became {record['loss']} in step {self.trained.step + 1}: lower learning_rate")
+        return record
+
+    def save(self, unfinished: Unfinished) -> None:
+        """Write one safetensors file, atomically."""
+        from safetensors.torch import save_file
+
+        tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": v for slot, v in slots.items() if isinstance(v, Tensor)}
+        tensors |= {"random.cpu": torch.get_rng_state(), "random.batch": self.generator.get_state()}
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        record = {"key": unfinished.key, "scaler": self.scaler.state_dict(), **asdict(self.trained)}
+        with atomic(unfinished.path) as temporary:
+            copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+            save_file(copies, temporary, {"progress": json.dumps(record)})
+
+    def load(self, unfinished: Unfinished) -> None:
+        """Take up an unfinished training. Raises UserError when the file is damaged or another training's."""
+        from safetensors import SafetensorError, safe_open
+
+        path = unfinished.path
+        try:
+            with safe_open(path, "pt") as file:
+                record: dict[str, Any] = json.loads((file.metadata() or {})["progress"])
+                key, scaler = record.pop("key"), record.pop("scaler")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path}: not a readable training state ({type(error).__name__}); delete it") from None
+        if key != unfinished.key:
+            raise UserError(
+                f"{path.parent} holds another, unfinished training: choose another --out or delete that folder"
             )
-            display.update(task, advance=1, note=" ".join(f"{k} {v:.3f}" for k, v in record.items()))
-            if state and time.monotonic() - saved > SAVE_SECONDS:
-                save_state(state, key, model, optimizer, done)
-                saved = time.monotonic()
-    model.eval()
-    return done
-
-
-def epochs(count: int, config: Config, skip: int) -> Iterator[tuple[int, list[Tensor]]]:
-    """(epoch, rows of each of its steps) without the first `skip` steps; an epoch's order depends on seed and epoch."""
-    for epoch in range(config.epochs):
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        steps = list(torch.randperm(count, generator=generator).split(config.batch_size))
-        left = steps[max(0, skip - epoch * len(steps)) :]
-        if left:
-            yield epoch, left
-
-
-def learning_rate(config: Config, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero at the last step."""
-    warmup = config.warmup_epochs * steps / config.epochs
-    if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def make_optimizer(model: AdaptedCLIP, config: Config) -> torch.optim.Optimizer:
-    """SGD with momentum as MMA, or AdamW, on the adapters alone."""
-    parameters = list(model.adapters.parameters())
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    decay, momentum = config.weight_decay, config.momentum
-    return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=momentum, weight_decay=decay)
-
-
-def find_device(name: str) -> torch.device:
-    """ "auto" is the GPU if there is one. Raises UserError for a device this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name!r}: this machine has no usable GPU; write device=cpu or device=auto")
-    return device
-
-
-class _Source:
-    """Loss terms of every step: from frozen activations where there are some, else from images read as needed."""
-
-    def __init__(
-        self, model: AdaptedCLIP, images: ImageSet, frozen: FrozenImages | None, folder: Path | None, progress: bool
-    ) -> None:
-        self.model, self.images, self.config = model, images, model.config
-        self.labels = torch.tensor(images.labels, device=model.device)
-        self.templates = len(self.config.templates)
-        self.tokens = model.prompts(images.classes)
-        self.text = model.frozen_text(self.tokens)
-        if frozen is None and (self.config.augmentation == "none" or self.config.views):
-            frozen = freeze_images(model, images, folder=folder, progress=progress)
-        self.frozen = frozen
-        self.lean: Any = torch.compile(model) if self.config.compile else model
-        self.from_pictures = frozen is None or self.config.forward == "reference"
-
-    def steps(self, skip: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """(epoch, rows [B], images [B, 3, H, W] or None) of every step but the first `skip`."""
-        augmented = self.config.augmentation == "standard"
-        transform: Any = train_transform(self.model.backbone) if augmented else self.model.backbone.preprocess
-        for epoch, orders in epochs(len(self.images), self.config, skip):
-            view = epoch % self.config.views if self.config.views else epoch
-            key = (self.config.seed, view) if augmented else None
-            if self.from_pictures:
-                pictures = Pictures(self.images, transform, key)
-                batch_rows = [rows.tolist() for rows in orders]
-                loader: Any = DataLoader(
-                    pictures, batch_sampler=batch_rows, num_workers=self.config.workers, generator=torch.Generator()
-                )
-            else:
-                loader = [None] * len(orders)
-            for rows, batch in zip(orders, loader, strict=True):
-                yield epoch, rows, batch
-
-    def terms(self, epoch: int, rows: Tensor, pictures: Tensor | None) -> dict[str, Tensor]:
-        labels, device = self.labels[rows.to(self.labels.device)], self.model.device
-        if self.frozen:
-            states = self.frozen.batch(rows, device, epoch)
-        elif pictures is not None:
-            states = self.model.frozen("image", pictures.to(device))
-        if self.config.forward == "lean" or pictures is None:
-            return self.lean(labels, states, self.text, self.templates)
-        text = torch.cat([chunk.features for chunk in self.text])
-        frozen = (states.features, text)
-        return self.model.reference(labels, pictures.to(device), self.tokens, frozen, self.templates)
-
-
-def save_state(path: Path, key: str, model: AdaptedCLIP, optimizer: Any, done: Progress) -> None:
-    """Everything that the rest of the training depends on, in one safetensors file, atomically."""
-    from safetensors.torch import save_file
-
-    tensors = {f"adapter.{name}": tensor for name, tensor in model.adapters.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{slot}": v for slot, v in slots.items() if isinstance(v, Tensor)}
-    scaler = getattr(optimizer, "scaler", None)
-    record = {"key": key, "scaler": scaler.state_dict() if scaler else None, **vars(done)}
-    with atomic(path) as temporary:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, {"progress": json.dumps(record)})
-
-
-def load_state(path: Path, key: str, model: AdaptedCLIP, optimizer: Any) -> Progress:
-    """Take up an unfinished training. Raises UserError when the file is another training's."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            record = json.loads((file.metadata() or {})["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a readable training state ({type(error).__name__}); delete it") from None
-    if record.pop("key") != key:
-        raise UserError(f"{path.parent} holds another, unfinished training: choose another --out or delete that folder")
-    scaler = record.pop("scaler")
-    model.adapters.load_state_dict(
-        {name.removeprefix("adapter."): t for name, t in tensors.items() if name.startswith("adapter.")}
-    )
-    state = optimizer.state_dict()
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
-            state["state"].setdefault(int(index), {})[slot] = tensor
-    optimizer.load_state_dict(state)
-    if scaler and getattr(optimizer, "scaler", None):
-        optimizer.scaler.load_state_dict(scaler)
-    return Progress(**record)
-
-
-def _forget_accelerator() -> None:
-    """Accelerate keeps the first number format of a process for ever; another run may want another one."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+        self.scaler.load_state_dict(scaler or {})
+        parts = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
+        self.module.load_state_dict(parts)
+        state = self.optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, slot = name.split(".", 2)
+                state["state"].setdefault(int(index), {})[slot] = tensor
+        self.optimizer.load_state_dict(state)
+        self._random = {name: tensor for name, tensor in tensors.items() if name.startswith("random.")}
+        self.trained = Trained(**record)

@@ -6,7 +6,7 @@ DATA holds the folders below; where they come from is in README.md.
     intel/<class>/*            Intel scenes
     cifar/<class>/*            CIFAR-10, train split, 32 px
     imagenet/<wnid>*.JPEG      one sample of each ImageNet class
-    coco/**/*                  COCO pictures, no labels
+    coco/**/*                  COCO images, no labels
     pets/<breed>/*             Oxford pets
 """
 
@@ -25,7 +25,7 @@ from sources import POOLS, imagenet_wnids
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 CIFAR_PER_CLASS = 800
-VIEWS = {"imagenet": 7, "coco": 11, "pets": 2}  # random views beside the central one; few but sharp pictures
+VIEWS = {"imagenet": 7, "coco": 11, "pets": 2}  # random views beside the central one; few but sharp images
 VIEW_SIZE, INTEL_SIZE = 192, 150
 
 
@@ -106,7 +106,7 @@ def main() -> None:
             np.save(arguments.work / f"{pool}_images.npy", np.concatenate(list(views)))
             np.save(arguments.work / f"{pool}_labels.npy", np.repeat(labels, repeat))
             (arguments.work / f"{pool}_classes.json").write_text(json.dumps(classes))
-            print(pool, len(files), "pictures,", len(files) * repeat, "rows", flush=True)
+            print(pool, len(files), "images,", len(files) * repeat, "rows", flush=True)
 
 
 if __name__ == "__main__":

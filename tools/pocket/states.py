@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from sources import FROZEN_BLOCKS, POOLS, TINY_HELD_OUT, vision_source
 
-from rmadapter.pocket import IMAGE_SIZE, MEAN, STD
+from rmadapter.backbones.pocket import IMAGE_SIZE, MEAN, STD
 
 EARLY_TINY = 45_000  # Tiny ImageNet's images that come before the end, mixed with all other pools
 CHUNK, BATCH = 1024, 32
@@ -82,7 +82,7 @@ def teacher(weights: Path | None) -> tuple[Callable[[np.ndarray, str], torch.Ten
         model.load_state_dict(load_file(weights))
 
     def compute(images: np.ndarray, pool: str) -> torch.Tensor:
-        size = 160 if pool in ("tiny", "cifar") else 192  # small pictures hold no more
+        size = 160 if pool in ("tiny", "cifar") else 192  # small images hold no more
         return model((resized(images, size) - 0.5) / 0.5)
 
     return compute, (1000,)

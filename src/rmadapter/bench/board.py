@@ -2,86 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rmadapter.bench.protocols import Run
+from rmadapter.bench.plan import Plan
+from rmadapter.bench.protocols import Job
 from rmadapter.errors import UserError
 from rmadapter.files import read_json
+from rmadapter.record import ANSWERED, Record, read_record
+from rmadapter.settings import settings_of
 
-ANSWERED = ("finished", "not-applicable")
 CHOOSE = "choose another --out, or delete that file"
 
 
 class Board:
-    """The records of some runs below `out`, as they are now. A record that failed before we came is tried again."""
+    """The records of a plan's jobs, as they are now. One that had failed when we started is tried again."""
 
-    def __init__(self, out: Path, runs: Sequence[Run]) -> None:
-        self.out, self.runs = out, runs
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.out, self.jobs = plan, plan.out, plan.jobs
         self._settled: set[Path] = set()
         self._told: set[Path] = set()
-        self._old = {path: _stamp(path) for run in runs if (path := out / run.path).exists()}
+        self._old = {path: _stamp(path) for job in self.jobs if (path := self.out / job.path).exists()}
 
-    def settled(self, run: Run) -> bool:
-        """Whether the run needs nothing more: it has an answer, or it failed since we came, and would fail again."""
-        path = self.out / run.path
-        if path not in self._settled and path.exists():
-            status = read_record(path).get("status")
-            if status in ANSWERED or (status == "failed" and _stamp(path) != self._old.get(path)):
-                self._settled.add(path)
+    def settled(self, job: Job) -> bool:
+        """Whether the job needs nothing more: it has an answer, or it failed since we started, and would fail again."""
+        path = self.out / job.path
+        record = None if path in self._settled else record_at(path)
+        if record and (record.status in ANSWERED or _stamp(path) != self._old.get(path)):
+            self._settled.add(path)
         return path in self._settled
 
-    def left(self) -> list[Run]:
-        return [run for run in self.runs if not self.settled(run)]
+    def left(self) -> list[Job]:
+        return [job for job in self.jobs if not self.settled(job)]
 
-    def news(self) -> Iterator[dict[str, Any]]:
+    def news(self) -> Iterator[Record]:
         """Records that were written since this was last asked."""
-        for run in self.runs:
-            path = self.out / run.path
-            if path not in self._told and self.settled(run):
+        for job in self.jobs:
+            path = self.out / job.path
+            if path not in self._told and self.settled(job):
                 self._told.add(path)
                 yield read_record(path)
 
-    def check(self, configs: Sequence[Mapping[str, Any]]) -> None:
-        """Raises UserError for an answer that another configuration gave."""
-        for run, config in zip(self.runs, configs, strict=True):
-            found = read_record(self.out / run.path)
-            if found.get("status") in ANSWERED and found.get("config") != config:
-                other = _difference(found.get("config"), config)
-                raise UserError(f"{self.out / run.path} is a run with another {other}: {CHOOSE}")
+    def check(self) -> None:
+        """Raises UserError for an answer that other settings gave, and for a file that is no record of this version."""
+        for job in self.jobs:
+            found = record_at(self.out / job.path)
+            if found is None and _foreign(self.out / job.path):
+                raise UserError(f"{self.out / job.path} is no record of this version: {CHOOSE}")
+            if found and found.status in ANSWERED:
+                pairs = (
+                    (asdict(found.task), asdict(job.task)),
+                    (found.method.settings, settings_of(self.plan.method(job))),
+                )
+                changed = filter(None, (_difference(*pair) for pair in pairs))
+                precision = "precision" if found.precision != self.plan.machine.precision else ""
+                if other := next(changed, precision):
+                    raise UserError(f"{self.out / job.path} is a run with another {other}: {CHOOSE}")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A record, or nothing where there is none that can be read."""
+def record_at(path: Path) -> Record | None:
+    """A record, or None where there is none that can be read."""
     try:
-        found = read_json(path)
+        return read_record(path)
     except UserError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+
+
+def _foreign(path: Path) -> bool:
+    """Whether what is no record is whole all the same, such as one of another version; a damaged file is none."""
+    try:
+        return isinstance(read_json(path), dict)
+    except UserError:
+        return False
 
 
 def answers(out: Path) -> dict[str, Path]:
     """Every finished record below `out` by its key."""
-    found = {path: read_record(path) for path in sorted(out.rglob("*.json"))}
-    return {
-        r["key"]: path for path, r in found.items() if r.get("status") == "finished" and isinstance(r.get("key"), str)
-    }
+    found = {path: record_at(path) for path in sorted(out.rglob("*.json"))}
+    return {record.key: path for path, record in found.items() if record and record.status == "finished"}
 
 
 def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _difference(old: Any, new: Mapping[str, Any], prefix: str = "") -> str:
-    """Names the first field that differs."""
-    if isinstance(old, dict):
-        for name in [*new, *old]:
-            if old.get(name) != new.get(name):
-                inside = new.get(name)
-                return (
-                    _difference(old.get(name), inside, f"{prefix}{name}.")
-                    if isinstance(inside, dict)
-                    else prefix + name
-                )
-    return prefix.rstrip(".") or "configuration"
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Names the first setting that differs; JSON has lists where we have tuples."""
+
+    def plain(value: Any) -> Any:
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return next((name for name in [*new, *old] if plain(old.get(name)) != plain(new.get(name))), "")

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rmadapter.console import Config, Json, table
 from rmadapter.errors import UserError
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+if TYPE_CHECKING:
+    from rmadapter.record import Record
 
 
 def bench(
     protocol: Annotated[str, typer.Argument(help="base-to-novel, cross-dataset, domain-generalization, few-shot, ...")],
     datasets: Annotated[str, typer.Option(help="Names or folders below --root, as a,b; pacs/photo; paper: its 11.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of results; the same command goes on where it was.")],
-    methods: Annotated[str, typer.Option(help="As `rmadapter methods` lists them.")] = "",
-    backbone: Annotated[str, typer.Option(help="pocket, ViT-B-16/openai, hf-hub:..., or a local folder.")] = "pocket",
+    methods: Annotated[str, typer.Option(help="As `rmadapter methods` lists them, package:Class, file.py:Class.")] = "",
+    backbone: Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ..., a folder.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3",
     shots: Annotated[str, typer.Option(help="Images per class; by default 16, of few-shot 1,2,4,8,16.")] = "",
-    root: Annotated[Path, typer.Option(help="Folder of datasets.")] = Path(),
-    templates: Annotated[str, typer.Option(help='"dataset" for each dataset\'s own, or one prompt with {}.')] = "",
-    augmentation: Annotated[str, typer.Option(help="none, or standard with --views.")] = "none",
-    views: Annotated[int, typer.Option(help="Augmented views per image.")] = 0,
+    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
+    templates: Annotated[str, typer.Option(help='"dataset" for each data set\'s own, or one prompt with {}.')] = "",
     axes: Annotated[str, typer.Option(help="Of sensitivity: rank,alpha,...")] = "",
-    settings: Annotated[
+    config: Config = None,
+    sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="A method's setting, or one common to all."),
     ] = None,
@@ -35,62 +37,84 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Run one of the paper's experiments; finished runs are kept."""
+    from rmadapter.bench.plan import Plan
     from rmadapter.bench.protocols import expand
     from rmadapter.bench.runner import run_all
-    from rmadapter.bench.settings import split_settings
-    from rmadapter.config import Config, parse_overrides
     from rmadapter.data.catalog import CATALOG
+    from rmadapter.request import read_config
+    from rmadapter.settings import Machine, configured, parse_overrides
+    from rmadapter.task import Task
 
     if datasets == "paper":
         datasets = ",".join(list(CATALOG)[:11])  # Table 1's, ImageNet first
-    flags: dict[str, Any] = {"backbone": backbone, "augmentation": augmentation, "views": views}
+    fitted, values = read_config(config)
+    given = {**_of_run(fitted, values), **({"backbone": backbone} if backbone else {})}
     if templates not in ("", "dataset"):
-        flags["templates"] = templates
-    shared, values = split_settings(parse_overrides(settings or []))
-    runs = expand(
-        protocol, _list(datasets), _list(methods), _numbers("seeds", seeds), _numbers("shots", shots),
-        axes=_list(axes), root=root,
+        given["templates"] = templates
+    task, machine, own = common_and_own(given | parse_overrides(sets or []))
+    planned = expand(
+        protocol, _list(datasets), _list(methods or fitted), _numbers("seeds", seeds), _numbers("shots", shots),
+        axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
-    records = run_all(
-        runs,
-        out,
-        root=root,
-        settings=Config.make({**flags, **shared}),
-        values=values,
-        own_templates=templates == "dataset",
-        jobs=jobs,
-    )
+    records = run_all(Plan(tuple(planned), out, root, configured(Machine(), machine), own), jobs)
     if as_json:
-        print(json.dumps([{k: v for k, v in record.items() if k != "history"} for record in records]))
+        print(json.dumps([json.loads(record.line()) for record in records]))
     else:
         _show(records)
-    failed = [record for record in records if record["status"] == "failed"]
+    failed = [record for record in records if record.status == "failed"]
     if failed:
-        first = f"{failed[0]['dataset']}, {failed[0]['method']}, seed {failed[0]['seed']}: {failed[0]['reason']}"
+        first = f"{failed[0].task.data}, {failed[0].method.name}, seed {failed[0].task.seed}: {failed[0].reason}"
         raise UserError(f"{len(failed)} of {len(records)} runs failed ({first}); the same command tries them again")
 
 
+PLANNED = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
+
+
+def _of_run(method: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a run's config.yaml as a bench takes them; a file that names no method is written for a bench."""
+    from rmadapter.request import COMMON
+
+    if not method:
+        return values
+    kept = {name: value for name, value in values.items() if name not in PLANNED}
+    return {name if name in COMMON or "." in name else f"{method}.{name}": value for name, value in kept.items()}
+
+
+def common_and_own(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+    """Settings of all tasks, of the machine, and {method: {setting: value}}. Raises UserError for what is neither."""
+    from rmadapter.request import COMMON, MACHINE, TASK
+
+    values: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        method, dot, own = name.rpartition(".")
+        if dot:
+            values.setdefault(method, {})[own] = value
+        elif name not in COMMON or name in PLANNED:
+            common = ", ".join(other for other in COMMON if other not in PLANNED)
+            raise UserError(f"--set {name}: write METHOD.{name} for a method's setting; common to all are {common}")
+    task = {name: value for name, value in given.items() if name in TASK}
+    return task, {name: value for name, value in given.items() if name in MACHINE}, values
+
+
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder that `bench` wrote.")],
+    results: Annotated[Path, typer.Argument(help="Folder that `bench` wrote, or a file of records.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")],
     check: Annotated[bool, typer.Option("--check", help="Compare with the paper's figures; 1 if one is off.")] = False,
     tolerance: Annotated[float, typer.Option(help="Points that a figure may be off.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Tables, figures and one page of everything that was measured."""
-    from rmadapter.bench import paper
-    from rmadapter.bench.report import write_reports
+    from rmadapter.bench.report import paper
+    from rmadapter.bench.report.write import write_reports
 
     written = write_reports(results, out)
     judged = paper.check(results, tolerance) if check else []
     if as_json:
         print(json.dumps(judged if check else written))
     elif check:
-        from rmadapter.cli import _table
-
         names = ["table", "row", "figure", "paper", "ours", "difference", "within", "status"]
         cells = {None: "-", True: "yes", False: "NO"}
-        _table(
+        table(
             names,
             [[f"{v:.2f}" if isinstance(v := r[n], float) else cells.get(v, str(v)) for n in names] for r in judged],
         )
@@ -107,21 +131,64 @@ def methods(
     backbone: Annotated[str, typer.Option(help="Whose parameters are counted.")] = "ViT-B-16/none",
     as_json: Json = False,
 ) -> None:
-    """Every method, its published settings and its number of trainable parameters."""
-    from rmadapter.bench.settings import describe_methods
+    """Every method, its published settings and its number of trained parameters."""
+    from rmadapter.backbones import load_backbone
+    from rmadapter.methods import METHODS, entry_points, load_method
+    from rmadapter.settings import settings_of
 
-    classes, shots = 100, 16
-    found = describe_methods(backbone, classes, shots)
+    loaded, classes, shots = load_backbone(backbone), 100, 16
+    found: list[dict[str, Any]] = []
+    for name in [*METHODS, *entry_points()]:
+        method, count, reason = load_method(name), None, ""
+        try:
+            count = method.parameters(loaded, classes, shots).trained
+        except UserError as error:  # the published settings do not fit the backbone
+            reason = str(error)
+        facts = {"name": name, "title": method.title, "source": method.source, "parameters": count, "reason": reason}
+        found.append({**facts, "settings": settings_of(method)})
     if as_json:
         print(json.dumps(found))
         return
-    from rmadapter.cli import _table
-
     rows = [
         [m["name"], m["title"], "-" if m["parameters"] is None else f"{m['parameters']:,}", m["source"]] for m in found
     ]
-    _table(["method", "title", "trainable parameters", "source"], rows)
+    table(["method", "title", "trained parameters", "source"], rows)
     print(f"Parameters for {backbone}, {classes} classes and {shots} shots.")
+
+
+def data(
+    name: Annotated[str | None, typer.Argument(help="One data set; without it, all of them.")] = None,
+    root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
+    check: Annotated[Path | None, typer.Option(help="Say what is there below this folder.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch NAME with torchvision.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The paper's data sets: licence, size, how to get one, and whether what is there is complete."""
+    from dataclasses import asdict
+
+    from rmadapter.data import catalog
+
+    chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
+    place = check or root
+    if download and not name:
+        raise UserError("--download needs the name of one data set")
+    if check and not check.is_dir():
+        raise UserError(f"{check}: no such folder")
+    if name and not as_json:
+        print(catalog.describe(chosen[0], place), end="\n\n")
+    if download:
+        catalog.download(chosen[0], place)
+    if name or check:
+        facts = [asdict(catalog.check(dataset, place)) for dataset in chosen]
+        columns = ["name", "status", "missing"]
+    else:
+        facts = [dataset.model_dump() for dataset in chosen]
+        columns = ["key", "classes", "size", "licence"]
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        rows = [[fact[column] for column in columns] for fact in facts]
+        table(columns, [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows])
 
 
 def _list(text: str) -> list[str]:
@@ -135,33 +202,23 @@ def _numbers(name: str, text: str) -> list[int]:
         raise UserError(f"--{name} {text}: write whole numbers, as 1,2,3") from None
 
 
-def _show(records: list[dict[str, Any]]) -> None:
-    """Means over seeds; one row a dataset, method, variant and number of shots."""
+def _show(records: Sequence[Record]) -> None:
+    """Means over seeds; one row a data set, method, variant and number of shots."""
     from statistics import fmean
 
-    from rmadapter.cli import _table
-
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        key = (record["dataset"], record["variant"] or record["title"], record["shots"])
+        key = (record.task.data, record.variant or record.method.title, record.task.shots)
         groups.setdefault(key, []).append(record)
-    names = list(dict.fromkeys(name for record in records for name in _flat(record)))
+    names = list(dict.fromkeys(name for record in records for name in record.metrics))
     rows = []
     for (dataset, method, shots), group in groups.items():
         cells = []
         for name in names:
-            values = [value for record in group if (value := _flat(record).get(name)) is not None]
+            values = [record.metrics[name] for record in group if name in record.metrics]
             cells.append(f"{fmean(values):.2f}" if values else "-")
-        done = sum(record["status"] == "finished" for record in group)
+        done = sum(record.status == "finished" for record in group)
         rows.append([dataset, method, str(shots), f"{done} of {len(group)}", *cells])
-    _table(["dataset", "method", "shots", "seeds", *names], rows)
-    for reason in dict.fromkeys(f"{r['method']}: {r['reason']}" for r in records if r["reason"]):
+    table(["data set", "method", "shots", "seeds", *names], rows)
+    for reason in dict.fromkeys(f"{record.method.name}: {record.reason}" for record in records if record.reason):
         print(f"note: {reason}", file=sys.stderr)
-
-
-def _flat(record: dict[str, Any]) -> dict[str, float | None]:
-    """Metrics by column."""
-    metrics = dict(record.get("metrics") or {})
-    targets = metrics.pop("targets", {})
-    average = {"average": metrics.pop("average")} if "average" in metrics else {}
-    return {**metrics, **targets, **average}

@@ -9,43 +9,43 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from rmadapter.errors import UserError, nearest
+from rmadapter.settings import configured
+from rmadapter.task import Question, Task
 
 Asked = Literal["halves", "targets", "accuracy"]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training and what is asked of it.
+class Job:
+    """One run of a protocol: a task, a method, and the settings of the method that the protocol sets.
 
-    asked: "halves": trained on the base classes' shots, tested on base and on novel classes; "targets": trained on all
-    classes, tested on them and on `targets`; "accuracy": trained and tested on all classes.
-    overrides: fields of the method that the protocol sets. variant: printable; axis, value: the field that is varied.
+    variant: printable; axis, value: the setting that is varied.
     """
 
     protocol: str
-    dataset: str
+    task: Task
     method: str
-    seed: int
-    shots: int
-    asked: Asked = "halves"
-    targets: tuple[str, ...] = ()
-    overrides: tuple[tuple[str, Any], ...] = ()
+    values: tuple[tuple[str, Any], ...] = ()
     variant: str = ""
     axis: str = ""
     value: Any = None
 
     @property
+    def images(self) -> tuple[str, int, int]:
+        """What tells the images that are drawn."""
+        return self.task.data, self.task.shots, self.task.seed
+
+    @property
     def path(self) -> Path:
         """Where its record lies below the folder of results."""
-        parts = [
-            part for part in PurePath(self.dataset).parts if part not in (PurePath(self.dataset).anchor, "..", "~")
-        ]
-        name = f"{_slug(self.variant) or 'default'}-{self.shots}shots-seed{self.seed}.json"
-        return Path(self.protocol, *map(_slug, parts), self.method, name)
+        data = PurePath(self.task.data)
+        parts = [part for part in data.parts if part not in (data.anchor, "..", "~")]
+        name = f"{_slug(self.variant) or 'default'}-{self.task.shots}shots-seed{self.task.seed}.json"
+        return Path(self.protocol, *map(_slug, parts), _slug(self.method), name)
 
     def __str__(self) -> str:
         variant = f" [{self.variant}]" if self.variant else ""
-        return f"{self.protocol} {self.dataset} {self.method}{variant} {self.shots} shots seed {self.seed}"
+        return f"{self.protocol} {self.task.data} {self.method}{variant} {self.task.shots} shots seed {self.task.seed}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ SENSITIVITY = tuple(Variant(f"{a}={v}", {a: v}, axis=a, value=v) for a, values i
 
 PROTOCOLS: dict[str, Protocol] = {
     "base-to-novel": Protocol("train on the first half of the classes, test each half (Table 1)"),
-    "cross-dataset": Protocol("train on the first dataset, test on it and on the others (Table 2)", "targets"),
+    "cross-dataset": Protocol("train on the first data set, test on it and on the others (Table 2)", "targets"),
     "domain-generalization": Protocol("train on one domain, test on its siblings (Table 3)", "targets"),
     "few-shot": Protocol("all classes, 1 to 16 shots", "accuracy", (1, 2, 4, 8, 16)),
     "ablation-components": Protocol("parts of the loss (Table 4)", variants=COMPONENTS),
@@ -131,18 +131,21 @@ def expand(
     *,
     axes: Sequence[str] = (),
     root: Path = Path(),
-) -> list[Run]:
+    common: Task | None = None,
+    own_templates: bool = False,
+) -> list[Job]:
     """All runs of a protocol, those on the same images one after another.
 
     datasets: for cross-dataset the source and then the targets; for domain-generalization one of FOLDER/DOMAIN, whose
     siblings below `root` are the targets, or imagenet. methods, shots: empty for the protocol's own. axes: of
-    sensitivity; empty for all. Raises UserError for anything unknown, given twice, or that the protocol chooses itself.
+    sensitivity; empty for all. common: what all tasks have in common. own_templates: prompt templates are the data
+    sets' own where they are known. Raises UserError for what is unknown, given twice, or chosen by the protocol itself.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
     plan = PROTOCOLS[protocol]
     shots = shots or plan.shots
-    if plan.variants and methods:
+    if plan.variants and {*methods} - {"rmadapter"}:
         raise UserError(f"{protocol} compares variants of rmadapter: leave out --methods")
     for name, given in (("datasets", datasets), ("methods", methods), ("seeds", seeds), ("shots", shots)):
         if len(set(given)) < len(given):
@@ -153,15 +156,36 @@ def expand(
     if not datasets or not seeds:
         raise UserError(f"{protocol} needs at least one of --datasets and of --seeds")
     variants = _variants(protocol, axes) or [Variant("", method=method) for method in methods or METHODS]
-    return [
-        Run(
-            protocol, dataset, v.method, seed, k, plan.asked, targets, tuple(v.values.items()), v.label, v.axis, v.value
-        )
-        for dataset, targets in _tasks(protocol, datasets, root)
+    tasks = [
+        _task(common or Task(), dataset, plan.asked, targets, k, seed, own_templates)
+        for dataset, targets in _sets(protocol, datasets, root)
         for seed in seeds
         for k in shots
+    ]
+    return [
+        Job(protocol, task, v.method, tuple(v.values.items()), v.label, v.axis, v.value)
+        for task in tasks
         for v in variants
-    ]  # fmt: skip
+    ]
+
+
+def _task(
+    common: Task, dataset: str, asked: Asked, targets: Sequence[str], shots: int, seed: int, own_templates: bool
+) -> Task:
+    from rmadapter.data.catalog import find
+
+    known = find(PurePath(dataset).name) if own_templates else None
+    return configured(
+        common,
+        {
+            "data": dataset,
+            "shots": shots,
+            "seed": seed,
+            "classes": "base" if asked == "halves" else "all",
+            "tests": () if asked == "halves" else (Question("all"), *(Question(name, name) for name in targets)),
+            **({"templates": known.templates} if known else {}),
+        },
+    )
 
 
 def _variants(protocol: str, axes: Sequence[str]) -> list[Variant]:
@@ -173,7 +197,7 @@ def _variants(protocol: str, axes: Sequence[str]) -> list[Variant]:
     return [v for v in PROTOCOLS[protocol].variants if not axes or v.axis in axes]
 
 
-def _tasks(protocol: str, datasets: Sequence[str], root: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _sets(protocol: str, datasets: Sequence[str], root: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(trained on, tested on besides)"""
     if protocol == "cross-dataset":
         if len(datasets) < 2:

@@ -1,6 +1,12 @@
 """Labelled images and what the few-shot protocol does with them; nothing here knows a model.
 
-images      folder, CSV or lists -> ImageSet; load_image
-fewshot     k images per class, base and novel halves, splits as JSON
+images      folder, CSV or lists -> ImageSet
+scan        what a folder or a CSV file says, nothing opened yet
+pixels      any image as upright RGB
 transforms  augmentation that is a function of its seed, and batches of tensors
+fewshot     k images per class, base and novel halves, splits as JSON
+catalog     the public data sets as a table, and any data set by name or path
+archive     a row of that table
+readers     the archives' own formats
+openmoji    the demo's pictograms
 """

@@ -17,56 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
+from rmadapter.data.archive import Dataset
 from rmadapter.data.images import ImageSet, prompt_name, read_images
 from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfolders
 from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError, nearest
 from rmadapter.files import write_json
-
-
-class Dataset(BaseModel):
-    """A row of the table. What a reader of an archive format needs is in the second block."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key: str
-    title: str
-    folder: str  # as CoOp calls it, below the common root
-    classes: int
-    counts: dict[str, int]  # split -> images
-    templates: tuple[str, ...]
-    licence: str
-    size: str
-    citation: str
-    url: str
-    steps: tuple[str, ...]  # what a person does; {home} is the data set's folder
-    torchvision: str = ""  # class that downloads it
-    unpacked: str = ""  # folder that this class unpacks into
-
-    reader: str  # of readers.READERS
-    images: str = ""  # folder that the paths of a split are relative to
-    split: str = ""  # CoOp's split file
-    split_url: str = ""
-    lists: dict[str, str] = {}  # split -> the archive's own list, or folder of class folders
-    order: str = ""  # file of class names
-    order_line: str = "(?P<name>.+)"
-    line: str = ""
-    file: str = ""
-    spelling: str = "as is"
-    renames: dict[str, str] = {}  # class folder -> class name
-    ignored: tuple[str, ...] = ()
-
-    def laid_out(self, home: Path) -> bool:
-        """Does `home` look like the archive, and not like any folder of class folders?"""
-        return any((home / path).exists() for path in (self.split, self.images, *self.lists.values()) if path)
-
-    def table(self, home: Path) -> Table:
-        """The split file as it is; without it, what the archive's own files say."""
-        if self.split and (home / self.split).is_file():
-            return split_json(home / self.split)
-        return READERS[self.reader](home, self)
 
 
 def _load() -> dict[str, Dataset]:
@@ -92,6 +49,13 @@ def get(name: str) -> Dataset:
 # Reading
 
 
+def table_of(dataset: Dataset, home: Path) -> Table:
+    """The split file as it is; without it, what the archive's own files say."""
+    if dataset.split and (home / dataset.split).is_file():
+        return split_json(home / dataset.split)
+    return READERS[dataset.reader](home, dataset)
+
+
 def load_dataset(name_or_path: str | Path, root: Path | None = None) -> dict[str, ImageSet]:
     """A data set of the catalogue below `root`, by key or CoOp folder name; else a folder or CSV file, from `root` on.
 
@@ -113,7 +77,7 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None) -> dict[str
         beside = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
         raise UserError(f"{path}: no such data set{nearest(str(name_or_path), {*CATALOG, *beside})}")
     if dataset and dataset.laid_out(home):
-        table = dataset.table(home)
+        table = table_of(dataset, home)
         if missing := _missing(home / dataset.images, table):
             raise UserError(f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what to do")
         return image_sets(table, home / dataset.images, home)
@@ -145,8 +109,8 @@ def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict
     renamed = {}
     for split, images in sets.items():
         rows = sorted((number[label], i) for i, label in enumerate(images.labels) if label in number)
-        pictures, labels = tuple(images.images[i] for _, i in rows), tuple(label for label, _ in rows)
-        renamed[split] = ImageSet(pictures, labels, classes, images.root, images.skipped)
+        paths, labels = tuple(images.images[i] for _, i in rows), tuple(label for label, _ in rows)
+        renamed[split] = ImageSet(paths, labels, classes, images.root, images.skipped)
     return renamed
 
 
@@ -187,7 +151,7 @@ def check(dataset: Dataset, root: Path) -> Check:
         missing.append(f"{dataset.split}, so that splits are not those of published results")
     try:
         if dataset.laid_out(home):
-            table = dataset.table(home)
+            table = table_of(dataset, home)
             missing += [text] if (text := _missing(home / dataset.images, table)) else []
             sets = image_sets(table, home / dataset.images, home)
         else:

@@ -1,4 +1,4 @@
-"""k pictures per class and base/novel halves, as CoOp draws them (Zhou et al., IJCV 2022): same seed, same pictures."""
+"""k images per class and base/novel halves, as CoOp draws them (Zhou et al., IJCV 2022): same seed, same images."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ VAL_SHOTS = 4  # CoOp never validates on more
 
 @dataclass(frozen=True, eq=False)
 class FewShot:
-    """One draw. `heldout` are the train pictures not drawn: all there is to test on when the data has no test split."""
+    """One draw. `heldout` are the train images not drawn: all there is to test on when the data has no test split."""
 
     train: ImageSet
     val: ImageSet | None
     heldout: ImageSet
     shots: int
     seed: int
-    short: tuple[str, ...]  # a sentence for each class with fewer pictures than shots
+    short: tuple[str, ...]  # a sentence for each class with fewer images than shots
 
 
 def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
@@ -45,17 +45,17 @@ def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[
 def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
     """Draw from "train" (or "all") and then min(shots, 4) from "val" with one generator, seeded for this draw alone.
 
-    Raises UserError when there is nothing to train on or a class has no picture; too few are reported in `short`.
+    Raises UserError when there is nothing to train on or a class has no image; too few are reported in `short`.
     """
     source = splits.get("train", splits.get("all"))
     if source is None:
-        raise UserError(f"no train pictures: the data has only {', '.join(splits) or 'nothing'}; add a train split")
+        raise UserError(f"no train images: the data has only {', '.join(splits) or 'nothing'}; add a train split")
     if shots < 0:
-        raise UserError(f"shots={shots}: give the number of pictures per class, or 0 for all")
+        raise UserError(f"shots={shots}: give the number of images per class, or 0 for all")
     counts = Counter(source.labels)
     for number, name in enumerate(source.classes):
         if not counts[number]:
-            raise UserError(f"class {name!r} has no train picture: add some or remove the class")
+            raise UserError(f"class {name!r} has no train image: add some or remove the class")
     rng = random.Random(seed)
     chosen = sample_shots(source.labels, shots, rng)
     val = splits.get("val")
@@ -91,7 +91,7 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
 
 
 def split_digest(few: FewShot) -> str:
-    """SHA-256 of the pictures drawn, their labels and their classes; file names and the seed do not count."""
+    """SHA-256 of the images drawn, their labels and their classes; file names and the seed do not count."""
     parts = [few.train.digest, "" if few.val is None else few.val.digest]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

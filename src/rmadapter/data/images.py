@@ -1,11 +1,10 @@
-"""A folder of class folders, a CSV file or plain lists become one ImageSet; any picture becomes RGB."""
+"""A folder of class folders, a CSV file or plain lists become one ImageSet; any image becomes RGB."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import time
 import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,22 +16,24 @@ from pathlib import Path
 
 from PIL import Image
 
+from rmadapter.console import track
 from rmadapter.data.pixels import ImageSource, complaint, content, load_image
 from rmadapter.data.scan import Rows, order, scan_csv, scan_folder
 from rmadapter.errors import UserError, nearest
+from rmadapter.files import read_json
 
 __all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N pictures with their labels.
+    """N images with their labels.
 
     images: N paths, PIL images or arrays (uint8, or float in 0..1; [H, W], [H, W, 3] or [H, W, 4])
     labels: N indices into `classes`
     classes: prompt-ready names ("sea horse")
     root: the folder that names are relative to
-    skipped: "path: reason" of every picture that skip_bad left out
+    skipped: "path: reason" of every image that skip_bad left out
     """
 
     images: tuple[ImageSource, ...]
@@ -72,17 +73,12 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
-        """These pictures in this order, with the same classes."""
+        """These images in this order, with the same classes."""
         chosen = list(indices)
         return replace(self, images=tuple(self.images[i] for i in chosen), labels=tuple(self.labels[i] for i in chosen))
 
-    @property
-    def chance(self) -> float:
-        """Accuracy of guessing, in percent."""
-        return 100 / len(self.classes)
-
     def name(self, index: int) -> str:
-        """Path relative to `root` with forward slashes, or "image 3" for a picture that is no file."""
+        """Path relative to `root` with forward slashes, or "image 3" for an image that is no file."""
         image = self.images[index]
         if not isinstance(image, (str, Path)):
             return f"image {index}"
@@ -90,7 +86,7 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of classes, labels and the contents of all pictures in order; where they lie does not count."""
+        """SHA-256 of classes, labels and the contents of all images in order; where they lie does not count."""
         total = hashlib.sha256(json.dumps([self.classes, self.labels]).encode())
         for image in self.images:
             total.update(content(image))
@@ -121,12 +117,7 @@ def _prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None
 
 def _given_names(path: Path) -> dict[str, str]:
     """The optional classnames.json: {"folder name": "prompt name"}."""
-    if not path.exists():
-        return {}
-    try:
-        given = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable JSON ({error})") from None
+    given = read_json(path) if path.exists() else {}
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
         raise UserError(f'{path}: write it as {{"folder name": "prompt name", ...}}')
     return {raw: unicodedata.normalize("NFC", name) for raw, name in given.items()}
@@ -152,7 +143,7 @@ def read_images(data: str | Path, *, skip_bad: bool = False, progress: bool = Tr
         raise UserError(f"{path}: neither a folder of class folders nor a CSV file of path,label[,split]")
     classes, names = _shared_names(found, _given_names(root / "classnames.json"), path)
 
-    bad = _complaints([picture for rows in found.values() for _, picture in rows], progress)
+    bad = _complaints([image for rows in found.values() for _, image in rows], progress)
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
         raise UserError(f"{next(iter(bad.values()))}{more}; --skip-bad (skip_bad=True) goes on without such files")
@@ -161,15 +152,15 @@ def read_images(data: str | Path, *, skip_bad: bool = False, progress: bool = Tr
     left = {names[raw] for rows in leading for raw, _ in rows}
     classes = [name for name in classes if name in left]
     if not classes:
-        raise UserError(f"{path}: not one readable picture {'in train' if 'train' in good else 'in it'}")
+        raise UserError(f"{path}: not one readable image {'in train' if 'train' in good else 'in it'}")
     numbers = {raw: classes.index(name) for raw, name in names.items() if name in left}
     sets = {}
     for split, rows in good.items():
-        kept = [(picture, numbers[raw]) for raw, picture in rows if raw in numbers]
+        kept = [(image, numbers[raw]) for raw, image in rows if raw in numbers]
         skipped = [f"{_relative(p, root)}: {bad[p].removeprefix(f'{p}: ')}" for _, p in found[split] if p in bad]
-        skipped += [f"{_relative(p, root)}: no train picture of its class" for raw, p in rows if raw not in numbers]
-        pictures, labels = tuple(p for p, _ in kept), tuple(n for _, n in kept)
-        sets[split] = ImageSet(pictures, labels, tuple(classes), root, tuple(skipped))
+        skipped += [f"{_relative(p, root)}: no train image of its class" for raw, p in rows if raw not in numbers]
+        paths, labels = tuple(p for p, _ in kept), tuple(n for _, n in kept)
+        sets[split] = ImageSet(paths, labels, tuple(classes), root, tuple(skipped))
     return sets
 
 
@@ -195,25 +186,12 @@ def _shared_names(found: dict[str, Rows], given: Mapping[str, str], path: Path) 
 
 
 def _complaints(paths: Sequence[Path], progress: bool) -> dict[Path, str]:
-    """Bad files and what is wrong with them; a progress bar on stderr from the second second on."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not (progress and console.is_terminal))
-    task = bar.add_task("Checking pictures", total=len(paths))
+    """Bad files and what is wrong with them."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    start, bad = time.monotonic(), {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse those, with a sentence
-            for path, text in zip(paths, pool.map(complaint, paths), strict=True):
-                if text:
-                    bad[path] = text
-                bar.advance(task)
-                if time.monotonic() - start > 1:
-                    bar.start()
+            told = track(pool.map(complaint, paths), len(paths), "checking images", progress)
+            return {path: text for path, text in zip(paths, told, strict=True) if text}
     finally:
-        bar.stop()
         pool.shutdown(cancel_futures=True)
-    return bad

@@ -101,11 +101,11 @@ def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dic
 def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int = 0) -> None:
     """Write the same set as out/{train,test}/CLASS/NAME.png with out/ATTRIBUTION.txt; `out` appears whole or never.
 
-    Raises UserError as `load_openmoji` does, and when `out` exists and is not an empty folder.
+    Raises UserError as `load_openmoji` does, and when `out` is there already.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; name a new or an empty folder for the images")
+    if out.exists():
+        raise UserError(f"{out} exists already; name a new folder for the images")
     font = _font(size, style)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -117,8 +117,6 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
                 name = re.sub(r"[^a-z0-9]+", "-", p.name.casefold()).strip("-")
                 _draw(p.character, font, size).save(folder / f"{name}.png")
         (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
         os.replace(root, out)
 
 

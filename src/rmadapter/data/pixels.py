@@ -1,4 +1,4 @@
-"""Any picture, from any source, becomes an upright RGB image of 8 bits, or one sentence that says why not."""
+"""Any image, from any source, becomes an upright RGB image of 8 bits, or one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rmadapter.errors import UserError
 ImageSource: TypeAlias = "str | Path | Image.Image | np.ndarray"
 
 # Formats that Pillow lists and cannot draw by itself; EPS and WMF would even start another program.
-NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """A picture as RGB: upright after its EXIF tag, first frame, transparency on white, 16 bit scaled to 8.
+    """An image as RGB: upright after its EXIF tag, first frame, transparency on white, 16 bit scaled to 8.
 
     Raises UserError that names the file when it is missing, empty, truncated, no image, or larger than
     PIL.Image.MAX_IMAGE_PIXELS, and for arrays of another type or shape than ImageSet lists.
@@ -55,9 +55,9 @@ def reading(name: str) -> Iterator[None]:
 
 @cache
 def formats() -> dict[str, str]:
-    """Extension -> format, for all pictures that Pillow can read here."""
+    """Extension -> format, for all images that Pillow can read here."""
     known = Image.registered_extensions()  # loads Pillow's plugins, which fills Image.OPEN
-    return {ending: name for ending, name in known.items() if name in Image.OPEN and name not in NO_PICTURES}
+    return {ending: name for ending, name in known.items() if name in Image.OPEN and name not in NO_IMAGES}
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -65,30 +65,30 @@ def _open(file: BinaryIO) -> Image.Image:
     if not file.read(1):
         raise ValueError("the file is empty, 0 bytes")
     file.seek(0)
-    picture = Image.open(file, formats=sorted(set(formats().values())))
-    pixels, limit = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
+    image = Image.open(file, formats=sorted(set(formats().values())))
+    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels > limit:
         raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
-    return picture
+    return image
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    picture.load()
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
     try:
-        picture = ImageOps.exif_transpose(picture)
+        image = ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing about the pixels, which are fine
-        picture = picture.copy()
-    if picture.mode.startswith("I;16"):
-        picture = _eight_bit(np.asarray(picture), (65535,))
-    elif picture.mode == "I":  # 32-bit integers, in which Pillow also keeps 8 and 16 bits
-        picture = _eight_bit(np.asarray(picture), (255, 65535))
-    elif picture.mode == "F":
-        picture = _eight_bit(np.asarray(picture), (1, 255, 65535))
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        white.alpha_composite(picture.convert("RGBA"))
-        picture = white
-    return picture.convert("RGB")
+        image = image.copy()
+    if image.mode.startswith("I;16"):
+        image = _eight_bit(np.asarray(image), (65535,))
+    elif image.mode == "I":  # 32-bit integers, in which Pillow also keeps 8 and 16 bits
+        image = _eight_bit(np.asarray(image), (255, 65535))
+    elif image.mode == "F":
+        image = _eight_bit(np.asarray(image), (1, 255, 65535))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return image.convert("RGB")
 
 
 def _eight_bit(values: np.ndarray, scales: tuple[int, ...]) -> Image.Image:
@@ -116,14 +116,14 @@ def _from_array(values: np.ndarray) -> Image.Image:
 def complaint(path: Path) -> str:
     """What is wrong with a file, or "". Cheap: checksums of a PNG, end mark of a JPEG; other formats are decoded."""
     if path.is_dir():
-        return f"{path}: no picture in this folder"
+        return f"{path}: no image in this folder"
     try:
         with reading(str(path)), open(path, "rb") as file:
-            picture = _open(file)
-            if picture.format == "PNG":
-                picture.verify()
-            elif picture.format != "JPEG" or not _ends_as_jpeg(file):
-                _rgb(picture)
+            image = _open(file)
+            if image.format == "PNG":
+                image.verify()
+            elif image.format != "JPEG" or not _ends_as_jpeg(file):
+                _rgb(image)
     except UserError as error:
         return str(error)
     return ""

@@ -13,15 +13,13 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from rmadapter.data.archive import Dataset
 from rmadapter.data.images import ImageSet
 from rmadapter.data.pixels import formats
 from rmadapter.errors import UserError
 from rmadapter.files import read_json
-
-if TYPE_CHECKING:
-    from rmadapter.data.catalog import Dataset
 
 Table: TypeAlias = "dict[str, list[tuple[str, int, str]]]"
 T = TypeVar("T")
@@ -117,7 +115,7 @@ def class_folders(home: Path, dataset: Dataset) -> Table:
     for folder in _class_folders(images):
         if folder not in dataset.ignored:
             name, label = dataset.renames.get(folder, folder), len(groups)
-            groups.append([(path, label, name) for path in _pictures(images, folder)])
+            groups.append([(path, label, name) for path in _image_files(images, folder)])
     return dict(zip(SPLITS, divide(groups, [0.5, 0.2], images), strict=True))
 
 
@@ -138,7 +136,7 @@ def wnid_folders(home: Path, dataset: Dataset) -> Table:
             if wnid not in names:
                 raise UserError(f"{home / dataset.lists[split] / folder}: classnames.txt has no name for it")
             if folder in inside:
-                paths = _pictures(home, f"{dataset.lists[split]}/{folder}")
+                paths = _image_files(home, f"{dataset.lists[split]}/{folder}")
                 table[split] += [(path, label, names[wnid]) for path in paths]
     return table
 
@@ -203,8 +201,8 @@ def _class_folders(parent: Path) -> list[str]:
     return inside
 
 
-def _pictures(root: Path, folder: str) -> list[str]:
-    """Paths from `root` of the pictures in one folder, sorted."""
+def _image_files(root: Path, folder: str) -> list[str]:
+    """Paths from `root` of the images in one folder, sorted."""
     inside = sorted(name for name in os.listdir(root / folder) if not name.startswith("."))
     return [f"{folder}/{name}" for name in inside if os.path.splitext(name)[1].lower() in formats()]
 

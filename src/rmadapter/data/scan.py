@@ -11,7 +11,7 @@ from typing import TypeAlias
 from rmadapter.data.pixels import formats
 from rmadapter.errors import UserError
 
-Rows: TypeAlias = "list[tuple[str, Path]]"  # class as it is written on disk, picture
+Rows: TypeAlias = "list[tuple[str, Path]]"  # class as it is written on disk, image
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -46,11 +46,11 @@ def scan_folder(root: Path) -> dict[str, Rows]:
 
 
 def _scan_classes(parent: Path) -> Rows:
-    """All pictures of all class folders; a class folder without any stands for itself, as a bad file."""
+    """All images of all class folders; a class folder without any stands for itself, as a bad file."""
     classes = _folders(parent)
     if not classes:
-        raise UserError(f"{parent}: holds no class folders; pictures belong in {parent}/CLASS NAME/")
-    # A link up the tree, or across to another class, would bring in pictures under a wrong label.
+        raise UserError(f"{parent}: holds no class folders; images belong in {parent}/CLASS NAME/")
+    # A link up the tree, or across to another class, would bring in images under a wrong label.
     home = parent.resolve()
     barred = {home, *home.parents, *(folder.resolve() for folder in classes if not folder.is_symlink())}
     rows: Rows = []
@@ -58,12 +58,12 @@ def _scan_classes(parent: Path) -> Rows:
         if (below := _folders(folder)) and all(inner.name.casefold() in SPLITS for inner in below):
             raise UserError(f"{folder}: holds splits, so it is a data set and not a class: give that folder instead")
         seen = barred - ({folder.resolve()} if not folder.is_symlink() else set())
-        rows += [(folder.name, picture) for picture in _pictures(folder, seen) or [folder]]
+        rows += [(folder.name, image) for image in _image_files(folder, seen) or [folder]]
     return rows
 
 
-def _pictures(folder: Path, seen: set[Path]) -> list[Path]:
-    """Files with a picture's extension at any depth, sorted; folders in `seen` are not entered, nor any twice."""
+def _image_files(folder: Path, seen: set[Path]) -> list[Path]:
+    """Files with an image's extension at any depth, sorted; folders in `seen` are not entered, nor any twice."""
     found = []
     for here, folders, files in os.walk(folder, followlinks=True):
         real = Path(here).resolve()
@@ -71,8 +71,8 @@ def _pictures(folder: Path, seen: set[Path]) -> list[Path]:
         if real not in seen:
             found += [Path(here, name) for name in files if not name.startswith(".")]
         seen.add(real)
-    pictures = [path for path in found if path.suffix.lower() in formats()]
-    return sorted(pictures, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
+    images = [path for path in found if path.suffix.lower() in formats()]
+    return sorted(images, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
 
 
 def scan_csv(path: Path) -> dict[str, Rows]:

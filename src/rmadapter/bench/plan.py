@@ -1,0 +1,33 @@
+"""Which jobs a bench does, where and with what: all that a process needs to know to take part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rmadapter.bench.protocols import Job
+from rmadapter.settings import Machine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """values: settings of methods, {method: {setting: value}}."""
+
+    jobs: tuple[Job, ...]
+    out: Path
+    root: Path = Path()
+    machine: Machine = field(default_factory=Machine)
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def lab(self) -> Any:
+        from rmadapter.run import Lab
+
+        return Lab(self.machine, self.root, self.out / ".activations", keep=True, progress=False)
+
+    def method(self, job: Job) -> Any:
+        """The method with the values of --set, and over them those of the protocol."""
+        from rmadapter.methods import load_method
+
+        return load_method(job.method, {**self.values.get(job.method, {}), **dict(job.values)})

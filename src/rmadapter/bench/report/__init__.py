@@ -1,0 +1,1 @@
+"""Tables, statistics and figures from records: what the runs of the bench say together."""

@@ -1,0 +1,200 @@
+"""The figures of the bench's report as SVG that takes its colours from the page, in the look of `rmadapter.plots`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rmadapter.bench.report.groups import Group, complete, entries, slug
+from rmadapter.bench.report.table import Cell
+from rmadapter.bench.report.tables import HALVES, average_title, columns_of, reference
+from rmadapter.plots import COLOURS, canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Mid tones that are readable on white and on black (after Okabe and Ito, and Tol); markers tell the rest apart.
+GREEN = "#009e73"
+FIXED = {"zero-shot": (COLOURS["zero-shot"], "o"), "mma": (GREEN, "s"), "rmadapter": (COLOURS["adapted"], "D")}
+OTHERS = ("#cc79a7", "#8f7a00", "#7f6fd6", "#5f8f9f", "#b5651d", "#3f9f3f", "#a05070")
+MARKERS = "^vPXphd<>"
+HM = HALVES[-1]
+
+Look = tuple[str, str]  # colour and marker
+
+
+class Figure(NamedTuple):
+    name: str  # of its file
+    title: str
+    svg: str
+
+
+def make_figures(group: Group) -> list[Figure]:
+    """The figures that fit the protocol; none where there is too little to draw."""
+    if group.protocol == "few-shot":
+        return _few_shot(group)
+    if group.protocol == "base-to-novel":
+        return _scatter(group)
+    if group.protocol.startswith("ablation"):
+        return _ablation(group)
+    return _sensitivity(group) if group.protocol == "sensitivity" else []
+
+
+def _looks(group: Group) -> dict[str, Look]:
+    """Of each row: the same in every figure of a group."""
+    rest = zip(itertools.cycle(OTHERS), itertools.cycle(MARKERS))
+    return {label: FIXED.get(some[0].method.name) or next(rest) for label, some in entries(group.records).items()}
+
+
+def _scatter(group: Group) -> list[Figure]:
+    """What a method costs: base against novel accuracy, and HM against training time, averaged over the data sets that
+    every row has."""
+    rows, looks = entries(group.records), _looks(group)
+    cells = {label: [column.cell(some, *complete(rows)) for column in HALVES] for label, some in rows.items()}
+    points = {label: some for label, some in cells.items() if all(cell.value is not None for cell in some)}
+    seconds = {label: median(record.seconds.get("train", 0) for record in rows[label]) for label in points}
+    trained = [value for value in seconds.values() if value > 0]
+    figures = []
+    if len(points) > 1:
+        name, title = f"{group.slug}-trade-off", "Base against novel accuracy"
+        with canvas(4.2, 3.6, name, title) as (axes, out):
+            for label, (base, novel, _) in points.items():
+                _point(axes, base.number, novel, label, looks[label], base.interval)
+            axes.margins(0.12)
+            _equal_hm(axes)
+            axes.set(xlabel="base classes, %", ylabel="novel classes, %")
+            _legend(axes)
+        figures.append(Figure(name, title, out[0]))
+    if len(trained) > 1:
+        name, title = f"{group.slug}-cost", "HM against training time"
+        with canvas(4.2, 3.6, name, title) as (axes, out):
+            for label, (*_, hm) in points.items():
+                if seconds[label] > 0:
+                    _point(axes, seconds[label], hm, label, looks[label])
+                else:  # such as zero-shot, which is not trained
+                    axes.axhline(hm.number, color=looks[label][0], linestyle="--", linewidth=1, label=label)
+            if max(trained) > 10 * min(trained):
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.set(xlabel="training, s", ylabel="HM, %")
+            _legend(axes)
+        figures.append(Figure(name, title, out[0]))
+    return figures
+
+
+def _point(axes: Axes, x: float, y: Cell, label: str, look: Look, interval: float | None = None) -> None:
+    """A row's mark with the intervals of y and, if there is one, of x."""
+    colour, marker = look
+    axes.errorbar(x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+    axes.plot(x, y.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
+
+
+def _equal_hm(axes: Axes) -> None:
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    x, y = np.meshgrid(np.linspace(max(left, 0.1), right, 100), np.linspace(max(low, 0.1), high, 100))
+    lines = axes.contour(x, y, 2 * x * y / (x + y), levels=6, colors=COLOURS["faint"], linewidths=0.8, zorder=1)
+    axes.clabel(lines, fmt=lambda value: f"HM {value:g}", fontsize=7, colors=COLOURS["ink"])
+    axes.grid(False)
+
+
+def _legend(axes: Axes) -> None:
+    """Below the axes, in as many columns as surely fit the figure, which grows by every row but the first."""
+    figure: Any = axes.figure
+    labels = axes.get_legend_handles_labels()[1]
+    inches = 0.4 + 0.065 * max(map(len, labels), default=0)  # of a label in 9 points
+    columns = max(1, min(3, int(figure.get_figwidth() / inches)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * (math.ceil(len(labels) / columns) - 1))
+    figure.legend(loc="outside lower center", ncols=columns, handlelength=1.4, columnspacing=1.2)
+
+
+def _few_shot(group: Group) -> list[Figure]:
+    """Accuracy against shots with a band for the interval: the average first, then each data set."""
+    rows, looks = entries(group.records), _looks(group)
+    datasets, seeds = complete(rows)
+    parts: list[tuple[str, str, list[str], list[int] | None]] = [(d, d, [d], None) for d in group.datasets]
+    if len(datasets) > 1 and seeds:
+        parts.insert(0, ("average", average_title(datasets, seeds), datasets, seeds))
+    figures = []
+    for key, title, sets, some in parts:
+        name = f"{group.slug}-{slug(key)}-curve"
+        with canvas(3.6, 3.1, name, f"Accuracy against shots, {title}") as (axes, out):
+            columns = {column.shots or 0: column for column in columns_of(group)}
+            for label, records in rows.items():
+                cells = {shots: column.cell(records, sets, some) for shots, column in columns.items()}
+                _curve(axes, cells, looks[label], label)
+            _value_axis(axes, list(columns), list(map(str, columns)))
+            axes.set(xlabel="images per class", ylabel="accuracy, %")
+            _legend(axes)
+        figures.append(Figure(name, title, out[0]))
+    return figures
+
+
+def _curve(axes: Axes, cells: Mapping[Any, Cell], look: Look, label: str) -> None:
+    """Figures over x with a band for their intervals; a lone one, such as of zero-shot, is a line across."""
+    known = {x: cell for x, cell in cells.items() if cell.value is not None}
+    colour, marker = look
+    y = np.array([cell.number for cell in known.values()])
+    half = np.array([cell.interval or 0 for cell in known.values()])
+    if len(y) == 1:
+        axes.axhline(y[0], color=colour, linestyle="--", label=label)
+    elif len(y):
+        axes.plot(list(known), y, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=label)
+        axes.fill_between(list(known), y - half, y + half, color=colour, alpha=0.15, linewidth=0)
+
+
+def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
+    """Ticks at the values that were tried; logarithmic above the smallest positive one where they span a decade."""
+    positive = [place for place in places if place > 0]
+    if positive and min(places) >= 0 and max(positive) >= 10 * min(positive):
+        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+    axes.set_xticks(places, texts)
+    axes.set_xticks([], minor=True)
+
+
+def _ablation(group: Group) -> list[Figure]:
+    """HM of each variant with a bar for its interval; columns from 0 would hide the differences."""
+    rows = entries(group.records)
+    cells = {label: HM.cell(some, *complete(rows)) for label, some in rows.items()}
+    cells = {label: cell for label, cell in cells.items() if cell.value is not None}
+    if len(cells) < 2:
+        return []
+    name, title = f"{group.slug}-bars", f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
+    with canvas(4.2, 0.9 + 0.5 * len(cells), name, title) as (axes, out):
+        for place, (label, cell) in enumerate(cells.items()):
+            colour = COLOURS["adapted"] if label == reference(rows) else GREEN
+            half = cell.interval or 0
+            axes.barh(place, 2 * half, 0.34, cell.number - half, color=colour, alpha=0.25)
+            axes.plot(cell.number, place, "o", color=colour, markersize=6)
+            for text, x, side in ((label, 0, "left"), (cell.text, 1, "right")):
+                above = (x, place - 0.3)
+                axes.annotate(text, above, xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=8)
+        axes.set(ylim=(len(cells) - 0.5, -0.85), xlabel="HM, %; the band is the 95 % interval over seeds")
+        axes.use_sticky_edges = False
+        axes.margins(x=0.1)
+        axes.set_yticks([])
+        axes.grid(axis="y", visible=False)
+    return [Figure(name, title, out[0])]
+
+
+def _sensitivity(group: Group) -> list[Figure]:
+    """Base, novel and HM against the value of the setting that varies."""
+    rows = entries(group.records)
+    values = [some[0].value for some in rows.values()]
+    if len(values) < 2:
+        return []
+    numeric = all(isinstance(value, (int, float)) for value in values)
+    places = [float(value) if numeric else float(i) for i, value in enumerate(values)]
+    name, title = f"{group.slug}-line", f"Accuracy against {group.axis}"
+    with canvas(3.6, 3.1, name, title) as (axes, out):
+        for column, look in zip(HALVES, FIXED.values(), strict=True):
+            cells = [column.cell(some, *complete(rows)) for some in rows.values()]
+            _curve(axes, dict(zip(places, cells, strict=True)), look, column.head)
+        _value_axis(axes, places, [f"{value:g}" if numeric else str(value) for value in values])
+        axes.set(xlabel=group.axis, ylabel="accuracy, %")
+        _legend(axes)
+    return [Figure(name, title, out[0])]

@@ -1,0 +1,235 @@
+"""Records read back, each experiment counted once, and grouped so that like is compared with like."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from rmadapter.bench.protocols import PROTOCOLS
+from rmadapter.errors import UserError
+from rmadapter.record import BackboneName, Record, parse_record
+
+SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
+TRANSFER = ("cross-dataset", "domain-generalization")
+SUMMARY = "report.json"  # the report's own file, no record and no foreign file either
+ORDER = {"zero-shot": -1, "mma": 1, "rmadapter-paper": 2, "rmadapter": 3}  # of rows; 0 for other methods
+
+
+@dataclass(frozen=True)
+class Results:
+    """finished: each experiment once. unfinished: failed and not applicable. notes: what was left out and why."""
+
+    finished: list[Record]
+    unfinished: list[Record]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that may stand in one table: one protocol, backbone, number of shots and set of shared settings.
+
+    shots is None for few-shot, where they vary. axis: of sensitivity, the setting that varies. prompts: counts the
+    sets of prompt templates that one data set was run with.
+    """
+
+    protocol: str
+    backbone: BackboneName
+    shots: int | None
+    shared: dict[str, Any]
+    records: list[Record]
+    axis: str = ""
+    prompts: int = 0
+
+    @property
+    def slug(self) -> str:
+        """A name for files and labels, unique among groups by the start of the digest."""
+        parts = [self.protocol, self.axis, Path(self.backbone.name).name, self.backbone.digest[:6]]
+        parts += [] if self.shots is None else [f"{self.shots}shots"]
+        parts += [f"{k}-{v}" for k, v in self.shared.items() if k != "templates" and v not in ("none", 0, "fp32")]
+        parts += [f"prompts{self.prompts + 1}"] if self.prompts else []
+        return slug("-".join(filter(None, parts)))
+
+    @property
+    def datasets(self) -> list[str]:
+        return sorted({record.task.data for record in self.records})
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({record.task.seed for record in self.records})
+
+
+def slug(text: str) -> str:
+    """Lower case, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def label(record: Record) -> str:
+    """What a row of a table is called: the variant where runs differ in it, else the method."""
+    return record.variant or record.method.title or record.method.name
+
+
+def shared(record: Record) -> dict[str, Any]:
+    return {name.rpartition(".")[2]: attrgetter(name)(record) for name in SHARED}
+
+
+def tested(record: Record) -> dict[str, int]:
+    """Images of each set that the method had an answer on."""
+    return {score.name: score.images for score in record.scores if score.accuracy is not None}
+
+
+def cell(record: Record) -> tuple[Any, ...]:
+    """What was measured: two finished records of one cell are the same experiment twice."""
+    what = (record.protocol, record.task.data, record.method.name, record.variant, record.axis)
+    how = (json.dumps(record.value), record.backbone.digest, json.dumps(shared(record)))
+    return (*what, *how, record.task.shots, record.task.seed)
+
+
+def read_records(results: Path) -> Results:
+    """The records of a file of lines, or of every *.json and *.jsonl below a folder.
+
+    What is no record is left out with a note; of two finished records of one cell the later counts, with a note.
+    Raises UserError when nothing is there.
+    """
+    found: list[tuple[str, Record]] = []
+    notes = []
+    for where, line in _lines(results):
+        try:
+            record = parse_record(line, where)
+        except UserError as error:
+            notes.append(f"{error}; left out")
+            continue
+        if fault := _fault(record):
+            notes.append(f"{where}: {fault}; left out")
+        else:
+            found.append((where, record))
+    if not found:
+        why = f" ({notes[0]})" if notes else ""
+        raise UserError(f"{results}: holds no record of the bench{why}; `rmadapter bench ... --out FOLDER` writes them")
+    finished: dict[tuple[Any, ...], tuple[str, Record]] = {}
+    for where, record in found:
+        old = finished.setdefault(cell(record), (where, record)) if record.status == "finished" else None
+        if old and old[1] != record:  # the same record twice needs no note
+            late, early = sorted([old, (where, record)], key=lambda pair: pair[1].finished, reverse=True)  # ISO, UTC
+            finished[cell(record)] = late
+            notes.append(f"{early[0]}: {late[0]} is the same experiment, finished later or first in order; left out")
+    # A failure that was repeated with success since is history.
+    unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in finished}
+    # In an order of their own, so that the same records give the same report wherever they were found.
+    done = sorted((record for _, record in finished.values()), key=cell)
+    return Results(done, sorted(unfinished.values(), key=cell), notes)
+
+
+def _lines(results: Path) -> Iterator[tuple[str, str]]:
+    """(where it stands, text) of all that may be a record."""
+    if not results.exists():
+        raise UserError(f"{results}: not there; give the folder that `rmadapter bench ... --out` wrote, or its records")
+    paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
+    for path in paths:
+        where = path.relative_to(results).as_posix() if path != results else path.name
+        hidden = any(part.startswith(".") for part in where.split("/"))
+        if hidden or path.name == SUMMARY or path.suffix not in (".json", ".jsonl"):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            text = "not readable"
+        if path.suffix == ".json":
+            yield where, text
+        else:
+            yield from ((f"{where}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _fault(record: Record) -> str:
+    """Why a record is none of the bench's, if so."""
+    if record.protocol not in PROTOCOLS:
+        return f"a run of {record.protocol!r}, which is no protocol of the bench"
+    needed = "all" if record.protocol in ("few-shot", *TRANSFER) else "base"
+    missing = record.status == "finished" and record.metric(needed) is None
+    return f"finished without an accuracy on {needed} classes" if missing else ""
+
+
+def group_records(records: Sequence[Record]) -> list[Group]:
+    """Records of different protocols, backbones, shots or shared settings never meet in a group.
+
+    Each data set may have its own templates. Where one was run with several, the commonest come first.
+    """
+    usual = Counter(record.task.templates for record in records)
+    own: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+    for record in records:
+        own[record.protocol, record.task.data].add(record.task.templates)
+
+    def key(record: Record) -> tuple[Any, ...]:
+        mine = sorted(own[record.protocol, record.task.data], key=lambda templates: (-usual[templates], templates))
+        settings = {name: value for name, value in shared(record).items() if name != "templates"}
+        place, shots = list(PROTOCOLS).index(record.protocol), record.task.shots
+        fixed = (record.backbone.name, record.backbone.digest, -1 if record.protocol == "few-shot" else shots)
+        return place, *fixed, json.dumps(settings), mine.index(record.task.templates), record.axis
+
+    groups = []
+    for (_, _, _, shots, _, prompts, axis), members in groupby(sorted(records, key=key), key):
+        some = list(members)
+        settings = shared(some[0])
+        if len({record.task.templates for record in some}) > 1:
+            settings["templates"] = "each data set's own"
+        known = None if shots < 0 else shots
+        groups.append(Group(some[0].protocol, some[0].backbone, known, settings, some, axis, prompts))
+    return groups
+
+
+def entries(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by the label of their row: the untouched model first, RMAdapter last; variants as the protocol has them.
+
+    Two methods of one title have their names added.
+    """
+    methods: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        methods[label(record)].add(record.method.name)
+    rows: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        alone = len(methods[label(record)]) == 1
+        rows[label(record) if alone else f"{label(record)} ({record.method.name})"].append(record)
+
+    def rank(title: str) -> tuple[Any, ...]:
+        record = rows[title][0]
+        number = record.value if isinstance(record.value, (int, float)) else math.inf
+        planned = [variant.label for variant in PROTOCOLS[record.protocol].variants]
+        place = planned.index(record.variant) if record.variant in planned else len(planned)
+        return 0 if record.variant else ORDER.get(record.method.name, 0), number, place, title
+
+    return {title: rows[title] for title in sorted(rows, key=rank)}
+
+
+def complete(rows: Mapping[str, Sequence[Record]]) -> tuple[list[str], list[int]]:
+    """The data sets that every row has, at each of its numbers of shots, and the seeds for which it has all of them."""
+    parts: dict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
+    for title, records in rows.items():
+        for record in records:
+            parts[title, record.task.shots].add((record.task.data, record.task.seed))
+    if not parts:
+        return [], []
+    datasets = set.intersection(*({dataset for dataset, _ in cells} for cells in parts.values()))
+    seeds = sorted({seed for _, seed in set.union(*parts.values())})
+    have = [seed for seed in seeds if all((d, seed) in cells for cells in parts.values() for d in datasets)]
+    return sorted(datasets), have if datasets else []
+
+
+def alike(records: Sequence[Record]) -> list[Record]:
+    """The records with those targets alone that all with the same source have, so that averages are comparable."""
+    common: dict[str, set[str]] = {}
+    for record in records:
+        common[record.task.data] = common.get(record.task.data, set(record.targets)) & set(record.targets)
+
+    def trimmed(record: Record) -> Record:
+        keep = common[record.task.data]
+        scores = tuple(score for score in record.scores if not score.data or score.name in keep)
+        return record.model_copy(update={"scores": scores})
+
+    return [trimmed(record) for record in records]

@@ -1,0 +1,236 @@
+"""The printed figures of the RMAdapter paper (AAAI-26, pp. 23594-23602), where they contradict themselves, and ours.
+
+The CSV files under assets/paper hold the tables as they are printed; nothing about them is typed here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rmadapter.bench.report.groups import TRANSFER, Group, group_records, read_records, tested
+from rmadapter.bench.report.stats import HM_OF_MEANS, average
+from rmadapter.data.catalog import CATALOG, find
+from rmadapter.metrics import harmonic_mean
+from rmadapter.record import Record
+
+BACKBONES = ("ViT-B-16/openai", "ViT-B-16-quickgelu/openai")
+OTHER_NAMES = {"zero-shot": "clip", "rmadapter-paper": "rmadapter"}
+SHOTS = 16
+SEEDS = (1, 2, 3)
+TOLERANCE = 1.0  # points within which a figure counts as reproduced
+ROUNDING = 0.015 + 1e-9  # points by which figures that were rounded to 0.01 may miss what they were computed from
+NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
+FILES = dict(zip(TRANSFER, ("table2_cross_dataset", "table3_domain_generalization"), strict=True))
+ABLATIONS = {
+    "ablation-components": ("components", "Table 4"),
+    "ablation-sharing": ("sharing", "Table 5"),
+    "ablation-layers": ("reconstruction_layers", "Table 6"),
+}
+MISNAMED = {("ucf101", "mma"): "ProGrad"}  # block and method of a row of Table 1 -> the name that it has there
+# Another number of test images is another data set under the same name.
+TEST_IMAGES = {key: dataset.counts["test"] for key, dataset in CATALOG.items()}
+
+Figures = dict[str, float]
+
+
+@cache
+def _table(name: str) -> list[dict[str, str]]:
+    text = (files("rmadapter") / "assets/paper" / f"{name}.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@cache
+def halves() -> dict[str, dict[str, Figures]]:
+    """Table 1: block ("average" or a data set) -> method as printed -> {"base", "novel", "hm"}."""
+    blocks: dict[str, dict[str, Figures]] = {}
+    for row in _table("table1_base_to_novel"):
+        blocks.setdefault(row["dataset"], {})[row["method"]] = {key: float(row[key]) for key in NAMES}
+    return blocks
+
+
+@cache
+def transfer(protocol: str) -> dict[str, Figures]:
+    """Table 2 (cross-dataset) or 3 (domain-generalization): method as printed -> {"imagenet", targets, "average"}."""
+    rows = _table(FILES[protocol])
+    return {row["method"]: {k: float(v) for k, v in row.items() if k != "method"} for row in rows}
+
+
+@cache
+def ablation(protocol: str) -> dict[str, Figures]:
+    """Table 4, 5 or 6: variant as printed -> {"base", "novel", "hm"}."""
+    rows = [row for row in _table("tables4-6_ablations") if row["ablation"] == ABLATIONS[protocol][0]]
+    return {row["variant"]: {key: float(row[key]) for key in NAMES} for row in rows}
+
+
+def _rows(protocol: str, block: str) -> dict[str, Figures]:
+    """What is printed of a protocol; block: "average", or a data set of Table 1."""
+    if protocol in TRANSFER:
+        return transfer(protocol)
+    if protocol in ABLATIONS:
+        return ablation(protocol) if block == "average" else {}
+    return halves().get(block, {}) if protocol == "base-to-novel" else {}
+
+
+def printed_name(record: Record, rows: Sequence[str]) -> str | None:
+    """Which of the printed rows is about this record's method, or about its variant in an ablation."""
+    method = OTHER_NAMES.get(record.method.name, record.method.name)
+    return _match(record.variant if record.protocol in ABLATIONS else method, rows)
+
+
+def _match(name: str, rows: Sequence[str]) -> str | None:
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9+]", "", re.sub(r"\(.*?\)", "", text.lower()))
+
+    return next((row for row in rows if plain(name) and plain(row) == plain(name)), None)
+
+
+def dataset_name(dataset: str) -> str:
+    """The key of a catalogue data set, by whichever of its names; another name with underscores."""
+    known = find(dataset)
+    return known.key if known else dataset.lower().replace("-", "_")
+
+
+def belongs(record: Record) -> bool:
+    """Whether backbone, shots and data set are the paper's, the latter judged by its name and test images."""
+    name, images = dataset_name(record.task.data), tested(record)
+    if record.backbone.name not in BACKBONES or record.task.shots not in {SHOTS, 0} or name not in TEST_IMAGES:
+        return False
+    if record.protocol in TRANSFER:
+        return name == "imagenet" and images.get("all") == TEST_IMAGES[name]
+    total = sum(images.values())
+    # A method that names no new classes is tested on one half alone.
+    return total == TEST_IMAGES[name] if "novel" in images else 0 < total < TEST_IMAGES[name]
+
+
+def printed(record: Record, block: str) -> tuple[str, Figures] | None:
+    """(row as printed, its figures) that belong beside this record, or None. block: a data set or "average"."""
+    if not belongs(record):
+        return None
+    rows = _rows(record.protocol, block)
+    name = printed_name(record, list(rows)) or MISNAMED.get((block, record.method.name))
+    if name not in rows:
+        return None
+    figures = rows[name]
+    if record.protocol in TRANSFER:  # a target of other images than the paper's has no printed figure
+        known = {dataset_name(key): count for key, count in tested(record).items()}
+        same = {k: v for k, v in figures.items() if k in {"imagenet", "average"} or known.get(k) == TEST_IMAGES[k]}
+        figures = same if len(same) == len(figures) else {k: v for k, v in same.items() if k != "average"}
+    return name, figures
+
+
+def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) -> list[str]:
+    """Where printed figures contradict each other: computed, not typed. shown: rows of interest; all when empty."""
+    notes = []
+    for name, row in _rows(protocol, block).items():
+        off = [
+            f"{NAMES.get(figure, figure)} is printed as {row[figure]:.2f}, but {how} is {value:.2f}"
+            for figure, how, value in _implied(protocol, block, name, row)
+            if abs(row[figure] - value) > ROUNDING
+        ]
+        off += [f"this is the row of {method}" for (b, method), as_ in MISNAMED.items() if (b, as_) == (block, name)]
+        if off and (name in shown or not shown):
+            notes.append(f"In the paper, {name}: {'; '.join(off)}.")
+    return notes
+
+
+def _implied(protocol: str, block: str, name: str, row: Figures) -> Iterator[tuple[str, str, float]]:
+    """(figure, what it should be, its value) by the other figures that are printed."""
+    if protocol in TRANSFER:
+        targets = [value for key, value in row.items() if key not in {"imagenet", "average"}]
+        yield "average", f"the mean of its {len(targets)} printed targets", fmean(targets)
+        return
+    yield "hm", "that of its printed base and novel figures", harmonic_mean(row["base"], row["novel"])
+    sets = [rows[name] for key, rows in halves().items() if key != "average" and name in rows]
+    if (protocol, block) == ("base-to-novel", "average") and len(sets) == len(halves()) - 1:
+        for half in ("base", "novel"):
+            yield half, f"the mean of its {len(sets)} printed data sets", fmean(figures[half] for figures in sets)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A printed figure and the records that measure it. datasets: all that it is about, or a mean over."""
+
+    table: str
+    row: str
+    figure: str
+    value: float
+    datasets: list[str]
+    records: list[Record]
+
+    @property
+    def metric(self) -> str:
+        if self.figure == "hm" and len(self.datasets) > 1:
+            return HM_OF_MEANS
+        return "all" if self.figure == "imagenet" else self.figure
+
+    def judged(self, tolerance: float, seeds: Sequence[int]) -> dict[str, Any]:
+        cells = {(record.task.data, record.task.seed) for record in self.records}
+        have = [seed for seed in seeds if all((dataset, seed) in cells for dataset in self.datasets)]
+        found = average(self.records, self.metric, self.datasets, have).value
+        ours = found if isinstance(found, float) else None
+        difference = None if ours is None else ours - self.value
+        full = difference is not None and len(have) == len(seeds)
+        return {
+            "table": self.table,
+            "row": self.row,
+            "figure": NAMES.get(self.figure, self.figure),
+            "paper": self.value,
+            "ours": ours,
+            "difference": difference,
+            "within": abs(difference) <= tolerance if difference is not None and full else None,
+            "status": "measured" if full else "not measured" if ours is None else f"{len(have)} of {len(seeds)} seeds",
+        }
+
+
+def check(
+    results: Path | Sequence[Record], tolerance: float = TOLERANCE, seeds: Sequence[int] = SEEDS
+) -> list[dict[str, Any]]:
+    """Each printed figure beside the mean of ours over `seeds`, in points.
+
+    Returns {"table", "row", "figure", "paper", "ours", "difference" (ours minus paper), "within" the tolerance,
+    "status": "measured", "n of m seeds" or "not measured"}; what is missing is None. An average is measured once every
+    data set of its table is. Our average HM is that of the mean base and novel figures.
+    """
+    records = read_records(results).finished if isinstance(results, Path) else results
+    groups = group_records([_renamed(record) for record in records if belongs(record)])
+    return [claim.judged(tolerance, seeds) for claim in _claims(groups)]
+
+
+def _renamed(record: Record) -> Record:
+    """Its data sets by the names of the catalogue."""
+    scores = [s.model_copy(update={"name": dataset_name(s.name)}) if s.data else s for s in record.scores]
+    task = replace(record.task, data=dataset_name(record.task.data))
+    return record.model_copy(update={"task": task, "scores": tuple(scores)})
+
+
+def _claims(groups: Sequence[Group]) -> Iterator[Claim]:
+    sets = [key for key in halves() if key != "average"]
+    tables = [("base-to-novel", f"Table 1, {key}", key, rows, [key]) for key, rows in halves().items()]
+    tables += [(p, f"Table {n}", "", transfer(p), ["imagenet"]) for n, p in enumerate(TRANSFER, 2)]
+    tables += [(p, title, "average", ablation(p), sets) for p, (_, title) in ABLATIONS.items()]
+    for protocol, table, block, rows, datasets in tables:
+        mine = [group for group in groups if group.protocol == protocol]
+        for name, figures in rows.items():
+            for row, records in _ours(mine, block, name):
+                for figure, value in figures.items():
+                    known = [record for record in records if figure in (printed(record, block) or ("", {}))[1]]
+                    yield Claim(table, row, figure, value, sets if block == "average" else datasets, known)
+
+
+def _ours(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, list[Record]]]:
+    """Our methods that a printed row is about, each group's by itself; no records when there are none."""
+    found: dict[str, list[Record]] = {}
+    for group in groups:
+        for record in group.records:
+            if (row := printed(record, block)) and row[0] == name:
+                found.setdefault(f"{name} ({record.method.name}, {group.slug})", []).append(record)
+    return list(found.items()) if len(found) > 1 else [(name, list(*found.values()))]

@@ -1,0 +1,233 @@
+"""Frozen activations of image sets: computed once, kept in memory or in a file, shared by every method and run.
+
+Knows encoders and images, and nothing of adapters. `Cache.source` is the one place that decides whether activations
+are held or computed when they are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.console import track
+from rmadapter.data.images import ImageSet
+from rmadapter.data.transforms import ImageTensors, TrainTransform, batches
+from rmadapter.encoders import Grid, States
+from rmadapter.errors import UserError
+from rmadapter.files import atomic
+from rmadapter.settings import Machine
+
+GB = 1e9
+BATCH = 64  # images encoded at once where no gradient is needed
+
+
+@dataclass(frozen=True)
+class Held:
+    """Activations of V views of N images, view by view: features [V * N, e], and x and y as `States` has them."""
+
+    first: int | None
+    layout: Grid
+    device: torch.device
+    features: Tensor
+    x: Tensor
+    y: Tensor
+    views: int = 1
+
+    @classmethod
+    def of_features(cls, views: Tensor) -> Held:
+        """Features [V, N, e] that are there already."""
+        nothing = torch.empty(0)
+        return cls(None, Grid(None), views.device, views.flatten(0, 1), nothing, nothing, len(views))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.features) // self.views
+
+    def batch(self, rows: Tensor, epoch: int = 0) -> States:
+        """The states of some images; views are taken in turn, epoch after epoch."""
+        rows = rows + epoch % self.views * len(self)
+        parts = [part[rows] if len(part) else part for part in (self.features, self.x, self.y)]
+        return States(self.first, self.layout, *parts).to(self.device)
+
+    def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
+        for rows in orders:
+            yield self.batch(rows, epoch)
+
+
+@dataclass(frozen=True)
+class Live:
+    """The same, read and encoded whenever they are needed. views: 0 for fresh ones in every epoch."""
+
+    cache: Cache
+    images: ImageSet
+    first: int | None
+    augmented: bool
+    views: int = 1
+    features: bool = True  # False: the blocks above `first` are not needed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, rows: Tensor, epoch: int = 0) -> States:
+        return next(self.batches(epoch, [rows]))
+
+    def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
+        for pixels in self.pixels(epoch, orders):
+            yield self.cache.backbone.image.frozen(pixels, self.first, features=self.features or self.first is None)
+
+    def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
+        """[B, 3, H, W] of some images after others."""
+        tensors = self.cache.tensors(self.images, epoch % self.views if self.views else epoch, self.augmented)
+        for pixels in batches(tensors, [rows.tolist() for rows in orders], self.cache.machine.workers):
+            yield pixels.to(self.cache.device)
+
+
+Source = Held | Live
+
+
+@dataclass(eq=False)
+class Cache:
+    """A memory of activations; the least recently used leave it when `machine.cache_memory` GB are full.
+
+    augmentation, views, seed: of the images that are trained on, as `Task` has them. folder: where activations that do
+    not fit into memory lie as files. hold: False computes everything when it is needed, as for images seen once.
+    """
+
+    backbone: Backbone
+    machine: Machine = field(default_factory=Machine)
+    augmentation: str = "none"
+    views: int = 0
+    seed: int = 1
+    folder: Path | None = None
+    hold: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self._held: OrderedDict[tuple[Any, ...], Held] = OrderedDict()
+        self.seconds = 0.0  # spent on computing activations so far
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    def source(self, images: ImageSet, first: int | None = None, *, augmented: bool = False) -> Source:
+        """Tokens into block `first` of the image encoder, its output and the features; None for features alone.
+
+        augmented: of the training views that were asked for, if any.
+        """
+        augmented = augmented and self.augmentation == "standard"
+        views = self.views if augmented else 1
+        if not self.hold or not views:
+            return Live(self, images, first, augmented, views)
+        key = (images.digest, first, augmented)
+        if key not in self._held:
+            found = self._features_of(images, augmented) if first is None else None
+            found = found or self._compute(images, first, augmented, views)
+            if found is None:
+                return Live(self, images, first, augmented, views)
+            self._held[key] = found
+            while len(self._held) > 1 and sum(map(_bytes, self._held.values())) > self.machine.cache_memory * GB:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def features(self, images: ImageSet, *, augmented: bool = False) -> Tensor:
+        """Untouched features [V, N, e] of all views of all images, on the device; not normalised.
+
+        Raises UserError where every epoch has views of its own.
+        """
+        source = self.source(images, augmented=augmented)
+        if not source.views:
+            raise UserError("this method reads all views of its images at once: give their number, as --set views=8")
+        orders = in_turn(len(images))
+        views = [source.batches(view, orders) for view in range(source.views)]
+        return torch.stack([torch.cat([states.features for states in view]) for view in views])
+
+    def stream(self, images: ImageSet, first: int | None = None, text: str = "evaluating") -> Iterator[States]:
+        """The states of all images in order, in batches."""
+        orders = in_turn(len(images))
+        yield from track(self.source(images, first).batches(0, orders), len(orders), text, self.progress)
+
+    def tensors(self, images: ImageSet, view: int, augmented: bool) -> ImageTensors:
+        """Images as the encoder takes them; an augmented one depends on seed, view and its place alone."""
+        if not augmented:
+            return ImageTensors(images, self.backbone.preprocess)
+        transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
+        return ImageTensors(images, transform, (self.seed, view))
+
+    def _features_of(self, images: ImageSet, augmented: bool) -> Held | None:
+        """Features that came with the tokens of the same images."""
+        for (digest, _, views), held in self._held.items():
+            if (digest, views) == (images.digest, augmented):
+                return replace(held, first=None, features=held.features.clone(), x=torch.empty(0), y=torch.empty(0))
+        return None
+
+    def _compute(self, images: ImageSet, first: int | None, augmented: bool, views: int) -> Held | None:
+        """In memory, or in a file; None when neither has room."""
+        started, live = time.perf_counter(), Live(self, images, first, augmented, views)
+        blank = torch.zeros(1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device)
+        probe = self.backbone.image.frozen(blank, first)
+        parts = (probe.features, probe.x, probe.y)
+        shapes = [(views * len(images), *part.shape[1:]) if len(part) else (0,) for part in parts]
+        size = sum(torch.Size(shape).numel() for shape in shapes)
+        if first is None or 4 * size <= self.machine.cache_memory * GB:
+            flat = torch.empty(size)
+            self._fill(live, _cut(flat, shapes))
+        elif self.folder and 4 * size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
+            file = self.folder / f"frozen-{self._name(images, first, augmented)}.bin"
+            if not file.exists():
+                with atomic(file) as part:
+                    flat = torch.from_file(str(part), shared=True, size=size)
+                    self._fill(live, _cut(flat, shapes))
+                    del flat
+            flat = torch.from_file(str(file), shared=True, size=size)
+        else:
+            return None
+        self.seconds += time.perf_counter() - started
+        features, x, y = _cut(flat, shapes)
+        return Held(first, probe.layout, self.device, features, x, y, views)
+
+    def _fill(self, live: Live, stores: list[Tensor]) -> None:
+        orders, row = in_turn(len(live)), 0
+        every = (states for view in range(live.views) for states in live.batches(view, orders))
+        for states in track(every, live.views * len(orders), "frozen activations", self.progress):
+            for store, part in zip(stores, (states.features, states.x, states.y), strict=True):
+                store[row : row + len(part)] = part
+            row += len(states.features)
+
+    def _name(self, images: ImageSet, first: int | None, augmented: bool) -> str:
+        """Tells weights, transform, images and block, so that a stale file can never be read."""
+        transform = [str(self.tensors(images, 0, augmented).transform), *([self.seed, self.views] if augmented else ())]
+        parts = [self.backbone.digest, transform, images.digest, first]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def in_turn(count: int) -> list[Tensor]:
+    """All rows in batches."""
+    return list(torch.arange(count).split(BATCH)) if count else []
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _cut(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """One tensor per shape out of a flat one."""
+    numbers = [torch.Size(shape).numel() for shape in shapes]
+    return [part.view(shape) for part, shape in zip(flat.split(numbers), shapes, strict=True)]
+
+
+def _bytes(held: Held) -> int:
+    return sum(part.numel() * part.element_size() for part in (held.features, held.x, held.y))

@@ -1,0 +1,116 @@
+"""Transformer blocks of open_clip, timm and BERT by the roles of their parts.
+
+A view runs the backbone's own modules, in the order of the block's own forward, but lets the caller leave out what is
+not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class View(Protocol):
+    """A block that can be taken apart: norm, projections, attention by the caller, and what comes after it."""
+
+    heads: int
+
+    def norm(self, x: Tensor) -> Tensor:
+        """What attention reads of the tokens [..., d]."""
+        ...
+
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]: ...
+
+    def query(self, n: Tensor) -> Tensor: ...
+
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]: ...
+
+    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Everything after attention: its output projection, the residuals and the MLP."""
+        ...
+
+
+class PreNorm:
+    """A pre-norm block of open_clip or timm; same arithmetic as its own forward."""
+
+    def __init__(self, block: Any, *, timm: bool) -> None:
+        self.attn, self.mlp, self.heads = block.attn, block.mlp, block.attn.num_heads
+        names = ("norm1", "norm2", "ls1", "ls2") if timm else ("ln_1", "ln_2", "ls_1", "ls_2")
+        self.norm, self.norm2, self.ls1, self.ls2 = (getattr(block, name) for name in names)
+        self.out = block.attn.proj if timm else block.attn.out_proj
+        self.timm = timm
+
+    def _project(self, n: Tensor, start: int, stop: int) -> Tensor:
+        """Rows start..stop, in widths, of the fused query-key-value projection."""
+        a, d = self.attn, n.shape[-1]
+        weight, bias = (a.qkv.weight, a.qkv.bias) if self.timm else (a.in_proj_weight, a.in_proj_bias)
+        return F.linear(n, weight[start * d : stop * d], None if bias is None else bias[start * d : stop * d])
+
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self._project(n, 0, 3).chunk(3, -1)
+
+    def query(self, n: Tensor) -> Tensor:
+        return self._project(n, 0, 1)
+
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self._project(n, 1, 3).chunk(2, -1)
+
+    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.ls1(self.out(attended))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class PostNorm:
+    """A post-norm block of a Hugging Face encoder of the BERT family."""
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+        self.heads = block.attention.self.num_attention_heads
+
+    def norm(self, x: Tensor) -> Tensor:
+        return x  # the block below ended with a LayerNorm
+
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self.query(n), *self.key_value(n)
+
+    def query(self, n: Tensor) -> Tensor:
+        return self.block.attention.self.query(n)
+
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
+        a = self.block.attention.self
+        return a.key(n), a.value(n)
+
+    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = self.block.attention.output(attended, x)
+        return self.block.output(self.block.intermediate(x), x)
+
+
+class Opaque:
+    """A block of another make, run by its own forward on whole sequences."""
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+        self.norm = getattr(block, "norm1", None) or getattr(block, "ln_1", None) or nn.Identity()
+
+    def run(self, x: Tensor, extras: Mapping[str, Any]) -> Tensor:
+        """extras: what its encoder passes to it besides the tokens."""
+        return self.block(x, **extras)
+
+
+def view_of(block: Any) -> View | Opaque:
+    """The leanest view that computes exactly what the block's own forward computes."""
+    from open_clip.transformer import ResidualAttentionBlock
+    from timm.models.vision_transformer import Block
+
+    if type(block) is ResidualAttentionBlock and block.attn.batch_first:
+        return PreNorm(block, timm=False)
+    if type(block) is Block:
+        plain = [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
+        if all(part is None or isinstance(part, nn.Identity) for part in plain) and hasattr(block.attn, "qkv"):
+            return PreNorm(block, timm=True)
+    if hasattr(block, "intermediate") and hasattr(block, "attention") and hasattr(block.attention, "self"):
+        return PostNorm(block)
+    return Opaque(block)

@@ -1,0 +1,105 @@
+"""One encoder seen as stem -> blocks -> head, so that nothing is computed twice and nothing that is never read.
+
+Run from what enters block `first`, an encoder computes the function of the backbone's own forward pass, but
+  1. the blocks below `first` are frozen: their output is given, not computed, and so is block `first`'s own output;
+  2. text is cut at the end-of-text token, whose successors causal attention never reads;
+  3. the words that all prompts begin with are computed once, for every class to attend to;
+  4. norms, projections and MLPs run on real text tokens alone, packed without padding;
+  5. the top block runs for the one token that is read (class token, end-of-text), where one token is read.
+An encoder is a value: nothing in it changes after it was made, so that any number of methods share it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rmadapter.encoders.blocks import Opaque, View, view_of
+from rmadapter.encoders.layouts import Grid, Packed
+
+Layout = TypeVar("Layout", Grid, Packed)
+NOTHING = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class States:
+    """What an encoder gives up to block `first`; none of it changes in training.
+
+    first: a block, counted from 1; None when only the features were wanted. x: tokens that enter it, [B, L, d] of
+    images, [T, d] of text. y: what that block, untouched, makes of them (of the token that is read, if it is the top
+    block). features: [B or C, e] of the untouched encoder. What was not wanted is empty.
+    """
+
+    first: int | None
+    layout: Any  # Grid of images, Packed of text
+    features: Tensor = NOTHING
+    x: Tensor = NOTHING
+    y: Tensor = NOTHING
+
+    def to(self, device: torch.device) -> States:
+        moved = (part.to(device) for part in (self.features, self.x, self.y))
+        return States(self.first, self.layout.to(device), *moved)
+
+
+class Encoder(ABC, Generic[Layout]):
+    """blocks: the backbone's own modules. views: the same, taken apart."""
+
+    side: ClassVar[str]
+
+    def __init__(self, blocks: Sequence[nn.Module], width: int) -> None:
+        self.blocks: list[nn.Module] = list(blocks)
+        self.views: list[View | Opaque] = [view_of(block) for block in blocks]
+        self.width, self.depth = width, len(self.blocks)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether some block runs by its own forward alone, on the tokens that its encoder made and no others."""
+        return any(isinstance(view, Opaque) for view in self.views)
+
+    @abstractmethod
+    def head(self, x: Tensor, layout: Layout) -> Tensor:
+        """Tokens that leave the top block, or just those that are read, -> features [B or C, e]."""
+
+    def reads_some(self, layout: Layout) -> bool:
+        """Whether the top block is needed for the tokens alone that `layout.read` gives."""
+        return layout.read_index is not None and not isinstance(self.views[-1], Opaque)
+
+    def norm(self, block: int, x: Tensor) -> Tensor:
+        """What the attention of a block, counted from 1, reads of the tokens that enter it."""
+        return self.views[block - 1].norm(x)
+
+    def step(
+        self, block: int, x: Tensor, n: Tensor, layout: Layout, top: bool = False, views: Sequence[Any] = ()
+    ) -> Tensor:
+        """A block on tokens x whose norm is n. top: for the tokens alone that are read. views: other views to run."""
+        view = (views or self.views)[block - 1]
+        if isinstance(view, Opaque):
+            assert isinstance(layout, Grid)
+            return view.run(x, layout.extras.get(block, {}))
+        if top:
+            k, v = view.key_value(n)
+            return view.close(layout.read(x), layout.attend_read(view.query(layout.read(n)), k, v, view.heads))
+        q, k, v = view.qkv(n)
+        return view.close(x, layout.attend(q, k, v, view.heads))
+
+    def encode(
+        self,
+        x: Tensor,
+        layout: Layout,
+        first: int = 1,
+        edit: Callable[[int, Tensor], Tensor] | None = None,
+        views: Sequence[Any] = (),
+    ) -> Tensor:
+        """Features [B or C, e] of tokens that enter block `first`; edit(i, x) changes what enters block i."""
+        for i in range(first, self.depth + 1):
+            x = edit(i, x) if edit else x
+            x = self.step(i, x, self.norm(i, x), layout, self._is_top(i, layout), views)
+        return self.head(x, layout)
+
+    def _is_top(self, block: int, layout: Layout) -> bool:
+        return block == self.depth and self.reads_some(layout)

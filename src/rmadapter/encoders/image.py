@@ -1,0 +1,103 @@
+"""Image encoders: open_clip's own vision transformer, and a timm trunk with a projection."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmadapter.encoders.blocks import Opaque
+from rmadapter.encoders.encoder import NOTHING, Encoder, States
+from rmadapter.encoders.layouts import Grid
+
+
+class _Enough(Exception):
+    """Raised inside a forward pass whose rest is not wanted."""
+
+
+class ImageEncoder(Encoder[Grid]):
+    """pre_norm: what the embeddings pass in front of block 1."""
+
+    side = "image"
+    pre_norm: nn.Module
+
+    def __init__(self, visual: nn.Module, blocks: Sequence[nn.Module], width: int, read_index: int | None) -> None:
+        super().__init__(blocks, width)
+        self.visual, self._read_index = visual, read_index
+
+    @abstractmethod
+    def top_norm(self, x: Tensor) -> Tensor:
+        """The norm behind the top block, on single tokens [..., d]."""
+
+    @torch.no_grad()
+    def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
+        """Run the untouched encoder on images [B, 3, H, W]: its own forward, watched, which works for every stem.
+
+        first: the block whose input is wanted, if any. features=False spares the blocks above it.
+        """
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        extras: dict[int, dict[str, Any]] = {}
+
+        def watch(i: int) -> Any:
+            def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+                if isinstance(self.views[i - 1], Opaque):
+                    extras[i] = kwargs
+                if i == first:
+                    seen[i] = (args[0], output)
+                    if not features and not self.opaque:
+                        raise _Enough
+
+            return hook
+
+        found = NOTHING
+        with ExitStack() as stack:
+            for i in range(first or self.depth + 1, self.depth + 1):
+                handle = self.blocks[i - 1].register_forward_hook(watch(i), with_kwargs=True)
+                stack.callback(handle.remove)
+            with suppress(_Enough):
+                found = self.visual(images)
+        layout = Grid(self._read_index, extras=extras)
+        if first is None:
+            return States(None, layout, found)
+        x, y = seen[first]
+        return States(first, layout, found, x, layout.read(y) if self._is_top(first, layout) else y)
+
+
+class ClipImage(ImageEncoder):
+    """open_clip's VisionTransformer."""
+
+    def __init__(self, visual: Any) -> None:
+        one = visual.pool_type == "tok" and visual.attn_pool is None
+        super().__init__(visual, visual.transformer.resblocks, visual.transformer.width, 0 if one else None)
+        self.pre_norm = visual.ln_pre
+
+    def head(self, x: Tensor, layout: Grid) -> Tensor:
+        v: Any = self.visual
+        pooled = v._pool(x if x.ndim == 3 else x[:, None])[0]  # takes token 0 of one
+        return pooled if v.proj is None else pooled @ v.proj
+
+    def top_norm(self, x: Tensor) -> Tensor:
+        v: Any = self.visual
+        return v.ln_post(x)
+
+
+class TimmImage(ImageEncoder):
+    """open_clip's TimmModel: a trunk of timm and a projection."""
+
+    def __init__(self, visual: Any) -> None:
+        trunk = visual.trunk
+        one = trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None
+        super().__init__(visual, trunk.blocks, trunk.embed_dim, 0 if one else None)
+        self.trunk = trunk
+        self.pre_norm = getattr(trunk, "norm_pre", nn.Identity())
+
+    def head(self, x: Tensor, layout: Grid) -> Tensor:
+        v: Any = self.visual
+        return v.head(self.trunk.forward_head(self.trunk.norm(x if x.ndim == 3 else x[:, None])))
+
+    def top_norm(self, x: Tensor) -> Tensor:
+        return self.trunk.fc_norm(self.trunk.norm(x))

@@ -1,0 +1,138 @@
+"""How the tokens of a batch lie in memory, and how attention runs over them without padding.
+
+Shapes: B images, C prompts, L tokens, T packed tokens, P prefix tokens, S own tokens of the longest prompt, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """[..., L, d] -> [..., h, L, d/h]"""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Multi-head attention of [N, L, d] on [N, M, d]; mask is True where a query may look."""
+    q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Images: every sequence has the same L tokens, all of them real.
+
+    read_index: the one token that the head reads; None for all. last: how many tokens at the end are read besides.
+    extras: what the encoder passes to blocks of an unknown make besides the tokens, by block number.
+    """
+
+    read_index: int | None
+    last: int = 0
+    extras: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return _attend(q, k, v, heads)
+
+    def attend_read(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """Attention of the tokens that `read` gives."""
+        return _attend(q, k, v, heads) if self.last else _attend(q[:, None], k, v, heads)[:, 0]
+
+    def read(self, x: Tensor) -> Tensor:
+        """[B, L, d] -> [B, d], or [B, 1 + last, d]"""
+        return torch.cat([x[:, :1], x[:, -self.last :]], 1) if self.last else x[:, self.read_index]
+
+    def to(self, device: torch.device) -> Grid:
+        def moved(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return replace(self, extras={i: {k: moved(v) for k, v in given.items()} for i, given in self.extras.items()})
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Prompts without padding: a shared prefix of P tokens once, then each prompt's own tokens, one after the other.
+
+    ids, positions: [T] token and place of each packed token. slots: [T - P] its place in the padded grid [C, S].
+    mask: what a grid token may look at, among prefix and own tokens. read_index: [C] packed index of the token read,
+    and read_mask what that one may look at; None when all are read. weight: [T] how many prompts hold the token.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    prefix: int
+    slots: Tensor
+    grid: tuple[int, int]
+    mask: Tensor
+    read_index: Tensor | None
+    read_mask: Tensor | None
+    weight: Tensor
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Own tokens [T - P, d] -> grid [C, S, d], zero where there is no token."""
+        rows, columns = self.grid
+        flat = x.new_zeros(rows * columns, x.shape[-1]).index_copy(0, self.slots, x)
+        return flat.unflatten(0, self.grid)
+
+    def _keys(self, x: Tensor) -> Tensor:
+        """[T, d] -> [C, P + S, d]: the prefix before every prompt's own tokens."""
+        own = self.pad(x[self.prefix :])
+        return torch.cat([x[: self.prefix].expand(self.grid[0], -1, -1), own], 1) if self.prefix else own
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        p = self.prefix
+        own = _attend(self.pad(q[p:]), self._keys(k), self._keys(v), heads, self.mask)
+        own = own.flatten(0, 1).index_select(0, self.slots)
+        if not p:
+            return own
+        shared = _attend(q[None, :p], k[None, :p], v[None, :p], heads, causal=True)[0]
+        return torch.cat([shared, own])
+
+    def attend_read(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return _attend(q[:, None], self._keys(k), self._keys(v), heads, self.read_mask)[:, 0]
+
+    def read(self, x: Tensor) -> Tensor:
+        """[T, d] -> [C, d]"""
+        assert self.read_index is not None
+        return x.index_select(0, self.read_index)
+
+    def to(self, device: torch.device) -> Packed:
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, share: bool = True) -> Packed:
+    """Lay out prompts [C, L] of which the first `lengths` [C] tokens are real; read: [C] position of the one read.
+
+    share: keep a common beginning once, which is exact under causal attention alone.
+    """
+    count, device = len(tokens), tokens.device
+    prefix = 0
+    if causal and share:  # only then are the states of equal beginnings equal
+        same = (tokens == tokens[:1]).all(0).long().cumprod(0).sum()
+        prefix = int(min(same, lengths.min() - 1))
+    own = lengths - prefix
+    width = int(own.max())
+    column = torch.arange(width, device=device)
+    real = column < own[:, None]  # [C, S]
+    slots = real.flatten().nonzero()[:, 0]
+    ids = torch.cat([tokens[0, :prefix], tokens[:, prefix : prefix + width][real]])
+    positions = torch.cat([torch.arange(prefix, device=device), (column + prefix).expand(count, -1)[real]])
+    keys = torch.arange(prefix + width, device=device)
+    # [S, P + S], the same for every prompt, or [C, 1, 1, S]
+    mask = keys <= column[:, None] + prefix if causal else real[:, None, None, :]
+    read_index = read_mask = None
+    if read is not None:
+        start = torch.cat([own.new_zeros(1), own.cumsum(0)[:-1]])
+        read_index = prefix + start + read - prefix
+        limit = read if causal else lengths - 1
+        read_mask = (keys <= limit[:, None])[:, None, None, :]
+    weight = torch.ones(len(ids), device=device)
+    weight[:prefix] = count
+    return Packed(ids, positions, prefix, slots, (count, width), mask, read_index, read_mask, weight)

@@ -1,0 +1,107 @@
+"""Text encoders, whose prompts are packed: open_clip's text transformer and Hugging Face's BERT family."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmadapter.encoders.encoder import NOTHING, Encoder, States
+from rmadapter.encoders.layouts import Packed, pack
+
+
+class TextEncoder(Encoder[Packed]):
+    """causal: whether a token attends to those before it alone."""
+
+    side = "text"
+    causal = False
+
+    @abstractmethod
+    def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """How many tokens of each prompt count [C], and the position of the one that is read [C], if it is one."""
+
+    @abstractmethod
+    def words(self, layout: Packed) -> Tensor:
+        """Embeddings of the tokens alone, [T, d]."""
+
+    @abstractmethod
+    def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
+        """What enters block 1, [T, d]; words: other embeddings than the tokens' own."""
+
+    def layout(self, tokens: Tensor, share: bool = True) -> Packed:
+        """share=False keeps the words that all prompts begin with apart, for whoever changes them class by class."""
+        return pack(tokens, *self.real_tokens(tokens), causal=self.causal, share=share)
+
+    @torch.no_grad()
+    def frozen(self, tokens: Tensor, first: int | None = None) -> States:
+        """Run the untouched encoder on tokens [C, L]. first: the block whose input is wanted, if any."""
+        layout = self.layout(tokens)
+        x = self.stem(layout)
+        kept = (NOTHING, NOTHING)
+        for i in range(1, self.depth + 1):
+            y = self.step(i, x, self.norm(i, x), layout, self._is_top(i, layout))
+            if i == first:
+                kept = (x, y)
+            x = y
+        return States(first, layout, self.head(x, layout), *kept)
+
+
+class ClipText(TextEncoder):
+    """open_clip's text transformer, inside the model (CLIP) or apart from it (custom text)."""
+
+    def __init__(self, text: Any, *, inside: bool) -> None:
+        super().__init__(text.transformer.resblocks, text.transformer.width)
+        self.text, self.causal = text, text.attn_mask is not None
+        self.pool, self.eos = (text.text_pool_type, text.text_eos_id) if inside else (text.pool_type, text.eos_id)
+
+    def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        full = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+        if self.pool == "argmax":
+            read = tokens.argmax(-1)
+        elif self.pool == "eos":
+            read = tokens.eq(self.eos).int().argmax(-1)
+        else:
+            read = full - 1 if self.pool == "last" else full * 0
+        return (read + 1 if self.causal else full), read
+
+    def words(self, layout: Packed) -> Tensor:
+        return self.text.token_embedding(layout.ids)
+
+    def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
+        return (self.words(layout) if words is None else words) + self.text.positional_embedding[layout.positions]
+
+    def head(self, x: Tensor, layout: Packed) -> Tensor:
+        rows = x if self.reads_some(layout) else layout.read(x)
+        rows, projection = self.text.ln_final(rows), self.text.text_projection
+        if projection is None:
+            return rows
+        return projection(rows) if isinstance(projection, nn.Linear) else rows @ projection
+
+
+class BertText(TextEncoder):
+    """A Hugging Face encoder of the BERT family inside open_clip's HFTextEncoder."""
+
+    def __init__(self, text: Any) -> None:
+        super().__init__(text.transformer.encoder.layer, text.config.hidden_size)
+        self.text = text
+
+    def real_tokens(self, tokens: Tensor) -> tuple[Tensor, None]:
+        return (tokens != self.text.config.pad_token_id).sum(-1), None
+
+    def words(self, layout: Packed) -> Tensor:
+        return self.text.transformer.embeddings.word_embeddings(layout.ids)
+
+    def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
+        grid = torch.full(layout.grid, self.text.config.pad_token_id, device=layout.ids.device)
+        ids = grid.flatten().index_copy(0, layout.slots, layout.ids).unflatten(0, layout.grid)
+        given = {"input_ids": ids} if words is None else {"inputs_embeds": layout.pad(words)}
+        return self.text.transformer.embeddings(**given).flatten(0, 1)[layout.slots]
+
+    def head(self, x: Tensor, layout: Packed) -> Tensor:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        hidden = layout.pad(x)
+        mask = layout.pad(torch.ones_like(x[:, :1]))[..., 0].long()
+        return self.text.proj(self.text.pooler(BaseModelOutput(last_hidden_state=hidden), mask))

@@ -1,0 +1,118 @@
+"""The machine: its devices and memory, what runs on it cost, and the versions that numbers depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import platform
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+LIBRARIES = ("rmadapter", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the platform and every library that a number can depend on."""
+    found = {name: metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's generator of the CPU started at a seed, and afterwards where it was before."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move those of all GPUs
+        yield
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """ "auto" is the GPU if there is one. Raises UserError for a device this machine lacks."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name!r}: this machine has no usable GPU; write device=cpu or device=auto")
+    return device
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep what is freed, for this process and from now on; False with any other C library.
+
+    Training frees and takes the same large tensors in every step. By default glibc takes each of them from the system
+    and gives it back at once, and the system then fills each of its pages with zeros anew: a third of a million pages
+    per training step of ViT-B/16 with 1,000 classes. The price is that the process stays as large as it once was.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        # M_MMAP_THRESHOLD: what is smaller never comes from the system alone. M_TRIM_THRESHOLD: nothing is given back.
+        return bool(mallopt(-3, 2**31 - 1) and mallopt(-1, -1))
+    return False
+
+
+def give_back_memory() -> None:
+    """Give what is kept back to the system, once; nothing with a C library that cannot."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def reset_peak(device: torch.device) -> None:
+    """From now on `peak` is that of this run, where the system can tell it (Linux, CUDA)."""
+    import torch
+
+    gc.collect()
+    give_back_memory()  # training keeps what it frees; that is not the next run's
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> dict[str, float | None]:
+    """Peak resident memory of the process and, with a GPU, of tensors on it; MB of 1e6 bytes."""
+    import torch
+
+    try:
+        status = Path("/proc/self/status").read_text()
+        resident: float | None = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / 1e6
+    except (OSError, IndexError):
+        resident = None
+    gpu = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+    return {"peak_mb": resident and round(resident, 1), "peak_gpu_mb": gpu}
+
+
+def processor() -> str:
+    """Its name."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Processor, its cores, the threads in use and the device."""
+    import torch
+
+    return {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+    }

@@ -1,0 +1,252 @@
+"""The contract of every method: `fit(backbone, shots) -> Fitted`, and `restore` for what was fitted and saved.
+
+A method is a frozen dataclass. Its fields are the hyper-parameters of its published configuration; docs/your_method.md
+shows one in 25 lines.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from rmadapter.cache import Cache, Live, Source, in_turn
+from rmadapter.console import track
+from rmadapter.errors import UserError
+from rmadapter.settings import Machine
+from rmadapter.task import TEMPLATES
+
+if TYPE_CHECKING:
+    from rmadapter.backbones import Backbone
+    from rmadapter.data.images import ImageSet, ImageSource
+    from rmadapter.encoders import States
+
+ToLogits: TypeAlias = "Callable[[States], Tensor]"  # states of B images -> logits [B, C]
+
+
+class NotApplicable(Exception):
+    """The method has no answer to this question, such as about classes that it never saw; the message says why."""
+
+
+class Parameters(NamedTuple):
+    """How many numbers are trained, and how many of them only training needs."""
+
+    trained: int = 0
+    training_only: int = 0
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a training that was killed lies, and what it was, so that another one is refused."""
+
+    path: Path
+    key: str = ""
+
+
+class Known(NamedTuple):
+    """What a model is fitted to: names of classes, and the prompt templates that they are put into, one {} each."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...] = TEMPLATES
+
+
+@dataclass(frozen=True, eq=False)
+class Shots:
+    """All that a method sees: the shots, validation images drawn from the train split, and what is common to all.
+
+    No test image is reachable from here. templates: prompt templates, one {} each. seed: of everything random.
+    unfinished: where the training is kept while it runs.
+    """
+
+    images: ImageSet
+    cache: Cache
+    templates: tuple[str, ...] = TEMPLATES
+    seed: int = 1
+    val: ImageSet | None = None
+    unfinished: Unfinished | None = None
+    progress: bool = True
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.images.classes
+
+    @property
+    def known(self) -> Known:
+        return Known(self.classes, self.templates)
+
+    @property
+    def labels(self) -> Tensor:
+        """[N], indices into `classes`."""
+        return torch.tensor(self.images.labels, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.cache.device
+
+    @property
+    def machine(self) -> Machine:
+        return self.cache.machine
+
+    def source(self, first: int | None = None) -> Source:
+        """Frozen activations of the shots in all their views. first: the block whose input is wanted, or None."""
+        return self.cache.source(self.images, first, augmented=True)
+
+    def features(self) -> Tensor:
+        """Untouched features [V, N, e] of V views of the shots, not normalised."""
+        return self.cache.features(self.images, augmented=True)
+
+    def plain_features(self, images: ImageSet | None = None) -> Tensor:
+        """Untouched features [N, e], without augmentation, of the shots or of other images; not normalised."""
+        return self.cache.features(self.images if images is None else images)[0]
+
+    def pixels(self, rows: Tensor, epoch: int, first: int | None) -> Tensor:
+        """The shots themselves, [B, 3, H, W], as `source(first)` gives their states in this epoch."""
+        source = self.source(first)
+        live = Live(self.cache, self.images, first, self.cache.augmentation == "standard", source.views)
+        return next(live.pixels(epoch, [rows]))
+
+
+@dataclass
+class Trained:
+    """Where a training stands, or ended: steps, seconds, loss terms of every step, typical seconds of one."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    step_seconds: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted method: everything that it needs to answer lies in `tensors`, its own fields and the backbone.
+
+    for_classes(names) gives a function from the states of B images to logits [B, C]; it raises NotApplicable for names
+    that the method cannot know. first: the block of the image encoder whose input these states hold; None for features
+    alone. parameters: numbers that were trained.
+    """
+
+    method: Method
+    backbone: Backbone
+    known: Known
+    tensors: Mapping[str, Tensor]
+    for_classes: Callable[[Sequence[str]], ToLogits]
+    first: int | None = None
+    parameters: int = 0
+    trained: Trained = field(default_factory=Trained)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.known.classes
+
+    def after(self, trained: Trained) -> Fitted:
+        """The same, with how it was trained."""
+        return replace(self, trained=trained)
+
+    def score(self, names: Sequence[str] | None = None) -> ToLogits:
+        """`for_classes`, without gradients; None for the classes that it was fitted to."""
+        with torch.no_grad():
+            found = self.for_classes(self.classes if names is None else tuple(names))
+        return torch.no_grad()(found)
+
+    def probabilities(
+        self, images: Sequence[ImageSource], names: Sequence[str] | None = None, *, progress: bool = False
+    ) -> Iterator[Tensor]:
+        """[B, C] of images in turn, each decoded and encoded once. Raises as `score`, and UserError as load_image."""
+        from rmadapter.data.images import ImageSet
+
+        some = ImageSet(tuple(images), (0,) * len(images), ("",))
+        live = Live(Cache(self.backbone, hold=False), some, self.first, augmented=False, features=self.first is None)
+        orders = in_turn(len(some))
+        stream = track(live.batches(0, orders), len(orders), "predicting", progress)
+        for found in answers({self.method.title: self.score(names)}, stream):
+            yield found[self.method.title]
+
+
+class Method(Protocol):
+    """title: for tables. source: paper, and where the values of the fields are from."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted: ...
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        """What `fit` gave, from its tensors; in a fitted model too the answers come from here."""
+        ...
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        """How many there are; the numbers of classes and shots matter to few methods."""
+        ...
+
+
+@torch.no_grad()
+def answers(models: Mapping[str, ToLogits], stream: Iterable[States]) -> Iterator[dict[str, Tensor]]:
+    """Probabilities [B, C] of each model on the CPU, batch after batch. Raises UserError where they are no numbers."""
+    for states in stream:
+        found = {name: score(states).float().softmax(-1).cpu() for name, score in models.items()}
+        for name, table in found.items():
+            if not table.isfinite().all():
+                raise UserError(f"{name} answers with what is not a number: its training diverged, or it has a bug")
+        yield found
+
+
+def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Where the names stand among the classes that were trained. Raises NotApplicable for another name."""
+    place = {name: i for i, name in enumerate(classes)}
+    if new := [name for name in names if name not in place]:
+        raise NotApplicable(f"{title} knows the classes it was trained on alone, not {new[0]!r}")
+    return [place[name] for name in names]
+
+
+class Learner(nn.Module, ABC):
+    """A module on a frozen backbone, whose state is all that a method learns.
+
+    first: the block of the image encoder whose input it reads; None for features alone.
+    """
+
+    first: int | None = None
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @abstractmethod
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        """As `Fitted.for_classes`, after a fit to `known`."""
+
+
+class ModuleMethod(ABC):
+    """What is common to methods that learn one module: the trained one answers like any other with its state."""
+
+    title: ClassVar[str]
+    source: ClassVar[str]
+
+    @abstractmethod
+    def module(self, backbone: Backbone, seed: int = 1) -> Learner:
+        """An untrained one."""
+
+    @abstractmethod
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted: ...
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        module = self.module(backbone).eval()
+        module.load_state_dict(dict(tensors))
+        for_classes = partial(module.for_classes, known=known)
+        return Fitted(self, backbone, known, tensors, for_classes, module.first, count(module))
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(count(self.module(backbone)))
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

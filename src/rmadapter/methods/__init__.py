@@ -1,0 +1,134 @@
+"""The methods by name: one paper, one file. A row is a module and the object in it with the published settings.
+
+From outside: `package.module:Class`, `file.py:Class`, or an entry point of the group `rmadapter.methods`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmadapter.errors import UserError, nearest
+from rmadapter.settings import configured
+
+if TYPE_CHECKING:
+    from rmadapter.method import Method
+
+METHODS: dict[str, str] = {
+    "zero-shot": "zero_shot:ZeroShot",
+    "zero-shot-ensemble": "zero_shot:ENSEMBLE",
+    "linear-probe": "linear_probe:LinearProbe",
+    "linear-probe-zero-shot": "linear_probe:ZeroShotProbe",
+    "clip-adapter": "clip_adapter:CLIPAdapter",
+    "tip-adapter": "tip_adapter:TipAdapter",
+    "tip-adapter-f": "tip_adapter:TipAdapterF",
+    "coop": "coop:CoOp",
+    "cocoop": "cocoop:CoCoOp",
+    "kgcoop": "kgcoop:KgCoOp",
+    "tcp": "tcp:TCP",
+    "clip-lora": "clip_lora:CLIPLoRA",
+    "maple": "maple:MaPLe",
+    "promptsrc": "promptsrc:PromptSRC",
+    "coprompt": "coprompt:CoPrompt",
+    "mmrl": "mmrl:MMRL",
+    "mma": "rmadapter:MMA",
+    "mma-adamw": "rmadapter:MMA_ADAMW",
+    "rmadapter": "rmadapter:RMAdapter",
+    "rmadapter-paper": "rmadapter:PAPER",
+}
+# Those that read an image's features alone, and so can share what came with another method's tokens.
+ON_FEATURES = (
+    *("zero-shot", "zero-shot-ensemble", "linear-probe", "linear-probe-zero-shot", "clip-adapter", "tip-adapter"),
+    *("tip-adapter-f", "coop", "cocoop", "kgcoop", "tcp"),
+)
+DEFAULT = "rmadapter"
+GROUP = "rmadapter.methods"
+EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the epochs of the published settings
+
+
+def entry_points() -> dict[str, metadata.EntryPoint]:
+    """Methods of installed packages by name; a name of ours stays ours."""
+    return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in METHODS}
+
+
+def is_outside(name: str) -> bool:
+    """Whether loading the method runs code that neither this package nor an installed entry point names."""
+    return name not in METHODS and name not in entry_points()
+
+
+def load_method(name: str, values: Mapping[str, Any] | None = None, effort: str = "normal") -> Method:
+    """A method with its published settings, some of them replaced by flat name.
+
+    effort: one of EFFORTS, of which `explain_effort` says what it means. Raises UserError for a name, field or effort
+    that is unknown.
+    """
+    found: Any = _find(name)
+    method = found() if isinstance(found, type) else found
+    for wanted in ("title", "source", "fit", "restore", "parameters"):
+        if not hasattr(method, wanted):
+            raise UserError(f"method {name!r} has no {wanted!r}: docs/your_method.md says what a method is")
+    if not is_dataclass(method):
+        raise UserError(f"method {name!r} is no dataclass: docs/your_method.md says what a method is")
+    return configured(_with_effort(method, effort), values or {}, name)
+
+
+def _find(name: str) -> Any:
+    if name in METHODS:
+        module, _, attribute = METHODS[name].partition(":")
+        return getattr(import_module(f"rmadapter.methods.{module}"), attribute)
+    if (point := entry_points().get(name)) is not None:
+        return point.load()
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        known = [*METHODS, *entry_points()]
+        raise UserError(f"unknown method {name!r}{nearest(name, known)}; from outside: file.py:Class, package:Class")
+    try:
+        module_ = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
+        return getattr(module_, attribute)
+    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+        raise UserError(f"method {name!r} cannot be loaded ({type(error).__name__}: {error})") from error
+
+
+def _from_file(path: Path) -> Any:
+    """A module of its own for each file, so that two methods called alike do not meet."""
+    file = path.expanduser().resolve()
+    key = f"rmadapter_method_{abs(hash(str(file)))}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, file)
+        if spec is None or spec.loader is None or not file.is_file():
+            raise ImportError(f"{file}: no such file")
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[key])
+        except BaseException:
+            del sys.modules[key]
+            raise
+    return sys.modules[key]
+
+
+# One dial
+
+
+def _with_effort(method: Any, effort: str) -> Any:
+    if effort not in EFFORTS:
+        raise UserError(f"effort={effort!r}{nearest(effort, EFFORTS)}")
+    factor, recipe = EFFORTS[effort], getattr(method, "recipe", None)
+    if factor == 1 or recipe is None:
+        return method
+    more = {name: math.ceil(factor * getattr(recipe, name)) for name in ("epochs", "iterations")}
+    return replace(method, recipe=replace(recipe, **more))
+
+
+def explain_effort(name: str, effort: str) -> str:
+    """What an effort changes, in a sentence."""
+    plain, other = (getattr(load_method(name, effort=e), "recipe", None) for e in ("normal", effort))
+    if plain is None or other is None:
+        return f"effort {effort}: {name} is not trained step by step, so that nothing changes"
+    what = "iterations" if plain.iterations else "epochs"
+    return f"effort {effort}: {getattr(other, what)} {what} instead of {getattr(plain, what)}"

@@ -1,0 +1,69 @@
+"""CLIP-Adapter: a bottleneck after the image encoder, blended with what went in. Gao et al., IJCV 2024."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.train import Batch, Recipe, minimise
+
+
+class Bottleneck(Learner):
+    """x -> ratio * relu(relu(x W_1) W_2) + (1 - ratio) * x, on features [..., e] that are not normalised."""
+
+    def __init__(self, backbone: Backbone, reduction: int, ratio: float) -> None:
+        super().__init__(backbone)
+        width = backbone.embedding_size
+        self.down = nn.Linear(width, width // reduction, bias=False)
+        self.up = nn.Linear(width // reduction, width, bias=False)
+        self.ratio = ratio
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ratio * F.relu(self.up(F.relu(self.down(x)))) + (1 - self.ratio) * x
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        weights = zero_shot_weights(self.backbone, names, known.templates)
+        return lambda states: cosine_logits(self.backbone, self(states.features), weights)
+
+
+@dataclass(frozen=True)
+class CLIPAdapter(ModuleMethod):
+    """The released trainer adapts image features alone. It has no configuration of its own but is run with CoOp's
+    command for ImageNet, whose settings these are; the paper searches the ratio for every data set."""
+
+    title: ClassVar[str] = "CLIP-Adapter"
+    source: ClassVar[str] = (
+        "Gao et al., IJCV 2024 (arXiv 2110.04544); ratio and reduction of github.com/gaopengcuhk/CLIP-Adapter, "
+        "optimisation of CoOp's vit_b16_ep50"
+    )
+    ratio: float = 0.2
+    reduction: int = 4
+    recipe: Recipe = Recipe()
+
+    def module(self, backbone: Backbone, seed: int = 1) -> Bottleneck:
+        """A new one, as PyTorch initialises linear layers. Raises UserError when nothing is left of the width."""
+        width = backbone.embedding_size
+        if not 1 <= self.reduction <= width:
+            raise UserError(f"reduction={self.reduction}: give a number from 1 to {width}, the length of a feature")
+        with seeded(seed):
+            return Bottleneck(backbone, self.reduction, self.ratio).to(backbone.device)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
+        module = self.module(backbone, shots.seed)
+
+        def loss(batch: Batch) -> Tensor:
+            logits = cosine_logits(backbone, module(batch.images.features), weights)
+            return F.cross_entropy(logits, batch.labels)
+
+        done = minimise(module, loss, self.recipe, shots, shots.source())
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)

@@ -1,0 +1,153 @@
+"""CLIP-LoRA: low-rank updates of attention in every block of both encoders. Zanella and Ben Ayed, CVPRW 2024.
+
+    q, k, v = W n + (alpha / sqrt(r)) B A drop(n)        n: tokens after the block's first norm, A: [r, d], B: [d, r]
+
+The backbone's weights stay as they are: a block is seen through a view that adds the second term. The image encoder
+is trained from its first block on, whose input is all that is frozen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import Encoder, Packed, States
+from rmadapter.errors import UserError
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.prompts import CHUNK, class_weights, cosine_logits, tokenize
+from rmadapter.train import Batch, Recipe, minimise
+
+
+class LowRank(nn.Module):
+    """scale * B A drop(x) for tokens [..., d]; zero at first."""
+
+    def __init__(self, width: int, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.up(self.down(F.dropout(x, self.dropout, self.training)))
+
+
+class UpdatedBlock:
+    """A block's view with updates of its query, key and value: three of LowRank."""
+
+    def __init__(self, view: Any, updates: nn.ModuleList) -> None:
+        self.view, self.updates = view, updates
+        self.norm, self.heads, self.close = view.norm, view.heads, view.close
+
+    def query(self, n: Tensor) -> Tensor:
+        return self.view.query(n) + self.updates[0](n)
+
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x + update(n) for x, update in zip(self.view.key_value(n), self.updates[1:], strict=True))
+
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x + update(n) for x, update in zip(self.view.qkv(n), self.updates, strict=True))
+
+
+class UpdatedCLIP(Learner):
+    """Both encoders of a backbone with trainable updates; the backbone itself knows nothing of them.
+
+    Raises UserError for encoders whose blocks cannot be taken apart.
+    """
+
+    first = 1
+
+    def __init__(self, backbone: Backbone, rank: int, scale: float, dropout: float, seed: int) -> None:
+        super().__init__(backbone)
+        self.dropout = dropout
+        sides: tuple[Encoder[Any], ...] = (backbone.image, backbone.text)
+        with seeded(seed):
+            updates: list[Any] = [self._update(encoder, rank, scale) for encoder in sides]
+        self.updates = nn.ModuleList(updates)
+        self.views = [
+            [UpdatedBlock(view, update) for view, update in zip(encoder.views, layers, strict=True)]
+            for encoder, layers in zip(sides, updates, strict=True)
+        ]
+        self.to(backbone.device)
+
+    def _update(self, encoder: Encoder[Any], rank: int, scale: float) -> nn.ModuleList:
+        if encoder.opaque:
+            kind = type(encoder.blocks[0]).__name__
+            raise UserError(
+                f"CLIP-LoRA changes query, key and value, and backbone {self.backbone.name!r} has blocks ({kind}) "
+                f"that cannot be taken apart; take another one, as 'ViT-B-16/openai'"
+            )
+        return nn.ModuleList(
+            nn.ModuleList(LowRank(encoder.width, rank, scale, self.dropout) for _ in range(3)) for _ in encoder.blocks
+        )
+
+    @torch.no_grad()
+    def prompts(self, names: Sequence[str], templates: Sequence[str], share: bool) -> list[tuple[Tensor, Packed]]:
+        """What enters the first block of the text encoder, in chunks of CHUNK prompts; none of it is trained."""
+        text, tokens = self.backbone.text, tokenize(self.backbone, names, templates)
+        layouts = [text.layout(chunk, share) for chunk in tokens.split(CHUNK)]
+        return [(text.stem(layout), layout) for layout in layouts]
+
+    def class_weights(self, prompts: Sequence[tuple[Tensor, Packed]], templates: int) -> Tensor:
+        """Normalised class features [C, e]; of several chunks, one at a time is kept for the gradient."""
+        if len(prompts) == 1:
+            return class_weights(self._encode_text(*prompts[0]), templates)
+        parts = [checkpoint(self._encode_text, *chunk, use_reentrant=False) for chunk in prompts]
+        return class_weights(torch.cat(parts), templates)
+
+    def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
+        return self.backbone.text.encode(x, layout, views=self.views[1])
+
+    def logits(self, states: States, weights: Tensor) -> Tensor:
+        """[B, C] from what enters the image encoder's first block."""
+        features = self.backbone.image.encode(states.x, states.layout, views=self.views[0])
+        return cosine_logits(self.backbone, features, weights)
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        weights = self.class_weights(self.prompts(names, known.templates, share=True), len(known.templates))
+        return lambda states: self.logits(states, weights)
+
+
+@dataclass(frozen=True)
+class CLIPLoRA(ModuleMethod):
+    """alpha / sqrt(rank) scales an update, as the released code has it. Dropout is drawn anew for every token of every
+    prompt, so that training cannot share the words that all prompts begin with. Several templates are averaged, where
+    the released code trains with the first.
+    """
+
+    title: ClassVar[str] = "CLIP-LoRA"
+    source: ClassVar[str] = (
+        "Zanella and Ben Ayed, CVPRW 2024 (arXiv 2405.18541); defaults of github.com/MaxZanella/CLIP-LoRA"
+    )
+    rank: int = 2
+    alpha: float = 1.0
+    dropout: float = 0.25
+    recipe: Recipe = Recipe(
+        optimizer="adamw", learning_rate=2e-4, weight_decay=0.01, iterations=500, batch_size=32,
+        schedule="step", warmup_epochs=0, final_rate=1e-6,
+    )  # fmt: skip
+
+    def module(self, backbone: Backbone, seed: int = 1) -> UpdatedCLIP:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise UserError(f"rank={self.rank}, dropout={self.dropout}: give a rank from 1 and a dropout below 1")
+        return UpdatedCLIP(backbone, self.rank, self.alpha / math.sqrt(self.rank), self.dropout, seed)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module, templates = self.module(backbone, shots.seed), len(shots.templates)
+        prompts = module.prompts(shots.classes, shots.templates, share=self.dropout == 0)
+
+        def loss(batch: Batch) -> Tensor:
+            logits = module.logits(batch.images, module.class_weights(prompts, templates))
+            return F.cross_entropy(logits, batch.labels)
+
+        done = minimise(module, loss, self.recipe, shots, shots.source(1))
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)

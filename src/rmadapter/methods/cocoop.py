@@ -1,0 +1,80 @@
+"""CoCoOp: Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.methods.context import PromptedText, context_vectors
+from rmadapter.prompts import cosine_logits
+from rmadapter.train import Batch, Recipe, minimise
+
+
+class Conditional(Learner):
+    """Context vectors to which each image adds one vector, made from its features by a bottleneck ("meta-net")."""
+
+    def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
+        super().__init__(backbone)
+        self.ctx = context_vectors(backbone, words, tokens, seed)
+        size = backbone.embedding_size
+        hidden = max(1, size // 16)
+        with seeded(seed):
+            self.down, self.up = nn.Linear(size, hidden), nn.Linear(hidden, self.ctx.shape[1])
+        self.to(backbone.device)
+
+    def score(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
+        """What gives the logits [B, C] of image features [B, e]. The C prompts of one image are encoded at a time."""
+        prompts = PromptedText(self.backbone, names, len(self.ctx))
+
+        def logits(features: Tensor) -> Tensor:
+            shifts = self.up(F.relu(self.down(F.normalize(at_least_float32(features), dim=-1))))
+            rows = []
+            for one, shift in zip(features.split(1), shifts, strict=True):
+                classes = F.normalize(prompts.encode(self.ctx + shift), dim=-1)
+                rows.append(cosine_logits(self.backbone, one, classes))
+            return torch.cat(rows)
+
+        return logits
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        score = self.score(names)
+        return lambda states: score(states.features)
+
+
+@dataclass(frozen=True)
+class CoCoOp(ModuleMethod):
+    """CoOp whose context depends on the image.
+
+    So no class feature serves two images: C prompts are encoded for each image, in training and in use, one image at a
+    time, which bounds the memory by C prompts. Only the C prompts of one image share what they begin with.
+    """
+
+    title: ClassVar[str] = "CoCoOp"
+    source: ClassVar[str] = (
+        "Zhou et al., CVPR 2022 (arXiv 2203.05557); vit_b16_c4_ep10_batch1_ctxv1 of github.com/KaiyangZhou/CoOp"
+    )
+    context: str = "a photo of a"
+    tokens: int = 4
+    recipe: Recipe = Recipe(epochs=10, batch_size=1)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> Conditional:
+        return Conditional(backbone, self.context, self.tokens, seed)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module = self.module(backbone, shots.seed)
+        score = module.score(shots.classes)
+
+        def loss(batch: Batch) -> Tensor:
+            return F.cross_entropy(score(batch.images.features), batch.labels)
+
+        done = minimise(module, loss, self.recipe, shots, shots.source())
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)

@@ -1,0 +1,168 @@
+"""CoPrompt: Roy & Etemad, "Consistency-guided Prompt Learning for Vision-Language Models", ICLR 2024.
+
+arXiv 2306.01195. MaPLe's coupled prompts and, behind either encoder, an adapter: features become (1 - m) f + m A(f),
+with a bottleneck A of two linear layers without bias, each followed by ReLU; m is 0.1 for images and 0.2 for text. To
+the cross-entropy comes lambda times the consistency with the untouched encoders, one minus the cosine on each side: for
+images with features of another augmented view, where there is one, and for a class with those of one of its generated
+descriptions, drawn anew in every step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.data.images import prompt_name
+from rmadapter.encoders import States
+from rmadapter.errors import UserError
+from rmadapter.files import read_json
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, ModuleMethod, Shots
+from rmadapter.methods import deep
+from rmadapter.methods.context import PromptedText
+from rmadapter.methods.maple import CoupledPrompts
+from rmadapter.prompts import zero_shot_weights
+from rmadapter.train import Batch, Recipe, minimise
+
+
+class AdaptedPrompts(deep.Prompted):
+    """Coupled prompts with an adapter behind either encoder. share: how much of the features each adapter makes."""
+
+    def __init__(self, coupled: CoupledPrompts, reduction: int, share: dict[str, float], seed: int) -> None:
+        super().__init__(coupled.backbone)
+        self.coupled, self.share, self.rest = coupled, share, coupled.rest
+        size = self.backbone.embedding_size
+        with seeded(seed):
+            self.adapters = nn.ModuleDict({side: _adapter(size, size // reduction) for side in share})
+        self.to(self.backbone.device)
+
+    def into_text(self) -> list[Tensor]:
+        return self.coupled.into_text()
+
+    def into_image(self) -> list[Tensor]:
+        return self.coupled.into_image()
+
+    def adapt(self, side: str, features: Tensor) -> Tensor:
+        m = self.share[side]
+        return m * self.adapters[side](features) + (1 - m) * features
+
+
+def _adapter(size: int, hidden: int) -> nn.Sequential:
+    down, up = nn.Linear(size, hidden, bias=False), nn.Linear(hidden, size, bias=False)
+    return nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """Frozen features [S, e] of all sentences, class by class, and how many [C] each class has."""
+
+    features: Tensor
+    counts: Tensor
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One sentence a class, [C, e]: the one at the same relative place of every class's list."""
+        start = self.counts.cumsum(0) - self.counts
+        place = torch.rand((), generator=generator, dtype=torch.float64).item()
+        return self.features[start + (place * self.counts).long()]
+
+
+@dataclass(frozen=True)
+class CoPrompt(ModuleMethod):
+    """n_ctx, depth, init: as of MaPLe. consistency: lambda. reduction: width of the features over that of an adapter.
+
+    descriptions: JSON file {class name: [sentence, ...]} of the classes that are trained on. Without it, the class
+    prompts of the run stand in for generated sentences, and a note on stderr says so.
+    The released preset sets n_ctx (2 or 4), depth (9 or 12) and consistency (0.1 to 8) for each data set; here they are
+    ImageNet's for all, from which the paper transfers to every other set.
+    """
+
+    title: ClassVar[str] = "CoPrompt"
+    source: ClassVar[str] = (
+        "Roy & Etemad, ICLR 2024 (arXiv 2306.01195); configs/trainers/coprompt.yaml and the ImageNet entry of "
+        "trainers/constants.py of github.com/ShuvenduRoy/CoPrompt"
+    )
+    n_ctx: int = 4
+    depth: int = 12
+    init: str = "a photo of a"
+    consistency: float = 8.0
+    image_share: float = 0.1
+    text_share: float = 0.2
+    reduction: int = 4
+    descriptions: str = ""
+    recipe: Recipe = Recipe(learning_rate=0.0035, epochs=8, batch_size=4)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> AdaptedPrompts:
+        coupled = CoupledPrompts(backbone, self.n_ctx, self.depth, self.init, seed, "CoPrompt")
+        share = {"image": self.image_share, "text": self.text_share}
+        return AdaptedPrompts(coupled, self.reduction, share, seed)
+
+    def loss(
+        self,
+        module: AdaptedPrompts,
+        labels: Tensor,
+        states: States,
+        text: PromptedText,
+        frozen: tuple[Tensor, Tensor],
+    ) -> dict[str, Tensor]:
+        """The loss and its terms, each with its weight in it; labels [B], frozen: features of images [B, e] and of
+        classes [C, e]."""
+        f, w = module.image_features(states), module.class_features(text)
+        terms = {
+            "ce": F.cross_entropy(deep.logits(module.backbone, f, w), labels),
+            "image": self.consistency * (1 - F.cosine_similarity(f, frozen[0], eps=1e-7).mean()),
+            "text": self.consistency * (1 - F.cosine_similarity(w, frozen[1], eps=1e-7).mean()),
+        }
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def read(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Descriptions:
+        """Raises UserError for a file that is missing, damaged, or lacks a class."""
+        if not self.descriptions:
+            _note()
+            features = zero_shot_weights(backbone, names, templates)
+            return Descriptions(features, torch.ones(len(names), dtype=torch.long, device=features.device))
+        sentences = _sentences(read_json(Path(self.descriptions).expanduser()), names, self.descriptions)
+        features = zero_shot_weights(backbone, [s for group in sentences for s in group], ["{}"])
+        return Descriptions(features, torch.tensor([len(group) for group in sentences], device=features.device))
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module, source = self.module(backbone, shots.seed), shots.source(1)
+        text = module.text(shots.classes)
+        descriptions = self.read(backbone, shots.classes, shots.templates)
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            other = source.batch(batch.rows, batch.epoch + 1) if source.views != 1 else batch.images
+            frozen = (other.features, descriptions.draw(batch.generator))
+            return self.loss(module, batch.labels, batch.images, text, frozen)
+
+        done = minimise(module, loss, self.recipe, shots, source)
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+
+
+def _sentences(found: Any, names: Sequence[str], file: str) -> list[list[str]]:
+    """The descriptions of each class, in order."""
+    if not isinstance(found, dict):
+        raise UserError(f'{file}: descriptions are an object {{"class name": ["sentence", ...], ...}}')
+    groups = {prompt_name(name).casefold(): group for name, group in found.items()}
+    sentences = []
+    for name in names:
+        group = groups.get(name.casefold())
+        if not isinstance(group, list) or not group or not all(isinstance(s, str) for s in group):
+            raise UserError(f"{file}: class {name!r} has no list of descriptions; add one")
+        sentences.append(group)
+    return sentences
+
+
+@cache
+def _note() -> None:
+    """Once a process."""
+    text = "note: CoPrompt without generated descriptions compares classes with the run's own class prompts instead"
+    print(f"{text}; name a file of descriptions in coprompt.descriptions", file=sys.stderr)

@@ -1,0 +1,110 @@
+"""Deep prompts: in the first blocks of an encoder, learned tokens take the place of those that left the block below.
+
+Introduced for images by Jia et al., "Visual Prompt Tuning", ECCV 2022. `prompts` are the tokens [n, d] that enter
+blocks 1, 2, ..., one tensor a block; above the last of them, what left the block below goes on.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.errors import UserError
+from rmadapter.method import Known, Learner, ToLogits
+from rmadapter.methods.context import PromptedText, draw, init_words
+from rmadapter.prompts import cosine_logits
+
+
+def check_room(backbone: Backbone, method: str) -> None:
+    """Raises UserError when there is no room for further tokens among those of an image."""
+    if backbone.image.opaque:
+        raise UserError(
+            f"{method} adds tokens to an image's own, and the blocks of {backbone.name} take no more than those of the "
+            f"patches; choose another method or a plain ViT"
+        )
+
+
+def first_context(backbone: Backbone, init: str, n_ctx: int, seed: int) -> tuple[Tensor, str]:
+    """Where the context starts: the first n_ctx words of `init`, and the words left over, which stay as they are.
+
+    Random, and no words left over, when `init` has fewer words.
+    """
+    words = init.split()
+    if len(words) >= n_ctx:
+        found = init_words(backbone, " ".join(words[:n_ctx]))
+        if len(found) == n_ctx:
+            return found, " ".join(words[n_ctx:])
+    return draw(n_ctx, backbone.text.width, seed), ""
+
+
+def encode_text(text: PromptedText, prompts: Sequence[Tensor]) -> Tensor:
+    """Class features [C, e], not normalised."""
+
+    def edit(i: int, x: Tensor) -> Tensor:
+        return text.put(x, prompts[i - 1]) if 1 < i <= len(prompts) else x
+
+    return text.encode(prompts[0], edit)
+
+
+def encode_image(backbone: Backbone, states: States, prompts: Sequence[Tensor]) -> Tensor:
+    """Features [B, e], not normalised, of tokens [B, L, d] that enter block 1, with prompts [n, d] behind them.
+
+    The first prompts pass the encoder's norm in front of block 1, as the image's tokens have. An encoder that pools
+    over all tokens pools over the prompts too.
+    """
+    encoder, own = backbone.image, states.x.shape[1]
+
+    def append(x: Tensor, prompt: Tensor) -> Tensor:
+        return torch.cat([x[:, :own], prompt.expand(len(x), -1, -1)], 1)
+
+    def edit(i: int, x: Tensor) -> Tensor:
+        return append(x, prompts[i - 1]) if 1 < i <= len(prompts) else x
+
+    return encoder.encode(append(states.x, encoder.pre_norm(prompts[0])), states.layout, edit=edit)
+
+
+def logits(backbone: Backbone, image: Tensor, classes: Tensor) -> Tensor:
+    """Features [B, e] and [C, e], normalised here, -> [B, C]."""
+    return cosine_logits(backbone, image, F.normalize(classes, dim=-1))
+
+
+class Prompted(Learner):
+    """A module of prompts for both encoders. rest: words that stay behind those of the text. Features are not
+    normalised."""
+
+    first = 1
+    rest = ""
+
+    @abstractmethod
+    def into_text(self) -> list[Tensor]:
+        """Prompts [n, d] that enter blocks 1, 2, ... of the text encoder."""
+
+    @abstractmethod
+    def into_image(self) -> list[Tensor]:
+        """The same of the image encoder."""
+
+    def adapt(self, side: str, features: Tensor) -> Tensor:
+        """What is made of the features of an encoder; most methods take them as they are."""
+        return features
+
+    def text(self, names: Sequence[str]) -> PromptedText:
+        """The text encoder on "X ... X rest name.", whose X are the prompts."""
+        return PromptedText(self.backbone, [f"{self.rest} {name}".strip() for name in names], len(self.into_text()[0]))
+
+    def class_features(self, text: PromptedText) -> Tensor:
+        """[C, e]"""
+        return self.adapt("text", encode_text(text, self.into_text()))
+
+    def image_features(self, states: States) -> Tensor:
+        """[B, e]"""
+        return self.adapt("image", encode_image(self.backbone, states, self.into_image()))
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        classes = self.class_features(self.text(names))
+        return lambda states: logits(self.backbone, self.image_features(states), classes)

@@ -1,0 +1,32 @@
+"""What a method judges a setting by: validation images, or parts of the shots that are held out in turn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rmadapter.method import Shots
+
+FOLDS = 4
+
+
+def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(rows of the shots to fit to, features [M, e] and labels [M] to judge by): once, or once a fold."""
+    labels = shots.labels
+    if shots.val:
+        wanted = torch.tensor(shots.val.labels, device=shots.device)
+        return [(torch.arange(len(labels)), shots.plain_features(shots.val), wanted)]
+    plain = shots.plain_features()
+    return [(rows, plain[held], labels[held]) for rows, held in folds(labels, shots.seed)]
+
+
+def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """(rows to fit, rows held out) for at most FOLDS parts, every class in every fit; none if a class has one shot."""
+    from sklearn.model_selection import StratifiedKFold
+
+    parts = min(FOLDS, int(torch.bincount(labels).min()))
+    if parts < 2:
+        return []
+    found = labels.cpu().numpy()
+    splits = StratifiedKFold(parts, shuffle=True, random_state=seed).split(found, found)
+    return [(torch.from_numpy(fit), torch.from_numpy(held)) for fit, held in splits]

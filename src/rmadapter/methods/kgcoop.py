@@ -1,0 +1,49 @@
+"""KgCoOp: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.method import Fitted, ModuleMethod, Shots
+from rmadapter.methods.context import train_context
+from rmadapter.methods.coop import Context
+from rmadapter.prompts import zero_shot_weights
+from rmadapter.train import Recipe
+
+
+def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:
+    """weight * (1 - mean cosine) of class features [C, e] to those of the run's own prompts."""
+    known = zero_shot_weights(backbone, shots.classes, shots.templates)
+    return lambda classes: weight * (1 - F.cosine_similarity(classes, known, dim=-1).mean())
+
+
+@dataclass(frozen=True)
+class KgCoOp(ModuleMethod):
+    """CoOp whose class features are held near those of hand-written prompts: the templates of the run.
+
+    The loss is cross-entropy + distance_weight * (1 - mean cosine). The authors' prompts differ between data sets.
+    """
+
+    title: ClassVar[str] = "KgCoOp"
+    source: ClassVar[str] = (
+        "Yao et al., CVPR 2023 (arXiv 2303.13283); vit_b16_ep100_ctxv1 and weight 8.0 of scripts/run.sh of "
+        "github.com/htyao89/KgCoOp"
+    )
+    context: str = "a photo of a"
+    tokens: int = 4
+    distance_weight: float = 8.0
+    recipe: Recipe = Recipe(epochs=100, batch_size=128)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> Context:
+        return Context(backbone, self.context, self.tokens, seed)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module = self.module(backbone, shots.seed)
+        done = train_context(module, shots, self.recipe, knowledge(backbone, shots, self.distance_weight))
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)

@@ -1,0 +1,136 @@
+"""Linear probes of the frozen image features: logistic regression, and softmax regression that starts as zero-shot."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, columns
+from rmadapter.methods.held_out import held_out
+from rmadapter.prompts import cosine_logits, raw_text_features
+from rmadapter.train import Batch, Recipe, minimise
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Logistic regression on normalised features, with an L2 penalty whose strength validation images decide.
+
+    Those are the validation images, else parts of the shots held out in turn; of one shot a class nothing can be held
+    out, and `C` stays as given. Knows the classes of its shots alone.
+    """
+
+    title: ClassVar[str] = "linear probe"
+    source: ClassVar[str] = (
+        "Radford et al., ICML 2021 (arXiv 2103.00020), appendix A.3: L-BFGS and the search of C; "
+        "C without a search as in the example of openai/CLIP"
+    )
+    iterations: int = 1000  # of L-BFGS, at most
+    search_steps: int = 4  # down to eight steps per decade; 0 takes C without a search
+    C: float = 0.316
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        if len(shots.classes) < 2:
+            raise UserError("linear probe: one class leaves nothing to tell apart; give at least two")
+        views, labels = F.normalize(shots.features(), dim=-1), shots.labels
+        strength = self._search(views, labels, held_out(shots)) if self.search_steps else self.C
+        model = self._regression(views, labels, strength)
+        tensors = {
+            "weight": torch.from_numpy(model.coef_).float().to(shots.device),
+            "bias": torch.from_numpy(model.intercept_).float().to(shots.device),
+        }
+        return self.restore(backbone, shots.known, tensors)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        weight, bias = tensors["weight"], tensors["bias"]
+        if len(weight) == 1:  # of two classes scikit-learn keeps the second one's logit, the first one's being 0
+            weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            rows = columns(self.title, known.classes, names)
+            return lambda states: F.linear(
+                F.normalize(at_least_float32(states.features), dim=-1), weight[rows], bias[rows]
+            )
+
+        count = sum(tensor.numel() for tensor in tensors.values())
+        return Fitted(self, backbone, known, tensors, for_classes, parameters=count)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters((classes if classes > 2 else 1) * (backbone.embedding_size + 1))
+
+    def _regression(self, views: Tensor, labels: Tensor, strength: float) -> Any:
+        """views: [V, N, e] with labels [N]."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        with warnings.catch_warnings():  # the protocol stops after so many iterations, converged or not
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one shot a class
+            model = LogisticRegression(C=strength, max_iter=self.iterations)  # L-BFGS and L2
+            return model.fit(views.flatten(0, 1).cpu().numpy(), labels.repeat(len(views)).cpu().numpy())
+
+    def _search(self, views: Tensor, labels: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
+        """The even power of ten with most hits, then its better neighbour in half the distance, again and again.
+
+        parts: as `held_out` gives them.
+        """
+        if not parts:
+            return self.C
+        judges = [(rows, F.normalize(x, dim=-1).cpu().numpy(), y.cpu().numpy()) for rows, x, y in parts]
+
+        @cache
+        def hits(exponent: float) -> int:
+            fitted = [(self._regression(views[:, rows], labels[rows], 10.0**exponent), x, y) for rows, x, y in judges]
+            return sum(int((model.predict(x) == y).sum()) for model, x, y in fitted)
+
+        best = float(max(range(6, -7, -2), key=hits))  # the weakest penalty among equals
+        for step in range(self.search_steps):
+            best = max((best, best + 0.5**step, best - 0.5**step), key=hits)
+        return 10.0**best
+
+
+@dataclass(frozen=True)
+class ZeroShotProbe:
+    """Class features trained as free weights, cosine similarity over CLIP's temperature: starts as zero-shot CLIP.
+
+    The weights start as the text features before normalisation, so their length says how far one step turns them.
+    Knows the classes of its shots alone.
+    """
+
+    title: ClassVar[str] = "linear probe, zero-shot start"
+    source: ClassVar[str] = (
+        "ZS-LP of Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of github.com/jusiro/CLAP"
+    )
+    recipe: Recipe = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        start = raw_text_features(backbone, shots.classes, shots.templates).mean(0)
+        probe = nn.ParameterDict({"weights": start})
+
+        def loss(batch: Batch) -> Tensor:
+            weights = F.normalize(probe["weights"], dim=-1)
+            return F.cross_entropy(cosine_logits(backbone, batch.images.features, weights), batch.labels)
+
+        done = minimise(probe, loss, self.recipe, shots, shots.source())
+        return self.restore(backbone, shots.known, probe.state_dict()).after(done)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        trained = F.normalize(tensors["weights"], dim=-1)
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            chosen = trained[columns(self.title, known.classes, names)]
+            return lambda states: cosine_logits(backbone, states.features, chosen)
+
+        return Fitted(self, backbone, known, tensors, for_classes, parameters=trained.numel())
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(classes * backbone.embedding_size)

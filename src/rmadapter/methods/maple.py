@@ -1,0 +1,77 @@
+"""MaPLe: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023 (arXiv 2210.03117).
+
+Prompts P_i [n, d_t] enter the first J blocks of the text encoder, and F_i(P_i) [n, d_v], F_i linear, those of the image
+encoder (Eq. 5-8 of the paper). The class prompt is "P_1 of a NAME.", where P_1 starts as the words "a photo".
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, ModuleMethod, Shots
+from rmadapter.methods import deep
+from rmadapter.methods.context import draw
+from rmadapter.train import Batch, Recipe, minimise
+
+
+class CoupledPrompts(deep.Prompted):
+    """Text prompts, and the linear maps that make image prompts of them.
+
+    Blocks are coupled from the bottom, block i with block i, up to `depth` or the top of the shallower encoder.
+    """
+
+    def __init__(self, backbone: Backbone, n_ctx: int, depth: int, init: str, seed: int, method: str = "MaPLe") -> None:
+        super().__init__(backbone)
+        deep.check_room(backbone, method)
+        image, text = backbone.image, backbone.text
+        depth = min(depth, image.depth, text.depth)
+        first, self.rest = deep.first_context(backbone, init, n_ctx, seed)
+        deeper = draw((depth - 1) * n_ctx, text.width, seed + 1).split(n_ctx) if depth > 1 else ()
+        self.prompts = nn.ParameterList([first, *(prompt.clone() for prompt in deeper)])
+        with seeded(seed):
+            first_map, deeper_map = (nn.Linear(text.width, image.width) for _ in range(2))
+        # The deeper ones start alike, as the released code has it.
+        self.maps = nn.ModuleList([first_map, *(deepcopy(deeper_map) for _ in range(depth - 1))])
+        self.to(backbone.device)
+
+    def into_text(self) -> list[Tensor]:
+        return list(self.prompts)
+
+    def into_image(self) -> list[Tensor]:
+        return [layer(prompt) for layer, prompt in zip(self.maps, self.prompts, strict=True)]
+
+
+@dataclass(frozen=True)
+class MaPLe(ModuleMethod):
+    """n_ctx: prompts per block. depth: prompted blocks, J. On an encoder with fewer blocks, as many as it has."""
+
+    title: ClassVar[str] = "MaPLe"
+    source: ClassVar[str] = (
+        "Khattak et al., CVPR 2023 (arXiv 2210.03117); vit_b16_c2_ep5_batch4_2ctx.yaml of "
+        "github.com/muzairkhattak/multimodal-prompt-learning"
+    )
+    n_ctx: int = 2
+    depth: int = 9
+    init: str = "a photo of a"
+    recipe: Recipe = Recipe(learning_rate=0.0035, epochs=5, batch_size=4)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> CoupledPrompts:
+        return CoupledPrompts(backbone, self.n_ctx, self.depth, self.init, seed)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module = self.module(backbone, shots.seed)
+        text = module.text(shots.classes)
+
+        def loss(batch: Batch) -> Tensor:
+            image, classes = module.image_features(batch.images), module.class_features(text)
+            return F.cross_entropy(deep.logits(backbone, image, classes), batch.labels)
+
+        done = minimise(module, loss, self.recipe, shots, shots.source(1))
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)

@@ -1,0 +1,187 @@
+"""MMRL: Guo & Gu, "MMRL: Multi-Modal Representation Learning for Vision-Language Models", CVPR 2025 (arXiv 2503.08497).
+
+Tokens R [K, r] of a space that both encoders share are mapped linearly into every block from J upwards, by a map of its
+own for every block and encoder, and take the place of those that left the block below. In text they stand behind the
+first token; among those of an image, order means nothing. The class token gives CLIP's features f_c; the mean of an
+image's K top tokens, by a projection of its own that is trained too, gives representation features f_r. With class
+features w and frozen counterparts f_0, w_0, the loss is
+
+    alpha CE(f_c, w) + (1 - alpha) CE(f_r, w) + lambda (1 - cos(f_c, f_0)) + lambda (1 - cos(w, w_0)).
+
+Answers among classes that were trained on are alpha f_c + (1 - alpha) f_r; among any others, f_c alone.
+Everything below block J is frozen and computed once, in text too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.adapter import adapted_blocks
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import Encoder, Grid, Packed, States, TextEncoder
+from rmadapter.encoders.layouts import pack
+from rmadapter.errors import UserError
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.methods.context import draw
+from rmadapter.methods.deep import check_room
+from rmadapter.prompts import CHUNK, class_weights, cosine_logits, tokenize
+from rmadapter.train import Batch, Recipe, minimise
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Frozen prompts that enter block J, and where the K representation tokens stand among them.
+
+    frozen: T tokens of C prompts. wide: layout of T' >= T tokens. old: [T] rows of `wide` that are the prompts' own,
+    new: its other rows, and `which` of the K tokens each of them is.
+    """
+
+    frozen: States
+    wide: Packed
+    old: Tensor
+    new: Tensor
+    which: Tensor
+
+
+def widen(encoder: TextEncoder, tokens: Tensor, more: int, first: int) -> Prompts:
+    """Make room for `more` tokens behind the first of every prompt, tokens [C, L], which enter block `first`."""
+    lengths, read = encoder.real_tokens(tokens)
+    filled = torch.cat([tokens[:, :1].expand(-1, 1 + more), tokens[:, 1:]], 1)
+    moved = None if read is None else read + more * (read > 0)
+    wide = pack(filled, lengths + more, moved, causal=encoder.causal)
+    is_new = (wide.positions >= 1) & (wide.positions <= more)
+    new, old = (mask.nonzero()[:, 0] for mask in (is_new, ~is_new))
+    return Prompts(encoder.frozen(tokens, first), wide, old, new, wide.positions[new] - 1)
+
+
+class Representations(Learner):
+    """R, its maps into both encoders, by number of the block, and the projection of representation features.
+
+    alpha: share of f_c in answers. lowest: of these blocks of either side. In the shallower of two encoders the blocks
+    are those of the same relative height.
+    """
+
+    def __init__(self, backbone: Backbone, tokens: int, width: int, first_block: int, alpha: float, seed: int) -> None:
+        super().__init__(backbone)
+        check_room(backbone, "MMRL")
+        self.alpha = alpha
+        sides: tuple[Encoder[Any], ...] = (backbone.image, backbone.text)
+        deepest = max(encoder.depth for encoder in sides)
+        if not 1 <= first_block <= deepest:
+            raise UserError(f"mmrl.first_block={first_block}: {backbone.name} has blocks 1 to {deepest}")
+        self.space = nn.Parameter(draw(tokens, width, seed))
+        self.maps, self.lowest = nn.ModuleDict(), {}
+        with seeded(seed):
+            for encoder in sides:
+                blocks = adapted_blocks(first_block, None, encoder.depth, deepest)
+                one = nn.Linear(width, encoder.width)  # all blocks start alike, as the released code has it
+                self.maps[encoder.side] = nn.ModuleDict({str(i): deepcopy(one) for i in blocks})
+                self.lowest[encoder.side] = blocks[0]
+            rows, size = backbone.image.width, backbone.embedding_size
+            self.projection = nn.Parameter(rows**-0.5 * torch.randn(rows, size))
+        self.first = self.lowest["image"]
+        self.to(backbone.device)
+
+    def tokens(self, side: str, block: int) -> Tensor:
+        """[K, d] into one block."""
+        return self.maps[side][str(block)](self.space)  # type: ignore[index]
+
+    def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Prompts]:
+        """Prompts of all classes, template by template, in chunks."""
+        text, more, first = self.backbone.text, len(self.space), self.lowest["text"]
+        chunks = tokenize(self.backbone, names, templates).split(CHUNK)
+        return [widen(text, chunk, more, first) for chunk in chunks]
+
+    def class_features(self, prompts: Sequence[Prompts], templates: int) -> Tensor:
+        """Normalised, [C, e]."""
+        return class_weights(torch.cat([self._text(chunk) for chunk in prompts]), templates)
+
+    def _text(self, prompts: Prompts) -> Tensor:
+        encoder, layout, x = self.backbone.text, prompts.wide, prompts.frozen.x
+        some = encoder.reads_some(layout)
+        x = x.new_zeros(len(layout.ids), x.shape[-1]).index_copy(0, prompts.old, x)
+        for i in range(self.lowest["text"], encoder.depth + 1):
+            x = x.index_copy(0, prompts.new, self.tokens("text", i)[prompts.which])
+            x = encoder.step(i, x, encoder.norm(i, x), layout, i == encoder.depth and some)
+        if not some:
+            x = x[prompts.old]  # an encoder that pools over all tokens pools over the prompt's own
+        return encoder.head(x, prompts.frozen.layout)
+
+    def image_features(self, states: States) -> tuple[Tensor, Tensor]:
+        """f_c and f_r, [B, e] each, not normalised, of an image's tokens that enter block J."""
+        encoder, x, k = self.backbone.image, states.x, len(self.space)
+        layout: Grid = states.layout
+        own, some = x.shape[1], encoder.reads_some(layout)
+        wide = replace(layout, last=k)
+        for i in range(self.lowest["image"], encoder.depth + 1):
+            x = torch.cat([x[:, :own], self.tokens("image", i).expand(len(x), -1, -1)], 1)
+            x = encoder.step(i, x, encoder.norm(i, x), wide, i == encoder.depth and some)
+        return encoder.head(x[:, :-k], layout), encoder.top_norm(x[:, -k:]).mean(1) @ self.projection
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        w = self.class_features(self.prompts(names, known.templates), len(known.templates))
+        alpha = self.alpha if {*names} <= {*known.classes} else 1.0
+
+        def score(states: States) -> Tensor:
+            f_c, f_r = self.image_features(states)
+            logits_c, logits_r = (cosine_logits(self.backbone, f, w) for f in (f_c, f_r))
+            return alpha * logits_c + (1 - alpha) * logits_r
+
+        return score
+
+
+@dataclass(frozen=True)
+class MMRL(ModuleMethod):
+    """tokens: K. width: r. first_block: J, counted in the deeper encoder. alpha, regularisation (lambda): of the loss.
+
+    The released preset sets `regularisation` (and on EuroSAT `width`) for each data set, from 0.01 to 7; here it is
+    that of the general file for all. Logits are over the backbone's own temperature, 1/100 in OpenAI's CLIP, which the
+    released code writes out.
+    """
+
+    title: ClassVar[str] = "MMRL"
+    source: ClassVar[str] = (
+        "Guo & Gu, CVPR 2025 (arXiv 2503.08497); configs/trainers/MMRL/vit_b16.yaml of github.com/yunncheng/MMRL"
+    )
+    tokens: int = 5
+    width: int = 512
+    first_block: int = 6
+    alpha: float = 0.7
+    regularisation: float = 1.0
+    recipe: Recipe = Recipe(optimizer="adamw", learning_rate=0.001, epochs=10, batch_size=4)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> Representations:
+        return Representations(backbone, self.tokens, self.width, self.first_block, self.alpha, seed)
+
+    def loss(
+        self, module: Representations, labels: Tensor, states: States, prompts: Sequence[Prompts], templates: int = 1
+    ) -> dict[str, Tensor]:
+        """The loss and its terms, each with its weight in it, for labels [B]."""
+        f_c, f_r = module.image_features(states)
+        w = module.class_features(prompts, templates)
+        w_0 = class_weights(torch.cat([chunk.frozen.features for chunk in prompts]), templates)
+        terms = {
+            "ce": self.alpha * F.cross_entropy(cosine_logits(module.backbone, f_c, w), labels),
+            "ce_representation": (1 - self.alpha) * F.cross_entropy(cosine_logits(module.backbone, f_r, w), labels),
+            "image": self.regularisation * (1 - F.cosine_similarity(f_c, states.features).mean()),
+            "text": self.regularisation * (1 - F.cosine_similarity(w, w_0).mean()),
+        }
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module, templates = self.module(backbone, shots.seed), len(shots.templates)
+        prompts = module.prompts(shots.classes, shots.templates)
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            return self.loss(module, batch.labels, batch.images, prompts, templates)
+
+        done = minimise(module, loss, self.recipe, shots, shots.source(module.first))
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)

@@ -1,0 +1,161 @@
+"""PromptSRC: Khattak et al., "Self-regulating Prompts", ICCV 2023 (arXiv 2307.06948).
+
+Independent deep prompts in both encoders. With prompted features f, w, frozen ones f_0 and w_0 (w_0 averaged over many
+templates), and the logits of either pair, the loss is
+
+    CE(f, w) + 25 |w - w_0| + 10 |f - f_0| + KL(frozen logits || prompted logits),
+
+where |.| is the mean absolute difference of normalised features, and KL is summed over classes and divided by the
+number of logits. The prompts that are used at last are an average over epochs, weighted by a Gaussian of the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.method import Fitted, ModuleMethod, Shots
+from rmadapter.methods import deep
+from rmadapter.methods.context import PromptedText, draw
+from rmadapter.prompts import cosine_logits, raw_text_features
+from rmadapter.task import check_templates
+from rmadapter.train import Batch, Recipe, minimise
+
+# Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix medium, quality and size.
+DIVERSE = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of one {}.",
+    "a photo of several {}.",
+    "a small {} in a large picture.",
+    "a {} that fills the picture.",
+    "a {} seen from close by.",
+    "a {} seen from far away.",
+    "a part of a {}.",
+    "a blurred photo of a {}.",
+    "a sharp photo of a {}.",
+    "a photo of a {} in bright light.",
+    "a photo of a {} in the dark.",
+    "a black and white photo of a {}.",
+    "a snapshot of my {}.",
+    "a drawing of a {}.",
+    "a painting of a {}.",
+    "a cartoon of a {}.",
+    "a model of a {}.",
+    "a {} that is hard to make out.",
+)
+
+
+class IndependentPrompts(deep.Prompted):
+    """Prompts of the text encoder and of the image encoder; an encoder with fewer than `depth` blocks has fewer."""
+
+    def __init__(self, backbone: Backbone, n_text: int, n_image: int, depth: int, init: str, seed: int) -> None:
+        super().__init__(backbone)
+        deep.check_room(backbone, "PromptSRC")
+        image, text = backbone.image, backbone.text
+        first, self.rest = deep.first_context(backbone, init, n_text, seed)
+        drawn = draw(depth * n_text, text.width, seed + 1).split(n_text)
+        self.text_prompts = nn.ParameterList([first, *(prompt.clone() for prompt in drawn[1 : text.depth])])
+        drawn = draw(depth * n_image, image.width, seed + 2).split(n_image)
+        self.image_prompts = nn.ParameterList(prompt.clone() for prompt in drawn[: image.depth])
+        self.to(backbone.device)
+
+    def into_text(self) -> list[Tensor]:
+        return list(self.text_prompts)
+
+    def into_image(self) -> list[Tensor]:
+        return list(self.image_prompts)
+
+
+class Averaged(nn.Module):
+    """Prompts, and their average over epochs so far, which is part of what a killed training goes on with."""
+
+    def __init__(self, prompts: IndependentPrompts, weights: Sequence[float]) -> None:
+        super().__init__()
+        self.prompts, self.weights = prompts, weights
+        for i, parameter in enumerate(prompts.parameters()):
+            self.register_buffer(f"mean{i}", torch.zeros_like(parameter, requires_grad=False))
+
+    @torch.no_grad()
+    def add(self, epoch: int) -> None:
+        for mean, parameter in zip(self.buffers(), self.prompts.parameters(), strict=True):
+            mean.add_(parameter, alpha=self.weights[epoch])
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages under the prompts' names."""
+        names = [name for name, _ in self.prompts.named_parameters()]
+        return dict(zip(names, self.buffers(), strict=True))
+
+
+def gaussian(epochs: int, mean: float, std: float) -> Tensor:
+    """Weights of epochs 1..n, with sum 1."""
+    return torch.softmax(-0.5 * ((torch.arange(1, epochs + 1, dtype=torch.float64) - mean) / std).square(), 0)
+
+
+@dataclass(frozen=True)
+class PromptSRC(ModuleMethod):
+    """n_text, n_image: prompts per block. depth: prompted blocks of each encoder.
+
+    text_weight, image_weight: of the two L1 terms. mean, std: of the Gaussian over epochs, counted from 1. templates:
+    of the frozen class features, a list of our own; empty for those of the run.
+    """
+
+    title: ClassVar[str] = "PromptSRC"
+    source: ClassVar[str] = (
+        "Khattak et al., ICCV 2023 (arXiv 2307.06948); vit_b16_c2_ep20_batch4_4+4ctx.yaml of "
+        "github.com/muzairkhattak/PromptSRC, with templates of our own"
+    )
+    n_text: int = 4
+    n_image: int = 4
+    depth: int = 9
+    init: str = "a photo of a"
+    text_weight: float = 25.0
+    image_weight: float = 10.0
+    mean: float = 15.0
+    std: float = 1.0
+    templates: tuple[str, ...] = DIVERSE
+    recipe: Recipe = Recipe(learning_rate=0.0025, epochs=20, batch_size=4)
+
+    def __post_init__(self) -> None:
+        if self.templates:
+            check_templates(self.templates)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> IndependentPrompts:
+        return IndependentPrompts(backbone, self.n_text, self.n_image, self.depth, self.init, seed)
+
+    def frozen_classes(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Features [C, e] of the untouched text encoder, averaged over templates before they are normalised."""
+        return F.normalize(raw_text_features(backbone, names, self.templates or templates).mean(0), dim=-1)
+
+    def loss(
+        self, module: IndependentPrompts, labels: Tensor, states: States, text: PromptedText, w_0: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss and its terms, each with its weight in it; labels [B], frozen class features w_0 [C, e]."""
+        f, w = (F.normalize(x, dim=-1) for x in (module.image_features(states), module.class_features(text)))
+        logits, logits_0 = (cosine_logits(module.backbone, *pair) for pair in ((f, w), (states.features, w_0)))
+        divergence = F.kl_div(logits.log_softmax(-1), logits_0.log_softmax(-1), reduction="sum", log_target=True)
+        terms = {
+            "ce": F.cross_entropy(logits, labels),
+            "text": self.text_weight * F.l1_loss(w, w_0),
+            "image": self.image_weight * F.l1_loss(f, F.normalize(states.features, dim=-1)),
+            "logits": divergence / logits.numel(),
+        }
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module = self.module(backbone, shots.seed)
+        text, w_0 = module.text(shots.classes), self.frozen_classes(backbone, shots.classes, shots.templates)
+        averaged = Averaged(module, gaussian(self.recipe.epochs, self.mean, self.std).tolist())
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            return self.loss(module, batch.labels, batch.images, text, w_0)
+
+        done = minimise(averaged, loss, self.recipe, shots, shots.source(1), averaged.add)
+        return self.restore(backbone, shots.known, averaged.state()).after(done)

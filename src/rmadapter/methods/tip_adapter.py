@@ -1,0 +1,181 @@
+"""Tip-Adapter: the shots as a cache that is asked by similarity, and Tip-Adapter-F, whose keys are trained.
+
+    logits = scale * x w^T + alpha * exp(-beta * (1 - x keys^T)) values        Zhang et al., ECCV 2022
+
+x are normalised image features, w class features, keys the normalised features of the shots, values their classes as
+one-hot vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import pydantic.dataclasses
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.cache import Held
+from rmadapter.encoders import States
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
+from rmadapter.methods.held_out import held_out
+from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.settings import STRICT, option
+from rmadapter.train import Batch, Recipe, minimise
+
+PAPER = "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of github.com/gaopengcuhk/Tip-Adapter"
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class Search:
+    """alpha and beta are searched on validation images, else on parts of the shots held out in turn; of one shot a
+    class nothing can be held out, and they stay as given. The grid is that of ImageNet, Oxford Pets and UCF101 in the
+    released code, which has wider ones for the other data sets."""
+
+    alpha: float = option(1.17, "weight of the cache")
+    beta: float = option(1.0, "sharpness of the cache")
+    search: bool = option(True, "search alpha and beta, or take them as given")
+    largest_alpha: float = option(3.0, "end of the grid of alpha")
+    largest_beta: float = option(7.0, "end of the grid of beta")
+    alpha_steps: int = option(20, "values of alpha that are tried", ge=1)
+    beta_steps: int = option(200, "values of beta that are tried", ge=1)
+
+
+@dataclass(frozen=True)
+class TipAdapter:
+    """Nothing is trained. A key is the mean over the run's augmented views of a shot, of which the released code takes
+    ten. Knows the classes of its shots alone."""
+
+    title: ClassVar[str] = "Tip-Adapter"
+    source: ClassVar[str] = PAPER
+    grid: Search = field(default_factory=Search)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        return _fit(self, backbone, shots)
+
+    def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
+        """Of some shots, whose features are `views` [V, N, e]: [N, e]."""
+        return _keys(views), Trained()
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        return _restore(self, backbone, known, tensors, trained=False)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters()
+
+
+@dataclass(frozen=True)
+class TipAdapterF:
+    """The keys are trained, at alpha and beta as given, before both are searched. The keys of the last epoch are
+    taken; the released code takes those of the epoch that is best on the test images."""
+
+    title: ClassVar[str] = "Tip-Adapter-F"
+    source: ClassVar[str] = PAPER
+    grid: Search = field(default_factory=Search)
+    recipe: Recipe = Recipe(
+        optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, eps=1e-4, epochs=20, batch_size=256,
+        schedule="step", warmup_epochs=0,
+    )  # fmt: skip
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        return _fit(self, backbone, shots)
+
+    def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
+        """Of some shots, whose features are `views` [V, N, e]: [N, e], and how they were trained."""
+        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
+        cache, values = nn.ParameterDict({"trained": _keys(views)}), _values(shots)
+
+        def loss(batch: Batch) -> Tensor:
+            x = F.normalize(batch.images.features, dim=-1)
+            extra = _ask(x @ cache["trained"].T, values, self.grid.beta)
+            return F.cross_entropy(cosine_logits(backbone, x, weights) + self.grid.alpha * extra, batch.labels)
+
+        done = minimise(cache, loss, self.recipe, shots, Held.of_features(views))
+        return cache["trained"].detach(), done
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        return _restore(self, backbone, known, tensors, trained=True)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(classes * shots * backbone.embedding_size)
+
+
+def _keys(views: Tensor) -> Tensor:
+    """[V, N, e] -> [N, e]"""
+    return F.normalize(views.mean(0), dim=-1)
+
+
+def _values(shots: Shots) -> Tensor:
+    """[N, C]"""
+    return F.one_hot(shots.labels, len(shots.classes)).float()
+
+
+def _ask(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
+    """Cosines [B, N] to the keys and values [N, C] -> the cache's logits [B, C], before alpha."""
+    return (-beta * (1 - affinity)).exp() @ values
+
+
+def _fit(method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots) -> Fitted:
+    views = shots.features()
+    keys, done = method.keys(backbone, shots, views)
+    alpha, beta = _search(method, backbone, shots, views, keys)
+    numbers = {"alpha": torch.tensor(alpha, dtype=torch.float64), "beta": torch.tensor(beta, dtype=torch.float64)}
+    return method.restore(backbone, shots.known, {"keys": keys, "values": _values(shots), **numbers}).after(done)
+
+
+def _restore(method: Any, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor], trained: bool) -> Fitted:
+    alpha, beta = float(tensors["alpha"]), float(tensors["beta"])
+
+    def for_classes(names: Sequence[str]) -> ToLogits:
+        chosen = columns(method.title, known.classes, names)
+        weights = zero_shot_weights(backbone, *known)[chosen]
+        keys, values = tensors["keys"], tensors["values"][:, chosen]
+
+        def score(states: States) -> Tensor:
+            x = F.normalize(at_least_float32(states.features), dim=-1)
+            return cosine_logits(backbone, x, weights) + alpha * _ask(x @ keys.T, values, beta)
+
+        return score
+
+    parameters = tensors["keys"].numel() if trained else 0
+    return Fitted(method, backbone, known, tensors, for_classes, parameters=parameters)
+
+
+def _judged(
+    method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Affinity to the keys, values, zero-shot logits and labels of what is held out. keys: of all shots."""
+    weights = zero_shot_weights(backbone, shots.classes, shots.templates)
+    for rows, features, wanted in held_out(shots):
+        some, kept = shots, keys
+        if not shots.val:
+            some = replace(shots, images=shots.images.subset(rows.tolist()), unfinished=None, progress=False)
+            kept = method.keys(backbone, some, views[:, rows])[0]
+        x = F.normalize(at_least_float32(features), dim=-1)
+        yield x @ kept.T, _values(some), cosine_logits(backbone, x, weights), wanted
+
+
+def _search(
+    method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
+) -> tuple[float, float]:
+    """The smallest beta, then the smallest alpha, that gives most hits on a grid from 0.1."""
+    grid, best = method.grid, -1
+    chosen = grid.alpha, grid.beta
+    parts = list(_judged(method, backbone, shots, views, keys)) if grid.search else []
+    alphas, betas = (
+        [0.1 + (largest - 0.1) * i / steps for i in range(steps)]
+        for largest, steps in ((grid.largest_alpha, grid.alpha_steps), (grid.largest_beta, grid.beta_steps))
+    )
+    for beta in betas if parts else ():
+        hits = torch.zeros(len(alphas), dtype=torch.long)
+        for affinity, values, clip, labels in parts:
+            extra = _ask(affinity, values, beta)
+            hits += torch.tensor([int(((clip + alpha * extra).argmax(-1) == labels).sum()) for alpha in alphas])
+        if int(hits.max()) > best:
+            best = int(hits.max())
+            chosen = alphas[hits.tolist().index(best)], beta
+    return chosen

@@ -1,0 +1,58 @@
+"""CLIP itself, asked with prompts: Radford et al., "Learning Transferable Visual Models", ICML 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.task import check_templates
+
+PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
+# Those that CLIP's authors chose for ImageNet.
+SEVEN = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """The untouched backbone. templates: other prompts than those of the run, averaged; empty for those of the run."""
+
+    title: str = "zero-shot CLIP"
+    source: str = PAPER
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.templates:
+            check_templates(self.templates)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        return self.restore(backbone, shots.known, {})
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            weights = zero_shot_weights(backbone, names, self.templates or known.templates)
+            return lambda states: cosine_logits(backbone, states.features, weights)
+
+        return Fitted(self, backbone, known, {}, for_classes)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters()
+
+
+ENSEMBLE = ZeroShot(
+    "zero-shot CLIP, 7 templates",
+    f"{PAPER}; templates of notebooks/Prompt_Engineering_for_ImageNet.ipynb in openai/CLIP, whatever the data",
+    SEVEN,
+)

@@ -1,0 +1,177 @@
+"""What was found: a typed, versioned value, one JSON line on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rmadapter.errors import UserError
+from rmadapter.files import write_text
+from rmadapter.metrics import harmonic_mean
+from rmadapter.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rmadapter.data.images import ImageSet
+
+FORMAT: Literal[2] = 2
+ANSWERED = ("finished", "not-applicable")
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneName(Value):
+    name: str
+    digest: str
+
+
+class MethodName(Value):
+    """name: as `load_method` understands it. settings: by flat name."""
+
+    name: str
+    title: str = ""
+    source: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Score(Value):
+    """Accuracies on one set, in percent. data: the set's, where it is not the task's own. accuracy: None where the
+    method has no answer, for a reason. zero_shot: the untouched backbone's."""
+
+    name: str
+    images: int
+    classes: int
+    split: Literal["test", "held out"] = "test"
+    data: str = ""
+    accuracy: float | None = None
+    zero_shot: float | None = None
+    reason: str = ""
+
+    @property
+    def chance(self) -> float:
+        return 100 / self.classes
+
+    @property
+    def title(self) -> str:
+        return self.name if self.data else f"{self.split}, {self.name} classes"
+
+
+class Record(Value):
+    """One run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
+
+    key: tells all that the figures depend on. protocol: of the bench, or "fit". variant: a row of an ablation; axis,
+    value: the setting that varies. seconds: frozen activations, train, evaluate, total. command: as it was given.
+    """
+
+    format: Literal[2]
+    task: Task
+    method: MethodName
+    backbone: BackboneName
+    precision: str = "fp32"
+    key: str = ""
+    status: Literal["finished", "failed", "not-applicable"] = "finished"
+    reason: str = ""
+    protocol: str = "fit"
+    variant: str = ""
+    axis: str = ""
+    value: Any = None
+    scores: tuple[Score, ...] = ()
+    parameters: int | None = None
+    seconds: dict[str, float] = Field(default_factory=dict)
+    step_seconds: float | None = None
+    peak_mb: float | None = None
+    peak_gpu_mb: float | None = None
+    split_digest: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    finished: str = ""
+    copied_from: str = ""
+    notes: tuple[str, ...] = ()
+    command: str = ""
+
+    def score(self, name: str) -> Score | None:
+        return next((score for score in self.scores if score.name == name), None)
+
+    def metric(self, name: str, zero_shot: bool = False) -> float | None:
+        """A figure in percent: the accuracy on a set by its name, "hm" of base and novel, or "average" over other data
+        sets; None where the run has none."""
+        if name == "hm":
+            halves = [self.metric(half, zero_shot) for half in ("base", "novel")]
+            return None if None in halves else harmonic_mean(*halves)  # type: ignore[arg-type]
+        if name == "average":
+            names = self.targets
+            values = [value for target in names if (value := self.metric(target, zero_shot)) is not None]
+            return fmean(values) if names and len(values) == len(names) else None
+        score = self.score(name)
+        return None if score is None else score.zero_shot if zero_shot else score.accuracy
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the sets of other data than the task's own."""
+        return [score.name for score in self.scores if score.data]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every figure that there is, by name."""
+        names = [*(score.name for score in self.scores), "hm", *(["average"] if len(self.targets) > 1 else [])]
+        return {name: value for name in names if (value := self.metric(name)) is not None}
+
+    def line(self) -> str:
+        """The record as one line of JSON: every setting, and of the rest what is not empty."""
+        full, short = self.model_dump(mode="json"), self.model_dump(mode="json", exclude_defaults=True)
+        settings = {name: full[name] for name in ("task", "precision")}  # whatever their defaults once will be
+        return json.dumps({"format": FORMAT, **short, **settings}, ensure_ascii=False) + "\n"
+
+    def save(self, path: Path) -> None:
+        write_text(path, self.line())
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file of one line. Raises UserError when it is missing, damaged or no record."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({type(error).__name__})") from None
+    return parse_record(text, str(path))
+
+
+def parse_record(line: str, where: str) -> Record:
+    """Raises UserError, naming `where`, for what is no record."""
+    try:
+        content = json.loads(line)
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "line"
+        raise UserError(f"{where}: no record of a run (field {place}: {first['msg']})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not readable JSON ({type(error).__name__})") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Answers on N images over C classes: probabilities of the method and of the untouched backbone, [N, C]."""
+
+    title: str
+    images: ImageSet
+    probabilities: np.ndarray
+    zero_shot: np.ndarray
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.images.classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[N], indices into `classes`."""
+        import numpy as np
+
+        return np.asarray(self.images.labels)

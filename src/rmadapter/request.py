@@ -1,0 +1,61 @@
+"""Everything that a run is asked for, from one flat list of names, as --set, --config and Python give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rmadapter.errors import UserError, nearest
+from rmadapter.method import Method
+from rmadapter.methods import DEFAULT, load_method
+from rmadapter.settings import Machine, configured, read_yaml, settings_of
+from rmadapter.task import Task
+
+TASK = tuple(f.name for f in fields(Task) if f.name not in ("data", "tests"))  # the two are no settings
+MACHINE = tuple(f.name for f in fields(Machine))
+COMMON = (*TASK, *MACHINE)  # what is no method's own
+
+
+@dataclass(frozen=True)
+class Request:
+    """name: of the method, as `load_method` knows it."""
+
+    task: Task
+    machine: Machine
+    method: Method
+    name: str = DEFAULT
+
+    @classmethod
+    def make(
+        cls, values: Mapping[str, Any] | None = None, method: str = DEFAULT, effort: str = "normal", data: str = ""
+    ) -> Request:
+        """From flat names: of the task, of the machine, of the method; `METHOD.field` reaches a method's field that is
+        called as a common one. Raises UserError that names what is unknown and what to write."""
+        task, machine, own = split(values or {}, method)
+        found = load_method(method, {}, effort)
+        for name in own:
+            if name not in settings_of(found):
+                raise UserError(f"unknown setting {name!r}{nearest(name, [*settings_of(found), *COMMON])}")
+        return cls(configured(Task(data=data), task), configured(Machine(), machine), configured(found, own), method)
+
+
+def read_config(file: Path | None) -> tuple[str, dict[str, Any]]:
+    """The method that a run's config.yaml names, "" if none, and its other values; None is an empty file."""
+    values = read_yaml(file) if file else {}
+    return str(values.pop("method", "")), values
+
+
+def split(values: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Values of the task, of the machine, and of the method. Raises UserError for another method's."""
+    task = {name: value for name, value in values.items() if name in TASK}
+    machine = {name: value for name, value in values.items() if name in MACHINE}
+    own: dict[str, Any] = {}
+    for name, value in values.items():
+        prefix, dot, rest = name.rpartition(".")
+        if dot and prefix != method:
+            raise UserError(f"{name}: a setting of {prefix!r}, and the method is {method!r}")
+        if name not in COMMON:
+            own[rest] = value
+    return task, machine, own

@@ -1,0 +1,176 @@
+"""Settings: small typed groups, one documented line a field, and how flat names (--set, YAML) reach them.
+
+A method is a frozen dataclass whose fields are its settings; a field that is itself such a group lends it its fields,
+so that `learning_rate` reaches `recipe.learning_rate`. `Task` and `Machine` hold what is common to all methods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from rmadapter.errors import UserError, nearest
+
+T = TypeVar("T")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+NOT_SETTINGS = ("title", "source")  # what a method is called, and where it is from
+
+
+def option(default: Any, text: str, **limits: Any) -> Any:
+    """A documented field of a group; limits as pydantic's Field has them."""
+    return Field(default, description=text, **limits)
+
+
+@dataclass(frozen=True, config=STRICT)
+class AdapterSettings:
+    """The adapters beside the blocks (Eq. 8-10, 14, 15)."""
+
+    rank: int = option(32, "width r of the bottleneck", ge=1)
+    first_block: int = option(5, "first adapted block, counted from 1 in the deeper encoder", ge=1)
+    last_block: int | None = option(None, "last adapted block; empty means the top one", ge=1)
+    alpha: float = option(0.1, "weight of the adapter's output (Eq. 14, 15); 0 is the untouched backbone", ge=0)
+    norm: Literal["none", "block"] = option("none", "adapter reads raw tokens, or the block's first LayerNorm of them")
+    cross_modal: bool = option(False, "r x r projection shared by the two encoders, as MMA has it")
+    activation: Literal["gelu", "relu", "quick_gelu", "silu"] = option("gelu", "non-linearity inside the adapter")
+    share: Literal["down", "up", "none"] = option("down", "projection that the two branches share (Table 5)")
+    reconstruction_layers: Literal[1, 2, 3] = option(2, "linear layers of the reconstruction branch (Table 6)")
+    objective: Literal["l2", "l1", "cosine"] = option("l2", "distance that reconstruction minimises")
+    init: Literal["zero", "small", "kaiming"] = option("zero", "start of the up-projection")
+    decouple_scale: bool = option(False, "adapter weights get gradients as if alpha were 1 (MMA)")
+
+    def __post_init__(self) -> None:
+        if self.last_block is not None and self.last_block < self.first_block:
+            raise UserError(f"last_block={self.last_block} lies below first_block={self.first_block}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LossSettings:
+    """The loss (Eq. 11-13, 16-18); a branch whose weight is 0 does not exist."""
+
+    lambda_image_rec: float = option(1.0, "weight of image reconstruction; 0 removes the branch", ge=0)
+    lambda_text_rec: float = option(1.0, "weight of text reconstruction; 0 removes the branch", ge=0)
+    lambda_image_con: float = option(20.0, "weight of image consistency; 0 turns it off", ge=0)
+    lambda_text_con: float = option(50.0, "weight of text consistency; 0 turns it off", ge=0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Machine:
+    """Where and how numbers are computed; of these, the number format alone may change them by more than rounding."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "number format of the forward pass in training")
+    compile: bool = option(False, "compile the training step with torch.compile: minutes at first, then faster")
+    cache_memory: float = option(4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0)
+    workers: int = option(0, "processes that decode and augment images", ge=0)
+
+
+# Flat names
+
+
+def settings_of(owner: Any) -> dict[str, Any]:
+    """The settings of a group or method by flat name."""
+    found: dict[str, Any] = {}
+    for f in fields(owner):
+        value = getattr(owner, f.name)
+        if is_dataclass(value):
+            found |= settings_of(value)
+        elif f.name not in NOT_SETTINGS:
+            found[f.name] = value
+    return found
+
+
+def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
+    """The group or method with some settings replaced. Raises UserError for one that is unknown or of another kind.
+
+    what: how the owner is called in messages.
+    """
+    known = settings_of(owner)
+    for name in values:
+        if name not in known:
+            raise UserError(f"{what and what + ': '}unknown field {name!r}{nearest(str(name), known)}")
+    return _replaced(owner, values, what) if values else owner
+
+
+def _replaced(owner: T, values: Mapping[str, Any], what: str) -> T:
+    hints = get_type_hints(type(owner), include_extras=True)
+    changed: dict[str, Any] = {}
+    for f in fields(owner):  # type: ignore[arg-type]
+        old = getattr(owner, f.name)
+        if is_dataclass(old):
+            own = {name: value for name, value in values.items() if name in settings_of(old)}
+            changed[f.name] = _replaced(old, own, what) if own else old
+        elif f.name in values:
+            value = values[f.name]
+            one = isinstance(value, str) and get_origin(hints[f.name]) is tuple
+            changed[f.name] = (value,) if one else value
+    shallow = {f.name: getattr(owner, f.name) for f in fields(owner) if f.init}  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(type(owner)).validate_python({**shallow, **changed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
+            raise cause from None
+        name, text = str(first["loc"][0]), documentation(owner).get(str(first["loc"][0]), "")
+        where = f"{what and what + ': '}{name}={_short(first['input'])}"
+        raise UserError(f"{where}: {first['msg']}{text and f' ({name}: {text})'}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def documentation(owner: Any) -> dict[str, str]:
+    """What each setting means, by flat name, where the group says it."""
+    found: dict[str, str] = {}
+    documented = getattr(type(owner), "__pydantic_fields__", {})
+    for f in fields(owner):
+        value = getattr(owner, f.name)
+        if is_dataclass(value):
+            found |= documentation(value)
+        elif f.name in documented:
+            found[f.name] = documented[f.name].description or ""
+    return found
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """`["rank=8", "norm=block"]` as a dictionary; values are read as YAML. Raises UserError for a pair without '='."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair!r}: write it as field=value, as in --set rank=8")
+        try:
+            value = yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError):
+            raise UserError(f"--set {pair!r}: the value is not readable") from None
+        # YAML reads 1e-3 as text; a number is what was meant.
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        values[name.strip()] = value
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of flat fields. Raises UserError when it is missing or no list of 'field: value' lines."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # PyYAML raises ValueError for 2024-13-45
+        raise UserError(f"{path}: not a readable config ({type(error).__name__})") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"{path}: a config is a list of 'field: value' lines")
+    return values
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Fields as YAML, in their order."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,58 @@
+"""What is asked: a value that says which images to learn from and what to test afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from rmadapter.errors import UserError
+from rmadapter.settings import STRICT, option
+
+Half = Literal["all", "base", "novel"]
+TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Question:
+    """A set of images to ask about. data: another data set than the task's; empty for the task's own test split, or,
+    where it has none, for its images that were not drawn."""
+
+    name: str
+    data: str = ""
+    classes: Half = "all"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Task:
+    """One training and what is asked of it. tests: empty for the classes trained on, and for base the novel ones."""
+
+    data: str = option("", "name of a data set, folder of class folders, or CSV file")
+    backbone: str = option("pocket", "name that load_backbone understands")
+    shots: int = option(16, "training images drawn per class; 0 takes all", ge=0)
+    seed: int = option(1, "seed of the draw, the initialisation and the order of batches", ge=0)
+    classes: Half = option("all", "classes to train on: all, the first half (base) or the second half (novel)")
+    templates: tuple[str, ...] = option(TEMPLATES, "prompt templates, one {} each; several are averaged")
+    augmentation: Literal["none", "standard"] = option("none", "test transform, or random resized crop and flip")
+    views: int = option(0, "augmented views kept per image, epochs for fresh ones; 0 computes them anew", ge=0)
+    tests: tuple[Question, ...] = option((), "what to ask afterwards")
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
+
+    @property
+    def asked(self) -> tuple[Question, ...]:
+        halves: tuple[Half, ...] = ("base", "novel") if self.classes == "base" else (self.classes,)
+        return self.tests or tuple(Question(which, classes=which) for which in halves)
+
+
+def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """The templates. Raises UserError unless there is at least one, and each has one place for the class name."""
+    if not templates:
+        raise UserError('templates is empty: give at least one, such as "a photo of a {}."')
+    for template in templates:
+        before, braces, after = template.partition("{}")
+        if not braces or set("{}") & set(before + after):
+            raise UserError(f'template {template!r} needs exactly one {{}} for the class name, as "a photo of a {{}}."')
+    return tuple(templates)

@@ -1,0 +1,53 @@
+"""The command line as a shell sees it, for tests."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from rmadapter import cli
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs `main()` in this process, where the libraries are imported already."""
+
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["rmadapter", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Answer(int(stop.value.code or 0), *capsys.readouterr())
+
+    before = signal.getsignal(signal.SIGINT)
+    yield call
+    signal.signal(signal.SIGINT, before)
+
+
+def process(*words: object) -> Answer:
+    code = "from rmadapter.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def refused(answer: Answer, *hints: str) -> None:
+    assert answer.code == 2
+    assert answer.out == ""
+    (line,) = answer.err.splitlines()
+    assert line.startswith("rmadapter: ")
+    for hint in hints:
+        assert hint in line

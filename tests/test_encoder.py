@@ -1,0 +1,209 @@
+"""The lean forward pass against the backbone's own with hooks: features, loss terms and every adapter gradient."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.encoders import encoders_of
+from rmadapter.errors import UserError
+from rmadapter.methods import load_method
+from rmadapter.model import AdaptedCLIP
+from rmadapter.prompts import tokenize
+from rounding import assert_rounds_like, double, relative_errors
+
+BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
+NAMES = ("cat", "a small red car. a blue bird", "dog", "tree house")  # of very different lengths
+PHOTO = ("a photo of a {}.",)
+Two = tuple[dict[str, Tensor], dict[str, Tensor]]  # loss terms, and gradients of the adapters
+
+
+def adapted(backbone: Backbone, **fields: Any) -> AdaptedCLIP:
+    """Adapters whose output matters: kaiming weights and a large alpha; in the number format of the backbone."""
+    method: Any = load_method("rmadapter", {"first_block": 2, "init": "kaiming", "alpha": 0.5, "rank": 8, **fields})
+    return method.model(backbone).train().to(next(backbone.model.parameters()).dtype)
+
+
+def noise(backbone: Backbone, count: int = 5) -> Tensor:
+    images = torch.randn(count, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
+    return images.to(next(backbone.model.parameters()).dtype)
+
+
+def gradients(model: AdaptedCLIP, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    model.zero_grad()
+    terms["loss"].backward()
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.adapters.named_parameters()}
+
+
+def lean_pass(model: AdaptedCLIP, names: tuple[str, ...], templates: tuple[str, ...], count: int) -> Two:
+    images, tokens = noise(model.backbone, count), tokenize(model.backbone, names, templates)
+    labels = torch.arange(count) % len(names)
+    terms = model(labels, model.frozen(images), model.frozen_text(tokens), len(templates))
+    return {name: term.detach() for name, term in terms.items()}, gradients(model, terms)
+
+
+def plain_pass(model: AdaptedCLIP, names: tuple[str, ...], templates: tuple[str, ...], count: int) -> Two:
+    """By the backbone's own forward pass."""
+    images, tokens = noise(model.backbone, count), tokenize(model.backbone, names, templates)
+    features = (model.clip.encode_image(images), model.clip.encode_text(tokens))
+    terms = model.reference(torch.arange(count) % len(names), images, tokens, features, len(templates))
+    found = gradients(model, terms)
+    assert any(gradient.any() for gradient in found.values())
+    return {name: term.detach() for name, term in terms.items()}, found
+
+
+def same_as_reference(
+    model: AdaptedCLIP, names: tuple[str, ...] = NAMES, templates: tuple[str, ...] = PHOTO, count: int = 5
+) -> bool:
+    """In float64, where rounding stays below 1e-13; a single step in float32 would cost 1e-8."""
+    assert next(model.clip.parameters()).dtype == torch.float64
+    passes = lean_pass(model, names, templates, count), plain_pass(model, names, templates, count)
+    return max(max(relative_errors(*each).values()) for each in zip(*passes, (0, 1e-4), strict=True)) < 1e-11
+
+
+def rounds_like_reference(
+    backbone: Backbone, exact: Backbone, templates: tuple[str, ...] = PHOTO, **fields: Any
+) -> None:
+    """In float32, on two images: both passes lose what this processor's kernels lose, and the lean one hardly more."""
+    model, rest = adapted(backbone, **fields), (NAMES, templates, 2)
+    passes = plain_pass(model, *rest), lean_pass(model, *rest), plain_pass(adapted(exact, **fields), *rest)
+    for plain, lean, truth, share in zip(*passes, (0, 1e-4), strict=True):
+        assert_rounds_like(plain, lean, truth, share)
+
+
+ABLATIONS = [
+    {},
+    {"lambda_image_rec": 0, "lambda_text_rec": 0},
+    {"lambda_image_con": 0, "lambda_text_con": 0},
+    {"decouple_scale": True, "alpha": 0.01},
+    {"objective": "cosine", "share": "up"},
+    {"objective": "l1", "share": "none", "reconstruction_layers": 3},
+]
+PLACES = [
+    {"first_block": 1},
+    {"first_block": 3},
+    {"first_block": 4},
+    {"first_block": 2, "last_block": 2},
+    {"first_block": 1, "last_block": 3},
+]
+TEMPLATES = [PHOTO, ("{}",), ("a photo of a {}.", "the {}.")]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("fields", ABLATIONS, ids=str)
+def test_every_ablation_is_the_reference(name: str, fields: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    for norm, cross_modal in itertools.product(("none", "block"), (False, True)):
+        model = adapted(double(request.getfixturevalue(name)), norm=norm, cross_modal=cross_modal, **fields)
+        assert same_as_reference(model), (norm, cross_modal)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("fields", PLACES, ids=str)
+def test_every_place_is_the_reference(name: str, fields: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    for norm, templates in itertools.product(("none", "block"), TEMPLATES):
+        model = adapted(double(request.getfixturevalue(name)), norm=norm, **fields)
+        assert same_as_reference(model, templates=templates), (norm, templates)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_one_class_and_one_image_are_the_reference(name: str, request: pytest.FixtureRequest) -> None:
+    assert same_as_reference(adapted(double(request.getfixturevalue(name))), ("cat",), count=1)
+
+
+REAL = [
+    ({"first_block": 1}, PHOTO),
+    ({"first_block": 5, "lambda_image_rec": 0, "lambda_text_rec": 0}, PHOTO),
+    ({"first_block": 5, "lambda_image_con": 0, "lambda_text_con": 0}, PHOTO),
+    ({"first_block": 5}, ("{}", "a photo of a {}.")),
+    ({"first_block": 12}, PHOTO),
+    ({"first_block": 6, "last_block": 6}, PHOTO),
+]
+Fields, Templates = dict[str, Any], tuple[str, ...]
+
+
+@pytest.mark.parametrize(("fields", "templates"), REAL, ids=str)
+@pytest.mark.parametrize("norm", ["none", "block"])
+@pytest.mark.parametrize("cross_modal", [False, True])
+def test_pocket_is_the_reference(
+    pocket64: Backbone, fields: Fields, templates: Templates, norm: str, cross_modal: bool
+) -> None:
+    model = adapted(pocket64, norm=norm, cross_modal=cross_modal, alpha=0.1, **fields)
+    assert same_as_reference(model, NAMES, templates, 2)
+
+
+@pytest.mark.parametrize(("fields", "templates"), REAL, ids=str)
+def test_vit_b16_is_the_reference(vit_b16_64: Backbone, fields: Fields, templates: Templates) -> None:
+    model = adapted(vit_b16_64, norm="block", cross_modal=True, alpha=0.1, **fields)
+    assert same_as_reference(model, ("cat", "a very long name for a dog"), templates, 2)
+
+
+@pytest.mark.parametrize(("fields", "templates"), REAL, ids=str)
+def test_pocket_rounds_like_the_reference(
+    pocket: Backbone, pocket64: Backbone, fields: Fields, templates: Templates
+) -> None:
+    rounds_like_reference(pocket, pocket64, templates, norm="block", cross_modal=True, alpha=0.1, **fields)
+
+
+def test_vit_b16_rounds_like_the_reference(vit_b16: Backbone, vit_b16_64: Backbone) -> None:
+    rounds_like_reference(vit_b16, vit_b16_64, first_block=9, alpha=0.1)
+
+
+@pytest.fixture(scope="module")
+def pocket64(pocket: Backbone) -> Backbone:
+    return double(pocket)
+
+
+@pytest.fixture(scope="module")
+def vit_b16() -> Backbone:
+    return load_backbone("ViT-B-16/none")
+
+
+@pytest.fixture(scope="module")
+def vit_b16_64(vit_b16: Backbone) -> Backbone:
+    return double(vit_b16)
+
+
+def test_what_stands_after_the_end_of_text_changes_nothing(tiny_clip: Backbone) -> None:
+    """Neither a loss term nor a gradient, bit for bit."""
+    model = adapted(tiny_clip)
+    tokens = tokenize(tiny_clip, NAMES, PHOTO)
+    noisy = tokens.clone()
+    for row, end in enumerate(tokens.argmax(-1)):
+        noisy[row, end + 1 :] = torch.randint(1, 40000, (tokens.shape[1] - int(end) - 1,))
+    labels, image = torch.tensor([0, 1, 2, 3, 0]), model.frozen(noise(tiny_clip))
+    quiet, loud = (model(labels, image, model.frozen_text(some)) for some in (tokens, noisy))
+    assert all(torch.equal(quiet[k], loud[k]) for k in quiet)
+    before, after = gradients(model, quiet), gradients(model, loud)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_blocks_are_the_backbones_own_and_sizes_are_theirs(name: str, request: pytest.FixtureRequest) -> None:
+    """Hooks on them are hooks on the backbone; what is taken apart are views of them."""
+    backbone = request.getfixturevalue(name)
+    modules = set(backbone.model.modules())
+    for encoder, width in ((backbone.image, 64), (backbone.text, 48)):
+        assert (encoder.width, encoder.depth) == (width, 4)
+        assert len(encoder.views) == 4
+        assert set(encoder.blocks) <= modules
+
+
+def test_a_text_encoder_of_an_unknown_make_is_refused(tiny_clip: Backbone) -> None:
+    strange = SimpleNamespace(visual=tiny_clip.model.visual, text=torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match="a Linear, is neither open_clip's transformer nor of the BERT family"):
+        encoders_of(strange)
+
+
+def test_text_blocks_of_an_unknown_make_are_refused(tiny_clip: Backbone) -> None:
+    """Packed tokens are for views alone, so that a block run whole could not read them."""
+    model: Any = double(tiny_clip).model
+    block = model.transformer.resblocks[1]
+    block.__class__ = type("Another", (type(block),), {})
+    with pytest.raises(UserError, match="blocks of its text encoder are of a kind that rmadapter does not know"):
+        encoders_of(model)

@@ -1,0 +1,77 @@
+"""The examples do what their pages say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rmadapter.backbones import Backbone
+from rmadapter.methods import load_method
+from rmadapter.record import parse_record
+from shell import Command, refused, rmadapter
+from shots import accuracy_of, noisy_colors, shots_of
+
+__all__ = ["rmadapter"]  # a fixture
+
+ROOT = Path(__file__).parents[1]
+NEAREST = f"{ROOT / 'examples/nearest_mean.py'}:NearestMean"
+
+
+def test_the_page_shows_the_example_and_it_has_25_lines() -> None:
+    page = (ROOT / "docs/your_method.md").read_text(encoding="utf-8")
+    block = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)[0]
+    assert (ROOT / "examples/nearest_mean.py").read_text(encoding="utf-8").endswith(block)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 25
+
+
+def test_the_nearest_mean_is_that(tiny_clip: Backbone) -> None:
+    shots, images = shots_of(tiny_clip), noisy_colors(5, seed=1)
+    fitted = load_method(NEAREST).fit(tiny_clip, shots)
+    with torch.no_grad():
+        pixels = [torch.stack([tiny_clip.preprocess(_pil(i)) for i in some.images]) for some in (shots.images, images)]
+        train, test = (F.normalize(tiny_clip.model.encode_image(part), dim=-1) for part in pixels)  # type: ignore[operator]
+    means = [F.normalize(train[shots.labels == label].mean(0), dim=-1) for label in range(4)]
+    expected = (20 * test @ torch.stack(means).T).softmax(-1)
+    found = torch.cat(list(fitted.probabilities(images.images)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert accuracy_of(fitted, images) > 0.8
+
+
+def _pil(array: object) -> object:
+    from rmadapter.data.images import load_image
+
+    return load_image(array)  # type: ignore[arg-type]
+
+
+def test_the_commands_of_the_page(rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    out, image = tmp_path / "mine", colors / "test" / "red" / "0.png"
+    common = ["--backbone", tiny_clip.name, "--set", "device=cpu"]
+    assert rmadapter("fit", colors, "--method", NEAREST, "--shots", 4, *common, "--out", out).code == 0
+    refused(rmadapter("predict", out, image), "is code from outside")
+    assert "red" in rmadapter("predict", out, image, "--method", NEAREST).out
+    methods = ["--methods", f"zero-shot,{NEAREST}", "--seeds", 1, "--shots", 2]
+    data = ["--datasets", colors.name, "--root", colors.parent]
+    code, table, _ = rmadapter("bench", "few-shot", *data, *methods, *common, "--out", tmp_path / "results")
+    assert code == 0
+    assert "nearest class mean" in table
+    assert rmadapter("report", tmp_path / "results", "--out", tmp_path / "report").code == 0
+    records = [parse_record(line, "") for line in (tmp_path / "report" / "records.jsonl").read_text().splitlines()]
+    [mine] = [record for record in records if record.method.name == NEAREST]
+    assert mine.method.source == "docs/your_method.md"
+    assert mine.metric("all") is not None
+
+
+@pytest.mark.parametrize("sharpness", ["10", "many"])
+def test_its_field_is_a_setting(
+    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path, sharpness: str
+) -> None:
+    words = ["--method", NEAREST, "--shots", 1, "--backbone", tiny_clip.name, "--set", f"sharpness={sharpness}"]
+    answer = rmadapter("fit", colors, *words, "--out", tmp_path / "run")
+    if sharpness == "many":
+        refused(answer, "sharpness='many': Input should be a valid number")
+    else:
+        assert answer.code == 0

@@ -1,0 +1,214 @@
+"""A run from a folder of images to its report: once, twice, killed, and into folders that are not for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+import rmadapter.train
+from rmadapter.backbones import Backbone
+from rmadapter.cache import Cache
+from rmadapter.checkpoint import load
+from rmadapter.data.fewshot import few_shot
+from rmadapter.data.images import ImageSet, read_images
+from rmadapter.errors import UserError
+from rmadapter.fit import STATE, evaluate_saved, fit
+from rmadapter.record import Record, Score, read_record
+from rmadapter.request import Request
+from rmadapter.run import Lab
+from rmadapter.settings import read_yaml
+
+MODEL = "model.safetensors"
+DONE = {MODEL, "model.json", "config.yaml", "history.csv", "report.html", "run.json", "split.json"}
+
+
+def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings: Any) -> Record:
+    """The finished run into another folder, with other settings."""
+    values = {**read_yaml(finished / "config.yaml"), "device": "cpu", **settings}
+    wanted = Request.make(values, values.pop("method"), data="colors")
+    lab = Lab(wanted.machine, progress=False)
+    lab.add("colors", splits)
+    return fit(wanted.task, wanted.method, out, lab, wanted.name)
+
+
+def content(run: Path) -> bytes:
+    return (run / MODEL).read_bytes()
+
+
+def steps_saved(out: Path) -> int:
+    with safe_open(out / STATE, "pt") as file:
+        return int(json.loads(file.metadata()["progress"])["step"])
+
+
+def saved_scores(run: Path, splits: Mapping[str, ImageSet], split: str, **settings: Any) -> Score:
+    fitted = load(run, settings=settings).fitted
+    _, [score] = evaluate_saved(run, fitted, splits, split, "all", Cache(fitted.backbone, hold=False, progress=False))
+    return score
+
+
+def test_a_run_leaves_these_files_and_learns(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == DONE
+    record = read_record(finished / "run.json")
+    [score] = record.scores
+    assert (score.title, score.images, score.classes, score.chance) == ("test, all classes", 16, 4, 25)
+    assert score.accuracy is not None
+    assert score.accuracy > 90  # colours are easy, and a random backbone does not know their names
+    assert score.zero_shot is not None
+    assert score.zero_shot < 50
+    history = (finished / "history.csv").read_text().splitlines()
+    assert history[0].startswith("step,epoch,loss,ce,")
+    assert [line.split(",")[0] for line in history[1:]] == [str(step) for step in range(1, 41)]
+    assert float(history[-1].split(",")[2]) < float(history[1].split(",")[2])
+    assert "test, all classes" in (finished / "report.html").read_text("utf-8")
+
+
+def test_the_same_call_returns_the_finished_run(finished: Path, colors: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    assert again(finished, read_images(colors), finished) == read_record(finished / "run.json")
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_another_run_is_not_overwritten(finished: Path, colors: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    splits = read_images(colors)
+    swapped = {"train": splits["test"], "test": splits["train"]}
+    for data, settings in (
+        (splits, {"rank": 5}),
+        (splits, {"seed": 2}),
+        (swapped, {}),
+        (splits, {"precision": "bf16"}),
+    ):
+        with pytest.raises(UserError, match="holds another run: choose another --out or delete that folder"):
+            again(finished, data, out, **settings)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_run_that_lost_its_model_is_made_again(finished: Path, colors: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    (out / MODEL).unlink()
+    again(finished, read_images(colors), out)
+    assert content(out) == content(finished)
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import rmadapter.train as train
+from rmadapter.data.images import read_images
+from rmadapter.request import Request
+from rmadapter.fit import fit
+from rmadapter.run import Lab
+train.SAVE_SECONDS = -1.0
+rate = train.Recipe.rate
+def dies(recipe, step, per_epoch, epochs):
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rate(recipe, step, per_epoch, epochs)
+train.Recipe.rate = dies
+values = json.loads(sys.argv[1])
+wanted = Request.make(values, values.pop("method"), data="colors")
+lab = Lab(wanted.machine, progress=False)
+lab.add("colors", read_images(sys.argv[2]))
+fit(wanted.task, wanted.method, Path(sys.argv[3]), lab, wanted.name)
+"""
+
+
+@pytest.mark.parametrize("augmentation", ["none", "standard"])
+def test_killed_and_started_again_it_ends_the_same(
+    finished: Path, colors: Path, tmp_path: Path, augmentation: str
+) -> None:
+    """SIGKILL in the middle of the third epoch; the first process leaves nothing but its file of state."""
+    values = {"augmentation": augmentation, "optimizer": "adamw", "device": "cpu"}
+    given = json.dumps({**read_yaml(finished / "config.yaml"), **values})
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    done = subprocess.run([sys.executable, "-c", KILLED, given, colors, out], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert {path.name for path in out.iterdir()} == {"split.json", STATE}
+    assert steps_saved(out) == 5
+    splits = read_images(colors)
+    with pytest.raises(UserError, match="holds another, unfinished training"):
+        again(finished, splits, out, **values, rank=5)
+    again(finished, splits, out, **values)
+    again(finished, splits, whole, **values)
+    assert content(out) == content(whole)
+    assert {path.name for path in out.iterdir()} == DONE
+    assert (out / "history.csv").read_text() == (whole / "history.csv").read_text()
+
+
+def test_training_never_opens_a_test_image(
+    finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test images vanish before the run: it trains to the last step and fails at the first one it evaluates."""
+    data, out = Path(shutil.copytree(colors, tmp_path / "data")), tmp_path / "run"
+    splits = read_images(data)
+    shutil.rmtree(data / "test")
+    monkeypatch.setattr(rmadapter.train, "SAVE_SECONDS", -1.0)
+    with pytest.raises(UserError, match=r"test/blue/0\.png"):
+        again(finished, splits, out)
+    assert steps_saved(out) == 40
+    shutil.copytree(colors / "test", data / "test")
+    again(finished, splits, out)  # goes on with the evaluation
+    assert content(out) == content(finished)
+
+
+def test_base_classes_train_and_both_halves_are_evaluated(finished: Path, colors: Path, tmp_path: Path) -> None:
+    record = again(finished, read_images(colors), tmp_path, classes="base", epochs=2, shots=8)
+    base, novel = record.scores
+    assert (base.title, novel.title) == ("test, base classes", "test, novel classes")
+    assert base.classes == novel.classes == 2
+    for zero_shot in (False, True):
+        a, b = record.metric("base", zero_shot), record.metric("novel", zero_shot)
+        assert a is not None
+        assert b is not None
+        assert record.metric("hm", zero_shot) == pytest.approx(2 * a * b / (a + b) if a and b else 0)
+    assert load(tmp_path).fitted.classes == ("blue", "green")
+    assert record.notes[0] == "class 'blue' has 6 images, fewer than 8 shots"
+
+
+def test_without_a_test_split_what_was_not_drawn_is_evaluated(finished: Path, colors: Path, tmp_path: Path) -> None:
+    splits = {"all": read_images(colors)["train"]}
+    record = again(finished, splits, tmp_path / "a", epochs=2)
+    assert [(score.title, score.images) for score in record.scores] == [("held out, all classes", 4 * (6 - 4))]
+    record = again(finished, splits, tmp_path / "b", epochs=2, shots=0)
+    assert record.scores == ()
+    assert record.notes == ("no image was left to evaluate: add a test split, or draw fewer shots",)
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "read only"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    finished: Path, colors: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind == "read only":
+        out = Path("/proc/run")  # not even root can write there
+        if not out.parent.exists():
+            pytest.skip("no /proc on this system")
+    else:
+        (tmp_path / "taken").write_text("x")
+        out = tmp_path / "taken" / ("run" if kind == "below a file" else "")
+    with pytest.raises(UserError, match=r"no folder to write a run to .+: choose another --out"):
+        again(finished, read_images(colors), out, backbone="/not/there")  # would be the next complaint
+
+
+def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
+    splits = read_images(colors)
+    [recorded] = read_record(finished / "run.json").scores
+    assert saved_scores(finished, splits, "test") == recorded
+    untouched = saved_scores(finished, splits, "test", alpha=0)
+    assert untouched.accuracy == recorded.zero_shot
+    assert saved_scores(finished, splits, "heldout").images == 8
+    drawn = few_shot(splits, 4, 1)
+    assert len(drawn.heldout) == 8
+    with pytest.raises(UserError, match="there is no val split in the data: give --split one of train, test, heldout"):
+        saved_scores(finished, splits, "val")
+    with pytest.raises(UserError, match="was trained on other images: --split heldout needs the data it was fitted to"):
+        saved_scores(finished, {"train": splits["test"]}, "heldout")

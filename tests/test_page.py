@@ -1,0 +1,297 @@
+"""The page is read back with an HTML parser; its figures are counted again by hand or with scikit-learn."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import accuracy_score
+
+from rmadapter.data.images import ImageSet
+from rmadapter.methods import load_method
+from rmadapter.page import write_page
+from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score
+from rmadapter.settings import documentation, settings_of
+from rmadapter.task import Task
+
+NASTY = ('<b>bold</b> & "quotes"', "größe 斑马 $x_1$", "it's {{ 7 * 7 }}")
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Text, attributes and ids of a page; fails on a tag that is not closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def values(self, attribute: str) -> list[str]:
+        return [attributes[attribute] or "" for _, attributes in self.tags if attribute in attributes]
+
+
+def evaluation(title: str, n: int, classes: tuple[str, ...], seed: int) -> Evaluation:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(classes), n)
+    before, after = (rng.dirichlet(np.ones(len(classes)), n).astype(np.float32) for _ in range(2))
+    after[np.arange(n), labels] += 0.3
+    after /= after.sum(1, keepdims=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 200, 240, 3), dtype=np.uint8)
+    return Evaluation(title, ImageSet(tuple(pixels), tuple(labels.tolist()), classes), after, before)
+
+
+def correct(e: Evaluation) -> tuple[float, float]:
+    """Percent of the untouched model, and of the adapted one."""
+    before, after = (100 * accuracy_score(e.labels, p.argmax(1)) for p in (e.zero_shot, e.probabilities))
+    return before, after
+
+
+def score(e: Evaluation, name: str, **changes: Any) -> Score:
+    before, after = correct(e)
+    return Score(
+        **{"name": name, "images": len(e.images), "classes": len(e.classes), "zero_shot": before, "accuracy": after}
+        | changes
+    )
+
+
+def record(*scores: Score, method: str = "rmadapter", settings: dict[str, Any] | None = None, **changes: Any) -> Record:
+    usual = load_method("rmadapter" if ":" in method else method)
+    named = MethodName(name=method, title=usual.title, settings=settings or settings_of(usual))
+    given = {"task": Task(data="<i>data</i>", classes="base"), "parameters": 464_640, "scores": scores}
+    given |= {"seconds": {"train": 151.2, "total": 152.0}, "notes": ("<script>alert(1)</script> was skipped",)}
+    given |= {"versions": {"torch": "2.6.0"}, "command": "rmadapter fit '<i>data</i>' --out \"a b\""}
+    backbone = BackboneName(name="pocket", digest="ab" * 32)
+    return Record(format=FORMAT, method=named, backbone=backbone, **(given | changes))
+
+
+HISTORY = [{"step": i, "epoch": 1, "loss": 3.0 / i, "lr": 0.1} for i in range(1, 30)]
+
+
+@pytest.fixture(scope="module")
+def base() -> Evaluation:
+    return evaluation("test, base classes", 60, NASTY, 0)
+
+
+@pytest.fixture(scope="module")
+def novel() -> Evaluation:
+    return evaluation("test, novel classes", 40, ("x", "y"), 1)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, base: Evaluation, novel: Evaluation) -> Page:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_page(path, record(score(base, "base"), score(novel, "novel")), [base, novel], HISTORY)
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    return Page(path)
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: Page) -> None:
+    addresses = [v for a in ("src", "href", "xlink:href") for v in page.values(a)]
+    assert len(addresses) > 20
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {a[1:] for a in addresses if a.startswith("#")} <= set(ids)
+
+
+def test_names_are_text_and_never_markup(page: Page) -> None:
+    for text in (*NASTY, "<i>data</i>", "<script>alert(1)</script> was skipped"):
+        assert text in page.text
+    assert set(NASTY) <= set(page.values("alt"))
+
+
+def test_headline_and_table_carry_the_numbers(page: Page, base: Evaluation, novel: Evaluation) -> None:
+    before, after = zip(correct(base), correct(novel), strict=True)
+    headline = page.text[: page.text.index("Before and after")]
+    for figure in (before[0], after[0], before[1], after[1], 100 / 3):
+        assert f"{figure:.1f}" in headline
+    means = [statistics.harmonic_mean(pair) for pair in (before, after)]
+    assert f"harmonic mean of base and novel {means[0]:.1f} → {means[1]:.1f}" in headline
+    assert "RMAdapter on pocket, given 16 images per class of the base classes, gets" in headline
+    for b, a in zip(before, after, strict=True):
+        assert re.search(rf"{b:.1f} ?{a:.1f} ?\{a - b:+.1f} ± ", page.text)
+    assert "464,640 parameters" in page.text
+    assert "Time: training 2 min 31 s, in all 2 min 32 s." in page.text
+
+
+def test_outcomes_are_counted_and_shown_in_a_mix(page: Page, base: Evaluation, novel: Evaluation) -> None:
+    names = {(False, True): "Gained", (True, False): "Lost", (False, False): "Both wrong", (True, True): "Both right"}
+    shown = 0
+    for e in (base, novel):
+        right = [p.argmax(1) == e.labels for p in (e.zero_shot, e.probabilities)]
+        counts = Counter((bool(before), bool(after)) for before, after in zip(*right, strict=True))
+        for key, name in names.items():
+            assert f"{name} {counts[key]} (" in page.text
+        shown += sum(min(6, n) for n in counts.values())
+    thumbnails = [a for a in page.values("src") if a.startswith("data:image/jpeg;base64,")]
+    assert len(thumbnails) == shown
+    image = Image.open(io.BytesIO(base64.b64decode(thumbnails[0].split(",")[1])))
+    assert (image.format, image.size) == ("JPEG", (160, 133))
+
+
+def test_the_training_curves_come_after_the_answers(page: Page) -> None:
+    sections = [dict(attributes).get("id") for tag, attributes in page.tags if tag == "section"]
+    order = ["before-after", "evaluation0", "evaluation1", "training", "run"]
+    assert [name for name in sections if name] == order
+    assert [name for name in page.values("href") if name.startswith("#") and name[1:] in order] == [
+        f"#{name}" for name in order
+    ]
+    assert {"Total loss", "Learning rate"} <= set(page.values("aria-label"))
+
+
+def test_same_input_same_bytes_and_the_callers_image_is_left_alone(tmp_path: Path, novel: Evaluation) -> None:
+    image = Image.new("RGB", (300, 200), "red")
+    images = ImageSet((image,) * len(novel.labels), novel.images.labels, novel.classes)
+    e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
+    for name in "ab":
+        write_page(tmp_path / name, record(score(e, "novel")), [e], HISTORY)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert image.size == (300, 200)
+
+
+def test_a_method_without_steps_that_cannot_know_novel_classes(tmp_path: Path, base: Evaluation) -> None:
+    nothing = Score(name="novel", images=40, classes=2, reason="it knows <its> classes alone")
+    write_page(tmp_path / "r.html", record(score(base, "base"), nothing, method="linear-probe"), [base], [])
+    page = Page(tmp_path / "r.html")
+    assert re.search(r"test, novel classes ?it knows <its> classes alone ?–", page.text)
+    assert "linear probe on pocket" in page.text
+    assert "harmonic mean" not in page.text
+    assert "Total loss" not in page.values("aria-label")
+    assert page.values("id").count("evaluation0") == 1
+    assert "evaluation1" not in page.values("id")
+
+
+def test_a_set_of_one_class_and_of_one_image(tmp_path: Path) -> None:
+    e = evaluation("test, novel classes", 1, ("only",), 0)
+    write_page(tmp_path / "r.html", record(score(e, "novel")), [e], [])
+    assert "+0.0 ± –" in Page(tmp_path / "r.html").text
+
+
+def test_nothing_to_evaluate_and_no_command(tmp_path: Path) -> None:
+    write_page(tmp_path / "r.html", record(command="", notes=()), [], [])
+    page = Page(tmp_path / "r.html")
+    assert "There was nothing to evaluate" in page.text
+    assert "Repeat it" not in page.text
+    assert "Before and after" not in page.text
+
+
+def test_files_that_are_gone(tmp_path: Path, novel: Evaluation) -> None:
+    name = b"gone \xff.jpg".decode("utf-8", "surrogateescape")  # as Linux gives a name that is not UTF-8
+    images = ImageSet((tmp_path / name,) * len(novel.labels), novel.images.labels, novel.classes, tmp_path)
+    e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
+    write_page(tmp_path / "r.html", record(score(e, "novel")), [e], [])
+    assert "no longer readable" in Page(tmp_path / "r.html").text
+
+
+def test_many_classes_get_a_list_instead_of_a_matrix(tmp_path: Path) -> None:
+    e = evaluation("test, all classes", 500, tuple(f"class {i}" for i in range(101)), 2)
+    labels = (*[7] * 30, *e.images.labels[30:])
+    e = Evaluation(e.title, ImageSet(e.images.images, labels, e.classes), e.probabilities, e.zero_shot)
+    e.probabilities[:30], e.zero_shot[:30] = np.eye(101)[8], np.eye(101)[9]
+    write_page(tmp_path / "r.html", record(score(e, "all")), [e], [])
+    page = Page(tmp_path / "r.html")
+    assert "confusion matrix" not in page.values("aria-label")
+    assert "A matrix of 101 classes" in page.text
+    assert re.search(r"class 7 ?class 8 ?3\d", page.text)
+
+
+def test_a_hundred_classes_stay_under_three_megabytes(tmp_path: Path) -> None:
+    e = evaluation("test, all classes", 2500, tuple(f"a class with name {i}" for i in range(100)), 3)
+    write_page(tmp_path / "r.html", record(score(e, "all")), [e], HISTORY)
+    assert "confusion matrix" in Page(tmp_path / "r.html").values("aria-label")
+    assert (tmp_path / "r.html").stat().st_size < 3e6
+
+
+def settings_table(path: Path) -> dict[str, tuple[str, bool, str]]:
+    """name -> value, whether it is bold, meaning."""
+    rows = re.findall(
+        r"<tr><td><code>(.*?)</code></td><td>(.*?)</td><td class=\"soft\">(.*?)</td></tr>",
+        path.read_text(encoding="utf-8"),
+    )
+    return {
+        name: (unescape(value.removeprefix("<b>").removesuffix("</b>")), value.startswith("<b>"), unescape(text))
+        for name, value, text in rows
+    }
+
+
+def test_every_setting_has_its_meaning_and_is_bold_where_it_is_not_the_default(tmp_path: Path) -> None:
+    changed = {"rank": 8, "betas": [0.9, 0.9]}
+    settings = settings_of(load_method("mma")) | changed
+    task = Task(data="x", shots=4, templates=("<{}>",))
+    write_page(tmp_path / "r.html", record(method="mma", settings=settings, task=task, precision="bf16"), [], [])
+    found = settings_table(tmp_path / "r.html")
+    assert found.keys() >= {"method", "precision", "shots", "seed", *settings}
+    assert {name for name, (_, bold, _) in found.items() if bold} == {*changed, "shots", "templates", "precision"}
+    assert found["rank"] == ("8", True, documentation(load_method("mma"))["rank"])
+    assert found["seed"] == ("1", False, documentation(Task())["seed"])
+    assert found["templates"][0] == '["<{}>"]'
+    assert found["last_block"][0] == "null"
+    assert "Bold: not the default" in Page(tmp_path / "r.html").text
+
+
+def test_a_setting_called_as_a_common_one_goes_by_the_name_of_its_method(tmp_path: Path) -> None:
+    settings = {"templates": ["a {}"]}
+    write_page(tmp_path / "r.html", record(method="zero-shot", settings=settings), [], [])
+    found = settings_table(tmp_path / "r.html")
+    assert found["zero-shot.templates"][:2] == ('["a {}"]', True)
+    assert not found["templates"][1]
+
+
+def test_a_method_from_outside_that_is_gone_has_no_known_defaults(tmp_path: Path) -> None:
+    gone = record(method=f"{tmp_path}/gone.py:Mine", settings={"width": 3}, task=Task(shots=4))
+    write_page(tmp_path / "r.html", gone, [], [])
+    found = settings_table(tmp_path / "r.html")
+    assert found["width"] == ("3", False, "")
+    assert found["shots"] == ("4", False, documentation(Task())["shots"])
+    assert "Bold: not the default" not in Page(tmp_path / "r.html").text
+
+
+def test_scores_and_answers_that_do_not_belong_together_are_refused(
+    tmp_path: Path, base: Evaluation, novel: Evaluation
+) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        write_page(tmp_path / "r.html", record(score(base, "base")), [base, novel], [])
+    mixed = Evaluation(base.title, novel.images, base.probabilities, base.zero_shot)
+    with pytest.raises(ValueError, match=r"60.*40"):
+        write_page(tmp_path / "r.html", record(score(base, "base")), [mixed], [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_templates_can_be_had_without_the_libraries_that_draw() -> None:
+    code = (
+        "import sys, rmadapter.page\n"
+        "sys.exit(bool({'sklearn', 'scipy', 'matplotlib', 'jinja2', 'open_clip'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

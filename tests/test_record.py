@@ -1,0 +1,107 @@
+"""A record is a typed value and one line of JSON; what is no record is told in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from rmadapter.data.images import ImageSet
+from rmadapter.errors import UserError
+from rmadapter.record import BackboneName, Evaluation, MethodName, Record, Score, parse_record, read_record
+from rmadapter.task import Question, Task
+
+SCORES = (
+    Score(name="base", images=10, classes=4, accuracy=60.0, zero_shot=50.0),
+    Score(name="novel", images=20, classes=3, accuracy=30.0, zero_shot=40.0),
+)
+
+
+def record(**values: Any) -> Record:
+    given = {"task": Task(data="x", classes="base"), "backbone": BackboneName(name="b", digest="0"), "scores": SCORES}
+    return Record(format=2, method=MethodName(name="mma", title="MMA", settings={"rank": 3}), **{**given, **values})
+
+
+def test_figures_by_name() -> None:
+    found = record()
+    assert found.metrics == {"base": 60, "novel": 30, "hm": 40}
+    assert found.metric("hm", zero_shot=True) == pytest.approx(2 * 50 * 40 / 90)
+    assert found.metric("all") is None
+    closed = Score(name="novel", images=20, classes=3, reason="knows its own alone")
+    assert record(scores=(SCORES[0], closed)).metrics == {"base": 60}
+    assert SCORES[0].title == "test, base classes"
+    assert SCORES[0].chance == 25
+
+
+def test_the_average_is_over_other_data_and_needs_all_of_them() -> None:
+    own = Score(name="all", images=9, classes=3, accuracy=90.0)
+    targets = [
+        Score(name=name, data=name, images=9, classes=3, accuracy=value) for name, value in (("a", 10.0), ("b", 20.0))
+    ]
+    assert record(scores=(own, *targets)).metrics == {"all": 90, "a": 10, "b": 20, "average": 15}
+    missing = Score(name="c", data="c", images=9, classes=3, reason="no")
+    assert record(scores=(own, *targets, missing)).metric("average") is None
+    assert record(scores=(own,)).metric("average") is None
+
+
+def test_one_line_and_back(tmp_path: Path) -> None:
+    asked = Task(data="gr\u00f6\u00dfe", tests=(Question("a", "a"),), templates=("a {}.", "the {}."), shots=0)
+    some = [record(), record(task=asked, status="failed", reason="no luck", seconds={"total": 1.5}, value=[1, None])]
+    some[0].save(tmp_path / "run.json")
+    assert read_record(tmp_path / "run.json") == some[0]
+    assert [parse_record(one.line(), "") for one in some] == some
+    assert all(one.line().count("\n") == 1 for one in some)
+    assert "axis" not in json.loads(some[0].line())  # what is as it is by default is left out
+
+
+@given(st.text(), st.text(), st.floats(0, 100), st.integers(0, 10**9))
+def test_any_text_and_number_survives(name: str, reason: str, accuracy: float, images: int) -> None:
+    score = Score(name=name, reason=reason, accuracy=accuracy, images=images, classes=2)
+    one = record(scores=(score,), notes=(reason,))
+    assert parse_record(one.line(), "") == one
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "not readable JSON"),
+        ("{", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+        ("3", "no record of a run"),
+        ("[]", "no record of a run"),
+        ("{}", "no record of a run .field format"),
+        ('{"format": 1, "protocol": "base-to-novel"}', "field format"),
+        (record().line().replace("60.0", "1e999"), "field scores.0.accuracy"),
+        (record().line().replace('"images"', '"imagse"'), "field scores.0."),
+        (record().line().replace('"base"', '"bases"', 1), "field task"),
+    ],
+)
+def test_what_is_no_record_is_told_in_a_sentence(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        read_record(tmp_path / "run.json")
+    assert str(tmp_path / "run.json") in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not readable"):
+        read_record(tmp_path / "none.json")
+
+
+def test_a_record_cannot_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        record().key = "x"  # type: ignore[misc]
+
+
+def test_answers_on_images() -> None:
+    images = ImageSet((np.zeros((2, 2), np.uint8),) * 3, (0, 1, 1), ("a", "b"))
+    found = Evaluation("test", images, np.eye(2)[[0, 1, 0]], np.eye(2)[[0, 0, 0]])
+    assert found.classes == ("a", "b")
+    assert found.labels.tolist() == [0, 1, 1]

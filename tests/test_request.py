@@ -1,0 +1,73 @@
+"""Everything that a run is asked for, from one flat list of names."""
+
+from __future__ import annotations
+
+import pytest
+
+from rmadapter.errors import UserError
+from rmadapter.methods import METHODS, load_method
+from rmadapter.request import COMMON, Request
+from rmadapter.settings import settings_of
+
+# A contract: these names are used on command lines and by other programs; version 0.1 had them all.
+PROMISED = {
+    *("backbone", "shots", "seed", "classes", "templates", "augmentation", "views", "device", "precision"),
+    *("cache_memory", "workers", "compile", "rank", "first_block", "last_block", "alpha", "norm", "cross_modal"),
+    *("activation", "share", "reconstruction_layers", "objective", "init", "decouple_scale", "lambda_image_rec"),
+    *("lambda_text_rec", "lambda_image_con", "lambda_text_con", "optimizer", "learning_rate", "weight_decay"),
+    *("momentum", "warmup_epochs", "clip_gradient", "epochs", "batch_size", "forward"),
+}
+
+
+def test_promised_names_are_there() -> None:
+    assert {*COMMON, *settings_of(load_method("rmadapter"))} >= PROMISED
+
+
+def test_every_name_goes_where_it_belongs() -> None:
+    wanted = Request.make({"shots": 4, "precision": "bf16", "rank": 8, "epochs": 3}, data="images")
+    assert (wanted.task.shots, wanted.task.data, wanted.machine.precision, wanted.name) == (
+        4,
+        "images",
+        "bf16",
+        "rmadapter",
+    )
+    assert {"rank": 8, "epochs": 3}.items() <= settings_of(wanted.method).items()
+    assert Request.make() == Request.make({})
+
+
+def test_a_methods_field_that_is_called_as_a_common_one() -> None:
+    """PromptSRC has templates of its own, and the run has some."""
+    plain = Request.make({"templates": "a {}."}, "promptsrc")
+    assert plain.task.templates == ("a {}.",)
+    assert plain.method == load_method("promptsrc")
+    own = Request.make({"promptsrc.templates": ["the {}."]}, "promptsrc")
+    assert own.task.templates == ("a photo of a {}.",)
+    assert settings_of(own.method)["templates"] == ("the {}.",)
+    assert settings_of(Request.make({"mma.rank": 8}, "mma").method)["rank"] == 8
+
+
+def test_what_is_unknown_is_told() -> None:
+    for values, method, words in (
+        ({"rnak": 8}, "rmadapter", "unknown setting 'rnak'; did you mean 'rank'"),
+        ({"shotz": 8}, "rmadapter", "did you mean 'shots'"),
+        ({"rank": 8}, "coop", "unknown setting 'rank'"),
+        ({"coop.epochs": 8}, "mma", "a setting of 'coop', and the method is 'mma'"),
+        ({}, "rmadaptor", "unknown method 'rmadaptor'; did you mean 'rmadapter'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Request.make(values, method)
+
+
+def test_every_method_takes_the_common_settings() -> None:
+    for name in METHODS:
+        wanted = Request.make({"shots": 2, "device": "cpu"}, name)
+        assert wanted.method == load_method(name)
+
+
+def test_effort_scales_the_epochs() -> None:
+    fast, normal, thorough = (Request.make({}, "rmadapter", effort).method for effort in ("fast", "normal", "thorough"))
+    assert [settings_of(method)["epochs"] for method in (fast, normal, thorough)] == [3, 10, 30]
+    assert settings_of(Request.make({"epochs": 7}, "rmadapter", "fast").method)["epochs"] == 7  # said by name
+    assert Request.make({}, "zero-shot", "fast").method == load_method("zero-shot")
+    with pytest.raises(UserError, match="effort='quick'"):
+        Request.make({}, "rmadapter", "quick")

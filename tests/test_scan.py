@@ -1,0 +1,72 @@
+"""Rows of class and path, as they are written, before any file is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rmadapter.data.scan import order, scan_csv, scan_folder
+from rmadapter.errors import UserError
+
+
+def plant(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(b"not opened")
+    return root
+
+
+def test_class_folders_are_rows_in_order(tmp_path: Path) -> None:
+    plant(tmp_path, "b/2.png", "b/1.JPG", "A/deep/er/3.png", "A/notes.txt", ".cache/x.png", "__MACOSX/y.png")
+    found = scan_folder(tmp_path)
+    assert list(found) == ["all"]
+    rows = [(name, path.relative_to(tmp_path).as_posix()) for name, path in found["all"]]
+    assert rows == [("A", "A/deep/er/3.png"), ("b", "b/1.JPG"), ("b", "b/2.png")]
+
+
+def test_split_folders_under_any_of_their_names(tmp_path: Path) -> None:
+    plant(tmp_path, "Train/a/1.png", "valid/a/2.png", "TEST/a/3.png")
+    assert list(scan_folder(tmp_path)) == ["train", "val", "test"]
+    plant(tmp_path, "validation/a/4.png")
+    with pytest.raises(UserError, match="second folder for the split 'val'"):
+        scan_folder(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    plant(tmp_path, "train/1.png", "bus/2.png")
+    assert list(scan_folder(tmp_path)) == ["all"]
+
+
+def test_links_that_would_bring_images_in_twice_are_not_followed(tmp_path: Path) -> None:
+    plant(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "across").symlink_to(tmp_path / "b")
+    assert [name for name, _ in scan_folder(tmp_path)["all"]] == ["a", "b"]
+
+
+def test_a_csv_keeps_its_order(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("label,path,split\nb,2.png,test\na,1.png,train\nb,0.png,train\n")
+    found = scan_csv(table)
+    assert {split: [name for name, _ in rows] for split, rows in found.items()} == {"test": ["b"], "train": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,class\na,b\n", "the first line must be path,label"),
+        ("path,label\n,b\n", "line 2: path or label is empty"),
+        ("path,label,split\na,b,dev\n", "split is 'dev': write train, val or test"),
+        ("path,label\n", "has no rows"),
+        ('path,label\n"a,b\n', "not a readable CSV file"),
+    ],
+)
+def test_a_csv_that_says_nothing_clear_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        scan_csv(tmp_path / "t.csv")
+
+
+def test_names_are_ordered_as_a_person_would() -> None:
+    assert sorted(["b", "A", "a", "\u00e9", "e\u0301", "Z"], key=order) == ["A", "a", "b", "Z", "e\u0301", "\u00e9"]

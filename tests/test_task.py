@@ -1,0 +1,38 @@
+"""What is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rmadapter.errors import UserError
+from rmadapter.settings import configured
+from rmadapter.task import Question, Task
+
+
+@pytest.mark.parametrize(("classes", "names"), [("all", ["all"]), ("base", ["base", "novel"]), ("novel", ["novel"])])
+def test_what_is_asked_unless_it_is_said(classes: Any, names: list[str]) -> None:
+    asked = Task(classes=classes).asked
+    assert [question.name for question in asked] == names == [question.classes for question in asked]
+    assert not any(question.data for question in asked)
+
+
+def test_what_is_said_is_asked() -> None:
+    some = (Question("all"), Question("dtd", "dtd"))
+    assert Task(tests=some).asked == some
+
+
+def test_a_task_is_a_value() -> None:
+    assert Task(data="a") == Task(data="a") != Task(data="b")
+    assert len({Task(seed=1), Task(seed=1), Task(seed=2)}) == 2
+
+
+def test_templates_are_checked() -> None:
+    for template in ("a photo", "{} and {}", "{0}", "a {name}.", "{", "}{", "{{}}", "{} {"):
+        with pytest.raises(UserError, match=r"exactly one \{\}"):
+            configured(Task(), {"templates": [template]})
+    with pytest.raises(UserError, match="templates is empty"):
+        configured(Task(), {"templates": []})
+    with pytest.raises(UserError, match="seed=-1"):
+        configured(Task(), {"seed": -1})
