@@ -46,6 +46,11 @@ def about(machine: dict[str, Any]) -> str:
 
 
 def train_step(found: list[dict[str, Any]]) -> str:
+    backbones = dict.fromkeys(r["backbone"] for r in found)
+    return "\n".join(_train_step([r for r in found if r["backbone"] == name]) for name in backbones)
+
+
+def _train_step(found: list[dict[str, Any]]) -> str:
     columns = ["classes", "lean s", "reference s", "ratio", "ratio of operations"]
     columns += ["share of matmul rate", "gradient difference", "lean MB", "reference MB"]
     rows = []
@@ -116,13 +121,11 @@ def scaling(found: dict[str, Any]) -> str:
         keys = max((list(point) for point in points), key=len)
         rows = [[f"{point[k]:.4g}" if k in point else "" for k in keys] for point in points]
         text += table(f"Cost against {study}", [key.replace("_", " ") for key in keys], rows)
-        text += f"\n![{study}](../docs/results/benchmarks/scaling_{study}.png)\n"
-    return text
+    return text + "\n![Cost against depth, classes, image size and shots](../docs/results/benchmarks/scaling.png)\n"
 
 
 SECTIONS: dict[str, Any] = {
     "train_step": train_step,
-    "train_step_pocket": train_step,
     "overhead": overhead,
     "inference": inference,
     "predict": predict,

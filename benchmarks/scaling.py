@@ -1,4 +1,4 @@
-"""How the cost of training grows with classes, shots, image size and depth: JSON, and one plot for each.
+"""How the cost of training grows with classes, shots, image size and depth: JSON, and a plot.
 
     python benchmarks/scaling.py --study classes shots size depth --out docs/results/benchmarks
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = arguments(__doc__, "classes", "batch", repeat=3)
     parser.add_argument("--study", choices=list(POINTS), nargs="+", default=list(POINTS))
     parser.add_argument("--points", type=int, nargs="+", help="other points than the usual ones, for a single study")
-    parser.add_argument("--out", type=Path, help="folder for scaling.json and the plots; a study there is replaced")
+    parser.add_argument("--out", type=Path, help="folder for scaling.json and scaling.png; a study there is replaced")
     options = parser.parse_args()
     if options.points and len(options.study) != 1:
         parser.error("--points belongs to a single --study")
@@ -118,29 +118,32 @@ STUDIES: dict[str, Any] = {
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
-    """scaling.json, with the studies that are there already and were not made again, and a plot of each new one."""
+    """scaling.json, with the studies that are there already and were not made again, and one plot of them all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scaling.json"
     before = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**before, **found}, indent=1) + "\n")
-    for study, record in found.items():
-        plot(study, record["points"], folder / f"scaling_{study}.png")
+    every = {**before, **found}
+    file.write_text(json.dumps(every, indent=1) + "\n")
+    plot(every, folder / "scaling.png")
 
 
-def plot(study: str, points: list[dict[str, Any]], file: Path) -> None:
-    """Seconds beside memory, one line for each forward pass or part."""
+def plot(every: dict[str, Any], file: Path) -> None:
+    """A row for each study, seconds beside memory; one line for each forward pass or part."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, ending, unit in zip(figure.subplots(1, 2), ("_seconds", "_mb"), ("seconds", "GB"), strict=True):
-        for key in [key for key in max(points, key=len) if key.endswith(ending)]:
-            known = [p for p in points if p.get(key) is not None]
-            line = [(p[study], p[key] * (1 if unit == "seconds" else MB / GB)) for p in known]
-            axes.plot(*zip(*line, strict=True), marker="o", label=key.removesuffix(ending).replace("_", " "))
-        axes.set(xlabel=AXES[study], ylabel=unit, ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(file, dpi=110, metadata={"Software": None})
+    figure = Figure(figsize=(9, 2.6 * len(every)), layout="constrained")
+    panels = figure.subplots(len(every), 2, squeeze=False)
+    for (study, record), row in zip(every.items(), panels, strict=True):
+        points = record["points"]
+        for axes, ending, unit in zip(row, ("_seconds", "_mb"), ("seconds", "GB"), strict=True):
+            for key in [key for key in max(points, key=len) if key.endswith(ending)]:
+                known = [p for p in points if p.get(key) is not None]
+                line = [(p[study], p[key] * (1 if unit == "seconds" else MB / GB)) for p in known]
+                axes.plot(*zip(*line, strict=True), marker="o", label=key.removesuffix(ending).replace("_", " "))
+            axes.set(xlabel=AXES[study], ylabel=unit, ylim=(0, None))
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
+    figure.savefig(file, dpi=100, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -186,16 +186,17 @@ def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass(
 
 
 @pytest.mark.parametrize("study", ["classes", "shots", "depth"])
-def test_scaling_writes_its_points_and_a_plot(
+def test_scaling_writes_its_points_and_a_plot_of_all_studies(
     study: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
-    (tmp_path / "scaling.json").write_text('{"size": "kept"}')
+    kept = {"points": [{"size": 8, "lean_seconds": 1.0, "lean_peak_mb": None}, {"size": 9, "lean_seconds": 1.5}]}
+    (tmp_path / "scaling.json").write_text(json.dumps({"size": kept}))
     given = (*tiny, "--batch", "2", "--classes", "3", "--study", study, "--points", "1", "2", "--out", str(tmp_path))
     assert run(scaling, monkeypatch, capsys, *given) == ""
     found = json.loads((tmp_path / "scaling.json").read_text())
-    assert found["size"] == "kept"
+    assert found["size"] == kept
     assert [point[study] for point in found[study]["points"]] == [1, 2]
-    with Image.open(tmp_path / f"scaling_{study}.png") as plot:
+    with Image.open(tmp_path / "scaling.png") as plot:
         plot.verify()
 
 
