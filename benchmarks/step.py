@@ -85,6 +85,7 @@ class Step:
                 class_weights(features), class_weights(w), [token_mean(e, weight) for e in errors],
                 s.lambda_text_rec, s.lambda_text_con,
             ),
+            s.consistency_unit,
         )["loss"]  # fmt: skip
 
     def _encode(self, side: str, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:

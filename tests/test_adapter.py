@@ -206,6 +206,9 @@ def test_loss_is_the_sum_of_its_weighted_terms() -> None:
     assert terms["image_con"].item() == pytest.approx(2 * consistency(x, frozen).item())
     parts = terms["ce"] + terms["image_rec"] + terms["image_con"]
     assert terms["loss"].item() == pytest.approx(parts.item())
+    scaled = loss_terms(torch.tensor(7.0), labels, image, text, "logit")
+    assert scaled["image_con"].item() == pytest.approx(7 * terms["image_con"].item())
+    assert (scaled["ce"], scaled["image_rec"]) == (terms["ce"], terms["image_rec"])
     other = loss_terms(torch.tensor(7.0), labels, image._replace(lambda_rec=0.0), Side(w, -w, errors, 1.0, 5.0))
     assert list(other) == ["loss", "ce", "image_con", "text_rec", "text_con"]
     assert other["text_rec"].item() == pytest.approx(0.75)

@@ -23,8 +23,19 @@ from rounding import assert_same_float32
 def test_is_the_model_that_was_trained(pocket) -> None:
     assert len(pocket.model.state_dict()) == 278
     assert sum(p.numel() for p in pocket.model.parameters()) == 44_317_057
-    assert pocket.digest == "93bdfdac9d0775696786422f5e3bf16bcae6e25ab3a0368c88c682f71fa4ba7b"
+    assert pocket.digest == module.POCKETS["pocket"].digest
     assert (pocket.image_size, pocket.mean) == (112, (0.485, 0.456, 0.406))
+
+
+def test_the_one_of_version_0_1_is_still_there(pocket) -> None:
+    old = load_backbone("pocket-1")
+    assert old.digest == module.POCKETS["pocket-1"].digest
+    ours, theirs = pocket.model.state_dict(), old.model.state_dict()
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert 0 < len(changed) < 61  # the delta's tensors alone, and its text projection is the same
+    assert module.pocket_named("pocket", old.digest) == "pocket-1"
+    assert module.pocket_named("pocket", pocket.digest) == "pocket"
+    assert module.pocket_named("pocket", "of something else") == "pocket"
 
 
 def test_texts_mean_something(pocket) -> None:

@@ -244,10 +244,13 @@ class Side(NamedTuple):
     lambda_con: float
 
 
-def loss_terms(logit_scale: Tensor, labels: Tensor, image: Side, text: Side) -> dict[str, Tensor]:
+def loss_terms(
+    logit_scale: Tensor, labels: Tensor, image: Side, text: Side, consistency_unit: str = "feature"
+) -> dict[str, Tensor]:
     """The loss and its terms (Eq. 11-13, 16-18), each a scalar with its weight lambda already in it.
 
-    labels: [B]. A term that is turned off is absent.
+    labels: [B]. A term that is turned off is absent. consistency_unit: "feature" is Eq. 13 and 17; "logit" multiplies
+    the differences by the logit scale, with which the gradient of the cross-entropy grows, too.
     """
     x, w = (F.normalize(at_least_float32(side.adapted), dim=-1) for side in (image, text))
     terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}
@@ -256,5 +259,6 @@ def loss_terms(logit_scale: Tensor, labels: Tensor, image: Side, text: Side) -> 
             terms[f"{name}_rec"] = side.lambda_rec * torch.stack(list(side.errors)).sum()
         if side.lambda_con:
             adapted, frozen = at_least_float32(side.adapted), at_least_float32(side.frozen)
-            terms[f"{name}_con"] = side.lambda_con * consistency(adapted, frozen)
+            unit = logit_scale if consistency_unit == "logit" else 1.0
+            terms[f"{name}_con"] = unit * side.lambda_con * consistency(adapted, frozen)
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones.pocket import pocket_named
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, write_json, write_text
 from rmadapter.machine import find_device, versions
@@ -181,7 +182,7 @@ def _model(file: Path) -> Model:
 
 
 def _backbone(folder: Path, given: Backbone | None, wanted: BackboneName, device: str) -> Backbone:
-    backbone = given or load_backbone(wanted.name)
+    backbone = given or load_backbone(pocket_named(wanted.name, wanted.digest))
     if backbone.digest != wanted.digest:
         raise UserError(
             f"{folder} was trained on {wanted.name} ({wanted.digest[:12]}), and {backbone.name} "

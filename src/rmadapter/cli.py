@@ -232,6 +232,19 @@ def demo(
 
 
 @app.command()
+def backbones(as_json: Json = False) -> None:
+    """Backbones that are on this disk, and what others would fetch; any of open_clip's can be named."""
+    from rmadapter.backbones.listing import listed
+
+    found = listed()
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = [[one["name"], one["state"], "" if one["mb"] is None else f"{one['mb']} MB", one["folder"]] for one in found]
+    table(["name", "state", "on disk", "folder"], rows)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine and installation can do."""
     from rmadapter.doctor import diagnose

@@ -218,4 +218,5 @@ class AdaptedCLIP(nn.Module):
             labels,
             Side(image[0], image[1], image[2], s.lambda_image_rec, s.lambda_image_con),
             Side(w, frozen, text[2], s.lambda_text_rec, s.lambda_text_con),
+            s.consistency_unit,
         )

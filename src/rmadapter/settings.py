@@ -58,6 +58,9 @@ class LossSettings:
     lambda_text_rec: float = option(1.0, "weight of text reconstruction; 0 removes the branch", ge=0)
     lambda_image_con: float = option(20.0, "weight of image consistency; 0 turns it off", ge=0)
     lambda_text_con: float = option(50.0, "weight of text consistency; 0 turns it off", ge=0)
+    consistency_unit: Literal["feature", "logit"] = option(
+        "feature", "differences of unit features, or of those times the logit scale: one weight for every backbone"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

