@@ -59,6 +59,10 @@ class Lab:
         """Images that are in memory, as a data set of this name."""
         self._splits[name] = splits
 
+    def add_backbone(self, backbone: Backbone) -> None:
+        """One that is in memory, by its name; the next other one takes its place."""
+        self._backbone, self._train, self._test = backbone, None, None
+
     def splits(self, data: str) -> Splits:
         if data not in self._splits:
             self._splits[data] = load_dataset(data, self.root)
@@ -67,7 +71,8 @@ class Lab:
     def backbone(self, name: str) -> Backbone:
         """On the device; the last one is kept."""
         if self._backbone is None or self._backbone.name != name:
-            self._backbone, self._train, self._test = load_backbone(name), None, None
+            self.add_backbone(load_backbone(name))
+        assert self._backbone is not None
         return self._backbone.to(find_device(self.machine.device))
 
     def draw(self, task: Task) -> FewShot:
