@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 from pools import read
 from sources import package
 
-EMOJI = ("noto", "noto-v1", "twemoji", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "emojione")
-EMOJI += ("emojione-monotone", "emojione-v1", "fxemoji", "streamline-emojis")
+EMOJI: tuple[str, ...] = ("noto", "noto-v1", "twemoji", "fluent-emoji", "fluent-emoji-flat", "emojione")
+EMOJI += ("fluent-emoji-high-contrast", "emojione-monotone", "emojione-v1", "fxemoji", "streamline-emojis")
 FLAT = ("noto", "noto-v1", "twemoji", "fluent-emoji-flat", "emojione")  # become line art when their fills are taken off
 KNOWN_ONLY = ("noto", "twemoji", "noto-v1", "emojione", "emojione-v1", "emojione-monotone")  # else left out
-ICONS = ("game-icons", "flat-color-icons", "icon-park", "icon-park-outline", "ph", "tabler", "maki", "medical-icon")
-ICONS += ("healthicons", "lucide", "mdi", "mingcute", "hugeicons", "meteocons", "streamline-freehand-color")
-ICONS += ("streamline-plump", "streamline-ultimate-color", "streamline-flex", "fluent-color", "material-symbols")
-ICONS += ("solar", "uil", "fa6-solid", "map", "carbon", "fluent", "streamline", "streamline-ultimate", "vaadin", "la")
-ICONS += ("guidance",)
+ICONS: tuple[str, ...] = ("game-icons", "flat-color-icons", "icon-park", "icon-park-outline", "ph", "tabler", "maki")
+ICONS += ("medical-icon", "healthicons", "lucide", "mdi", "mingcute", "hugeicons", "meteocons")
+ICONS += ("streamline-freehand-color", "streamline-plump", "streamline-ultimate-color", "streamline-flex")
+ICONS += ("fluent-color", "material-symbols", "solar", "uil", "fa6-solid", "map", "carbon", "fluent", "streamline")
+ICONS += ("streamline-ultimate", "vaadin", "la", "guidance")
 RICH = ("ph", "icon-park", "game-icons")  # two icons of a name are taken from these
 MOST_OF_A_NAME = 12  # icons, over all packages
 SKIN_TONE = re.compile(r"(medium-)?(light|dark|medium)-skin-tone|-(dark|light|medium)$")
