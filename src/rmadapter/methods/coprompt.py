@@ -31,6 +31,7 @@ from rmadapter.methods import deep
 from rmadapter.methods.context import PromptedText
 from rmadapter.methods.maple import CoupledPrompts
 from rmadapter.prompts import zero_shot_weights
+from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -90,13 +91,13 @@ class CoPrompt(ModuleMethod):
         "Roy & Etemad, ICLR 2024 (arXiv 2306.01195); configs/trainers/coprompt.yaml and the ImageNet entry of "
         "trainers/constants.py of github.com/ShuvenduRoy/CoPrompt"
     )
-    n_ctx: int = 4
-    depth: int = 12
+    n_ctx: Size = 4
+    depth: Size = 12
     init: str = "a photo of a"
     consistency: float = 8.0
-    image_share: float = 0.1
-    text_share: float = 0.2
-    reduction: int = 4
+    image_share: Share = 0.1
+    text_share: Share = 0.2
+    reduction: Size = 4
     descriptions: str = ""
     recipe: Recipe = Recipe(learning_rate=0.0035, epochs=8, batch_size=4)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.errors import UserError
+from rmadapter.files import opened
 from rmadapter.record import BackboneName, Record, parse_record
 
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
@@ -138,8 +139,9 @@ def _lines(results: Path) -> Iterator[tuple[str, str]]:
         if hidden or path.name == SUMMARY or path.suffix not in (".json", ".jsonl"):
             continue
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError:
+            with opened(path) as file:
+                text = file.read().decode(errors="replace")
+        except UserError:
             text = "not readable"
         if path.suffix == ".json":
             yield where, text
