@@ -156,7 +156,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {quoted(pair)}: write it as field=value, as in --set rank=8")
         try:
             value = _load(text)
-        except (ValueError, yaml.YAMLError):
+        except ValueError:
             raise UserError(f"--set {quoted(pair)}: the value is not readable") from None
         # YAML reads 1e-3 as text; a number is what was meant.
         if isinstance(value, str):
@@ -172,8 +172,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, kind, MOST_TEXT)
     try:
         values = _load(text)
-    except (ValueError, yaml.YAMLError) as error:  # PyYAML raises ValueError for 2024-13-45
-        raise UserError(f"{path}: not {kind} ({type(error).__name__})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not {kind} ({error})") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"{path}: a config is a list of 'field: value' lines")
     return values
@@ -182,16 +182,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _load(text: str) -> Any:
     """A YAML value of few levels, and without aliases, by which a few bytes can stand for gigabytes.
 
-    Raises ValueError or YAMLError.
+    Raises ValueError.
     """
     if len(text) > MOST_TEXT:
-        raise ValueError("too long")
+        raise ValueError(f"more than {MOST_TEXT:,} characters")
     level = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if level > MOST_LEVELS or isinstance(event, yaml.AliasEvent):
-            raise ValueError("too deep, or an alias")
-    return yaml.safe_load(text)
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if level > MOST_LEVELS or isinstance(event, yaml.AliasEvent):
+                raise ValueError
+        return yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises nearly anything, an AttributeError for `!!timestamp x`
+        raise ValueError(f"no YAML of few levels and without aliases: {type(error).__name__}") from None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

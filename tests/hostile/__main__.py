@@ -4,46 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
-from collections.abc import Iterator
-from typing import Any
 
-from hostile.harness import BAD, KINDS, SECONDS, VERDICTS, Result, kinds, run, table
-
-PATIENCE = 60.0  # seconds, beside those that an input has, to import and to begin
-
-
-def work(kind: str, seed: int, count: int, start: int, answers: Any) -> None:
-    for result in run(kind, seed, count, start):
-        answers.send(result)
-    answers.send(None)
-
-
-def guarded(kind: str, seed: int, count: int) -> Iterator[Result]:
-    """As `run`; what ends the process, or keeps it busy where no signal reaches, is a result as well."""
-    context, done = multiprocessing.get_context("spawn"), 0
-    while True:
-        answers, end = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(kind, seed, count, done, end), daemon=True)
-        process.start()
-        end.close()
-        try:
-            while True:
-                if not answers.poll(PATIENCE + 10 * SECONDS):
-                    verdict, detail = "hang", "no signal reached it"
-                    break
-                if (result := answers.recv()) is None:
-                    return
-                done += 1
-                yield result
-        except EOFError:
-            process.join()
-            verdict, detail = "traceback", f"the process ended with {process.exitcode}"
-        process.kill()
-        yield Result(kind, f"number {done}", verdict, 0.0, 0.0, detail)
-        done += 1
-
+from hostile.guard import guarded
+from hostile.harness import BAD, KINDS, VERDICTS, Result, kinds, table
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hostile", description=__doc__)

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from hostile import base
 from rmadapter.errors import UserError
 
 # How many inputs of each kind, of 100.
@@ -65,6 +66,7 @@ def module(kind: str) -> ModuleType:
 def run(kind: str, seed: int, count: int, start: int = 0) -> Iterator[Result]:
     """What becomes of the inputs from `start` on, in this process."""
     found = module(kind)
+    base.backbone()  # whoever comes first would pay for the imports
     for number, (name, content) in enumerate(found.cases(seed, count)):
         if number >= start:
             yield judge(kind, found, name, content)

@@ -19,6 +19,7 @@ from rmadapter.backbones.hub import HOW_TO_CONVERT, fetch, model_folder
 from rmadapter.backbones.pocket import POCKETS, pocket_folder
 from rmadapter.encoders import encoders_of
 from rmadapter.errors import UserError
+from rmadapter.files import user_path
 from rmadapter.machine import seeded
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
@@ -45,7 +46,7 @@ def load_backbone(name: str) -> Backbone:
         UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, or
             an encoder that is no transformer.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if name in POCKETS:
         return _from_folder(name, pocket_folder(name))
     if name.startswith("hf-hub:"):
@@ -70,7 +71,7 @@ def _from_architecture(name: str) -> Backbone:
             f"the nearest are {_nearest(architecture, open_clip.list_models())}"
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    file = Path(tag).expanduser()
+    file = user_path(tag)
     published: dict[str, Any] = {}
     if file.suffix in (".safetensors", *PICKLES):
         _check_file(file)

@@ -24,7 +24,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.images import prompt_name
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.files import read_json
+from rmadapter.files import read_json, user_path
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods import deep
@@ -130,7 +130,7 @@ class CoPrompt(ModuleMethod):
             _note()
             features = zero_shot_weights(backbone, names, templates)
             return Descriptions(features, torch.ones(len(names), dtype=torch.long, device=features.device))
-        sentences = _sentences(read_json(Path(self.descriptions).expanduser()), names, self.descriptions)
+        sentences = _sentences(read_json(user_path(self.descriptions)), names, self.descriptions)
         features = zero_shot_weights(backbone, [s for group in sentences for s in group], ["{}"])
         return Descriptions(features, torch.tensor([len(group) for group in sentences], device=features.device))
 

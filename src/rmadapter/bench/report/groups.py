@@ -15,7 +15,7 @@ from typing import Any
 
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.errors import UserError
-from rmadapter.files import opened
+from rmadapter.files import opened, user_path
 from rmadapter.record import BackboneName, Record, parse_record
 
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
@@ -130,7 +130,7 @@ def read_records(results: Path) -> Results:
 
 def _lines(results: Path) -> Iterator[tuple[str, str]]:
     """(where it stands, text) of all that may be a record."""
-    if not results.exists():
+    if not user_path(results).exists():
         raise UserError(f"{results}: not there; give the folder that `rmadapter bench ... --out` wrote, or its records")
     paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
     for path in paths:
