@@ -28,8 +28,8 @@ from rmadapter.errors import UserError
 
 # How many inputs of each kind, of 100.
 KINDS = {
-    **{"sets": 14, "templates": 6, "configs": 14, "records": 14, "runs": 14, "backbones": 4, "paths": 4, "odd": 2},
-    **{"names": 6, "matlab": 4, "images": 12, "tables": 6},
+    **{"sets": 14, "templates": 6, "configs": 14, "records": 14, "runs": 14, "backbones": 5, "paths": 4, "odd": 3},
+    **{"names": 6, "matlab": 2, "images": 12, "tables": 6},
 }
 SECONDS, MEGABYTES, LINE = 5.0, 300.0, 1200
 BAD = ("traceback", "hang", "memory", "changed")

@@ -8,7 +8,6 @@ archive has none, it is made here the same way, from a fixed seed and sorted fil
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import re
@@ -18,15 +17,15 @@ from typing import Any, TypeAlias, TypeVar
 
 from rmadapter.data.archive import Dataset
 from rmadapter.data.images import ImageSet
+from rmadapter.data.matlab import variable
 from rmadapter.data.pixels import formats
 from rmadapter.errors import UserError, is_text, quoted
-from rmadapter.files import opened, read_json, read_text
+from rmadapter.files import read_json, read_text
 
 Table: TypeAlias = "dict[str, list[tuple[str, int, str]]]"
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
-MOST_CELLS = 10_000_000  # of a variable in a MATLAB file
 SPLIT_SEED = 1  # CoOp's first run with seed 1 makes these very splits, where the archive has an order of its own
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "as is": str,
@@ -165,12 +164,12 @@ def text_lists(home: Path, dataset: Dataset) -> Table:
 
 def cars_matlab(home: Path, dataset: Dataset) -> Table:
     """Stanford Cars: structures `annotations` with fname and class, counted from 1; `class_names` in the kit."""
-    written = _matlab(home / dataset.order, "class_names")
+    written = variable(home / dataset.order, "class_names")
     names = {number: SPELLINGS[dataset.spelling](str(name)) for number, name in enumerate(written, 1)}
     table: Table = {}
     for split, file in dataset.lists.items():
         table[split] = []
-        for path, number in _matlab(home / file, "annotations", "fname", "class"):
+        for path, number in variable(home / file, "annotations", "fname", "class"):
             if (label := _number(number, home / file)) not in names:
                 raise UserError(f"{home / file}: class {label} of {quoted(path)} is not in {dataset.order}")
             table[split].append((dataset.file.format(split=split, file=path), label - 1, names[label]))
@@ -181,7 +180,7 @@ def flowers_matlab(home: Path, dataset: Dataset) -> Table:
     """Oxford Flowers: `labels` from 1, one an image; names in JSON {"1": name}; 50 % train, 20 % val, 30 % test."""
     names = read_json(home / dataset.order)
     file = home / dataset.lists["all"]
-    labels = [_number(label, file) for label in _matlab(file, "labels")]
+    labels = [_number(label, file) for label in variable(file, "labels")]
     given = {label: isinstance(names, dict) and isinstance(names.get(str(label)), str) for label in set(labels)}
     if unnamed := [label for label in labels if not given[label]]:
         raise UserError(f"{home / dataset.order}: has no name for the class {unnamed[0]}")
@@ -237,26 +236,8 @@ def _number(value: Any, where: Path) -> int:
     """A class counted from 1, as text or in any of MATLAB's kinds."""
     try:
         number = int(value)
-        if number < 1 or not isinstance(value, str) and number != value:
+        if number < 1 or (not isinstance(value, str) and number != value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: {quoted(value)} is no number of a class, counted from 1") from None
     return number
-
-
-def _matlab(path: Path, key: str, *fields: str) -> list[Any]:
-    """One variable of a MATLAB file as a list; with `fields`, tuples of those fields of a list of structures."""
-    import numpy as np
-    from scipy.io import loadmat, whosmat
-
-    try:
-        with opened(path) as file:
-            shape = next(shape for name, shape, _ in whosmat(file) if name == key)
-            if math.prod(shape) > MOST_CELLS:  # a few compressed bytes can say so
-                raise ValueError
-            file.seek(0)
-            rows = np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=[key])[key])
-        return [tuple(row[field] for field in fields) for row in rows] if fields else list(rows)
-    except Exception as error:  # on broken files scipy raises nearly anything
-        wanted = f"not a MATLAB file with {key!r}" + (f" of {' and '.join(fields)}" if fields else "")
-        raise UserError(f"{path}: {wanted if path.exists() else 'no such file'}") from error
