@@ -29,7 +29,7 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         elif draw < 0.6:
             lines = text.splitlines()
             place = rng.randrange(len(lines))
-            value = rng.choice((*sets.VALUES, written(nasty(rng)).decode()))
+            value = rng.choice((rng.choice(sets.VALUES), written(nasty(rng)).decode(), str(rng.randrange(9)), "0.5"))
             lines[place] = f"{lines[place].partition(':')[0]}: {value}"
             what, content = "value", "\n".join(lines).encode("utf-8", "surrogatepass")
         else:

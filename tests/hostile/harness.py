@@ -17,10 +17,9 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from hostile import base
@@ -59,38 +58,52 @@ def kinds() -> list[str]:
     return [kind for kind in KINDS if (here / f"{kind}.py").is_file()]
 
 
-def module(kind: str) -> ModuleType:
-    return import_module(f"hostile.{kind}")
+class Kind(NamedTuple):
+    """cases: (seed, count) -> names and contents. ask: of a name, a content and an empty folder. seconds, megabytes: at
+    most, for one input."""
+
+    cases: Callable[[int, int], Iterator[tuple[str, bytes]]]
+    ask: Callable[[str, bytes, Path], object]
+    seconds: float = SECONDS
+    megabytes: float = MEGABYTES
 
 
-def run(kind: str, seed: int, count: int, start: int = 0) -> Iterator[Result]:
+def kind_of(name: str) -> Kind:
+    module = import_module(f"hostile.{name}")
+    if name in ("images", "tables"):
+        from hostile import data
+
+        # four times what an ordinary photograph of 24 megapixels takes, and the time that a file may take
+        return Kind(module.cases, data.ask_image, 40.0, 1000.0) if name == "images" else Kind(module.cases, data.ask_table)
+    return Kind(module.cases, module.ask, getattr(module, "SECONDS", SECONDS))
+
+
+def run(name: str, seed: int, count: int, start: int = 0) -> Iterator[Result]:
     """What becomes of the inputs from `start` on, in this process."""
-    found = module(kind)
+    kind = kind_of(name)
     base.backbone()  # whoever comes first would pay for the imports
-    for number, (name, content) in enumerate(found.cases(seed, count)):
+    for number, (case, content) in enumerate(kind.cases(seed, count)):
         if number >= start:
-            yield judge(kind, found, name, content)
+            yield judge(name, kind, case, content)
 
 
-def judge(kind: str, found: ModuleType, name: str, content: bytes) -> Result:
-    """One input. A module's own SECONDS and MEGABYTES, if any, count instead of ours."""
-    seconds, most = getattr(found, "SECONDS", SECONDS), getattr(found, "MEGABYTES", MEGABYTES)
+def judge(name: str, kind: Kind, case: str, content: bytes) -> Result:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, started = _resident(reset=True), time.perf_counter()
-        verdict, detail = _verdict(found, name, content, Path(folder), seconds)
+        verdict, detail = _verdict(kind, case, content, Path(folder))
         took, peak = time.perf_counter() - started, _peak() - before
-    if verdict in ("accepted", "refused") and peak > most:
+    if verdict in ("accepted", "refused") and peak > kind.megabytes:
         verdict, detail = "memory", f"{peak:.0f} MB; {verdict} {detail}"
-    return Result(kind, name, verdict, took, peak, detail[:300])
+    return Result(name, case, verdict, took, peak, detail[:300])
 
 
-def _verdict(found: ModuleType, name: str, content: bytes, folder: Path, seconds: float) -> tuple[str, str]:
+def _verdict(kind: Kind, case: str, content: bytes, folder: Path) -> tuple[str, str]:
     try:
-        with _limited(seconds):
-            found.ask(name, content, folder)
+        with _limited(kind.seconds):
+            kind.ask(case, content, folder)
     except Hang:
-        return "hang", f"no answer in {seconds:g} s"
+        return "hang", f"no answer in {kind.seconds:g} s"
     except UserError as error:
         text = str(error)
         return ("refused", text) if len(text) <= LINE else ("traceback", f"a message of {len(text):,} characters")

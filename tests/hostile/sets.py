@@ -32,14 +32,15 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng, methods = random.Random(seed), list(METHODS)
     for number in range(count):
         method = methods[number % len(methods)]
-        name = rng.choice([*COMMON, *settings_of(Request.make({}, method).method), *settings_of(Request.make({}, method).method)])
-        plain = rng.choice((*VALUES, *TEXTS, *map(_digits, NUMBERS)))
-        text = rng.choice(SHAPES).replace("{}", plain).replace("{{", "{").replace("}}", "}") if rng.random() < 0.4 else plain
+        own = settings_of(Request.make({}, method).method)
+        name = rng.choice([*COMMON, *own, *own])
+        sound = yaml.safe_dump(own.get(name, 1)).removesuffix("\n...\n") if rng.random() < 0.7 else "3"
+        text = sound if rng.random() < 0.25 else rng.choice((*VALUES, *TEXTS, *map(_digits, NUMBERS)))
+        if rng.random() < 0.3:
+            text = rng.choice(SHAPES).replace("{}", text).replace("{{", "{").replace("}}", "}")
         pair = f"{name}={text}" if rng.random() < 0.9 else rng.choice((text, f"{text}={name}", f"{method}.{name}={text}"))
-        content = os.fsencode(pair.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape"))
-        if rng.random() < 0.1:
-            content = damaged(rng, content)[1]
-        yield f"{method}-{name}-{number}", content
+        content = pair.encode("utf-8", "surrogatepass")
+        yield f"{method}-{name}-{number}", damaged(rng, content)[1] if rng.random() < 0.1 else content
 
 
 def _digits(number: float) -> str:
@@ -53,7 +54,9 @@ def ask(name: str, content: bytes, folder: Path) -> object:
 
 def same_again(values: dict[str, object], method: str, folder: Path) -> Request:
     """The request, if it is the same when its settings were written and read, and if a model can be built of it."""
-    wanted = Request.make(values, method)
+    fields = settings_of(Request.make({}, method).method) if method in METHODS else {}
+    small = {name: value for name, value in base.QUICK.items() if name in fields}  # it has two blocks
+    wanted = Request.make({**small, **values}, method)
     own = {f"{method}.{name}" if name in COMMON else name: v for name, v in settings_of(wanted.method).items()}
     task = {name: getattr(wanted.task, name) for name in ("shots", "seed", "classes", "templates", "views", "backbone")}
     (folder / "config.yaml").write_text(to_yaml({**task, **own}), encoding="utf-8")
