@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import archives
 from rmadapter.data.catalog import CATALOG, table_of
@@ -281,3 +283,42 @@ def test_the_global_generator_stays_untouched(tmp_path: Path) -> None:
     before = random.getstate()
     read("caltech101", tmp_path)
     assert random.getstate() == before
+
+
+@pytest.mark.parametrize("labels", [[1.5], [float("nan")], [float("inf")], [0], ["a"], 2 + 3j, [[1, 2], [3, 4]]], ids=str)
+def test_labels_of_other_kinds(tmp_path: Path, labels: Any) -> None:
+    from scipy.io import savemat
+
+    archives.oxford_flowers(tmp_path)
+    savemat(tmp_path / "imagelabels.mat", {"labels": labels})
+    with pytest.raises(UserError, match=r"imagelabels\.mat: .* is no number of a class, counted from 1"):
+        table_of(CATALOG["oxford_flowers"], tmp_path)
+
+
+def test_names_of_other_kinds(tmp_path: Path) -> None:
+    archives.oxford_flowers(tmp_path)
+    for names in ('{"1": 3, "2": "b", "3": "c"}', '["a", "b"]', "null"):
+        (tmp_path / "cat_to_name.json").write_text(names)
+        with pytest.raises(UserError, match="has no name for the class"):
+            table_of(CATALOG["oxford_flowers"], tmp_path)
+    for name in (r"\ud800", r"\u0000", "  "):
+        (tmp_path / "cat_to_name.json").write_text(f'{{"1": "{name}", "2": "b", "3": "c"}}')
+        with pytest.raises(UserError, match="give it a name of plain text"):
+            image_sets(table_of(CATALOG["oxford_flowers"], tmp_path), tmp_path, tmp_path)
+
+
+ROW = st.tuples(st.text(max_size=9), st.integers(), st.text(max_size=9)) | st.lists(st.none() | st.integers(), max_size=4)
+
+
+@given(st.dictionaries(st.sampled_from(["train", "val", "test", "other"]), st.lists(ROW, max_size=4) | st.integers()))
+def test_a_split_file_is_read_as_it_is_or_refused(tmp_path_factory: pytest.TempPathFactory, written: Any) -> None:
+    file = tmp_path_factory.getbasetemp() / "split.json"
+    file.write_text(json.dumps(written))
+    try:
+        table = split_json(file)
+        sets = image_sets(table, Path("images"), file)
+    except UserError as error:
+        assert len(str(error)) < 500  # noqa: PT017
+    else:
+        assert {split: [list(row) for row in rows] for split, rows in table.items()} == json.loads(file.read_text())
+        assert all(0 <= label < len(images.classes) for images in sets.values() for label in images.labels)
