@@ -23,7 +23,15 @@ def test_what_is_quoted_stays_short_and_on_one_line() -> None:
     deep: list[object] = []
     for _ in range(500):
         deep = [deep, deep]  # printed in full it would have 2^500 brackets
-    for value in ("x" * 10**6, "a\nb\x1b[2J", deep, {i: deep for i in range(1000)}, [10**5000], 10**5000, b"x" * 10**6):
+    for value in (
+        "x" * 10**6,
+        "a\nb\x1b[2J",
+        deep,
+        dict.fromkeys(range(1000), deep),
+        [10**5000],
+        10**5000,
+        b"x" * 10**6,
+    ):
         text = quoted(value)
         assert len(text) <= 80
         assert text.isprintable()

@@ -116,7 +116,12 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "loop").symlink_to("loop")
-    for name, reason in (("pipe", "a pipe or device"), ("zero", "a pipe or device"), (".", "directory"), ("loop", "link")):
+    for name, reason in (
+        ("pipe", "a pipe or device"),
+        ("zero", "a pipe or device"),
+        (".", "directory"),
+        ("loop", "link"),
+    ):
         with pytest.raises(UserError, match=f"not readable JSON .*{reason}"):
             read_json(tmp_path / name)
 

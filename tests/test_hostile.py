@@ -12,12 +12,17 @@ from hostile.guard import guarded
 from rmadapter.errors import UserError
 
 SAMPLE = 300  # of all kinds
-SLOW = ("matlab", "backbones", "images")  # of whose inputs some take a second: a few of each here
+FEW = {
+    "matlab": 6,
+    "backbones": 8,
+    "images": 30,
+    "runs": 30,
+}  # of inputs that take a while, or whose runs are to be fitted
 
 
 @pytest.mark.parametrize("kind", harness.kinds())
 def test_no_input_of_a_sample_does_harm(kind: str) -> None:
-    count = 8 if kind in SLOW else SAMPLE * harness.KINDS[kind] // 100
+    count = FEW.get(kind, SAMPLE * harness.KINDS[kind] // 100)
     results = list(harness.run(kind, 0, count))
     assert len(results) == count
     assert [result for result in results if result.verdict in harness.BAD] == []

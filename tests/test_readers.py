@@ -285,7 +285,9 @@ def test_the_global_generator_stays_untouched(tmp_path: Path) -> None:
     assert random.getstate() == before
 
 
-@pytest.mark.parametrize("labels", [[1.5], [float("nan")], [float("inf")], [0], ["a"], 2 + 3j, [[1, 2], [3, 4]]], ids=str)
+@pytest.mark.parametrize(
+    "labels", [[1.5], [float("nan")], [float("inf")], [0], ["a"], 2 + 3j, [[1, 2], [3, 4]]], ids=str
+)
 def test_labels_of_other_kinds(tmp_path: Path, labels: Any) -> None:
     from scipy.io import savemat
 
@@ -297,17 +299,18 @@ def test_labels_of_other_kinds(tmp_path: Path, labels: Any) -> None:
 
 def test_names_of_other_kinds(tmp_path: Path) -> None:
     archives.oxford_flowers(tmp_path)
-    for names in ('{"1": 3, "2": "b", "3": "c"}', '["a", "b"]', "null"):
+    for names in ('{"1": 3, "2": "b", "3": "c"}', "null"):
         (tmp_path / "cat_to_name.json").write_text(names)
         with pytest.raises(UserError, match="has no name for the class"):
             table_of(CATALOG["oxford_flowers"], tmp_path)
-    for name in (r"\ud800", r"\u0000", "  "):
-        (tmp_path / "cat_to_name.json").write_text(f'{{"1": "{name}", "2": "b", "3": "c"}}')
+    for name in ("\ud800", "\0", "  "):
         with pytest.raises(UserError, match="give it a name of plain text"):
-            image_sets(table_of(CATALOG["oxford_flowers"], tmp_path), tmp_path, tmp_path)
+            image_sets({"train": [("a.jpg", 0, name)]}, tmp_path, tmp_path)
 
 
-ROW = st.tuples(st.text(max_size=9), st.integers(), st.text(max_size=9)) | st.lists(st.none() | st.integers(), max_size=4)
+ROW = st.tuples(st.text(max_size=9), st.integers(), st.text(max_size=9)) | st.lists(
+    st.none() | st.integers(), max_size=4
+)
 
 
 @given(st.dictionaries(st.sampled_from(["train", "val", "test", "other"]), st.lists(ROW, max_size=4) | st.integers()))

@@ -76,7 +76,9 @@ class Machine:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "number format of the forward pass in training")
     compile: bool = option(False, "compile the training step with torch.compile: minutes at first, then faster")
-    cache_memory: float = option(4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0, le=1e6)
+    cache_memory: float = option(
+        4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0, le=1e6
+    )
     workers: int = option(0, "processes that decode and augment images", ge=0, le=1024)
 
 

@@ -34,9 +34,13 @@ class Task:
     shots: int = option(16, "training images drawn per class; 0 takes all", ge=0, le=1_000_000)
     seed: int = option(1, "seed of the draw, the initialisation and the order of batches", ge=0, le=2**32 - 1)
     classes: Half = option("all", "classes to train on: all, the first half (base) or the second half (novel)")
-    templates: Annotated[tuple[str, ...], FailFast()] = option(TEMPLATES, "prompt templates, one {} each; several are averaged")
+    templates: Annotated[tuple[str, ...], FailFast()] = option(
+        TEMPLATES, "prompt templates, one {} each; several are averaged"
+    )
     augmentation: Literal["none", "standard"] = option("none", "test transform, or random resized crop and flip")
-    views: int = option(0, "augmented views kept per image, epochs for fresh ones; 0 computes them anew", ge=0, le=10_000)
+    views: int = option(
+        0, "augmented views kept per image, epochs for fresh ones; 0 computes them anew", ge=0, le=10_000
+    )
     tests: Annotated[tuple[Question, ...], FailFast()] = option((), "what to ask afterwards")
 
     def __post_init__(self) -> None:
@@ -55,5 +59,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     for template in templates:
         before, braces, after = template.partition("{}")
         if not braces or set("{}") & set(before + after):
-            raise UserError(f'template {quoted(template)} needs exactly one {{}} for the class name, as "a photo of a {{}}."')
+            raise UserError(
+                f'template {quoted(template)} needs exactly one {{}} for the class name, as "a photo of a {{}}."'
+            )
     return tuple(templates)

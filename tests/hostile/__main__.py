@@ -1,4 +1,4 @@
-"""`make hostile`: all kinds, each in a process of its own, so that not even a crash keeps the others from being tried."""
+"""`make hostile`: all kinds, each in a process of its own, so that no crash keeps the others from being tried."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 
 from hostile.guard import guarded
 from hostile.harness import BAD, KINDS, VERDICTS, Result, kinds, table
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hostile", description=__doc__)
@@ -24,7 +25,9 @@ def main() -> None:
         print(f"{kind}: done", file=sys.stderr)
     wrong = [result for result in results if result.verdict in BAD]
     if given.json:
-        print(json.dumps({"seed": given.seed, "table": table(results), "wrong": [r._asdict() for r in wrong]}, indent=1))
+        print(
+            json.dumps({"seed": given.seed, "table": table(results), "wrong": [r._asdict() for r in wrong]}, indent=1)
+        )
     else:
         head = ["kind", "tried", *VERDICTS, "slowest, s", "largest, MB"]
         print("| " + " | ".join(head) + " |", "|---" * len(head) + "|", sep="\n")

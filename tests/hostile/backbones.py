@@ -47,8 +47,8 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
 
 def ask(name: str, content: bytes, folder: Path) -> object:
     from rmadapter.backbones import load_backbone
-    from rmadapter.methods.zero_shot import ZeroShot
     from rmadapter.method import Known
+    from rmadapter.methods.zero_shot import ZeroShot
 
     kind, file, _ = name.split("/")
     place = base.copied(folders()[kind], folder / "model", file)

@@ -63,6 +63,6 @@ def copied(source: Path, folder: Path, leaving: str) -> Path:
         target = folder / path.relative_to(source)
         if path.is_file() and path != source / leaving:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(path)
+            shutil.copyfile(path, target)  # a link out of the folder would be refused
     (folder / leaving).parent.mkdir(parents=True, exist_ok=True)
     return folder

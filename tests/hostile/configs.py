@@ -11,11 +11,45 @@ from hostile.mutate import damaged, nasty, written
 from rmadapter.methods import METHODS
 from rmadapter.request import read_config
 
-BOMB = "\n".join(["a: &a [x,x,x,x,x,x,x,x,x,x]", *(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi"))])
+BOMB = "\n".join(
+    [
+        "a: &a [x,x,x,x,x,x,x,x,x,x]",
+        *(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    ]
+)
 WHOLE = (
-    *("", "- a", "3", "null", "\0", "\ufeff", "a: b: c", "? [a]\n: b", "<<: {rank: 3}", "1: 2", "rank: 3\nrank: 4", "\trank: 3"),
-    *("%TAG ! tag:x,2000:\n--- !a\n", "--- \n---\n", "x: " + "[" * 5_000, "x: " + "[" * 100_000, "{x: " * 5_000, BOMB, "- " * 5_000),
-    *("rank: &a [*a]", "rank: 10000000000", f"seed: {10**26}", "classes: null", "~nosuchuser/x: 1", "a" * 70_000, "\n" * 70_000),
+    *(
+        "",
+        "- a",
+        "3",
+        "null",
+        "\0",
+        "\ufeff",
+        "a: b: c",
+        "? [a]\n: b",
+        "<<: {rank: 3}",
+        "1: 2",
+        "rank: 3\nrank: 4",
+        "\trank: 3",
+    ),
+    *(
+        "%TAG ! tag:x,2000:\n--- !a\n",
+        "--- \n---\n",
+        "x: " + "[" * 5_000,
+        "x: " + "[" * 100_000,
+        "{x: " * 5_000,
+        BOMB,
+        "- " * 5_000,
+    ),
+    *(
+        "rank: &a [*a]",
+        "rank: 10000000000",
+        f"seed: {10**26}",
+        "classes: null",
+        "~nosuchuser/x: 1",
+        "a" * 70_000,
+        "\n" * 70_000,
+    ),
 )
 
 

@@ -1,11 +1,11 @@
 """Hands one hostile input after the other to the library, and judges what comes of it.
 
-    accepted   an answer, the same as a sound input's where that is known
-    refused    a UserError of a line
-    traceback  any other exception, or a refusal that is longer than a line
-    hang       no answer in time
-    memory     more memory than the kind may take
-    changed    an answer, and another one than the sound input's
+accepted   an answer, the same as a sound input's where that is known
+refused    a UserError of a line
+traceback  any other exception, or a refusal that is longer than a line
+hang       no answer in time
+memory     more memory than the kind may take
+changed    an answer, and another one than the sound input's
 """
 
 from __future__ import annotations
@@ -27,8 +27,18 @@ from rmadapter.errors import UserError
 
 # How many inputs of each kind, of 100.
 KINDS = {
-    **{"sets": 14, "templates": 6, "configs": 14, "records": 14, "runs": 14, "backbones": 5, "paths": 4, "odd": 3},
-    **{"names": 6, "matlab": 2, "images": 12, "tables": 6},
+    "sets": 14,
+    "templates": 6,
+    "configs": 14,
+    "records": 14,
+    "runs": 14,
+    "backbones": 5,
+    "paths": 4,
+    "odd": 3,
+    "names": 6,
+    "matlab": 2,
+    "images": 12,
+    "tables": 6,
 }
 SECONDS, MEGABYTES, LINE = 5.0, 300.0, 1200
 BAD = ("traceback", "hang", "memory", "changed")
@@ -74,7 +84,9 @@ def kind_of(name: str) -> Kind:
         from hostile import data
 
         # four times what an ordinary photograph of 24 megapixels takes, and the time that a file may take
-        return Kind(module.cases, data.ask_image, 40.0, 1000.0) if name == "images" else Kind(module.cases, data.ask_table)
+        return (
+            Kind(module.cases, data.ask_image, 40.0, 1000.0) if name == "images" else Kind(module.cases, data.ask_table)
+        )
     return Kind(module.cases, module.ask, getattr(module, "SECONDS", SECONDS))
 
 

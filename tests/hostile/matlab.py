@@ -18,8 +18,29 @@ from rmadapter.data.catalog import CATALOG, table_of
 
 FLOWERS, CARS = "imagelabels.mat", "cars_test_annos_withlabels.mat"
 LABELS: tuple[Any, ...] = (
-    *([], [1.5], [float("nan")], [float("inf")], [-1], [0], [10**12], ["a"], [[1], [2, 3]], 1, 2 + 3j, "text", b"x", {"a": 1}),
-    *(np.array([[1, 2]], object), np.array([[None]], object), np.zeros((3, 3, 3)), np.array([True]), np.array(["1", "2"])),
+    *(
+        [],
+        [1.5],
+        [float("nan")],
+        [float("inf")],
+        [-1],
+        [0],
+        [10**12],
+        ["a"],
+        [[1], [2, 3]],
+        1,
+        2 + 3j,
+        "text",
+        b"x",
+        {"a": 1},
+    ),
+    *(
+        np.array([[1, 2]], object),
+        np.array([[None]], object),
+        np.zeros((3, 3, 3)),
+        np.array([True]),
+        np.array(["1", "2"]),
+    ),
     *(np.array([(1, 2)], [("a", "O"), ("b", "O")]), np.ones((2000, 2000), np.uint8), np.array([2**63], np.uint64)),
 )
 

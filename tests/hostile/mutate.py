@@ -7,11 +7,43 @@ import random
 from typing import Any
 
 TEXTS = (
-    *("", " ", "\0", "a\0b", "\ud800", "caf\udce9", "\u202e", "\x1b[31m", "\r\n", "%s%n", "{}", "{0}", "../../x", "~", "."),
+    *(
+        "",
+        " ",
+        "\0",
+        "a\0b",
+        "\ud800",
+        "caf\udce9",
+        "\u202e",
+        "\x1b[31m",
+        "\r\n",
+        "%s%n",
+        "{}",
+        "{0}",
+        "../../x",
+        "~",
+        ".",
+    ),
     *("~nosuchuser/x", "/dev/zero", "/proc/self", "nul", "=HYPERLINK(1)", "<script>", "true", "null", "1e308", "-1"),
     *("٣", "𝟛", "ﬀ", "e\u0301", "x" * 300, "x" * 100_000, "é" * 128, "a/b", "a\\b", "$(id)", "`id`", "&amp;", "\ufeff"),
 )
-NUMBERS = (0, -1, 1, 2**31, 2**63, 2**64, 10**10, 10**26, 10**400, 1e308, -1e308, 5e-324, 0.5, float("nan"), float("inf"))
+NUMBERS = (
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    10**10,
+    10**26,
+    10**400,
+    1e308,
+    -1e308,
+    5e-324,
+    0.5,
+    float("nan"),
+    float("inf"),
+)
 DEEP = "\ue000deep"  # stands for lists in lists, which Python itself could not write
 
 
@@ -81,7 +113,8 @@ def damaged(rng: random.Random, data: bytes) -> tuple[str, bytes]:
     middle = {
         "cut": b"", "start": b"", "double": data[at : at + length] * 2, "zeros": bytes(length), "noise": rng.randbytes(length),
     }  # fmt: skip
-    return what, data[:at] + middle[what] + (b"" if what == "start" else data[at + length :])
+    rest = b"" if what == "start" else data[at + length :]
+    return what, data[:at] + middle[what] + rest
 
 
 def spoilt_json(rng: random.Random, value: Any) -> tuple[str, bytes]:

@@ -1,8 +1,7 @@
-"""Names of classes and files, from folders and from classnames.json: what is taken can be tokenised, drawn and written."""
+"""Names of classes and files, from folders and from classnames.json: what is taken can be used and written."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Iterator
@@ -19,7 +18,23 @@ from rmadapter.files import read_json
 from rmadapter.prompts import tokenize
 from rmadapter.task import TEMPLATES
 
-NAMES = (*TEXTS, "-", "_", "__", "CAT", "cat ", "train", "test", "__MACOSX", ".hidden", "cat\u200b", "\u3000", "ﬁsh", "𓀀", "a" * 250)
+NAMES = (
+    *TEXTS,
+    "-",
+    "_",
+    "__",
+    "CAT",
+    "cat ",
+    "train",
+    "test",
+    "__MACOSX",
+    ".hidden",
+    "cat\u200b",
+    "\u3000",
+    "ﬁsh",
+    "𓀀",
+    "a" * 250,
+)
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
@@ -31,7 +46,10 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
             yield f"classnames-{what}-{number}", content
             continue
         parts = [rng.choice(NAMES) if rng.random() < 0.5 else plain for plain in ("cat", "dog", "a")]
-        some = [part.encode("utf-8", "surrogateescape" if "\udc00" <= max(part, default="") else "surrogatepass") for part in parts]
+        some = [
+            part.encode("utf-8", "surrogateescape" if max(part, default="") >= "\udc00" else "surrogatepass")
+            for part in parts
+        ]
         yield f"folders-{number}", b"/".join(part.replace(b"/", b"")[:251].replace(b"\0", b"") or b"x" for part in some)
 
 

@@ -1,4 +1,4 @@
-"""Pairs of --set, for several methods: a value that is taken survives the way through a config file, and builds a model."""
+"""Pairs of --set, for several methods: what is taken survives a config file, and builds a model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,59 @@ from rmadapter.settings import parse_overrides, read_yaml, settings_of, to_yaml
 
 SHAPES = (
     *("[{}]", "{{a: {}}}", "[{}, {}]", "&a {}", "!!binary {}", "!!float {}", "!!set {{{}}}", "!!timestamp {}", "? {}"),
-    *("!!python/object/apply:os.system ['{}']", "!!python/name:os.{}", "'{}'", '"{}"', "|\n {}", "{}: {}", "--- {}\n---\n"),
+    *(
+        "!!python/object/apply:os.system ['{}']",
+        "!!python/name:os.{}",
+        "'{}'",
+        '"{}"',
+        "|\n {}",
+        "{}: {}",
+        "--- {}\n---\n",
+    ),
 )
 VALUES = (
-    *("[" * 500, "[" * 5_000, "[" * 60_000, "{a: " * 5_000, "&a [*a]", "&a [*a, *a]", "2024-13-45", "2024-01-01", "1:1:1:1"),
-    *("0x" + "f" * 5_000, "9" * 5_000, "1_000", "0o17", "010", ".inf", "-.inf", ".nan", "1e308", "1e309", "1e-400", "yes"),
-    *(r'"\ud800"', r'"\0"', r'"\x1b[2J"', "- a\n- b", "a: b", "%YAML 9.9\n---\n1", "@", "`", "*x", "!", "~", "=", "<<", "..."),
-    "[&a [x,x,x,x,x,x,x,x,x], &b [*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b], &d [*c,*c,*c,*c,*c], [*d,*d,*d,*d,*d,*d]]",
+    *(
+        "[" * 500,
+        "[" * 5_000,
+        "[" * 60_000,
+        "{a: " * 5_000,
+        "&a [*a]",
+        "&a [*a, *a]",
+        "2024-13-45",
+        "2024-01-01",
+        "1:1:1:1",
+    ),
+    *(
+        "0x" + "f" * 5_000,
+        "9" * 5_000,
+        "1_000",
+        "0o17",
+        "010",
+        ".inf",
+        "-.inf",
+        ".nan",
+        "1e308",
+        "1e309",
+        "1e-400",
+        "yes",
+    ),
+    *(
+        r'"\ud800"',
+        r'"\0"',
+        r'"\x1b[2J"',
+        "- a\n- b",
+        "a: b",
+        "%YAML 9.9\n---\n1",
+        "@",
+        "`",
+        "*x",
+        "!",
+        "~",
+        "=",
+        "<<",
+        "...",
+    ),
+    "[&a [x,x,x,x,x,x,x,x,x], &b [*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b], &d [*c,*c,*c,*c,*c], [*d,*d,*d,*d]]",
 )
 
 
@@ -38,7 +84,9 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         text = sound if rng.random() < 0.25 else rng.choice((*VALUES, *TEXTS, *map(_digits, NUMBERS)))
         if rng.random() < 0.3:
             text = rng.choice(SHAPES).replace("{}", text).replace("{{", "{").replace("}}", "}")
-        pair = f"{name}={text}" if rng.random() < 0.9 else rng.choice((text, f"{text}={name}", f"{method}.{name}={text}"))
+        pair = (
+            f"{name}={text}" if rng.random() < 0.9 else rng.choice((text, f"{text}={name}", f"{method}.{name}={text}"))
+        )
         content = pair.encode("utf-8", "surrogatepass")
         yield f"{method}-{name}-{number}", damaged(rng, content)[1] if rng.random() < 0.1 else content
 

@@ -13,7 +13,22 @@ from rmadapter.prompts import tokenize
 from rmadapter.settings import configured
 from rmadapter.task import Task
 
-PARTS = ("{}", "{}", "{", "}", "{{}}", "{0}", "{x}", "{!r}", "{:>9999999999}", "{}", "{.__class__}", "%s", "a photo of a ", ".")
+PARTS = (
+    "{}",
+    "{}",
+    "{",
+    "}",
+    "{{}}",
+    "{0}",
+    "{x}",
+    "{!r}",
+    "{:>9999999999}",
+    "{}",
+    "{.__class__}",
+    "%s",
+    "a photo of a ",
+    ".",
+)
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Variables of MATLAB files, read by SciPy in a process of its own: a damaged file can crash it, or ask for any memory."""
+"""Variables of MATLAB files, read by SciPy in a process of its own: a damaged one can crash it, or take any memory."""
 
 from __future__ import annotations
 

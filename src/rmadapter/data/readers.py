@@ -45,7 +45,9 @@ def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
     for rows in table.values():
         for _, label, name in rows:
             if names.setdefault(label, name) != name:
-                raise UserError(f"{source}: label {label} is called {quoted(names[label])} and {quoted(name)}: keep one name")
+                raise UserError(
+                    f"{source}: label {label} is called {quoted(names[label])} and {quoted(name)}: keep one name"
+                )
     gap = next((i for i in range(len(names)) if i not in names), None)
     if not names or gap is not None:
         raise UserError(f"{source}: {'names no image' if not names else f'no image has the label {gap}'}")

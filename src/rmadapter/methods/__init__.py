@@ -88,12 +88,16 @@ def _find(name: str) -> Any:
     place, colon, attribute = name.rpartition(":")
     if not colon:
         known = [*METHODS, *entry_points()]
-        raise UserError(f"unknown method {quoted(name)}{nearest(name, known)}; from outside: file.py:Class, package:Class")
+        raise UserError(
+            f"unknown method {quoted(name)}{nearest(name, known)}; from outside: file.py:Class, package:Class"
+        )
     try:
         module_ = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
         return getattr(module_, attribute)
     except (ImportError, AttributeError, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise UserError(f"method {quoted(name)} cannot be loaded ({type(error).__name__}: {str(error)[:300]})") from error
+        raise UserError(
+            f"method {quoted(name)} cannot be loaded ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
 
 
 def _from_file(path: Path) -> Any:
