@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -52,7 +53,7 @@ def load_backbone(name: str) -> Backbone:
     if name.startswith("hf-hub:"):
         return _from_folder(name, model_folder(name.removeprefix("hf-hub:")))
     if folder.is_dir():
-        return _from_folder(name, folder)
+        return _tried(name, folder)
     if name.startswith(("/", ".", "~")) or "/" not in name:
         raise UserError(
             f"backbone {name!r} is neither a folder nor a name: write 'pocket', 'ARCHITECTURE/TAG' as in "
@@ -131,6 +132,20 @@ def _from_folder(name: str, folder: Path) -> Backbone:
 
     model, tokenizer = load_hf_clip(folder)
     return _backbone(name, model, tokenizer)
+
+
+def _tried(name: str, folder: Path) -> Backbone:
+    """A model from a folder, which anybody may have written: its transform is tried before images depend on it."""
+    try:
+        backbone = _from_folder(name, folder)
+        shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
+        if shape != (3, backbone.image_size, backbone.image_size):
+            raise UserError(f"{folder}: its transform makes images of {shape}, and the model takes others")
+    except UserError:
+        raise
+    except Exception as error:  # what its files say reaches open_clip, transformers and torch
+        raise UserError(f"{folder}: no model that can be used: {_first_line(error)}") from error
+    return backbone
 
 
 def _weights_in(folder: Path) -> Path | None:
