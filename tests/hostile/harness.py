@@ -36,7 +36,7 @@ KINDS = {
     "paths": 4,
     "odd": 3,
     "names": 6,
-    "matlab": 2,
+    "matlab": 1,
     "images": 12,
     "tables": 6,
 }

@@ -20,10 +20,11 @@ from rmadapter.backbones.hub import HOW_TO_CONVERT, fetch, model_folder
 from rmadapter.backbones.pocket import POCKETS, pocket_folder
 from rmadapter.encoders import encoders_of
 from rmadapter.errors import UserError
-from rmadapter.files import user_path
+from rmadapter.files import read_json, user_path
 from rmadapter.machine import seeded
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+LARGEST = 1_000_000  # size of a part of a model: a vocabulary, a width, a number of layers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -137,6 +138,9 @@ def _from_folder(name: str, folder: Path) -> Backbone:
 def _tried(name: str, folder: Path) -> Backbone:
     """A model from a folder, which anybody may have written: its transform is tried before images depend on it."""
     try:
+        for file in (folder / "open_clip_config.json", folder / "config.json"):
+            if os.path.lexists(file) and _largest(read_json(file, 2**20)) > LARGEST:
+                raise UserError(f"{file}: holds a number above {LARGEST:,}, and no model has one of such a size")
         backbone = _from_folder(name, folder)
         shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
         if shape != (3, backbone.image_size, backbone.image_size):
@@ -146,6 +150,13 @@ def _tried(name: str, folder: Path) -> Backbone:
     except Exception as error:  # what its files say reaches open_clip, transformers and torch
         raise UserError(f"{folder}: no model that can be used: {_first_line(error)}") from error
     return backbone
+
+
+def _largest(value: Any) -> float:
+    """Of all numbers in a JSON value."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = abs(value) if isinstance(value, (int, float)) else 0
+    return max(own, *map(_largest, inside), 0)
 
 
 def _weights_in(folder: Path) -> Path | None:
