@@ -110,11 +110,9 @@ def damaged(rng: random.Random, data: bytes) -> tuple[str, bytes]:
         for _ in range(rng.choice((1, 1, 8))):
             spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
         return what, bytes(spoilt)
-    middle = {
-        "cut": b"", "start": b"", "double": data[at : at + length] * 2, "zeros": bytes(length), "noise": rng.randbytes(length),
-    }  # fmt: skip
+    middle = {"double": data[at : at + length] * 2, "zeros": bytes(length), "noise": rng.randbytes(length)}
     rest = b"" if what == "start" else data[at + length :]
-    return what, data[:at] + middle[what] + rest
+    return what, data[:at] + middle.get(what, b"") + rest
 
 
 def spoilt_json(rng: random.Random, value: Any) -> tuple[str, bytes]:
