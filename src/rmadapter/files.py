@@ -94,13 +94,13 @@ def _at_once(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_text(path: Path, kind: str = "a readable text file", most: int = LARGEST) -> str:
+def read_text(path: Path, kind: str = "a readable text file", most: int = LARGEST, errors: str = "strict") -> str:
     """A plain file of UTF-8. Raises UserError, which says what kind it is not, also for more than `most` bytes."""
     with opened(path, kind) as file:
         data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
         if data is None or len(data) > most:  # a file of the system has no size
             raise UserError(f"{path}: not {kind} (more than {most:,} bytes)")
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig", errors)
 
 
 def read_json(path: Path, most: int = LARGEST) -> Any:

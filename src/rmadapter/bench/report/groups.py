@@ -15,7 +15,7 @@ from typing import Any
 
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.errors import UserError
-from rmadapter.files import opened, user_path
+from rmadapter.files import read_text, user_path
 from rmadapter.record import BackboneName, Record, parse_record
 
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
@@ -139,8 +139,7 @@ def _lines(results: Path) -> Iterator[tuple[str, str]]:
         if hidden or path.name == SUMMARY or path.suffix not in (".json", ".jsonl"):
             continue
         try:
-            with opened(path) as file:
-                text = file.read().decode(errors="replace")
+            text = read_text(path, errors="replace")
         except UserError:
             text = "not readable"
         if path.suffix == ".json":
