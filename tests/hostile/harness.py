@@ -83,10 +83,10 @@ def kind_of(name: str) -> Kind:
     if name in ("images", "tables"):
         from hostile import data
 
-        # four times what an ordinary photograph of 24 megapixels takes, and the time that a file may take
-        return (
-            Kind(module.cases, data.ask_image, 40.0, 1000.0) if name == "images" else Kind(module.cases, data.ask_table)
-        )
+        if name == "tables":
+            return Kind(module.cases, data.ask_table, 20.0)
+        # the time that a file may take, and four times the memory of an ordinary photograph of 24 megapixels
+        return Kind(module.cases, data.ask_image, 40.0, 1000.0)
     return Kind(module.cases, module.ask, getattr(module, "SECONDS", SECONDS))
 
 
