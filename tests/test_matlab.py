@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+import archives
 from rmadapter.data import matlab
+from rmadapter.data.catalog import CATALOG, table_of
 from rmadapter.data.matlab import variable
+from rmadapter.data.readers import image_sets
 from rmadapter.errors import UserError
 
 
@@ -44,3 +47,24 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, what: str, monkeypatc
         monkeypatch.setattr(matlab, "SECONDS", 0.2 if what == "slow" else 60)
     with pytest.raises(UserError, match=r"a\.mat: not a MATLAB file with 'labels'"):
         variable(file, "labels", *fields)
+
+
+@pytest.mark.parametrize(
+    "labels", [[1.5], [float("nan")], [float("inf")], [0], ["a"], 2 + 3j, [[1, 2], [3, 4]]], ids=str
+)
+def test_labels_of_other_kinds(tmp_path: Path, labels: Any) -> None:
+    archives.oxford_flowers(tmp_path)
+    savemat(tmp_path / "imagelabels.mat", {"labels": labels})
+    with pytest.raises(UserError, match=r"imagelabels\.mat: .* is no number of a class, counted from 1"):
+        table_of(CATALOG["oxford_flowers"], tmp_path)
+
+
+def test_names_of_other_kinds(tmp_path: Path) -> None:
+    archives.oxford_flowers(tmp_path)
+    for names in ('{"1": 3, "2": "b", "3": "c"}', "null"):
+        (tmp_path / "cat_to_name.json").write_text(names)
+        with pytest.raises(UserError, match="has no name for the class"):
+            table_of(CATALOG["oxford_flowers"], tmp_path)
+    for name in ("\ud800", "\0", "  "):
+        with pytest.raises(UserError, match="give it a name of plain text"):
+            image_sets({"train": [("a.jpg", 0, name)]}, tmp_path, tmp_path)

@@ -285,29 +285,6 @@ def test_the_global_generator_stays_untouched(tmp_path: Path) -> None:
     assert random.getstate() == before
 
 
-@pytest.mark.parametrize(
-    "labels", [[1.5], [float("nan")], [float("inf")], [0], ["a"], 2 + 3j, [[1, 2], [3, 4]]], ids=str
-)
-def test_labels_of_other_kinds(tmp_path: Path, labels: Any) -> None:
-    from scipy.io import savemat
-
-    archives.oxford_flowers(tmp_path)
-    savemat(tmp_path / "imagelabels.mat", {"labels": labels})
-    with pytest.raises(UserError, match=r"imagelabels\.mat: .* is no number of a class, counted from 1"):
-        table_of(CATALOG["oxford_flowers"], tmp_path)
-
-
-def test_names_of_other_kinds(tmp_path: Path) -> None:
-    archives.oxford_flowers(tmp_path)
-    for names in ('{"1": 3, "2": "b", "3": "c"}', "null"):
-        (tmp_path / "cat_to_name.json").write_text(names)
-        with pytest.raises(UserError, match="has no name for the class"):
-            table_of(CATALOG["oxford_flowers"], tmp_path)
-    for name in ("\ud800", "\0", "  "):
-        with pytest.raises(UserError, match="give it a name of plain text"):
-            image_sets({"train": [("a.jpg", 0, name)]}, tmp_path, tmp_path)
-
-
 ROW = st.tuples(st.text(max_size=9), st.integers(), st.text(max_size=9)) | st.lists(
     st.none() | st.integers(), max_size=4
 )
