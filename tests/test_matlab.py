@@ -68,3 +68,12 @@ def test_names_of_other_kinds(tmp_path: Path) -> None:
     for name in ("\ud800", "\0", "  "):
         with pytest.raises(UserError, match="give it a name of plain text"):
             image_sets({"train": [("a.jpg", 0, name)]}, tmp_path, tmp_path)
+
+
+def test_cars_without_labels_are_refused(tmp_path: Path) -> None:
+    """The development kit's own test list has no classes; it is the file people take by mistake."""
+    archives.stanford_cars(tmp_path)
+    rows = np.array([[("00001.jpg",)]], dtype=[("fname", object)])
+    savemat(tmp_path / "cars_test_annos_withlabels.mat", {"annotations": rows})
+    with pytest.raises(UserError, match="'annotations' of fname and class"):
+        table_of(CATALOG["stanford_cars"], tmp_path)

@@ -267,18 +267,6 @@ def test_broken_archives(tmp_path: Path, key: str, file: str, content: str | Non
         table_of(CATALOG[key], tmp_path)
 
 
-def test_cars_without_labels_are_refused(tmp_path: Path) -> None:
-    """The development kit's own test list has no classes; it is the file people take by mistake."""
-    import numpy as np
-    from scipy.io import savemat
-
-    archives.stanford_cars(tmp_path)
-    rows = np.array([[("00001.jpg",)]], dtype=[("fname", object)])
-    savemat(tmp_path / "cars_test_annos_withlabels.mat", {"annotations": rows})
-    with pytest.raises(UserError, match="'annotations' of fname and class"):
-        table_of(CATALOG["stanford_cars"], tmp_path)
-
-
 def test_the_global_generator_stays_untouched(tmp_path: Path) -> None:
     before = random.getstate()
     read("caltech101", tmp_path)
