@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, first_fault, is_text, nearest, quoted
 
 
 def test_user_error_is_a_value_error() -> None:
@@ -16,3 +17,36 @@ def test_nearest_names_the_word_that_was_meant_or_all() -> None:
     assert nearest("epoch", known) == "; did you mean 'epochs'?"
     assert nearest("zzz", known) == "; known are alpha, epochs, rank"
     assert nearest("zzz", iter(known)) == nearest("zzz", known)  # any iterable, read once
+
+
+def test_what_is_quoted_stays_short_and_on_one_line() -> None:
+    deep: list[object] = []
+    for _ in range(500):
+        deep = [deep, deep]  # printed in full it would have 2^500 brackets
+    for value in (
+        "x" * 10**6,
+        "a\nb\x1b[2J",
+        deep,
+        dict.fromkeys(range(1000), deep),
+        [10**5000],
+        10**5000,
+        b"x" * 10**6,
+    ):
+        text = quoted(value)
+        assert len(text) <= 80
+        assert text.isprintable()
+    assert quoted("rank") == "'rank'"
+    assert quoted([1, None]) == "[1, None]"
+
+
+def test_what_is_text() -> None:
+    assert all(is_text(text) for text in ("", "größe", "斑马", "\u202e", "a\nb"))
+    assert not any(is_text(text) for text in ("a\0b", "caf\udce9", "\ud800"))
+
+
+def test_the_first_fault_is_short() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(dict[str, int]).validate_python({"k" * 1000: "v" * 1000})
+    place, reason = first_fault(caught.value)
+    assert place == "k" * 40
+    assert reason.startswith("Input should be a valid integer")

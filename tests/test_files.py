@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, read_json, write_json, write_text
+from rmadapter.files import atomic, read_json, read_text, user_path, write_json, write_text
 
 
 @contextmanager
@@ -109,3 +109,49 @@ def test_damaged_json_is_refused(tmp_path: Path, content: bytes | None) -> None:
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json: not readable JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+    """Opening a pipe that nobody writes to would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, reason in (
+        ("pipe", "a pipe or device"),
+        ("zero", "a pipe or device"),
+        (".", "directory"),
+        ("loop", "link"),
+    ):
+        with pytest.raises(UserError, match=f"not readable JSON .*{reason}"):
+            read_json(tmp_path / name)
+
+
+def test_a_text_has_a_largest_size(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 10)
+    assert read_text(tmp_path / "a.txt", most=10) == "x" * 10
+    with pytest.raises(UserError, match=r"more than 9 bytes"):
+        read_text(tmp_path / "a.txt", most=9)
+    (tmp_path / "hole").touch()
+    os.truncate(tmp_path / "hole", 2**40)  # takes no room on the disk
+    with pytest.raises(UserError, match="more than"):
+        read_json(tmp_path / "hole")
+    with pytest.raises(UserError, match="more than 5 bytes"):
+        read_text(Path("/proc/self/status"), most=5)  # says that it has none
+
+
+@pytest.mark.parametrize("text", ["[" * 5_000, '{"a":' * 100_000, "1" * 5_000], ids=["lists", "objects", "digits"])
+def test_json_that_python_cannot_read_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: not readable JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_paths_as_users_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/new/x") == tmp_path / "new/x"
+    assert user_path("ViT-B-16/openai") == Path("ViT-B-16/openai")
+    (tmp_path / "loop").symlink_to("loop")
+    for path in ("~nosuchuser/x", "x" * 256, "é" * 128, "a/" * 3_000, "a\0b", tmp_path / "loop", "\ud800"):
+        with pytest.raises(UserError, match="no path to use") as caught:
+            user_path(path)
+        assert len(str(caught.value)) < 300

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -13,6 +15,7 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors.torch import save_file
 
+from fixed import write_fixed_backbone
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import _build, _hub_file, _published
 from rmadapter.errors import UserError
@@ -131,3 +134,29 @@ def test_damaged_or_foreign_weights_are_named(tiny_clip: Backbone, tmp_path: Pat
     (folder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 8}}')
     with pytest.raises(UserError, match="cannot build it"):
         load_backbone(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("preprocess_cfg", "mean"), "half"),
+        (("preprocess_cfg", "std"), [0.5, 0.5]),
+        (("preprocess_cfg", "resize_mode"), ["shortest"]),
+        (("model_cfg", "vision_cfg", "layers"), 2**31),
+        (("model_cfg", "text_cfg", "width"), None),
+        (("model_cfg",), "[" * 5_000),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_folder_with_a_senseless_config_is_refused_in_a_sentence(tmp_path: Path, place: Any, value: Any) -> None:
+    folder = write_fixed_backbone(tmp_path / "model")
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    inner = config
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    file.write_text(json.dumps(config).replace(f'"{"[" * 5_000}"', "[" * 5_000))
+    with pytest.raises(UserError) as caught:
+        load_backbone(str(folder))
+    assert len(str(caught.value)) < 600

@@ -105,3 +105,48 @@ def test_answers_on_images() -> None:
     found = Evaluation("test", images, np.eye(2)[[0, 1, 0]], np.eye(2)[[0, 0, 0]])
     assert found.classes == ("a", "b")
     assert found.labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ('"accuracy": 60.0', '"accuracy": 1e308', "scores.0.accuracy"),
+        ('"classes": 4', '"classes": 0', "scores.0.classes"),
+        ('"rank": 3', '"rank": ' + "[" * 300 + "]" * 300, "method.settings.rank"),
+        ('"rank": 3', '"rank": {"a": 1}', "method.settings.rank"),
+        ('"seed": 1', f'"seed": {10**26}', "task.seed"),
+        ('"templates": ["a photo of a {}."]', '"templates": null', "task.templates"),
+        ('"shots": 16', '"shots": "\\u0000"', "task.shots"),
+    ],
+)
+def test_values_of_other_kinds_are_refused(old: str, new: str, place: str) -> None:
+    line = record().line()
+    assert old in line
+    with pytest.raises(UserError, match=f"field {place}"):
+        parse_record(line.replace(old, new), "run.json")
+
+
+def test_one_of_many_faults_is_enough(tmp_path: Path) -> None:
+    """Each fault takes a kilobyte to tell."""
+    line = record().line().replace('"format": 2', '"format": 2, "notes": [' + ",".join(["1"] * 10**6) + "]")
+    (tmp_path / "run.json").write_text(line)
+    with pytest.raises(UserError, match=r"field notes\.0"):
+        read_record(tmp_path / "run.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None, exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(sorted(Record.model_fields)), JSON)
+def test_any_value_of_any_field_is_refused_or_survives(field: str, value: Any) -> None:
+    try:
+        one = parse_record(json.dumps({**json.loads(record().line()), field: value}), "run.json")
+    except UserError as error:
+        assert len(str(error)) < 400  # noqa: PT017
+    else:
+        assert parse_record(one.line(), "") == one
+        assert all(isinstance(figure, float) for figure in one.metrics.values())

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rmadapter.errors import UserError
@@ -187,3 +189,48 @@ def test_overrides_are_read_as_what_they_look_like() -> None:
 def test_an_override_that_cannot_be_read_is_refused(pair: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_overrides([pair])
+
+
+BOMB = "a: &a [x, x]\n" + "\n".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["rank: " + "[" * 5_000, "rank: " + "[" * 60_000, "{a: " * 5_000, "- " * 500, BOMB, "rank: &a [*a]", "a" * 70_000,
+     "seed: !!timestamp x", "seed: !!int ''"],
+    ids=["5000 lists", "60000 lists", "objects", "sequences", "aliases", "itself", "long", "timestamp", "int"],
+)  # fmt: skip
+def test_yaml_that_takes_all_memory_or_breaks_its_reader_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml: not a readable config") as caught:
+        read_yaml(tmp_path / "config.yaml")
+    assert len(str(caught.value)) < 400
+    with pytest.raises(UserError, match="the value is not readable") as caught:
+        parse_overrides([f"x={text}"])
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_setting_of_a_method_takes_any_whole_number(name: str) -> None:
+    """A model of 10^10 is never what was meant, and torch would say so with a traceback."""
+    for setting, value in settings_of(load_method(name)).items():
+        if type(value) is int:
+            for number in (10**10, 10**26, -1):
+                with pytest.raises(UserError, match=f"{setting}="):
+                    load_method(name, {setting: number})
+
+
+@given(st.sampled_from(["rank", "alpha", "templates", "seed", "norm", "device", "x", ""]), st.text(max_size=30))
+def test_any_override_is_taken_or_refused_in_a_sentence(name: str, text: str) -> None:
+    """What is taken comes back from a config file as it was."""
+    try:
+        wanted = Request.make(parse_overrides([f"{name}={text}"]))
+    except UserError as error:
+        assert len(str(error)) < 600  # noqa: PT017
+    else:
+        values = {"templates": wanted.task.templates, "seed": wanted.task.seed, **settings_of(wanted.machine)}
+        written = yaml.safe_load(to_yaml({**values, **settings_of(wanted.method)}))
+        again = Request.make(written)
+        assert (again.task, again.machine, again.method) == (wanted.task, wanted.machine, wanted.method)

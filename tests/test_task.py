@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rmadapter.errors import UserError
 from rmadapter.settings import configured
-from rmadapter.task import Question, Task
+from rmadapter.task import Question, Task, check_templates
 
 
 @pytest.mark.parametrize(("classes", "names"), [("all", ["all"]), ("base", ["base", "novel"]), ("novel", ["novel"])])
@@ -36,3 +38,26 @@ def test_templates_are_checked() -> None:
         configured(Task(), {"templates": []})
     with pytest.raises(UserError, match="seed=-1"):
         configured(Task(), {"seed": -1})
+
+
+@pytest.mark.parametrize("values", [{"seed": 10**26}, {"shots": 10**10}, {"views": 10**10}, {"seed": 2**32}])
+def test_numbers_that_nothing_can_be_done_with_are_refused(values: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="less than or equal to"):
+        configured(Task(), values)
+
+
+@given(st.text(st.sampled_from("{}!:0x .a"), max_size=8))
+def test_a_template_that_is_taken_holds_the_name_once(template: str) -> None:
+    try:
+        check_templates([template])
+    except UserError as error:
+        assert "exactly one" in str(error)  # noqa: PT017
+    else:
+        before, after = template.split("{}")
+        assert template.format("NAME") == f"{before}NAME{after}"
+
+
+def test_a_template_is_text() -> None:
+    for template in ("a \ud800 {}", "a \0 {}"):
+        with pytest.raises(UserError, match="are no text"):
+            configured(Task(), {"templates": [template]})

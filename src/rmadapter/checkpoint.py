@@ -20,7 +20,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.pocket import pocket_named
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, read_json, write_json, write_text
+from rmadapter.files import atomic, read_json, user_path, write_json, write_text
 from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
 from rmadapter.methods import is_outside, load_method
@@ -142,7 +142,7 @@ def load(
     settings: of the method, in place of those that it was fitted with. Raises UserError for a folder that holds no
     model, a damaged or foreign file, and another backbone than the model was fitted on.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / MODEL).is_file():
         if (folder / OLD).is_file() and (folder / RECORD).is_file():
             return _load_old(folder, backbone, settings or {}, device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -16,5 +18,36 @@ class UserError(ValueError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'rank'?` when a known word is close to `word`, else `; known are ...`."""
     words = sorted(known)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words)}"
+
+
+def quoted(value: Any) -> str:
+    """A value as a message quotes it: at most 80 characters of one line, however large or deep it is."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4,300 digits
+        text = f"a very long {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 79
+_SHORT.maxlevel = 3  # six items at each level: nothing grows with what is quoted
+
+
+def is_text(value: str) -> bool:
+    """Whether tokenizers, files and terminals can take it: without a NUL, and without a lone surrogate, as Python makes
+    of names that are not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
+
+
+def first_fault(error: Any) -> tuple[str, str]:
+    """Place and reason of the first fault that pydantic found, each short."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part)[:40] for part in first["loc"][:6])
+    return place, str(first["msg"])[:200]

@@ -1,18 +1,22 @@
-"""Writing files so that nothing is ever left half written."""
+"""Writing files so that nothing is ever left half written, and reading those that others wrote."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, quoted
+
+LARGEST = 2**28  # bytes of a text that is read at once: the lists of the largest data sets have half of it
 
 
 @contextmanager
@@ -57,9 +61,61 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON. Raises UserError when it is missing or damaged."""
+# Reading what others wrote
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user writes it, ~ for a home. Raises UserError for one that no file can have, or that is closed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        found = Path(path).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(found)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{quoted(str(path))}: no path to use ({_reason(error)})") from None
+    return found
+
+
+@contextmanager
+def opened(path: Path, kind: str = "a readable file") -> Iterator[BinaryIO]:
+    """A plain file, to read. Raises UserError for all else, at once: a pipe or a device might never answer."""
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path}: not {kind} (a pipe or device); give a plain file")
+            yield file
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable JSON ({type(error).__name__})") from None
+        raise UserError(f"{_shown(path)}: not {kind} ({_reason(error)})") from None
+
+
+def _at_once(name: str, flags: int) -> int:
+    """Opens without waiting for somebody who writes to a pipe."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_text(path: Path, kind: str = "a readable text file", most: int = LARGEST, errors: str = "strict") -> str:
+    """A plain file of UTF-8. Raises UserError, which says what kind it is not, also for more than `most` bytes."""
+    with opened(path, kind) as file:
+        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
+        if data is None or len(data) > most:  # a file of the system has no size
+            raise UserError(f"{path}: not {kind} (more than {most:,} bytes)")
+        return data.decode("utf-8-sig", errors)
+
+
+def read_json(path: Path, most: int = LARGEST) -> Any:
+    """Read JSON. Raises UserError when it is missing, damaged, too large or nested too deeply."""
+    kind = "readable JSON"
+    text = read_text(path, kind, most)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not {kind} ({type(error).__name__})") from None
+
+
+def _shown(path: Path) -> str:
+    return str(path) if len(str(path)) < 1000 else quoted(str(path))
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or type(error).__name__)

@@ -6,12 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from rmadapter.errors import UserError
-from rmadapter.files import write_text
+from rmadapter.errors import UserError, first_fault
+from rmadapter.files import read_text, write_text
 from rmadapter.metrics import harmonic_mean
 from rmadapter.task import Task
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[2] = 2
 ANSWERED = ("finished", "not-applicable")
+LONGEST = 2**24  # bytes of a record; those with thousands of notes have a hundredth of it
+
+
+# What may stand in a record's open places: nothing deep, and no number that cannot be computed with.
+Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Plain: TypeAlias = str | bool | Annotated[int, Field(ge=-(2**63), le=2**63)] | Number | None
+Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=10_000)]
 
 
 class Value(BaseModel):
@@ -39,7 +47,7 @@ class MethodName(Value):
     name: str
     title: str = ""
     source: str = ""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
 
 
 class Score(Value):
@@ -47,12 +55,12 @@ class Score(Value):
     method has no answer, for a reason. zero_shot: the untouched backbone's."""
 
     name: str
-    images: int
-    classes: int
+    images: int = Field(ge=0, le=10**9)
+    classes: int = Field(ge=1, le=10**9)
     split: Literal["test", "held out"] = "test"
     data: str = ""
-    accuracy: float | None = None
-    zero_shot: float | None = None
+    accuracy: Percent | None = None
+    zero_shot: Percent | None = None
     reason: str = ""
 
     @property
@@ -82,19 +90,19 @@ class Record(Value):
     protocol: str = "fit"
     variant: str = ""
     axis: str = ""
-    value: Any = None
-    scores: tuple[Score, ...] = ()
-    parameters: int | None = None
-    seconds: dict[str, float] = Field(default_factory=dict)
-    step_seconds: float | None = None
-    peak_mb: float | None = None
-    peak_gpu_mb: float | None = None
+    value: Setting = None
+    scores: Annotated[tuple[Score, ...], FailFast()] = ()
+    parameters: int | None = Field(None, ge=0, le=10**15)
+    seconds: dict[str, Number] = Field(default_factory=dict, max_length=1000)
+    step_seconds: Number | None = None
+    peak_mb: Number | None = None
+    peak_gpu_mb: Number | None = None
     split_digest: str = ""
-    versions: dict[str, str] = Field(default_factory=dict)
-    machine: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict, max_length=1000)
+    machine: dict[str, Plain] = Field(default_factory=dict, max_length=1000)
     finished: str = ""
     copied_from: str = ""
-    notes: tuple[str, ...] = ()
+    notes: Annotated[tuple[str, ...], FailFast()] = ()
     command: str = ""
 
     def score(self, name: str) -> Score | None:
@@ -136,22 +144,16 @@ class Record(Value):
 
 def read_record(path: Path) -> Record:
     """The record in a file of one line. Raises UserError when it is missing, damaged or no record."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({type(error).__name__})") from None
-    return parse_record(text, str(path))
+    return parse_record(read_text(path, "readable", LONGEST), str(path))
 
 
 def parse_record(line: str, where: str) -> Record:
     """Raises UserError, naming `where`, for what is no record."""
     try:
-        content = json.loads(line)
-        return Record.model_validate(content)
+        return Record.model_validate(json.loads(line))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "line"
-        raise UserError(f"{where}: no record of a run (field {place}: {first['msg']})") from None
+        place, reason = first_fault(error)
+        raise UserError(f"{where}: no record of a run (field {place or 'line'}: {reason})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not readable JSON ({type(error).__name__})") from None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.method import Method
 from rmadapter.methods import DEFAULT, load_method
 from rmadapter.settings import Machine, configured, read_yaml, settings_of
@@ -37,7 +37,7 @@ class Request:
         found = load_method(method, {}, effort)
         for name in own:
             if name not in settings_of(found):
-                raise UserError(f"unknown setting {name!r}{nearest(name, [*settings_of(found), *COMMON])}")
+                raise UserError(f"unknown setting {quoted(name)}{nearest(name, [*settings_of(found), *COMMON])}")
         return cls(configured(Task(data=data), task), configured(Machine(), machine), configured(found, own), method)
 
 
@@ -55,7 +55,7 @@ def split(values: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[
     for name, value in values.items():
         prefix, dot, rest = name.rpartition(".")
         if dot and prefix != method:
-            raise UserError(f"{name}: a setting of {prefix!r}, and the method is {method!r}")
+            raise UserError(f"{quoted(name)}: a setting of {quoted(prefix)}, and the method is {method!r}")
         if name not in COMMON:
             own[rest] = value
     return task, machine, own

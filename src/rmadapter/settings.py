@@ -10,17 +10,23 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, is_text, nearest, quoted
+from rmadapter.files import read_text
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 NOT_SETTINGS = ("title", "source")  # what a method is called, and where it is from
+Size = Annotated[int, Field(ge=1, le=4096)]  # of a part of a model: a width, a rank, a depth, a number of tokens
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and how deep lists lie in it
 
 
 def option(default: Any, text: str, **limits: Any) -> Any:
@@ -32,9 +38,9 @@ def option(default: Any, text: str, **limits: Any) -> Any:
 class AdapterSettings:
     """The adapters beside the blocks (Eq. 8-10, 14, 15)."""
 
-    rank: int = option(32, "width r of the bottleneck", ge=1)
-    first_block: int = option(5, "first adapted block, counted from 1 in the deeper encoder", ge=1)
-    last_block: int | None = option(None, "last adapted block; empty means the top one", ge=1)
+    rank: Size = option(32, "width r of the bottleneck")
+    first_block: Size = option(5, "first adapted block, counted from 1 in the deeper encoder")
+    last_block: Size | None = option(None, "last adapted block; empty means the top one")
     alpha: float = option(0.1, "weight of the adapter's output (Eq. 14, 15); 0 is the untouched backbone", ge=0)
     norm: Literal["none", "block"] = option("none", "adapter reads raw tokens, or the block's first LayerNorm of them")
     cross_modal: bool = option(False, "r x r projection shared by the two encoders, as MMA has it")
@@ -70,8 +76,10 @@ class Machine:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "number format of the forward pass in training")
     compile: bool = option(False, "compile the training step with torch.compile: minutes at first, then faster")
-    cache_memory: float = option(4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0)
-    workers: int = option(0, "processes that decode and augment images", ge=0)
+    cache_memory: float = option(
+        4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0, le=1e6
+    )
+    workers: int = option(0, "processes that decode and augment images", ge=0, le=1024)
 
 
 # Flat names
@@ -94,15 +102,18 @@ def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
 
     what: how the owner is called in messages.
     """
-    known = settings_of(owner)
-    for name in values:
+    known, where = settings_of(owner), what and f"{what}: "
+    for name, value in values.items():
         if name not in known:
-            raise UserError(f"{what and what + ': '}unknown field {name!r}{nearest(str(name), known)}")
+            raise UserError(f"{where}unknown field {quoted(name)}{nearest(str(name), known)}")
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if not all(is_text(part) for part in parts if isinstance(part, str)):
+            raise UserError(f"{where}{name}={quoted(value)}: holds a NUL or a lone surrogate, which are no text")
     return _replaced(owner, values, what) if values else owner
 
 
 def _replaced(owner: T, values: Mapping[str, Any], what: str) -> T:
-    hints = get_type_hints(type(owner), include_extras=True)
+    hints = get_type_hints(type(owner))
     changed: dict[str, Any] = {}
     for f in fields(owner):  # type: ignore[arg-type]
         old = getattr(owner, f.name)
@@ -117,17 +128,12 @@ def _replaced(owner: T, values: Mapping[str, Any], what: str) -> T:
     try:
         return TypeAdapter(type(owner)).validate_python({**shallow, **changed})
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
         if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
             raise cause from None
         name, text = str(first["loc"][0]), documentation(owner).get(str(first["loc"][0]), "")
-        where = f"{what and what + ': '}{name}={_short(first['input'])}"
+        where = f"{what and what + ': '}{name}={quoted(first['input'])}"
         raise UserError(f"{where}: {first['msg']}{text and f' ({name}: {text})'}") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def documentation(owner: Any) -> dict[str, str]:
@@ -149,11 +155,11 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise UserError(f"--set {pair!r}: write it as field=value, as in --set rank=8")
+            raise UserError(f"--set {quoted(pair)}: write it as field=value, as in --set rank=8")
         try:
-            value = yaml.safe_load(text)
-        except (ValueError, yaml.YAMLError):
-            raise UserError(f"--set {pair!r}: the value is not readable") from None
+            value = _load(text)
+        except ValueError:
+            raise UserError(f"--set {quoted(pair)}: the value is not readable") from None
         # YAML reads 1e-3 as text; a number is what was meant.
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
@@ -164,13 +170,33 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of flat fields. Raises UserError when it is missing or no list of 'field: value' lines."""
+    kind = "a readable config"
+    text = read_text(path, kind, MOST_TEXT)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # PyYAML raises ValueError for 2024-13-45
-        raise UserError(f"{path}: not a readable config ({type(error).__name__})") from None
+        values = _load(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not {kind} ({error})") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"{path}: a config is a list of 'field: value' lines")
     return values
+
+
+def _load(text: str) -> Any:
+    """A YAML value of few levels, and without aliases, by which a few bytes can stand for gigabytes.
+
+    Raises ValueError.
+    """
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"more than {MOST_TEXT:,} characters")
+    level = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if level > MOST_LEVELS or isinstance(event, yaml.AliasEvent):
+                raise ValueError
+        return yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises nearly anything, an AttributeError for `!!timestamp x`
+        raise ValueError(f"no YAML of few levels and without aliases: {type(error).__name__}") from None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import FailFast
 from pydantic.dataclasses import dataclass
 
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, quoted
 from rmadapter.settings import STRICT, option
 
 Half = Literal["all", "base", "novel"]
@@ -30,13 +31,17 @@ class Task:
 
     data: str = option("", "name of a data set, folder of class folders, or CSV file")
     backbone: str = option("pocket", "name that load_backbone understands")
-    shots: int = option(16, "training images drawn per class; 0 takes all", ge=0)
-    seed: int = option(1, "seed of the draw, the initialisation and the order of batches", ge=0)
+    shots: int = option(16, "training images drawn per class; 0 takes all", ge=0, le=1_000_000)
+    seed: int = option(1, "seed of the draw, the initialisation and the order of batches", ge=0, le=2**32 - 1)
     classes: Half = option("all", "classes to train on: all, the first half (base) or the second half (novel)")
-    templates: tuple[str, ...] = option(TEMPLATES, "prompt templates, one {} each; several are averaged")
+    templates: Annotated[tuple[str, ...], FailFast()] = option(
+        TEMPLATES, "prompt templates, one {} each; several are averaged"
+    )
     augmentation: Literal["none", "standard"] = option("none", "test transform, or random resized crop and flip")
-    views: int = option(0, "augmented views kept per image, epochs for fresh ones; 0 computes them anew", ge=0)
-    tests: tuple[Question, ...] = option((), "what to ask afterwards")
+    views: int = option(
+        0, "augmented views kept per image, epochs for fresh ones; 0 computes them anew", ge=0, le=10_000
+    )
+    tests: Annotated[tuple[Question, ...], FailFast()] = option((), "what to ask afterwards")
 
     def __post_init__(self) -> None:
         check_templates(self.templates)
@@ -54,5 +59,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     for template in templates:
         before, braces, after = template.partition("{}")
         if not braces or set("{}") & set(before + after):
-            raise UserError(f'template {template!r} needs exactly one {{}} for the class name, as "a photo of a {{}}."')
+            raise UserError(
+                f'template {quoted(template)} needs exactly one {{}} for the class name, as "a photo of a {{}}."'
+            )
     return tuple(templates)

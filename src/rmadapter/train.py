@@ -42,9 +42,11 @@ class Recipe:
     momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
     betas: tuple[float, float] = option((0.9, 0.999), "decay rates of Adam's averages")
     eps: float = option(1e-8, "term in Adam's denominator", gt=0)
-    epochs: int = option(50, "passes over the training images", ge=1)
-    iterations: int = option(0, "steps per shot of a class, rounded up to whole epochs, instead of `epochs`", ge=0)
-    batch_size: int = option(32, "images per step", ge=1)
+    epochs: int = option(50, "passes over the training images", ge=1, le=1_000_000)
+    iterations: int = option(
+        0, "steps per shot of a class, rounded up to whole epochs, instead of `epochs`", ge=0, le=1_000_000
+    )
+    batch_size: int = option(32, "images per step", ge=1, le=1_000_000)
     schedule: Literal["epoch", "step"] = option("epoch", "the cosine moves once an epoch, as in Dassl, or once a step")
     warmup_epochs: float = option(1.0, "warm-up in front of the cosine, constant by epoch, linear by step", ge=0)
     warmup_rate: float = option(1e-5, "learning rate of the constant warm-up", gt=0)

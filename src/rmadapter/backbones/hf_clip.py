@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rmadapter.errors import UserError
+from rmadapter.files import read_json
 
 CLIP_VOCABULARY = 49408
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -89,8 +90,8 @@ def _config(folder: Path) -> dict[str, Any]:
     """config.json as the arguments of open_clip's CLIP."""
     file = folder / "config.json"
     try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+        kind = read_json(file).get("model_type")
+    except (UserError, AttributeError) as error:
         raise UserError(
             f"{folder} is no model folder: it needs an open_clip_config.json, or the config.json of a Hugging Face "
             f"CLIP ({type(error).__name__})"

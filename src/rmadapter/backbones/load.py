@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,9 +20,11 @@ from rmadapter.backbones.hub import HOW_TO_CONVERT, fetch, model_folder
 from rmadapter.backbones.pocket import POCKETS, pocket_folder
 from rmadapter.encoders import encoders_of
 from rmadapter.errors import UserError
+from rmadapter.files import read_json, user_path
 from rmadapter.machine import seeded
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+LARGEST = 1_000_000  # size of a part of a model: a vocabulary, a width, a number of layers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -45,13 +48,13 @@ def load_backbone(name: str) -> Backbone:
         UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, or
             an encoder that is no transformer.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if name in POCKETS:
         return _from_folder(name, pocket_folder(name))
     if name.startswith("hf-hub:"):
         return _from_folder(name, model_folder(name.removeprefix("hf-hub:")))
     if folder.is_dir():
-        return _from_folder(name, folder)
+        return _tried(name, folder)
     if name.startswith(("/", ".", "~")) or "/" not in name:
         raise UserError(
             f"backbone {name!r} is neither a folder nor a name: write 'pocket', 'ARCHITECTURE/TAG' as in "
@@ -70,7 +73,7 @@ def _from_architecture(name: str) -> Backbone:
             f"the nearest are {_nearest(architecture, open_clip.list_models())}"
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    file = Path(tag).expanduser()
+    file = user_path(tag)
     published: dict[str, Any] = {}
     if file.suffix in (".safetensors", *PICKLES):
         _check_file(file)
@@ -130,6 +133,30 @@ def _from_folder(name: str, folder: Path) -> Backbone:
 
     model, tokenizer = load_hf_clip(folder)
     return _backbone(name, model, tokenizer)
+
+
+def _tried(name: str, folder: Path) -> Backbone:
+    """A model from a folder, which anybody may have written: its transform is tried before images depend on it."""
+    try:
+        for file in (folder / "open_clip_config.json", folder / "config.json"):
+            if os.path.lexists(file) and _largest(read_json(file, 2**20)) > LARGEST:
+                raise UserError(f"{file}: holds a number above {LARGEST:,}, and no model has one of such a size")
+        backbone = _from_folder(name, folder)
+        shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
+        if shape != (3, backbone.image_size, backbone.image_size):
+            raise UserError(f"{folder}: its transform makes images of {shape}, and the model takes others")
+    except UserError:
+        raise
+    except Exception as error:  # what its files say reaches open_clip, transformers and torch
+        raise UserError(f"{folder}: no model that can be used: {_first_line(error)}") from error
+    return backbone
+
+
+def _largest(value: Any) -> float:
+    """Of all numbers in a JSON value."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = abs(value) if isinstance(value, (int, float)) else 0
+    return max(own, *map(_largest, inside), 0)
 
 
 def _weights_in(folder: Path) -> Path | None:

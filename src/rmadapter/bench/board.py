@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ class Board:
         self.plan, self.out, self.jobs = plan, plan.out, plan.jobs
         self._settled: set[Path] = set()
         self._told: set[Path] = set()
-        self._old = {path: _stamp(path) for job in self.jobs if (path := self.out / job.path).exists()}
+        self._old = {path: _stamp(path) for job in self.jobs if os.path.exists(path := self.out / job.path)}
 
     def settled(self, job: Job) -> bool:
         """Whether the job needs nothing more: it has an answer, or it failed since we started, and would fail again."""

@@ -23,7 +23,7 @@ from rmadapter.data.images import ImageSet, prompt_name, read_images
 from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfolders
 from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError, nearest
-from rmadapter.files import write_json
+from rmadapter.files import user_path, write_json
 
 
 def _load() -> dict[str, Dataset]:
@@ -63,9 +63,9 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None) -> dict[str
     set of the catalogue may also lie there as plain folders ([split/]class/image); its classes then get the
     catalogue's names. Raises UserError when nothing is there, images are missing, or the files contradict each other.
     """
-    base = Path(root).expanduser() if root else Path()
-    given = Path(name_or_path).expanduser()
-    path = base / given
+    base = user_path(root) if root else Path()
+    given = user_path(name_or_path)
+    path = user_path(base / given)
     dataset = find(path.name)
     home: Path | None = path if path.exists() else None
     if dataset and (home is None or len(given.parts) == 1):

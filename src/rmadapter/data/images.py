@@ -20,7 +20,7 @@ from rmadapter.console import track
 from rmadapter.data.pixels import ImageSource, complaint, content, load_image
 from rmadapter.data.scan import Rows, order, scan_csv, scan_folder
 from rmadapter.errors import UserError, nearest
-from rmadapter.files import read_json
+from rmadapter.files import read_json, user_path
 
 __all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"]
 
@@ -134,7 +134,7 @@ def read_images(data: str | Path, *, skip_bad: bool = False, progress: bool = Tr
     them may give other prompt names. Every file is checked once, not decoded; bad ones raise UserError, or with
     `skip_bad` are left out and listed in `skipped`. Raises UserError too for whatever makes labels ambiguous.
     """
-    path = Path(data).expanduser()
+    path = user_path(data)
     if path.is_dir():
         root, found = path, scan_folder(path)
     elif path.is_file() and path.suffix.lower() == ".csv":

@@ -17,9 +17,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from rmadapter.data.archive import Dataset
 from rmadapter.data.images import ImageSet
+from rmadapter.data.matlab import variable
 from rmadapter.data.pixels import formats
-from rmadapter.errors import UserError
-from rmadapter.files import read_json
+from rmadapter.errors import UserError, is_text, quoted
+from rmadapter.files import read_json, read_text
 
 Table: TypeAlias = "dict[str, list[tuple[str, int, str]]]"
 T = TypeVar("T")
@@ -44,11 +45,15 @@ def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
     for rows in table.values():
         for _, label, name in rows:
             if names.setdefault(label, name) != name:
-                raise UserError(f"{source}: label {label} is called {names[label]!r} and {name!r}: keep one name")
+                raise UserError(
+                    f"{source}: label {label} is called {quoted(names[label])} and {quoted(name)}: keep one name"
+                )
     gap = next((i for i in range(len(names)) if i not in names), None)
     if not names or gap is not None:
         raise UserError(f"{source}: {'names no image' if not names else f'no image has the label {gap}'}")
     classes = tuple(" ".join(names[label].replace("_", " ").split()) for label in range(len(names)))
+    if wrong := [name for name in classes if not name or not is_text(name)]:
+        raise UserError(f"{source}: a class is called {quoted(wrong[0])}: give it a name of plain text")
     return {
         split: ImageSet(tuple(images / path for path, _, _ in rows), tuple(row[1] for row in rows), classes, images)
         for split, rows in table.items()
@@ -104,7 +109,7 @@ def split_json(path: Path) -> Table:
     for split, rows in record.items():
         for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
             if not (isinstance(row, list) and [type(cell) for cell in row] == [str, int, str]):
-                raise UserError(f"{path}: {split}[{number}] is {row!r:.80}, not [path, label, class name]")
+                raise UserError(f"{path}: {split}[{number}] is {quoted(row)}, not [path, label, class name]")
     return {split: [(row[0], row[1], row[2]) for row in record[split]] for split in SPLITS if split in record}
 
 
@@ -153,7 +158,7 @@ def text_lists(home: Path, dataset: Dataset) -> Table:
             written = match["name"]
             if order and written not in order:
                 raise UserError(f"{home / file}: class {written!r} is not in {dataset.order}")
-            label = order[written] if order else int(match["label"]) - 1
+            label = order[written] if order else _number(match["label"], home / file) - 1
             name = SPELLINGS[dataset.spelling](written)
             table[split].append((dataset.file.format(file=match["file"], name=name), label, name))
     return _with_val(table, home)
@@ -161,23 +166,25 @@ def text_lists(home: Path, dataset: Dataset) -> Table:
 
 def cars_matlab(home: Path, dataset: Dataset) -> Table:
     """Stanford Cars: structures `annotations` with fname and class, counted from 1; `class_names` in the kit."""
-    written = _matlab(home / dataset.order, "class_names")
+    written = variable(home / dataset.order, "class_names")
     names = {number: SPELLINGS[dataset.spelling](str(name)) for number, name in enumerate(written, 1)}
     table: Table = {}
     for split, file in dataset.lists.items():
         table[split] = []
-        for path, number in _matlab(home / file, "annotations", "fname", "class"):
-            if number not in names:
-                raise UserError(f"{home / file}: class {number} of {path} is not in {dataset.order}")
-            table[split].append((dataset.file.format(split=split, file=path), int(number) - 1, names[int(number)]))
+        for path, number in variable(home / file, "annotations", "fname", "class"):
+            if (label := _number(number, home / file)) not in names:
+                raise UserError(f"{home / file}: class {label} of {quoted(path)} is not in {dataset.order}")
+            table[split].append((dataset.file.format(split=split, file=path), label - 1, names[label]))
     return _with_val(table, home)
 
 
 def flowers_matlab(home: Path, dataset: Dataset) -> Table:
     """Oxford Flowers: `labels` from 1, one an image; names in JSON {"1": name}; 50 % train, 20 % val, 30 % test."""
     names = read_json(home / dataset.order)
-    labels = [int(label) for label in _matlab(home / dataset.lists["all"], "labels")]
-    if unnamed := [label for label in labels if not isinstance(names, dict) or str(label) not in names]:
+    file = home / dataset.lists["all"]
+    labels = [_number(label, file) for label in variable(file, "labels")]
+    given = {label: isinstance(names, dict) and isinstance(names.get(str(label)), str) for label in set(labels)}
+    if unnamed := [label for label in labels if not given[label]]:
         raise UserError(f"{home / dataset.order}: has no name for the class {unnamed[0]}")
     rows = [(dataset.file.format(file=i + 1), label - 1, names[str(label)]) for i, label in enumerate(labels)]
     return dict(zip(SPLITS, divide(by_label(rows), [0.5, 0.2], home), strict=True))
@@ -209,14 +216,14 @@ def _image_files(root: Path, folder: str) -> list[str]:
 
 def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except UserError as error:
         raise UserError(f"{path}: {'not a readable text file' if path.exists() else 'no such file'}") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             match = re.fullmatch(pattern, line.strip())
             if match is None:
-                raise UserError(f"{path}, line {number}: {line.strip()!r:.80} does not look like {pattern}")
+                raise UserError(f"{path}, line {number}: {quoted(line.strip())} does not look like {pattern}")
             yield match
 
 
@@ -227,14 +234,12 @@ def _classnames(home: Path) -> dict[str, str]:
     return {match["wnid"]: match["name"] for match in _lines(path, r"(?P<wnid>\S+) (?P<name>.+)")}
 
 
-def _matlab(path: Path, key: str, *fields: str) -> list[Any]:
-    """One variable of a MATLAB file as a list; with `fields`, tuples of those fields of a list of structures."""
-    import numpy as np
-    from scipy.io import loadmat
-
+def _number(value: Any, where: Path) -> int:
+    """A class counted from 1, as text or in any of MATLAB's kinds."""
     try:
-        rows = np.atleast_1d(loadmat(path, squeeze_me=True)[key])
-        return [tuple(row[field] for field in fields) for row in rows] if fields else list(rows)
-    except Exception as error:  # on broken files scipy raises nearly anything
-        wanted = f"not a MATLAB file with {key!r}" + (f" of {' and '.join(fields)}" if fields else "")
-        raise UserError(f"{path}: {wanted if path.exists() else 'no such file'}") from error
+        number = int(value)
+        if number < 1 or (not isinstance(value, str) and number != value):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{where}: {quoted(value)} is no number of a class, counted from 1") from None
+    return number

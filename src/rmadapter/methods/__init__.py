@@ -14,7 +14,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmadapter.errors import UserError, nearest
+from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.files import user_path
 from rmadapter.settings import configured
 
 if TYPE_CHECKING:
@@ -87,17 +88,21 @@ def _find(name: str) -> Any:
     place, colon, attribute = name.rpartition(":")
     if not colon:
         known = [*METHODS, *entry_points()]
-        raise UserError(f"unknown method {name!r}{nearest(name, known)}; from outside: file.py:Class, package:Class")
+        raise UserError(
+            f"unknown method {quoted(name)}{nearest(name, known)}; from outside: file.py:Class, package:Class"
+        )
     try:
         module_ = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
         return getattr(module_, attribute)
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
-        raise UserError(f"method {name!r} cannot be loaded ({type(error).__name__}: {error})") from error
+    except (ImportError, AttributeError, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise UserError(
+            f"method {quoted(name)} cannot be loaded ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
 
 
 def _from_file(path: Path) -> Any:
     """A module of its own for each file, so that two methods called alike do not meet."""
-    file = path.expanduser().resolve()
+    file = user_path(path).resolve()
     key = f"rmadapter_method_{abs(hash(str(file)))}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, file)

@@ -14,6 +14,7 @@ from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -45,8 +46,8 @@ class CLIPAdapter(ModuleMethod):
         "Gao et al., IJCV 2024 (arXiv 2110.04544); ratio and reduction of github.com/gaopengcuhk/CLIP-Adapter, "
         "optimisation of CoOp's vit_b16_ep50"
     )
-    ratio: float = 0.2
-    reduction: int = 4
+    ratio: Share = 0.2
+    reduction: Size = 4
     recipe: Recipe = Recipe()
 
     def module(self, backbone: Backbone, seed: int = 1) -> Bottleneck:

@@ -24,6 +24,7 @@ from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.prompts import CHUNK, class_weights, cosine_logits, tokenize
+from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -128,9 +129,9 @@ class CLIPLoRA(ModuleMethod):
     source: ClassVar[str] = (
         "Zanella and Ben Ayed, CVPRW 2024 (arXiv 2405.18541); defaults of github.com/MaxZanella/CLIP-LoRA"
     )
-    rank: int = 2
+    rank: Size = 2
     alpha: float = 1.0
-    dropout: float = 0.25
+    dropout: Share = 0.25
     recipe: Recipe = Recipe(
         optimizer="adamw", learning_rate=2e-4, weight_decay=0.01, iterations=500, batch_size=32,
         schedule="step", warmup_epochs=0, final_rate=1e-6,

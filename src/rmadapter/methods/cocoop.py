@@ -16,6 +16,7 @@ from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.methods.context import PromptedText, context_vectors
 from rmadapter.prompts import cosine_logits
+from rmadapter.settings import Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -63,7 +64,7 @@ class CoCoOp(ModuleMethod):
         "Zhou et al., CVPR 2022 (arXiv 2203.05557); vit_b16_c4_ep10_batch1_ctxv1 of github.com/KaiyangZhou/CoOp"
     )
     context: str = "a photo of a"
-    tokens: int = 4
+    tokens: Size = 4
     recipe: Recipe = Recipe(epochs=10, batch_size=1)
 
     def module(self, backbone: Backbone, seed: int = 1) -> Conditional:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods.context import ContextLearner, PromptedText, context_vectors, train_context
+from rmadapter.settings import Size
 from rmadapter.train import Recipe
 
 
@@ -41,7 +42,7 @@ class CoOp(ModuleMethod):
         "of its base-to-new script for all data sets but ImageNet, where it trains 50 epochs"
     )
     context: str = "a photo of a"
-    tokens: int = 4
+    tokens: Size = 4
     recipe: Recipe = Recipe(epochs=200)
 
     def module(self, backbone: Backbone, seed: int = 1) -> Context:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,13 +23,14 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.images import prompt_name
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.files import read_json
+from rmadapter.files import read_json, user_path
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods import deep
 from rmadapter.methods.context import PromptedText
 from rmadapter.methods.maple import CoupledPrompts
 from rmadapter.prompts import zero_shot_weights
+from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -90,13 +90,13 @@ class CoPrompt(ModuleMethod):
         "Roy & Etemad, ICLR 2024 (arXiv 2306.01195); configs/trainers/coprompt.yaml and the ImageNet entry of "
         "trainers/constants.py of github.com/ShuvenduRoy/CoPrompt"
     )
-    n_ctx: int = 4
-    depth: int = 12
+    n_ctx: Size = 4
+    depth: Size = 12
     init: str = "a photo of a"
     consistency: float = 8.0
-    image_share: float = 0.1
-    text_share: float = 0.2
-    reduction: int = 4
+    image_share: Share = 0.1
+    text_share: Share = 0.2
+    reduction: Size = 4
     descriptions: str = ""
     recipe: Recipe = Recipe(learning_rate=0.0035, epochs=8, batch_size=4)
 
@@ -129,7 +129,7 @@ class CoPrompt(ModuleMethod):
             _note()
             features = zero_shot_weights(backbone, names, templates)
             return Descriptions(features, torch.ones(len(names), dtype=torch.long, device=features.device))
-        sentences = _sentences(read_json(Path(self.descriptions).expanduser()), names, self.descriptions)
+        sentences = _sentences(read_json(user_path(self.descriptions)), names, self.descriptions)
         features = zero_shot_weights(backbone, [s for group in sentences for s in group], ["{}"])
         return Descriptions(features, torch.tensor([len(group) for group in sentences], device=features.device))
 

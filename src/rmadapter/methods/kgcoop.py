@@ -14,6 +14,7 @@ from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods.context import train_context
 from rmadapter.methods.coop import Context
 from rmadapter.prompts import zero_shot_weights
+from rmadapter.settings import Size
 from rmadapter.train import Recipe
 
 
@@ -36,7 +37,7 @@ class KgCoOp(ModuleMethod):
         "github.com/htyao89/KgCoOp"
     )
     context: str = "a photo of a"
-    tokens: int = 4
+    tokens: Size = 4
     distance_weight: float = 8.0
     recipe: Recipe = Recipe(epochs=100, batch_size=128)
 

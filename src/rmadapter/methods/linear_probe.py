@@ -18,6 +18,7 @@ from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, columns
 from rmadapter.methods.held_out import held_out
 from rmadapter.prompts import cosine_logits, raw_text_features
+from rmadapter.settings import Count, Positive
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -34,9 +35,9 @@ class LinearProbe:
         "Radford et al., ICML 2021 (arXiv 2103.00020), appendix A.3: L-BFGS and the search of C; "
         "C without a search as in the example of openai/CLIP"
     )
-    iterations: int = 1000  # of L-BFGS, at most
-    search_steps: int = 4  # down to eight steps per decade; 0 takes C without a search
-    C: float = 0.316
+    iterations: Count = 1000  # of L-BFGS, at most
+    search_steps: Count = 4  # down to eight steps per decade; 0 takes C without a search
+    C: Positive = 0.316
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if len(shots.classes) < 2:

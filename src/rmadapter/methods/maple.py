@@ -18,6 +18,7 @@ from rmadapter.machine import seeded
 from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods import deep
 from rmadapter.methods.context import draw
+from rmadapter.settings import Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -57,8 +58,8 @@ class MaPLe(ModuleMethod):
         "Khattak et al., CVPR 2023 (arXiv 2210.03117); vit_b16_c2_ep5_batch4_2ctx.yaml of "
         "github.com/muzairkhattak/multimodal-prompt-learning"
     )
-    n_ctx: int = 2
-    depth: int = 9
+    n_ctx: Size = 2
+    depth: Size = 9
     init: str = "a photo of a"
     recipe: Recipe = Recipe(learning_rate=0.0035, epochs=5, batch_size=4)
 

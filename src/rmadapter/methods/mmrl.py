@@ -33,6 +33,7 @@ from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogi
 from rmadapter.methods.context import draw
 from rmadapter.methods.deep import check_room
 from rmadapter.prompts import CHUNK, class_weights, cosine_logits, tokenize
+from rmadapter.settings import Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -151,9 +152,9 @@ class MMRL(ModuleMethod):
     source: ClassVar[str] = (
         "Guo & Gu, CVPR 2025 (arXiv 2503.08497); configs/trainers/MMRL/vit_b16.yaml of github.com/yunncheng/MMRL"
     )
-    tokens: int = 5
-    width: int = 512
-    first_block: int = 6
+    tokens: Size = 5
+    width: Size = 512
+    first_block: Size = 6
     alpha: float = 0.7
     regularisation: float = 1.0
     recipe: Recipe = Recipe(optimizer="adamw", learning_rate=0.001, epochs=10, batch_size=4)

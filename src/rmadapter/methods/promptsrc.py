@@ -25,6 +25,7 @@ from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods import deep
 from rmadapter.methods.context import PromptedText, draw
 from rmadapter.prompts import cosine_logits, raw_text_features
+from rmadapter.settings import Size
 from rmadapter.task import check_templates
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -112,9 +113,9 @@ class PromptSRC(ModuleMethod):
         "Khattak et al., ICCV 2023 (arXiv 2307.06948); vit_b16_c2_ep20_batch4_4+4ctx.yaml of "
         "github.com/muzairkhattak/PromptSRC, with templates of our own"
     )
-    n_text: int = 4
-    n_image: int = 4
-    depth: int = 9
+    n_text: Size = 4
+    n_image: Size = 4
+    depth: Size = 9
     init: str = "a photo of a"
     text_weight: float = 25.0
     image_weight: float = 10.0

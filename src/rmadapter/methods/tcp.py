@@ -17,6 +17,7 @@ from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods.context import ContextLearner, PromptedText, context_vectors, train_context
 from rmadapter.methods.kgcoop import knowledge
 from rmadapter.prompts import zero_shot_weights
+from rmadapter.settings import Size
 from rmadapter.train import Recipe
 
 
@@ -75,8 +76,8 @@ class TCP(ModuleMethod):
         "the README of github.com/htyao89/Textual-based_Class-aware_prompt_tuning"
     )
     context: str = ""
-    tokens: int = 4
-    layer: int = 9
+    tokens: Size = 4
+    layer: Size = 9
     distance_weight: float = 8.0
     recipe: Recipe = Recipe(optimizer="adam", eps=1e-3)
 

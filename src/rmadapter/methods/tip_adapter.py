@@ -41,8 +41,8 @@ class Search:
     search: bool = option(True, "search alpha and beta, or take them as given")
     largest_alpha: float = option(3.0, "end of the grid of alpha")
     largest_beta: float = option(7.0, "end of the grid of beta")
-    alpha_steps: int = option(20, "values of alpha that are tried", ge=1)
-    beta_steps: int = option(200, "values of beta that are tried", ge=1)
+    alpha_steps: int = option(20, "values of alpha that are tried", ge=1, le=10_000)
+    beta_steps: int = option(200, "values of beta that are tried", ge=1, le=10_000)
 
 
 @dataclass(frozen=True)

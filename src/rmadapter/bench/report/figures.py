@@ -187,8 +187,9 @@ def _sensitivity(group: Group) -> list[Figure]:
     values = [some[0].value for some in rows.values()]
     if len(values) < 2:
         return []
-    numeric = all(isinstance(value, (int, float)) for value in values)
-    places = [float(value) if numeric else float(i) for i, value in enumerate(values)]
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    numeric = len(numbers) == len(values)
+    places = [float(number) for number in (numbers if numeric else range(len(values)))]
     name, title = f"{group.slug}-line", f"Accuracy against {group.axis}"
     with canvas(3.6, 3.1, name, title) as (axes, out):
         for column, look in zip(HALVES, FIXED.values(), strict=True):

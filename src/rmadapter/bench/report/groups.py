@@ -15,6 +15,7 @@ from typing import Any
 
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.errors import UserError
+from rmadapter.files import read_text, user_path
 from rmadapter.record import BackboneName, Record, parse_record
 
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
@@ -129,7 +130,7 @@ def read_records(results: Path) -> Results:
 
 def _lines(results: Path) -> Iterator[tuple[str, str]]:
     """(where it stands, text) of all that may be a record."""
-    if not results.exists():
+    if not user_path(results).exists():
         raise UserError(f"{results}: not there; give the folder that `rmadapter bench ... --out` wrote, or its records")
     paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
     for path in paths:
@@ -138,8 +139,8 @@ def _lines(results: Path) -> Iterator[tuple[str, str]]:
         if hidden or path.name == SUMMARY or path.suffix not in (".json", ".jsonl"):
             continue
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError:
+            text = read_text(path, errors="replace")
+        except UserError:
             text = "not readable"
         if path.suffix == ".json":
             yield where, text

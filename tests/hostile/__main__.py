@@ -1,0 +1,42 @@
+"""`make hostile`: all kinds, each in a process of its own, so that no crash keeps the others from being tried."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from hostile.guard import guarded
+from hostile.harness import BAD, KINDS, VERDICTS, Result, kinds, table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m hostile", description=__doc__)
+    parser.add_argument("--count", type=int, default=6000, help="inputs of all kinds together")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", default="", help="some of them, as a,b")
+    parser.add_argument("--json", action="store_true", help="print the table and what went wrong as JSON")
+    given = parser.parse_args()
+    wanted = given.kinds.split(",") if given.kinds else kinds()
+    total = sum(KINDS[kind] for kind in wanted)
+    results: list[Result] = []
+    for kind in wanted:
+        results += guarded(kind, given.seed, max(1, round(given.count * KINDS[kind] / total)))
+        print(f"{kind}: done", file=sys.stderr)
+    wrong = [result for result in results if result.verdict in BAD]
+    if given.json:
+        print(
+            json.dumps({"seed": given.seed, "table": table(results), "wrong": [r._asdict() for r in wrong]}, indent=1)
+        )
+    else:
+        head = ["kind", "tried", *VERDICTS, "slowest, s", "largest, MB"]
+        print("| " + " | ".join(head) + " |", "|---" * len(head) + "|", sep="\n")
+        for row in table(results):
+            print("| " + " | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+        for result in wrong:
+            print(f"{result.verdict}: {result.kind} {result.name}: {result.detail!r}", file=sys.stderr)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Sound things to be spoilt: a backbone, fitted runs, records and settings; made once a process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fixed import write_fixed_backbone
+
+METHODS = ("rmadapter", "coop", "maple", "tip-adapter-f", "clip-lora", "linear-probe", "mmrl", "clip-adapter")
+QUICK = {"epochs": 1, "iterations": 2, "rank": 2, "first_block": 1, "layer": 1, "n_ctx": 2, "depth": 2, "tokens": 2}
+
+
+@cache
+def place() -> Path:
+    """A folder that goes when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="hostile-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def backbone() -> Any:
+    from rmadapter.backbones import load_backbone
+
+    return load_backbone(str(write_fixed_backbone(place() / "backbone")))
+
+
+@cache
+def images() -> Any:
+    from shots import noisy_colors
+
+    return noisy_colors(3, size=16)
+
+
+@cache
+def run(name: str) -> Path:
+    """The folder of a run of a method."""
+    from rmadapter.fit import fit
+    from rmadapter.request import Request
+    from rmadapter.run import Lab
+    from rmadapter.settings import settings_of
+
+    own = settings_of(Request.make({}, name).method)
+    values = {key: value for key, value in QUICK.items() if key in own and (key != "iterations" or own[key])}
+    wanted = Request.make({**values, "shots": 2, "device": "cpu", "backbone": backbone().name}, name, data="colors")
+    lab = Lab(wanted.machine, progress=False)
+    lab.add("colors", {"train": images(), "test": images().subset(range(4))})
+    with contextlib.redirect_stderr(io.StringIO()):
+        fit(wanted.task, wanted.method, place() / "runs" / name, lab, name)
+    return place() / "runs" / name
+
+
+def copied(source: Path, folder: Path, leaving: str) -> Path:
+    """A folder that is like `source`, except for one file."""
+    for path in source.rglob("*"):
+        target = folder / path.relative_to(source)
+        if path.is_file() and path != source / leaving:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)  # a link out of the folder would be refused
+    (folder / leaving).parent.mkdir(parents=True, exist_ok=True)
+    return folder

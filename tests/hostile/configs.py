@@ -1,0 +1,78 @@
+"""config.yaml: one that is taken means the same when it was written and read again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from hostile import sets
+from hostile.mutate import damaged, nasty, written
+from rmadapter.methods import METHODS
+from rmadapter.request import read_config
+
+BOMB = "\n".join(
+    [
+        "a: &a [x,x,x,x,x,x,x,x,x,x]",
+        *(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    ]
+)
+WHOLE = (
+    *(
+        "",
+        "- a",
+        "3",
+        "null",
+        "\0",
+        "\ufeff",
+        "a: b: c",
+        "? [a]\n: b",
+        "<<: {rank: 3}",
+        "1: 2",
+        "rank: 3\nrank: 4",
+        "\trank: 3",
+    ),
+    *(
+        "%TAG ! tag:x,2000:\n--- !a\n",
+        "--- \n---\n",
+        "x: " + "[" * 5_000,
+        "x: " + "[" * 100_000,
+        "{x: " * 5_000,
+        BOMB,
+        "- " * 5_000,
+    ),
+    *(
+        "rank: &a [*a]",
+        "rank: 10000000000",
+        f"seed: {10**26}",
+        "classes: null",
+        "~nosuchuser/x: 1",
+        "a" * 70_000,
+        "\n" * 70_000,
+    ),
+)
+
+
+def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    rng, methods = random.Random(seed), list(METHODS)
+    for number in range(count):
+        text = sets.config(rng, methods[number % len(methods)])
+        draw = rng.random()
+        if draw < 0.15:
+            what, content = "whole", rng.choice(WHOLE).encode()
+        elif draw < 0.6:
+            lines = text.splitlines()
+            place = rng.randrange(len(lines))
+            value = rng.choice((rng.choice(sets.VALUES), written(nasty(rng)).decode(), str(rng.randrange(9)), "0.5"))
+            lines[place] = f"{lines[place].partition(':')[0]}: {value}"
+            what, content = "value", "\n".join(lines).encode("utf-8", "surrogatepass")
+        else:
+            what, content = damaged(rng, text.encode())
+        yield f"{what}-{number}", content
+
+
+def ask(name: str, content: bytes, folder: Path) -> object:
+    file = folder / "given.yaml"
+    file.write_bytes(content)
+    method, values = read_config(file)
+    return sets.same_again(values, method or "rmadapter", folder)

@@ -1,0 +1,80 @@
+"""Where a path can be handed to the library, for the kinds that try paths and odd files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from hostile import base
+from rmadapter.backbones import load_backbone
+from rmadapter.bench.board import Board, answers
+from rmadapter.bench.plan import Plan
+from rmadapter.bench.protocols import expand
+from rmadapter.bench.report.groups import read_records
+from rmadapter.checkpoint import load
+from rmadapter.data.catalog import CATALOG, load_dataset, table_of
+from rmadapter.data.images import load_image, read_images
+from rmadapter.data.readers import split_json
+from rmadapter.files import read_json
+from rmadapter.methods import load_method
+from rmadapter.record import read_record
+from rmadapter.request import read_config
+
+GIVEN: dict[str, Callable[[str], object]] = {
+    "config": lambda path: read_config(Path(path)),
+    "data": read_images,
+    "data set": load_dataset,
+    "root": lambda path: load_dataset("dtd", Path(path)),
+    "backbone": load_backbone,
+    "weights": lambda path: load_backbone(f"ViT-B-32/{path}.safetensors"),
+    "run": lambda path: load(path, base.backbone()),
+    "method": lambda path: load_method(f"{path}.py:Method"),
+    "record": lambda path: read_record(Path(path)),
+    "records": lambda path: read_records(Path(path)),
+    "json": lambda path: read_json(Path(path)),
+    "split": lambda path: split_json(Path(path)),
+    "image": load_image,
+    "bench": lambda path: Board(Plan(tuple(expand("base-to-novel", [path], ["mma"], [1])), Path("nowhere"))).left(),
+    "results": lambda path: answers(Path(path)),
+}
+
+
+def inside(place: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
+    """Files that are opened because of the folder that they are in: where an odd one is put, and what then opens it."""
+    flowers = CATALOG["oxford_flowers"]
+    return {
+        "model.json": (place / "model.json", lambda: load(place, base.backbone())),
+        "classes.json": (place / "classes.json", lambda: load(_old(place, "classes.json"), base.backbone())),
+        "old config": (place / "config.yaml", lambda: load(_old(place, "config.yaml"), base.backbone())),
+        "classnames.json": (place / "classnames.json", lambda: read_images(_colors(place))),
+        "labels.mat": (place / "imagelabels.mat", lambda: table_of(flowers, _names(place))),
+        "names.json": (place / "cat_to_name.json", lambda: table_of(flowers, place)),
+        "pets.txt": (place / "annotations/trainval.txt", lambda: table_of(CATALOG["oxford_pets"], place)),
+        "results.json": (place / "a/run.json", lambda: (answers(place), read_records(place))),
+        "open_clip": (place / "open_clip_config.json", lambda: load_backbone(str(_weights(place)))),
+        "hf": (place / "config.json", lambda: load_backbone(str(_weights(place)))),
+    }
+
+
+def _old(place: Path, leaving: str) -> Path:
+    return base.copied(Path(__file__).parents[1] / "run_0_1", place, leaving)
+
+
+def _colors(place: Path) -> Path:
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (place / name).mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(place / name / "a.png")
+    return place
+
+
+def _names(place: Path) -> Path:
+    (place / "cat_to_name.json").write_text('{"1": "rose"}')
+    return place
+
+
+def _weights(place: Path) -> Path:
+    shutil.copy(Path(base.backbone().name) / "open_clip_model.safetensors", place)
+    return place

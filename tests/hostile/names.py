@@ -1,0 +1,73 @@
+"""Names of classes and files, from folders and from classnames.json: what is taken can be used and written."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from hostile import base
+from hostile.harness import Changed
+from hostile.mutate import TEXTS, spoilt_json
+from rmadapter.data.fewshot import few_shot, save_split
+from rmadapter.data.images import read_images
+from rmadapter.files import read_json
+from rmadapter.prompts import tokenize
+from rmadapter.task import TEMPLATES
+
+NAMES = (
+    *TEXTS,
+    "-",
+    "_",
+    "__",
+    "CAT",
+    "cat ",
+    "train",
+    "test",
+    "__MACOSX",
+    ".hidden",
+    "cat\u200b",
+    "\u3000",
+    "ﬁsh",
+    "𓀀",
+    "a" * 250,
+)
+
+
+def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """The names of two classes and of a file, apart by slashes; or a classnames.json."""
+    rng = random.Random(seed)
+    for number in range(count):
+        if number % 3 == 0:
+            what, content = spoilt_json(rng, {"cat": "house cat", "dog": "dog", "other": "x"})
+            yield f"classnames-{what}-{number}", content
+            continue
+        parts = [rng.choice(NAMES) if rng.random() < 0.5 else plain for plain in ("cat", "dog", "a")]
+        some = [
+            part.encode("utf-8", "surrogateescape" if max(part, default="") >= "\udc00" else "surrogatepass")
+            for part in parts
+        ]
+        yield f"folders-{number}", b"/".join(part.replace(b"/", b"")[:251].replace(b"\0", b"") or b"x" for part in some)
+
+
+def ask(name: str, content: bytes, folder: Path) -> object:
+    parts = [b"cat", b"dog", b"a"] if name.startswith("classnames") else content.split(b"/")
+    for part in parts[:2]:
+        place = folder / "data" / os.fsdecode(part)
+        if place == folder / "data" or part in (b".", b".."):
+            return None
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(place / "plain.png")
+        with open(place / f"{os.fsdecode(parts[2])}.png", "wb") as file:
+            Image.new("RGB", (4, 4), "red").save(file, "PNG")
+    if name.startswith("classnames"):
+        (folder / "data" / "classnames.json").write_bytes(content)
+    splits = read_images(folder / "data", progress=False)
+    few = few_shot(splits, 1, 1)
+    save_split(few, folder / "split.json")
+    if read_json(folder / "split.json")["classes"] != list(few.train.classes):
+        raise Changed("other class names in split.json")
+    return tokenize(base.backbone(), few.train.classes, TEMPLATES)

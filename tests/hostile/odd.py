@@ -1,0 +1,50 @@
+"""What is no plain file, where one is expected: pipes, sockets, devices, folders, links that go round."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hostile import doors
+
+KINDS: dict[str, Callable[[Path], object]] = {
+    "fifo": os.mkfifo,
+    "socket": lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+    "folder": lambda path: path.mkdir(),
+    "loop": lambda path: path.symlink_to(path.name),
+    "nowhere": lambda path: path.symlink_to("nowhere"),
+    "zero": lambda path: path.symlink_to("/dev/zero"),
+    "memory": lambda path: path.symlink_to("/proc/self/mem"),
+    "terminal": lambda path: path.symlink_to("/dev/tty"),
+    "closed": lambda path: path.touch(0),
+    "hole": lambda path: path.touch() or os.truncate(path, 2**40),  # type: ignore[func-returns-value]
+}
+ENDINGS = {"data": ".csv", "data set": ".csv", "image": ".jpg", "records": ".json"}
+
+
+def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    rng = random.Random(seed)
+    every = [(door, kind) for door in [*doors.GIVEN, *doors.inside(Path())] for kind in KINDS]
+    rng.shuffle(every)
+    for number in range(count):
+        yield "/".join((*every[number % len(every)], str(number))), b""
+
+
+def ask(name: str, content: bytes, folder: Path) -> object:
+    door, kind, _ = name.split("/")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        if door in doors.GIVEN:
+            path = folder / f"odd{ENDINGS.get(door, '')}"
+            KINDS[kind](path)
+            return doors.GIVEN[door](str(path))
+        path, read = doors.inside(folder)[door]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        KINDS[kind](path)
+        return read()
+    finally:
+        os.chdir(before)

@@ -1,0 +1,84 @@
+"""Paths that no file can have, or that lead to what is no file, through every door."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from hostile import doors
+
+PATHS = (
+    *(
+        "",
+        ".",
+        "..",
+        "~",
+        "~nosuchuser/x",
+        "~root/x",
+        "x" * 256,
+        "é" * 128,
+        "x" * 5_000,
+        "a/" * 3_000,
+        "/dev/null",
+        "/dev/zero",
+    ),
+    *(
+        "/dev/stdin",
+        "/proc/self",
+        "/proc/self/mem",
+        "/proc/self/environ",
+        "/proc/kmsg",
+        "a\0b",
+        "caf\udce9",
+        "\x1b[31m",
+        "a\nb",
+        "-x",
+    ),
+    *(
+        "/etc/passwd/x",
+        "/root/\ud800",
+        "*",
+        "$HOME",
+        "%s",
+        "hf-hub:x",
+        "hf-hub:",
+        "hf-hub:../..",
+        "con",
+        "a:b",
+        "a.py:B",
+        "http://x/y",
+    ),
+    *(
+        "../" * 100 + "etc/passwd",
+        "x" * 255,
+        "file:///etc/passwd",
+        "\u202egnp.exe",
+        "{}",
+        "dtd",
+        "imagenet/train",
+        "ViT-B-32/none/x",
+        "pocket/x",
+    ),
+)
+
+
+def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    rng, names = random.Random(seed), list(doors.GIVEN)
+    for number in range(count):
+        path = rng.choice(PATHS)
+        if rng.random() < 0.3:
+            path = rng.choice((f"{path}/{rng.choice(PATHS)}", f"~{path}", f"{path}.csv", f"./{path}"))
+        yield f"{names[number % len(names)]}-{number}", path.encode("utf-8", "surrogatepass")
+
+
+def ask(name: str, content: bytes, folder: Path) -> object:
+    before = os.getcwd()
+    (folder / "empty/home").mkdir(parents=True)
+    os.chdir(folder / "empty/home")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HOME": str(folder)}
+    try:
+        return doors.GIVEN[name.partition("-")[0]](content.decode("utf-8", "surrogatepass"))
+    finally:
+        os.chdir(before)

@@ -1,0 +1,38 @@
+"""run.json: a record that is taken is the same when it was written and read again, and its figures can be shown."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from hostile.harness import Changed
+from hostile.mutate import spoilt_json
+from rmadapter.bench.report.groups import cell, read_records
+from rmadapter.record import read_record
+from synthetic_runs import record
+
+SOUND = (
+    record("mma", "pets", 1, {"base": 80.0, "novel": 70.0}),
+    record("rmadapter", "pets", 2, {"all": 60.0, "dtd": 40.0, "cars": 30.5}, protocol="cross-dataset", value=[1, None]),
+    record("zero-shot", "pets", 3, {"base": None, "novel": 1.0}, axis="rank", value=4, notes=("a: b", "c")),
+)
+
+
+def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    rng = random.Random(seed)
+    for number in range(count):
+        what, content = spoilt_json(rng, json.loads(rng.choice(SOUND).line()))
+        yield f"{what}-{number}", content
+
+
+def ask(name: str, content: bytes, folder: Path) -> object:
+    file = folder / "run.json"
+    file.write_bytes(content)
+    found = read_record(file)
+    found.save(file)
+    if read_record(file) != found:
+        raise Changed("another record when it was written and read")
+    shown = [found.metrics, [(score.title, score.chance) for score in found.scores], cell(found)]
+    return shown, read_records(file)

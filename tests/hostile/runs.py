@@ -1,0 +1,61 @@
+"""Folders of runs with one file spoilt: a run that still loads answers as it did."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from hostile import base
+from hostile.harness import Changed
+from hostile.mutate import damaged, spoilt_json
+from rmadapter.checkpoint import drawn, load
+
+FILES = ("model.json", "model.json", "model.safetensors", "model.safetensors", "run.json", "config.yaml")
+OLD = Path(__file__).parents[1] / "run_0_1"
+OLD_FILES = ("classes.json", "config.yaml", "run.json", "adapter.safetensors")
+
+
+def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    rng = random.Random(seed)
+    for number in range(count):
+        old = number % 10 == 9
+        method = "0.1" if old else base.METHODS[number // 10 % len(base.METHODS)]
+        file = rng.choice(OLD_FILES if old else FILES)
+        data = ((OLD if old else base.run(method)) / file).read_bytes()
+        spoil = spoilt_json(rng, json.loads(data)) if file.endswith(".json") else _header(rng, data)
+        yield f"{method}/{file}/{spoil[0]}-{number}", spoil[1]
+
+
+def _header(rng: random.Random, data: bytes) -> tuple[str, bytes]:
+    """Most of what a safetensors file can say wrongly stands in its first bytes."""
+    if rng.random() < 0.5:
+        return damaged(rng, data)
+    what, start = damaged(rng, data[:400])
+    return f"start-{what}", start + data[400:]
+
+
+def ask(name: str, content: bytes, folder: Path) -> object:
+    method, file, _ = name.split("/")
+    source = OLD if method == "0.1" else base.run(method)
+    run = base.copied(source, folder / "run", file)
+    (run / file).write_bytes(content)
+    found = answer(run)
+    # version 0.1 kept no digest of its files
+    if found != sound(method, source) and method != "0.1":
+        raise Changed(f"{found} instead of {sound(method, source)}"[:1000])
+    return found
+
+
+@cache
+def sound(method: str, source: Path) -> tuple[object, ...]:
+    return answer(source)
+
+
+def answer(run: Path) -> tuple[object, ...]:
+    """Labels and probabilities, and what the run says about its images."""
+    fitted, labels, _ = load(run, base.backbone())
+    rows = [row for part in fitted.probabilities(base.images().images[:2]) for row in part.tolist()]
+    return labels, rows, drawn(run)[:2]

@@ -1,0 +1,46 @@
+"""Prompt templates: one that is taken holds the class name once, and the tokenizer reads it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from hostile import base
+from hostile.harness import Changed
+from hostile.mutate import TEXTS
+from rmadapter.prompts import tokenize
+from rmadapter.settings import configured
+from rmadapter.task import Task
+
+PARTS = (
+    "{}",
+    "{}",
+    "{",
+    "}",
+    "{{}}",
+    "{0}",
+    "{x}",
+    "{!r}",
+    "{:>9999999999}",
+    "{}",
+    "{.__class__}",
+    "%s",
+    "a photo of a ",
+    ".",
+)
+
+
+def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    rng = random.Random(seed)
+    for number in range(count):
+        parts = [rng.choice(PARTS) if rng.random() < 0.7 else rng.choice(TEXTS) for _ in range(rng.randrange(5))]
+        yield f"template-{number}", "".join(parts).encode("utf-8", "surrogatepass")
+
+
+def ask(name: str, content: bytes, folder: Path) -> object:
+    template = content.decode("utf-8", "surrogatepass")
+    (found,) = configured(Task(), {"templates": [template]}).templates
+    if found != template or found.format("ZEBRA").count("ZEBRA") != 1 + template.count("ZEBRA"):
+        raise Changed(f"{template!r} became {found!r}")
+    return tokenize(base.backbone(), ["zebra"], [found])
