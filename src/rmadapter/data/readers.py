@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from rmadapter.data.archive import Dataset
+from rmadapter.data.guard import formats, open_file
 from rmadapter.data.images import ImageSet
-from rmadapter.data.pixels import formats
 from rmadapter.errors import UserError
 from rmadapter.files import read_json
 
@@ -209,7 +209,8 @@ def _image_files(root: Path, folder: str) -> list[str]:
 
 def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open_file(path) as file:
+            lines = file.read().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {'not a readable text file' if path.exists() else 'no such file'}") from error
     for number, line in enumerate(lines, 1):
@@ -233,7 +234,8 @@ def _matlab(path: Path, key: str, *fields: str) -> list[Any]:
     from scipy.io import loadmat
 
     try:
-        rows = np.atleast_1d(loadmat(path, squeeze_me=True)[key])
+        with open_file(path) as file:
+            rows = np.atleast_1d(loadmat(file, squeeze_me=True)[key])
         return [tuple(row[field] for field in fields) for row in rows] if fields else list(rows)
     except Exception as error:  # on broken files scipy raises nearly anything
         wanted = f"not a MATLAB file with {key!r}" + (f" of {' and '.join(fields)}" if fields else "")
