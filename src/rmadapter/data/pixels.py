@@ -63,13 +63,16 @@ def _rgb(image: Image.Image) -> Image.Image:
     image.load()
     check_size(image)  # once more: an icon may hold another image than it says
     factor, turn = shrink(image), _turn(image)
-    rows = max(STRIP // (image.width * factor), 1) * factor
-    boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    full = _full(image, boxes)
     found = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
-    for box in boxes:
-        strip = _flat(image.crop(box), full)
-        found.paste(strip.reduce(factor) if factor > 1 else strip, (0, box[1] // factor))
+    if image.mode == "RGB" and factor == 1 and not image.has_transparency_data:
+        found.paste(image)
+    else:
+        rows = max(STRIP // (image.width * factor), 1) * factor
+        boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+        full = _full(image, boxes)
+        for box in boxes:
+            strip = _flat(image.crop(box), full)
+            found.paste(strip.reduce(factor) if factor > 1 else strip, (0, box[1] // factor))
     del image  # before the turned one is made
     return found if turn is None else found.transpose(turn)
 
