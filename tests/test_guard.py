@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hostile import images as hostile
+from hostile import bombs as hostile
 from rmadapter.data import guard
 from rmadapter.data.guard import check_inside, shrink
 from rmadapter.data.images import read_images

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hostile import images as hostile
+from hostile import bombs as hostile
 from rmadapter.data.images import ImageSet, prompt_name, read_images
 from rmadapter.errors import UserError
 

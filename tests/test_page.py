@@ -161,24 +161,6 @@ def test_outcomes_are_counted_and_shown_in_a_mix(page: Page, base: Evaluation, n
     assert (image.format, image.size) == ("JPEG", (160, 133))
 
 
-def test_images_are_drawn_anew_and_bring_nothing_of_their_files(tmp_path: Path, novel: Evaluation) -> None:
-    """Comment, EXIF, ICC profile, and what follows the end of the image."""
-    secret = b"SECRET, and <script>alert(1)</script>"
-    exif = Image.Exif()
-    exif[0x010E] = secret.decode()
-    path = tmp_path / "x.jpg"
-    Image.new("RGB", (40, 30), "red").save(path, comment=secret, exif=exif, icc_profile=secret)
-    path.write_bytes(path.read_bytes() + secret)
-    images = ImageSet((path,) * len(novel.labels), novel.images.labels, novel.classes, tmp_path)
-    e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
-    write_page(tmp_path / "page.html", record(score(e, "novel")), [e], HISTORY)
-    found = [v.split(",")[1] for v in Page(tmp_path / "page.html").values("src") if v.startswith("data:image")]
-    assert found
-    for data in map(base64.b64decode, found):
-        assert b"SECRET" not in data
-        assert set(Image.open(io.BytesIO(data)).info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-
-
 def test_the_training_curves_come_after_the_answers(page: Page) -> None:
     sections = [dict(attributes).get("id") for tag, attributes in page.tags if tag == "section"]
     order = ["before-after", "evaluation0", "evaluation1", "training", "run"]
