@@ -123,6 +123,8 @@ def test_photos_are_admitted(tmp_path: Path) -> None:
     image = Image.linear_gradient("L").convert("RGB").resize((8400, 2800))
     image.save(path, progressive=True, exif=exif.tobytes() + thumbnail, icc_profile=bytes(100_000))
     assert load_image(path).size == (2800, 8400)
+    image.save(tmp_path / "two.mpo", save_all=True, append_images=[image], exif=exif)  # each with EXIF of its own
+    assert load_image(tmp_path / "two.mpo").size == (2800, 8400)
 
 
 @pytest.mark.parametrize(("size", "factor"), [((6000, 4000), 1), ((6000, 4001), 2), ((9400, 9400), 2), ((1, 1), 1)])

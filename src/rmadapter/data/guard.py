@@ -75,13 +75,13 @@ def open_image(file: BinaryIO) -> Image.Image:
         raise ValueError(f"{size:,} bytes are more than the {BYTES:,} of the largest image")
     image = Image.open(_Metered(file, size), formats=sorted(set(formats().values())))  # type: ignore[arg-type]
     check_size(image)
-    need = _cost(image)
-    if image.format in ("JPEG", "MPO"):
-        _check_scans(file, image)
-        image.draft(image.mode, (image.width // shrink(image), image.height // shrink(image)))
-    need += 4 * image.width * image.height // shrink(image) ** 2
+    factor = shrink(image)
+    need = _cost(image) + 4 * image.width * image.height // factor**2
     if need > MEMORY:
         raise ValueError(f"{image.format} of {_sides(image)} pixels takes {need / 1e6:,.0f} MB of memory to decode")
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(file, image)
+        image.draft(image.mode, (image.width // factor, image.height // factor))
     return image
 
 
