@@ -28,7 +28,8 @@ BYTES = 300_000_000  # of a file
 PHOTO = 24_000_000  # pixels; a larger image is reduced while it becomes RGB
 MEMORY = 4 * PHOTO * (4 + 4)  # bytes: four times what an ordinary photo takes, decoded and as RGB
 PER_PIXEL = {"AVIF": 22, "JPEG2000": 25, "QOI": 10, "WEBP": 17}  # bytes while decoding, measured; of the others 4
-SECONDS = 30  # of processor time
+SECONDS = 20  # of processor time
+READS = 4_000_000  # of a file; some decoders read byte by byte
 SCANS = 2_000_000_000  # pixels times scans of a JPEG: of 24 megapixels 83 scans, where 10 are usual
 EXIF = 150_000  # bytes beyond which EXIF is not looked at; a JPEG holds 65,000, written as text twice as many
 
@@ -143,18 +144,20 @@ class _Metered:
         self._file = file
         self._bytes = 3 * size + (1 << 24)
         self._until = time.thread_time() + SECONDS
-        self._exif = 0
+        self._exif = self._reads = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
         self._bytes -= len(data)
+        self._reads += 1
         self._exif += data.startswith(b"Exif\0\0")
         if self._bytes < 0:
             raise ValueError("its parts, which all are the same bytes, are larger than the file")
         if self._exif > 1:  # Pillow would join them, and read each entry of the whole
             raise ValueError("more than one block of EXIF")
-        if time.thread_time() > self._until:
-            raise ValueError(f"takes more than {SECONDS} seconds to decode")
+        timed = len(data) > 4096 or self._reads % 1024 == 0  # asking for the time takes longer than reading a byte
+        if self._reads > READS or (timed and time.thread_time() > self._until):
+            raise ValueError("takes too long to decode")
         return data
 
     def __getattr__(self, name: str) -> Any:
