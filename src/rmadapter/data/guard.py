@@ -74,7 +74,7 @@ def open_image(file: BinaryIO) -> Image.Image:
         raise ValueError("the file is empty, 0 bytes")
     if size > BYTES:
         raise ValueError(f"{size:,} bytes are more than the {BYTES:,} of the largest image")
-    image = Image.open(_Metered(file, size), formats=sorted(set(formats().values())))  # type: ignore[arg-type]
+    image = Image.open(_Metered(file, size), formats=sorted(set(formats().values())))
     check_size(image)
     factor = shrink(image)
     need = _cost(image) + 4 * image.width * image.height // factor**2
