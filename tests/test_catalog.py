@@ -7,9 +7,10 @@ import math
 import random
 import re
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import torchvision.datasets
@@ -20,6 +21,9 @@ from rmadapter.data.catalog import CATALOG, check, describe, domains, download, 
 from rmadapter.data.fewshot import few_shot, half
 from rmadapter.data.readers import READERS, SPELLINGS
 from rmadapter.errors import UserError
+
+# torchvision knows the same archives, and so the same checksums.
+TORCHVISION = "".join(path.read_text() for path in Path(torchvision.datasets.__file__).parent.glob("*.py"))
 
 # What the archives' authors say they hold; of Caltech, without its background and its second folder of faces.
 TOTALS = {
@@ -45,7 +49,7 @@ def test_the_table_holds_together() -> None:
         assert dataset.spelling in SPELLINGS
         assert all(template.count("{}") == 1 for template in dataset.templates)
         assert "{home}" in " ".join(dataset.steps)
-        assert not dataset.torchvision or hasattr(torchvision.datasets, dataset.torchvision)
+        assert all(digest == "" or digest.removeprefix("md5:") in TORCHVISION for digest in dataset.archives.values())
         assert "name" in re.compile(dataset.order_line).groupindex
         assert dataset.reader != "text_lists" or {"name", "file"} <= set(re.compile(dataset.line).groupindex)
         assert bool(dataset.split) == bool(dataset.split_url)
@@ -231,16 +235,32 @@ def test_the_command(tmp_path: Path) -> None:
 # Downloads
 
 
-@pytest.mark.parametrize("key", [key for key, dataset in CATALOG.items() if dataset.torchvision])
-def test_downloads_end_up_as_coop_lays_them_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    """torchvision itself looks where we say that it unpacks, finds the archive there, and so needs no network."""
+def packed(dataset: Any, source: Path, out: Path) -> None:
+    """The files below `source` as the data set's archives, each of which holds them all."""
+    for url in dataset.archives:
+        name = url.rpartition("/")[2]
+        inside = [path for path in source.rglob("*") if path.is_file()]
+        if not name.endswith((".zip", "gz")):
+            shutil.move(source / name, out / name)
+        elif name.endswith(".zip"):
+            with zipfile.ZipFile(out / name, "w") as file:
+                for path in inside:
+                    file.write(path, Path(dataset.unpacked, path.relative_to(source)))
+        else:
+            with tarfile.open(out / name, "w:gz") as file:
+                for path in inside:
+                    file.add(path, Path(dataset.unpacked, path.relative_to(source)))
+
+
+@pytest.mark.parametrize("key", [key for key, dataset in CATALOG.items() if dataset.archives])
+def test_downloads_end_up_as_coop_lays_them_out(tmp_path: Path, key: str) -> None:
+    """Archives that were fetched already, so that no network is needed."""
     dataset, write = CATALOG[key], archives.WRITERS[key]
-    home = tmp_path / dataset.folder
-    unpacked = home / ".download" / dataset.unpacked
-    write(unpacked)
-    (unpacked / "archive.tar.gz").touch()
-    (unpacked / "cat_to_name.json").unlink(missing_ok=True)  # is in no archive
-    monkeypatch.setattr(torchvision.datasets.flowers102, "check_integrity", lambda *_: True)  # of MATLAB files
+    home, source = tmp_path / dataset.folder, tmp_path / "source"
+    write(source)
+    (source / "cat_to_name.json").unlink(missing_ok=True)  # is in no archive
+    (home / ".download").mkdir(parents=True)
+    packed(dataset, source, home / ".download")
     download(dataset, tmp_path)
     write(tmp_path / "wanted")
     assert below(home) == below(tmp_path / "wanted")
@@ -251,13 +271,25 @@ def below(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-def test_failed_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: Any, **__: Any) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(torchvision.datasets.eurosat, "download_and_extract_archive", offline)
-    with pytest.raises(UserError, match=r"EuroSAT: not downloaded .*no network.*by hand"):
-        download(CATALOG["eurosat"], tmp_path)
+def test_failed_downloads(tmp_path: Path) -> None:
+    gone = CATALOG["eurosat"].model_copy(update={"archives": {"http://127.0.0.1:1/EuroSAT.zip": ""}})
+    with pytest.raises(UserError, match=r"EuroSAT: not downloaded .*refused.*by hand"):
+        download(gone, tmp_path)
     with pytest.raises(UserError, match="Stanford Cars has to be fetched by hand"):
         download(CATALOG["stanford_cars"], tmp_path)
     assert "CC BY 4.0" in describe(CATALOG["caltech101"], tmp_path)
+
+
+# Paths that lead out
+
+
+def test_a_split_file_that_leads_out_needs_the_users_word(tmp_path: Path) -> None:
+    home = tmp_path / "dtd"
+    archives.dtd(home)
+    Image.new("RGB", (4, 4)).save(tmp_path / "private.png")
+    for name in ("../../private.png", str(tmp_path / "private.png")):
+        rows = [["banded/image_0001.jpg", 0, "banded"], [name, 1, "zigzagged"]]
+        archives.write_json(home / CATALOG["dtd"].split, {"train": rows, "test": rows})
+        with pytest.raises(UserError, match=r"split_zhou_Des.*private\.png' lies outside.*--allow-outside"):
+            load_dataset("dtd", tmp_path)
+        assert len(load_dataset("dtd", tmp_path, outside=True)["train"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import unicodedata
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hostile import bombs as hostile
 from rmadapter.data.images import ImageSet, prompt_name, read_images
 from rmadapter.errors import UserError
 
@@ -226,3 +228,28 @@ def test_subset_keeps_classes(tmp_path: Path) -> None:
 
 def test_prompt_name() -> None:
     assert prompt_name("  Sea--horse_\t(small) ") == "Sea horse (small)"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")
+def test_a_pipe_among_the_images_is_one_bad_file(tmp_path: Path) -> None:
+    plant(tmp_path, "cat/1.png", "dog/1.png")
+    os.mkfifo(tmp_path / "cat" / "2.jpg")
+    refused(tmp_path, r"cat/2\.jpg: not a readable image \(a pipe or device, not a file\)")
+    images = read_images(tmp_path, skip_bad=True)["all"]
+    assert names(images) == ["cat/1.png", "dog/1.png"]
+    assert images.skipped == ("cat/2.jpg: not a readable image (a pipe or device, not a file)",)
+
+
+def test_a_damaged_file_that_looks_whole_is_found_by_the_check(tmp_path: Path) -> None:
+    """A PNG whose checksums are right, with half of its pixels: only decoding tells."""
+    plant(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "dog/2.png").write_bytes(hostile.png(8, 8, 8, 0, bits=4))
+    refused(tmp_path, r"dog/2\.png: .*truncated")
+    assert names(read_images(tmp_path, skip_bad=True)["all"]) == ["cat/1.png", "dog/1.png"]
+
+
+def test_the_user_may_allow_images_outside_of_the_folder(tmp_path: Path) -> None:
+    plant(tmp_path, "elsewhere/1.png", "list/2.png")
+    (tmp_path / "list/t.csv").write_text("path,label\n../elsewhere/1.png,cat\n2.png,dog\n")
+    refused(tmp_path / "list/t.csv", r"t\.csv, line 2: '\.\./elsewhere/1\.png' lies outside.*--allow-outside")
+    assert len(read_images(tmp_path / "list/t.csv", outside=True)["all"]) == 2

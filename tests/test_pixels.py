@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hostile import images as hostile
 from rmadapter.data.images import load_image
 from rmadapter.data.pixels import complaint
 from rmadapter.errors import UserError
@@ -181,3 +184,45 @@ def test_missing_file_and_good_files(tmp_path: Path) -> None:
         assert complaint(path) == ""
     (tmp_path / "tail.jpg").write_bytes(saved("JPEG") + b"appended by a phone")
     assert complaint(tmp_path / "tail.jpg") == ""
+
+
+def outcome(path: Path) -> str:
+    try:
+        load_image(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_what_passes_the_check_can_be_loaded_and_all_else_is_one_sentence(tmp_path: Path) -> None:
+    """Of 400 damaged files; an exception of another kind fails here."""
+    count = 0
+    rng = random.Random(7)
+    for number in range(400):
+        name, content = rng.choice(hostile.DAMAGES)(rng)
+        path = tmp_path / f"{number}-{name}"
+        path.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            told = complaint(path)
+            loaded = outcome(path)
+        assert loaded == told, name
+        assert "\n" not in told
+        count += not told
+    assert 40 < count < 360
+
+
+def test_strips_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pixels whether they become RGB at once or row by row, in every mode."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
+    color = Image.fromarray(noise)
+    deep = Image.fromarray(noise[..., 0].astype(np.int32) * 300)
+    modes = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "F")
+    images = [color.convert("RGB").convert(mode) if mode == "P" else color.convert(mode) for mode in modes]
+    images += [deep, Image.fromarray(noise[..., 0].astype(np.uint16) * 200), color.convert("RGB").convert("HSV")]
+    images[5].info["transparency"] = tuple(noise[0, 0, :3])
+    whole = [pixels(image) for image in images]
+    monkeypatch.setattr("rmadapter.data.pixels.STRIP", 100)
+    for image, expected in zip(images, whole, strict=True):
+        assert np.array_equal(pixels(image), expected), image.mode
+    assert np.array_equal(whole[5][1:, 1:], noise[1:, 1:, :3])

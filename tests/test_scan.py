@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hostile import tables
 from rmadapter.data.scan import order, scan_csv, scan_folder
 from rmadapter.errors import UserError
 
@@ -70,3 +71,29 @@ def test_a_csv_that_says_nothing_clear_is_refused(tmp_path: Path, text: str, wor
 
 def test_names_are_ordered_as_a_person_would() -> None:
     assert sorted(["b", "A", "a", "\u00e9", "e\u0301", "Z"], key=order) == ["A", "a", "b", "Z", "e\u0301", "\u00e9"]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.png", "a/../../secret.png"])
+def test_a_csv_that_leads_out_of_its_folder_needs_the_users_word(tmp_path: Path, name: str) -> None:
+    (tmp_path / "t.csv").write_text(f"path,label\na/1.png,a\n{name},b\n")
+    with pytest.raises(UserError, match=r"t\.csv, line 3: .* lies outside .*--allow-outside \(outside=True\)"):
+        scan_csv(tmp_path / "t.csv")
+    assert scan_csv(tmp_path / "t.csv", outside=True)["all"][1] == ("b", tmp_path / name)
+
+
+def outcome(path: Path) -> str:
+    try:
+        rows = [row for rows in scan_csv(path).values() for row in rows]
+    except UserError as error:
+        return str(error)
+    assert all(label and image.is_relative_to(path.parent) for label, image in rows)
+    return ""
+
+
+def test_hostile_tables_are_read_or_one_sentence(tmp_path: Path) -> None:
+    told = {}
+    for name, content in tables.cases(seed=1, count=150):
+        (tmp_path / "table.csv").write_bytes(content)
+        told[name] = outcome(tmp_path / "table.csv")
+    assert max(map(len, told.values())) < 500
+    assert 0 < sum(text == "" for text in told.values()) < 150

@@ -82,3 +82,14 @@ def test_without_pandas_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     for write in (to_markdown, to_latex, to_csv):
         with pytest.raises(UserError, match=r"pip install 'rmadapter\[report\]'"):
             write(TABLE)
+
+
+def test_a_formula_is_text_to_a_spreadsheet() -> None:
+    odd = ['=HYPERLINK("http://x")', "+1", "-1+cmd", "@SUM(A1)", "\t=1", "\r=1"]
+    rows = tuple(Row(text, (Cell(text), Cell(-1.5), Cell(-7)), note=text) for text in odd)
+    text = to_csv(Table("t", "", ("=method", "=a", "b", "c"), rows))
+    header, *lines = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["'=method", "source", "note", "'=a", "b", "c"]
+    for written, line in zip(odd, lines, strict=True):
+        inert = "'" + re.sub(r"\s", " ", written)
+        assert line == [inert, "measured", inert, inert, "-1.5000", "-7"]

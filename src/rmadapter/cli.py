@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmadapter.bench import cli as bench_cli
-from rmadapter.console import Config, Json, Sets, table
+from rmadapter.console import Config, Json, Outside, Sets, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def fit(
     config: Config = None,
     sets: Sets = None,
     skip_bad: SkipBad = False,
+    outside: Outside = False,
     as_json: Json = False,
 ) -> None:
     """Adapt a backbone to images; writes the model, its record and report.html."""
@@ -96,7 +97,7 @@ def fit(
     if effort != "normal":
         print(f"note: {explain_effort(wanted.name, effort)}", file=sys.stderr)
     lab = Lab(wanted.machine)
-    lab.add(str(data), read_images(data, skip_bad=skip_bad))
+    lab.add(str(data), read_images(data, skip_bad=skip_bad, outside=outside))
     record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, shlex.join(["rmadapter", *sys.argv[1:]]))
     for note in record.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -129,6 +130,7 @@ def evaluate(
     config: Config = None,
     sets: Sets = None,
     skip_bad: SkipBad = False,
+    outside: Outside = False,
     as_json: Json = False,
 ) -> None:
     """Accuracy of a run on a data set, beside the untouched backbone's."""
@@ -144,7 +146,7 @@ def evaluate(
     name, values = request.read_config(config)
     settings = request.split(values, name)[2] | parse_overrides(sets or [])
     fitted = load(run, method=method, settings=settings).fitted
-    splits = read_images(data, skip_bad=skip_bad)
+    splits = read_images(data, skip_bad=skip_bad, outside=outside)
     _, scores = evaluate_saved(run, fitted, splits, split, which, Cache(fitted.backbone, hold=False))
     if as_json:
         print(json.dumps(_summary(scores[0])))

@@ -12,6 +12,7 @@ import typer
 T = TypeVar("T")
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, as rank=8.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, as a run's config.yaml.")]
+Outside = Annotated[bool, typer.Option("--allow-outside", help="Read what lists name outside of the data's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -76,15 +76,20 @@ def user_path(path: str | Path) -> Path:
 
 
 @contextmanager
+def plain(path: str | Path) -> Iterator[BinaryIO]:
+    """A plain file, to read, at once: a pipe or a device might never answer, or never end. Raises OSError."""
+    with open(path, "rb", opener=_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("a pipe or device, not a file")
+        yield file
+
+
+@contextmanager
 def opened(path: Path, kind: str = "a readable file") -> Iterator[BinaryIO]:
-    """A plain file, to read. Raises UserError for all else, at once: a pipe or a device might never answer."""
+    """The same. Raises UserError, which says what kind it is not."""
     try:
-        with open(path, "rb", opener=_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{path}: not {kind} (a pipe or device); give a plain file")
+        with plain(path) as file:
             yield file
-    except UserError:
-        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{_shown(path)}: not {kind} ({_reason(error)})") from None
 
@@ -118,4 +123,6 @@ def _shown(path: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or type(error).__name__)
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return type(error).__name__

@@ -37,8 +37,9 @@ Splits = Mapping[str, ImageSet]
 class Lab:
     """What the runs of one process share: the backbone, images that were read, and frozen activations.
 
-    root: where data sets lie. folder: for activations that memory cannot hold. keep: whether those of test images are
-    kept for the next run; a single run looks at each of them once.
+    root: where data sets lie. outside: whether their lists may name images outside of them. folder: for activations
+    that memory cannot hold. keep: whether those of test images are kept for the next run; a single run looks at each
+    of them once.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -46,6 +47,7 @@ class Lab:
     folder: Path | None = None
     keep: bool = False
     progress: bool = True
+    outside: bool = False
 
     def __post_init__(self) -> None:
         self._backbone: Backbone | None = None
@@ -65,7 +67,7 @@ class Lab:
 
     def splits(self, data: str) -> Splits:
         if data not in self._splits:
-            self._splits[data] = load_dataset(data, self.root)
+            self._splits[data] = load_dataset(data, self.root, outside=self.outside)
         return self._splits[data]
 
     def backbone(self, name: str) -> Backbone:

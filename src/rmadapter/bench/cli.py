@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmadapter.console import Config, Json, table
+from rmadapter.console import Config, Json, Outside, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def bench(
         typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="A method's setting, or one common to all."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the processor's cores.")] = 1,
+    outside: Outside = False,
     as_json: Json = False,
 ) -> None:
     """Run one of the paper's experiments; finished runs are kept."""
@@ -56,7 +57,7 @@ def bench(
         protocol, _list(datasets), _list(methods or fitted), _numbers("seeds", seeds), _numbers("shots", shots),
         axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
-    records = run_all(Plan(tuple(planned), out, root, configured(Machine(), machine), own), jobs)
+    records = run_all(Plan(tuple(planned), out, root, configured(Machine(), machine), own, outside), jobs)
     if as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
     else:
@@ -160,7 +161,7 @@ def data(
     name: Annotated[str | None, typer.Argument(help="One data set; without it, all of them.")] = None,
     root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
     check: Annotated[Path | None, typer.Option(help="Say what is there below this folder.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch NAME with torchvision.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch NAME.")] = False,
     as_json: Json = False,
 ) -> None:
     """The paper's data sets: licence, size, how to get one, and whether what is there is complete."""

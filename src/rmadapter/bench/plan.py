@@ -13,18 +13,19 @@ from rmadapter.settings import Machine
 
 @dataclass(frozen=True)
 class Plan:
-    """values: settings of methods, {method: {setting: value}}."""
+    """values: settings of methods, {method: {setting: value}}. outside: as `Lab` has it."""
 
     jobs: tuple[Job, ...]
     out: Path
     root: Path = Path()
     machine: Machine = field(default_factory=Machine)
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outside: bool = False
 
     def lab(self) -> Any:
         from rmadapter.run import Lab
 
-        return Lab(self.machine, self.root, self.out / ".activations", keep=True, progress=False)
+        return Lab(self.machine, self.root, self.out / ".activations", keep=True, progress=False, outside=self.outside)
 
     def method(self, job: Job) -> Any:
         """The method with the values of --set, and over them those of the protocol."""

@@ -2,11 +2,13 @@
 
 images      folder, CSV or lists -> ImageSet
 scan        what a folder or a CSV file says, nothing opened yet
+guard       a file of unknown origin, opened with bounds on what it may cost
 pixels      any image as upright RGB
 transforms  augmentation that is a function of its seed, and batches of tensors
 fewshot     k images per class, base and novel halves, splits as JSON
 catalog     the public data sets as a table, and any data set by name or path
 archive     a row of that table
+fetch       an archive from the network: resumed, checked, unpacked below its folder
 readers     the archives' own formats
 openmoji    the demo's pictograms
 """

@@ -23,8 +23,8 @@ class Dataset(BaseModel):
     citation: str
     url: str
     steps: tuple[str, ...]  # what a person does; {home} is the data set's folder
-    torchvision: str = ""  # class that downloads it
-    unpacked: str = ""  # folder that this class unpacks into
+    archives: dict[str, str] = {}  # address -> "sha256:..." or "md5:...", "" where none is published
+    unpacked: str = "."  # folder in them that holds what is wanted
 
     reader: str  # of readers.READERS
     images: str = ""  # folder that the paths of a split are relative to
@@ -38,6 +38,11 @@ class Dataset(BaseModel):
     spelling: str = "as is"
     renames: dict[str, str] = {}  # class folder -> class name
     ignored: tuple[str, ...] = ()
+
+    @property
+    def most(self) -> int:
+        """Bytes beyond which an archive, packed or unpacked, is not what it says."""
+        return int(4e9 * float(self.size.split()[0]))
 
     def laid_out(self, home: Path) -> bool:
         """Does `home` look like the archive, and not like any folder of class folders?"""

@@ -6,7 +6,6 @@ al., IJCV 2022); its folders and split files are read as they are.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -18,7 +17,10 @@ from typing import Any
 
 import yaml
 
+from rmadapter.console import bar
 from rmadapter.data.archive import Dataset
+from rmadapter.data.fetch import ARCHIVES, fetch, unpack
+from rmadapter.data.guard import check_inside
 from rmadapter.data.images import ImageSet, prompt_name, read_images
 from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfolders
 from rmadapter.data.scan import SPLITS
@@ -49,19 +51,28 @@ def get(name: str) -> Dataset:
 # Reading
 
 
-def table_of(dataset: Dataset, home: Path) -> Table:
-    """The split file as it is; without it, what the archive's own files say."""
+def table_of(dataset: Dataset, home: Path, outside: bool = False) -> Table:
+    """The split file as it is; without it, what the archive's own files say.
+
+    Raises UserError for a path that leads out of the folder, unless `outside` allows it.
+    """
     if dataset.split and (home / dataset.split).is_file():
-        return split_json(home / dataset.split)
-    return READERS[dataset.reader](home, dataset)
+        table, source = split_json(home / dataset.split), home / dataset.split
+    else:
+        table, source = READERS[dataset.reader](home, dataset), home
+    for rows in table.values():
+        for name, _, _ in rows:
+            check_inside(name, str(source), outside)
+    return table
 
 
-def load_dataset(name_or_path: str | Path, root: Path | None = None) -> dict[str, ImageSet]:
+def load_dataset(name_or_path: str | Path, root: Path | None = None, *, outside: bool = False) -> dict[str, ImageSet]:
     """A data set of the catalogue below `root`, by key or CoOp folder name; else a folder or CSV file, from `root` on.
 
     Returns split -> ImageSet with classes in label order and images in the order of the files that list them. A data
     set of the catalogue may also lie there as plain folders ([split/]class/image); its classes then get the
-    catalogue's names. Raises UserError when nothing is there, images are missing, or the files contradict each other.
+    catalogue's names. Raises UserError when nothing is there, images are missing, the files contradict each other, or
+    lists name images outside of the data set and `outside` does not allow that.
     """
     base = user_path(root) if root else Path()
     given = user_path(name_or_path)
@@ -77,13 +88,13 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None) -> dict[str
         beside = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
         raise UserError(f"{path}: no such data set{nearest(str(name_or_path), {*CATALOG, *beside})}")
     if dataset and dataset.laid_out(home):
-        table = table_of(dataset, home)
+        table = table_of(dataset, home, outside)
         if missing := _missing(home / dataset.images, table):
             raise UserError(f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what to do")
         return image_sets(table, home / dataset.images, home)
     if inside := domains(home):
         raise UserError(f"{home}: holds the domains {', '.join(inside)}; give one, such as {home.name}/{inside[0]}")
-    sets = read_images(home)
+    sets = read_images(home, outside=outside)
     return _renamed(sets, dataset, home) if dataset else sets
 
 
@@ -188,7 +199,7 @@ def describe(dataset: Dataset, root: Path) -> str:
     steps = [step.replace("{home}", str(home)) for step in dataset.steps]
     if dataset.split:
         steps.append(f"Put {dataset.split} ({dataset.split_url}) into {home}: the splits of published results.")
-    fetched = f"`rmadapter data {dataset.key} --root {root} --download` does it with torchvision, or by hand:"
+    fetched = f"`rmadapter data {dataset.key} --root {root} --download` does it, or by hand:"
     facts: dict[str, Any] = {
         "images": ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items()),
         "classes": dataset.classes,
@@ -199,31 +210,38 @@ def describe(dataset: Dataset, root: Path) -> str:
         "page": dataset.url,
     }
     lines = [dataset.title, *(f"  {name + ':':9}{value}" for name, value in facts.items())]
-    lines += ["", fetched if dataset.torchvision else "How to get it:"]
+    lines += ["", fetched if dataset.archives else "How to get it:"]
     return "\n".join([*lines, *(f"  {number}. {step}" for number, step in enumerate(steps, 1))])
 
 
 def download(dataset: Dataset, root: Path) -> None:
-    """Fetch the archive with torchvision's own downloader and lay it out as CoOp does.
+    """Fetch the archives and lay them out as CoOp does; what an interrupted call got is not fetched again.
 
-    What an interrupted call left half unpacked shows as missing in `check`; the next call fetches it again. Raises
-    UserError when torchvision has no downloader or the download fails.
+    Raises UserError when there is nothing to fetch, the download fails, or an archive is not what it should be.
     """
-    if not dataset.torchvision:
+    if not dataset.archives:
         raise UserError(f"{dataset.title} has to be fetched by hand: follow the steps")
-    import torchvision.datasets
-
     home = root / dataset.folder
-    stage = home / ".download"
+    stage, unpacked = home / ".download", home / ".download" / "unpacked"
     print(f"Licence of {dataset.title}: {dataset.licence}. By downloading you accept it.", file=sys.stderr)
     try:
-        stage.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(sys.stderr):
-            fetched = getattr(torchvision.datasets, dataset.torchvision)(stage, download=True)
-        archives = shutil.ignore_patterns("*.zip", "*.tgz", "*.tar.gz")
-        shutil.copytree(stage / dataset.unpacked, home, ignore=archives, copy_function=shutil.move, dirs_exist_ok=True)
-    except Exception as error:  # no network, a changed archive, a full disk: torchvision raises as it comes
+        for url, digest in dataset.archives.items():
+            archive = stage / url.rpartition("/")[2]
+            with bar() as display:
+                task = display.add_task(archive.name, total=None, note="bytes")
+                fetch(url, archive, digest, dataset.most, lambda size, task=task: display.update(task, completed=size))  # type: ignore[misc]
+        shutil.rmtree(unpacked, ignore_errors=True)
+        for url in dataset.archives:
+            archive = stage / url.rpartition("/")[2]
+            if archive.name.endswith(ARCHIVES):
+                unpack(archive, unpacked, dataset.most)
+            else:
+                shutil.copy(archive, unpacked)
+        shutil.copytree(unpacked / dataset.unpacked, home, copy_function=shutil.move, dirs_exist_ok=True)
+        if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
+            from torchvision.datasets import Flowers102  # which has the names that the archive lacks
+
+            write_json(home / dataset.order, {str(i): name for i, name in enumerate(Flowers102.classes, 1)})
+        shutil.rmtree(stage)
+    except (UserError, OSError) as error:
         raise UserError(f"{dataset.title}: not downloaded ({error}); try again, or follow the steps by hand") from None
-    if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
-        write_json(home / dataset.order, {str(i): name for i, name in enumerate(fetched.classes, 1)})
-    shutil.rmtree(stage)

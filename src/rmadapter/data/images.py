@@ -14,8 +14,6 @@ from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 
-from PIL import Image
-
 from rmadapter.console import track
 from rmadapter.data.pixels import ImageSource, complaint, content, load_image
 from rmadapter.data.scan import Rows, order, scan_csv, scan_folder
@@ -126,19 +124,22 @@ def _given_names(path: Path) -> dict[str, str]:
 # From disk
 
 
-def read_images(data: str | Path, *, skip_bad: bool = False, progress: bool = True) -> dict[str, ImageSet]:
+def read_images(
+    data: str | Path, *, skip_bad: bool = False, outside: bool = False, progress: bool = True
+) -> dict[str, ImageSet]:
     """Read a folder of class folders, train/val/test folders of such, or a CSV file `path,label[,split]`.
 
     Returns split name ("train", "val", "test"; "all" where the data has no splits) -> ImageSet; all share the
     classes of train (of all splits where there is no train), sorted by folder name. A file classnames.json beside
-    them may give other prompt names. Every file is checked once, not decoded; bad ones raise UserError, or with
-    `skip_bad` are left out and listed in `skipped`. Raises UserError too for whatever makes labels ambiguous.
+    them may give other prompt names. Every file is decoded once, so that what is found here can be used; bad ones
+    raise UserError, or with `skip_bad` are left out and listed in `skipped`. Raises UserError too for whatever makes
+    labels ambiguous, and for paths in a CSV file that lead out of its folder, unless `outside` allows them.
     """
     path = user_path(data)
-    if path.is_dir():
+    if os.path.isdir(path):  # which never raises, however long the name
         root, found = path, scan_folder(path)
-    elif path.is_file() and path.suffix.lower() == ".csv":
-        root, found = path.parent, scan_csv(path)
+    elif os.path.isfile(path) and path.suffix.lower() == ".csv":
+        root, found = path.parent, scan_csv(path, outside)
     else:
         raise UserError(f"{path}: neither a folder of class folders nor a CSV file of path,label[,split]")
     classes, names = _shared_names(found, _given_names(root / "classnames.json"), path)
@@ -153,7 +154,8 @@ def read_images(data: str | Path, *, skip_bad: bool = False, progress: bool = Tr
     classes = [name for name in classes if name in left]
     if not classes:
         raise UserError(f"{path}: not one readable image {'in train' if 'train' in good else 'in it'}")
-    numbers = {raw: classes.index(name) for raw, name in names.items() if name in left}
+    places = {name: place for place, name in enumerate(classes)}
+    numbers = {raw: places[name] for raw, name in names.items() if name in left}
     sets = {}
     for split, rows in good.items():
         kept = [(image, numbers[raw]) for raw, image in rows if raw in numbers]
@@ -190,7 +192,7 @@ def _complaints(paths: Sequence[Path], progress: bool) -> dict[Path, str]:
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse those, with a sentence
+            warnings.simplefilter("ignore")  # what is wrong we say with a sentence
             told = track(pool.map(complaint, paths), len(paths), "checking images", progress)
             return {path: text for path, text in zip(paths, told, strict=True) if text}
     finally:

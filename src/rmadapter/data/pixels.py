@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from rmadapter.data.guard import EXIF, check_size, open_image, shrink
 from rmadapter.errors import UserError
+from rmadapter.files import plain
 
 ImageSource: TypeAlias = "str | Path | Image.Image | np.ndarray"
 
-# Formats that Pillow lists and cannot draw by itself; EPS and WMF would even start another program.
-NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+STRIP = 1 << 22  # pixels that become RGB at once
+_Turn = Image.Transpose
+TURNS = {  # EXIF's orientation -> what makes it upright
+    2: _Turn.FLIP_LEFT_RIGHT, 3: _Turn.ROTATE_180, 4: _Turn.FLIP_TOP_BOTTOM, 5: _Turn.TRANSPOSE,
+    6: _Turn.ROTATE_270, 7: _Turn.TRANSVERSE, 8: _Turn.ROTATE_90,
+}  # fmt: skip
 
 
 def load_image(source: ImageSource) -> Image.Image:
     """An image as RGB: upright after its EXIF tag, first frame, transparency on white, 16 bit scaled to 8.
 
-    Raises UserError that names the file when it is missing, empty, truncated, no image, or larger than
-    PIL.Image.MAX_IMAGE_PIXELS, and for arrays of another type or shape than ImageSet lists.
+    One of more than 24 megapixels is reduced by 2, so that no file takes more than four times the memory of such a
+    photo. Raises UserError that names the file when it is missing, empty, truncated, no image, larger than
+    PIL.Image.MAX_IMAGE_PIXELS, a line, or a bomb, and for arrays of another type or shape than ImageSet lists.
     """
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source))
@@ -34,8 +40,8 @@ def load_image(source: ImageSource) -> Image.Image:
             return _rgb(source)
     if not isinstance(source, (str, os.PathLike)):
         raise UserError(f"an image is a path, a PIL image or a NumPy array, not {type(source).__name__}")
-    with reading(str(source)), open(source, "rb") as file:
-        return _rgb(_open(file))
+    with reading(str(source)), plain(source) as file:
+        return _rgb(open_image(file))
 
 
 @contextmanager
@@ -47,43 +53,53 @@ def reading(name: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name}: {error}; make it smaller or leave it out") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name}: not an image of a kind that Pillow can read") from None
+        raise UserError(f"{name}: not an image of a kind that is read here") from None
     except Exception as error:  # on broken files Pillow's readers raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{name}: not a readable image ({reason})") from error
 
 
-@cache
-def formats() -> dict[str, str]:
-    """Extension -> format, for all images that Pillow can read here."""
-    known = Image.registered_extensions()  # loads Pillow's plugins, which fills Image.OPEN
-    return {ending: name for ending, name in known.items() if name in Image.OPEN and name not in NO_IMAGES}
-
-
-def _open(file: BinaryIO) -> Image.Image:
-    """Read the header alone. Pillow itself only warns up to twice its limit of pixels."""
-    if not file.read(1):
-        raise ValueError("the file is empty, 0 bytes")
-    file.seek(0)
-    image = Image.open(file, formats=sorted(set(formats().values())))
-    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-    if limit is not None and pixels > limit:
-        raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
-    return image
-
-
 def _rgb(image: Image.Image) -> Image.Image:
+    """In strips, since what lies between the pixels as they are stored and RGB may take many times the memory."""
     image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels, which are fine
-        image = image.copy()
+    check_size(image)  # once more: an icon may hold another image than it says
+    factor, turn = shrink(image), _turn(image)
+    found = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    if image.mode == "RGB" and factor == 1 and not image.has_transparency_data:
+        found.paste(image)
+    else:
+        rows = max(STRIP // (image.width * factor), 1) * factor
+        boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+        full = _full(image, boxes)
+        for box in boxes:
+            strip = _flat(image.crop(box), full)
+            found.paste(strip.reduce(factor) if factor > 1 else strip, (0, box[1] // factor))
+    del image  # before the turned one is made
+    return found if turn is None else found.transpose(turn)
+
+
+def _full(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]]) -> float:
+    """What is white where pixels are no bytes: the first usual number that holds them all, else the largest.
+
+    Raises ValueError for pixels that are not finite numbers.
+    """
     if image.mode.startswith("I;16"):
-        image = _eight_bit(np.asarray(image), (65535,))
-    elif image.mode == "I":  # 32-bit integers, in which Pillow also keeps 8 and 16 bits
-        image = _eight_bit(np.asarray(image), (255, 65535))
-    elif image.mode == "F":
-        image = _eight_bit(np.asarray(image), (1, 255, 65535))
+        return 65535
+    if image.mode not in ("I", "F"):
+        return 255
+    # Pillow keeps 8 and 16 bits in 32-bit integers, too.
+    scales = (255, 65535) if image.mode == "I" else (1, 255, 65535)
+    tops = [np.asarray(image.crop(box)).max() for box in boxes]  # NaN counts as the largest
+    lows = [np.asarray(image.crop(box)).min() for box in boxes]
+    if not np.isfinite([*tops, *lows]).all():
+        raise ValueError("pixels that are not finite numbers")
+    return next((scale for scale in scales if max(tops) <= scale), float(max(tops)))
+
+
+def _flat(image: Image.Image, full: float) -> Image.Image:
+    """RGB of 8 bits on white, of an image that is neither upright nor small yet."""
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
+        image = _eight_bit(np.asarray(image), full)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
@@ -91,14 +107,18 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bit(values: np.ndarray, scales: tuple[int, ...]) -> Image.Image:
-    """Map 0..full to 0..255, where full is the first of `scales` that holds all values (else their maximum)."""
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("pixels that are not finite numbers")
-    top = values.max()
-    full = next((scale for scale in scales if top <= scale), top)
-    return Image.fromarray((np.clip(values / full, 0, 1) * 255 + 0.5).astype(np.uint8))
+def _eight_bit(values: np.ndarray, full: float) -> Image.Image:
+    """Map 0..full to 0..255."""
+    return Image.fromarray((np.clip(values.astype(np.float64) / full, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        if any(len(image.info.get(block, b"")) > EXIF for block in ("exif", "Raw profile type exif")):
+            return None
+        return TURNS.get(image.getexif().get(0x0112))  # type: ignore[arg-type]
+    except Exception:  # a broken EXIF block says nothing about the pixels, which are fine
+        return None
 
 
 def _from_array(values: np.ndarray) -> Image.Image:
@@ -107,37 +127,30 @@ def _from_array(values: np.ndarray) -> Image.Image:
     if np.issubdtype(values.dtype, np.floating):
         if not (values.min() >= 0 and values.max() <= 1):  # also true for NaN
             raise UserError(f"float image array from {values.min():g} to {values.max():g}: scale it to 0..1")
-        return _eight_bit(values, (1,))
+        return _eight_bit(values, 1)
     if values.dtype != np.uint8:
         raise UserError(f"image array of type {values.dtype}: give uint8 in 0..255 or float in 0..1")
     return Image.fromarray(np.ascontiguousarray(values))
 
 
 def complaint(path: Path) -> str:
-    """What is wrong with a file, or "". Cheap: checksums of a PNG, end mark of a JPEG; other formats are decoded."""
-    if path.is_dir():
+    """What is wrong with a file, or "". It is decoded as it will be when it is used: what passes can be loaded."""
+    if os.path.isdir(path):
         return f"{path}: no image in this folder"
     try:
-        with reading(str(path)), open(path, "rb") as file:
-            image = _open(file)
-            if image.format == "PNG":
-                image.verify()
-            elif image.format != "JPEG" or not _ends_as_jpeg(file):
-                _rgb(image)
+        load_image(path)
     except UserError as error:
         return str(error)
     return ""
 
 
-def _ends_as_jpeg(file: BinaryIO) -> bool:
-    file.seek(-2, os.SEEK_END)
-    return file.read() == b"\xff\xd9"
-
-
 def content(source: ImageSource) -> bytes:
     """SHA-256 of a file's bytes, or of pixels that are no file."""
     if isinstance(source, (str, Path)):
-        with reading(str(source)):
-            return hashlib.sha256(Path(source).read_bytes()).digest()
+        total = hashlib.sha256()
+        with reading(str(source)), plain(source) as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+        return total.digest()
     values = np.asarray(source)
     return hashlib.sha256(f"{values.shape} {values.dtype} ".encode() + values.tobytes()).digest()

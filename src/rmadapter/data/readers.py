@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from rmadapter.data.archive import Dataset
+from rmadapter.data.guard import formats
 from rmadapter.data.images import ImageSet
 from rmadapter.data.matlab import variable
-from rmadapter.data.pixels import formats
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.files import read_json, read_text
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import unicodedata
 from pathlib import Path
 from typing import TypeAlias
 
-from rmadapter.data.pixels import formats
+from rmadapter.data.guard import check_inside, formats
 from rmadapter.errors import UserError
+from rmadapter.files import read_text
 
 Rows: TypeAlias = "list[tuple[str, Path]]"  # class as it is written on disk, image
 
+SYSTEM = {("/", name) for name in ("dev", "proc", "sys")}  # what is a file there may never end
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -29,6 +32,8 @@ def _folders(path: Path) -> list[Path]:
 
 def scan_folder(root: Path) -> dict[str, Rows]:
     """Split -> rows sorted by class and file; {"all": ...} where no split folders lie above the class folders."""
+    if (real := root.resolve()).parts[:2] in SYSTEM:
+        raise UserError(f"{root}: {real.parts[1]} is a folder of the system, which holds no images")
     inside = _folders(root)
     splits = [folder for folder in inside if folder.name.casefold() in SPLITS]
     if not splits or (len(splits) < len(inside) and not any(_folders(folder) for folder in splits)):
@@ -75,25 +80,29 @@ def _image_files(folder: Path, seen: set[Path]) -> list[Path]:
     return sorted(images, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
 
 
-def scan_csv(path: Path) -> dict[str, Rows]:
-    """Split -> rows in the order of the file, on which draws depend; {"all": ...} without a column split."""
+def scan_csv(path: Path, outside: bool = False) -> dict[str, Rows]:
+    """Split -> rows in the order of the file, on which draws depend; {"all": ...} without a column split.
+
+    outside: whether images may lie outside of the folder of the file.
+    """
     found: dict[str, Rows] = {}
+    kind = "a readable CSV file in UTF-8"
+    reader = csv.DictReader(io.StringIO(read_text(path, kind), newline=""), strict=True)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or []
-            if not {"path", "label"} <= set(columns):
-                raise UserError(f"{path}: the first line must be path,label[,split], not {','.join(columns)[:80]!r}")
-            for row in reader:
-                name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
-                if not name or not label:
-                    raise UserError(f"{path}, line {reader.line_num}: path or label is empty")
-                if "split" in columns and split.casefold() not in SPLITS:
-                    raise UserError(f"{path}, line {reader.line_num}: split is {split!r}: write train, val or test")
-                split = SPLITS[split.casefold()] if "split" in columns else "all"
-                found.setdefault(split, []).append((label, path.parent / name))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable CSV file in UTF-8 ({error})") from None
+        columns = reader.fieldnames or []
+        if not {"path", "label"} <= set(columns):
+            raise UserError(f"{path}: the first line must be path,label[,split], not {','.join(columns)[:80]!r}")
+        for row in reader:
+            name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
+            if not name or not label:
+                raise UserError(f"{path}, line {reader.line_num}: path or label is empty")
+            if "split" in columns and split.casefold() not in SPLITS:
+                raise UserError(f"{path}, line {reader.line_num}: split is {split!r:.80}: write train, val or test")
+            check_inside(name, f"{path}, line {reader.line_num}", outside)
+            split = SPLITS[split.casefold()] if "split" in columns else "all"
+            found.setdefault(split, []).append((label, path.parent / name))
+    except csv.Error as error:
+        raise UserError(f"{path}: not {kind} ({error})") from None
     if not found:
         raise UserError(f"{path}: has no rows below its first line")
     return found

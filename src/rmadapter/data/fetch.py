@@ -1,0 +1,162 @@
+"""An archive from the network: resumed where it was cut, checked, and unpacked nowhere but below its folder."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import os
+import shutil
+import stat
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from rmadapter.errors import UserError
+
+CHUNK = 1 << 20
+TRIES = 5  # in a row that bring nothing new
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+
+def fetch(
+    url: str, path: Path, digest: str = "", most: int = 1 << 40, show: Callable[[int], Any] | None = None
+) -> None:
+    """Fetch a file, going on with what an earlier call got. digest: "md5:..." or "sha256:...", "" where none is known.
+
+    show: called with the number of bytes that are there. Raises UserError when the connection is cut too often, for
+    more than `most` bytes, and for a file with another digest, which is then removed.
+    """
+    if path.exists():
+        return
+    part, tries = path.with_name(f"{path.name}.part"), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if _get(url, part, before, most, show or (lambda _: None)):
+                break
+            error: Exception | None = None
+        except (OSError, http.client.HTTPException) as cut:
+            error = cut
+        tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
+        if tries == TRIES or isinstance(error, urllib.error.HTTPError):
+            raise UserError(f"{url}: {error or 'cut'}; the same command goes on where it stopped") from error
+    kind, _, wanted = digest.partition(":")
+    if wanted and _digest(part, kind) != wanted:
+        part.unlink()
+        raise UserError(f"{url}: the file has another {kind} than {wanted}, and was removed")
+    os.replace(part, path)
+
+
+def _get(url: str, part: Path, start: int, most: int, show: Callable[[int], Any]) -> bool:
+    """Add what is missing; False when the connection ended before the file did."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # there is nothing after `start`
+            return True
+        raise
+    with answer, open(part, "ab" if answer.status == 206 else "wb") as file:
+        size, length = file.tell(), answer.headers.get("Content-Length", "")
+        end = size + int(length) if length.isdecimal() else 0
+        _check(url, end, most)
+        while block := answer.read(CHUNK):
+            size += len(block)
+            _check(url, size, most)
+            file.write(block)
+            show(size)
+    return not end or size == end
+
+
+def _check(url: str, size: int, most: int) -> None:
+    if size > most:
+        raise UserError(f"{url}: {size:,} bytes, more than this archive can have ({most:,})")
+
+
+def _digest(path: Path, kind: str) -> str:
+    total = hashlib.new(kind)
+    with open(path, "rb") as file:
+        while block := file.read(CHUNK):
+            total.update(block)
+    return total.hexdigest()
+
+
+# Unpacking
+
+
+def unpack(archive: Path, folder: Path, most: int = 1 << 40) -> None:
+    """Unpack a zip or tar file, and what is packed in it, below a folder.
+
+    Raises UserError for members that are links or lead out of the folder, for more than `most` bytes, and for an
+    archive that is damaged. What was unpacked before that stays.
+    """
+    left = most
+    try:
+        for name, size, content in (_of_zip if archive.suffix == ".zip" else _of_tar)(archive):
+            left -= size
+            if left < 0:
+                raise UserError(f"{archive}: unpacked it has more than {most:,} bytes, and so is not what it says")
+            path = folder / _inside(name, archive)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with content() as packed, open(path, "wb") as file:
+                shutil.copyfileobj(packed, file, CHUNK)
+            if name.endswith(ARCHIVES):
+                unpack(path, path.parent, left)
+                path.unlink()
+    except UserError:
+        raise
+    except Exception as error:  # on damaged archives their readers raise nearly anything
+        raise UserError(f"{archive}: cannot be unpacked ({error or type(error).__name__})") from error
+
+
+def _inside(name: str, archive: Path) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or any(mark in name for mark in "\\:\0"):
+        raise UserError(f"{archive}: holds {name!r:.80}, which leads out of its folder; nothing of it can be trusted")
+    return path
+
+
+Member = tuple[str, int, Callable[[], Any]]
+
+
+def _of_zip(archive: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(f"{archive}: holds {info.filename!r:.80}, which is a link or a device")
+            if info.is_dir():
+                _inside(info.filename, archive)
+            else:  # no more than file_size comes out, whatever is packed
+                yield info.filename, info.file_size, lambda info=info: file.open(info)  # type: ignore[misc]
+
+
+def _of_tar(archive: Path) -> Iterator[Member]:
+    opened = gzip.open if archive.suffix in (".gz", ".tgz") else open
+    with opened(archive, "rb") as packed, tarfile.open(fileobj=_Sparing(packed), mode="r:") as file:  # type: ignore
+        for member in file:
+            if not (member.isdir() or member.isreg()):
+                raise UserError(f"{archive}: holds {member.name!r:.80}, which is a link or a device")
+            if member.isdir():
+                _inside(member.name, archive)
+            else:
+                yield member.name, member.size, lambda member=member: file.extractfile(member)  # type: ignore[misc]
+
+
+class _Sparing:
+    """A file whose headers are read in small parts alone: one of tar may claim any size."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= 16 * CHUNK:
+            raise ValueError("a header of absurd size")
+        return self._file.read(size)
