@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ from safetensors import SafetensorError
 
 from rmadapter.errors import UserError
 
+PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as `atomic` calls its temporary files
+CHUNK = 1 << 24
+ACTIVATIONS = ".activations"  # a folder in that of a run, which only an unfinished one needs
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -23,7 +28,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -38,6 +43,24 @@ def atomic(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be written ({reason}); nothing was changed there") from error
+
+
+def parts(*folders: Path) -> list[Path]:
+    """What writers that were killed left in some folders, and what others are writing there now."""
+    return [path for folder in folders for path in folder.glob(".*.part") if PART.fullmatch(path.name)]
+
+
+def reserve(path: Path, size: int) -> None:
+    """Take room for the first bytes of a file. Raises OSError when there is too little.
+
+    Where a disk fills under a file that is mapped into memory, the system ends the process without a word.
+    """
+    with open(path, "rb+") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for start in range(0, size, CHUNK):
+            file.write(bytes(min(CHUNK, size - start)))
 
 
 def _umask() -> int:
