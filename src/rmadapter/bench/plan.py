@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.protocols import Job
+from rmadapter.files import ACTIVATIONS
 from rmadapter.settings import Machine
 
 
@@ -24,7 +25,7 @@ class Plan:
     def lab(self) -> Any:
         from rmadapter.run import Lab
 
-        return Lab(self.machine, self.root, self.out / ".activations", keep=True, progress=False)
+        return Lab(self.machine, self.root, self.out / ACTIVATIONS, keep=True, progress=False)
 
     def method(self, job: Job) -> Any:
         """The method with the values of --set, and over them those of the protocol."""
