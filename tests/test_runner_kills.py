@@ -66,7 +66,7 @@ def test_killed_and_started_again_beside_another(tiny_clip: Backbone, colors: Pa
     assert not list(out.rglob("*.lock"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_their_parent(tiny_clip: Backbone, colors: Path, tmp_path: Path, number: int) -> None:
     log = tmp_path / "log"
     parent = start(command(tiny_clip, colors, tmp_path / "out", "--jobs", "2"), log)

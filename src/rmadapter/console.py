@@ -38,7 +38,8 @@ class _Lasting(io.RawIOBase):
     """A stream that writes on when nobody reads it any more or its disk is full: whatever is at work is finished."""
 
     def __init__(self, raw: Any) -> None:
-        self._raw, self.error = raw, None  # type: ignore[var-annotated]
+        self._raw = raw
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
