@@ -38,6 +38,7 @@ def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     before = signal.getsignal(signal.SIGINT)
     yield call
     signal.signal(signal.SIGINT, before)
+    signal.alarm(0)
 
 
 def process(*words: object) -> Answer:

@@ -180,6 +180,35 @@ def test_a_keystroke_that_stops_it_leaves_a_sentence(rmadapter: Command, monkeyp
     assert len(err.splitlines()) == 1
 
 
+LOST = """
+import signal, sys, time
+from rmadapter import cli, console, doctor
+console.GRACE = 1
+class Callback:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def lost(*_):
+    del callback[0]
+    time.sleep(60)
+def waits(*_):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        time.sleep(60)
+callback, sys.argv = [Callback()], ["rmadapter", "doctor"]
+doctor.diagnose = {}
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("where", ["lost", "waits"])
+def test_a_keystroke_stops_it_where_an_exception_would_not(where: str) -> None:
+    """Python drops what is raised in a callback, and clearing up may wait for ever."""
+    done = subprocess.run([sys.executable, "-c", LOST.format(where)], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on\n"
+
+
 FULL = "rmadapter: stdout cannot be written (No space left on device): send it elsewhere\n"
 SHELL = """
 exec 3>&1

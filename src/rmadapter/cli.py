@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmadapter.bench import cli as bench_cli
-from rmadapter.console import Config, Json, Sets, note, plain, streams, table
+from rmadapter.console import Config, Json, Sets, note, plain, stoppable, streams, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ Backbone = Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-
 
 def main() -> None:
     """Run the command line; a UserError becomes one line on stderr and exit code 2."""
-    # Typer would swallow a KeyboardInterrupt, or say "Aborted" by its version
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
-    with streams(sys.argv[1:]):
+    with streams(sys.argv[1:]), stoppable():
         try:
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise UserError(
@@ -46,11 +43,6 @@ def main() -> None:
         except UserError as error:
             print("rmadapter:", plain(" ".join(str(error).split())), file=sys.stderr)
             sys.exit(2)
-        except SystemExit as stop:
-            if stop.code == 128 + signal.SIGINT:  # told here, as the signal may have come in the middle of a line
-                words = "the same command starts again, and an unfinished `fit` goes on"
-                print(f"rmadapter: stopped; {words}", file=sys.stderr)
-            raise
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,7 @@
-"""What the command line shows: tables on stdout, progress bars on stderr for anything longer than a second."""
+"""What the command line shows: tables on stdout, progress bars on stderr for anything longer than a second.
+
+And what it does where nothing can be shown, where a name would command the terminal, and when Ctrl-C ends it.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +24,9 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file of sett
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
+STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in
+AGAIN = "rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on"
+SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
 # What a terminal obeys instead of showing it, and what turns the direction of writing; a file may be called so.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -101,6 +108,45 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block Ctrl-C ends the process with 130 and a sentence.
+
+    It does so by an exception. Where that is lost, as in a callback, or something waits for ever, the process ends all
+    the same: what a kill leaves behind is no harm to the next start.
+    """
+    teller, before = os.getpid(), sys.unraisablehook
+
+    def stop(*_: Any) -> None:  # Typer would swallow a KeyboardInterrupt, or say "Aborted" by its version
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, leave)
+            signal.alarm(GRACE)
+        sys.exit(STOPPED)
+
+    def leave(*_: Any) -> None:
+        with suppress(OSError):
+            if os.getpid() == teller:  # and not one that it started
+                os.write(2, SHOW_CURSOR * os.isatty(2) + f"{AGAIN}\n".encode())
+        os._exit(STOPPED)
+
+    def lost(error: Any) -> None:
+        if isinstance(error.exc_value, SystemExit):
+            leave()
+        before(error)
+
+    sys.unraisablehook = lost
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code == STOPPED:  # told here, as the signal may have come in the middle of a line
+            print(AGAIN, file=sys.stderr)
+            teller = 0
+        raise
+    finally:
+        sys.unraisablehook = before
 
 
 def _lasting(stream: Any, hostile: bool) -> tuple[Any, _Lasting | None]:
