@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint hostile bench clean
+.PHONY: setup demo test lint hostile kills bench clean
 
 setup: .venv/.ready
 
@@ -16,6 +16,9 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+kills: setup
+	$(BIN)/python tests/hostile/kills.py --count 200
 
 lint: setup
 	$(BIN)/ruff check .

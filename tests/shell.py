@@ -1,11 +1,13 @@
-"""The command line as a shell sees it, for tests."""
+"""The command line as a shell sees it, and a full disk, for tests."""
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -36,6 +38,7 @@ def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     before = signal.getsignal(signal.SIGINT)
     yield call
     signal.signal(signal.SIGINT, before)
+    signal.alarm(0)
 
 
 def process(*words: object) -> Answer:
@@ -51,3 +54,14 @@ def refused(answer: Answer, *hints: str) -> None:
     assert line.startswith("rmadapter: ")
     for hint in hints:
         assert hint in line
+
+
+@contextmanager
+def no_room(limit: int = 1000) -> Iterator[None]:
+    """No file may grow beyond `limit` bytes: the kernel ends a write in its middle, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

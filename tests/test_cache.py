@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from rmadapter.method import Shots
 from rmadapter.methods import load_method
 from rmadapter.settings import Machine
 from rounding import assert_same_float32
+from shell import no_room
 
 ARRAYS = [np.random.default_rng(i).integers(0, 255, (40, 50, 3), dtype=np.uint8) for i in range(7)]
 IMAGES = ImageSet.from_lists(ARRAYS, ["a", "b"] * 3 + ["a"])
@@ -159,6 +162,33 @@ def test_an_interrupted_file_leaves_nothing(tiny_clip: Backbone, tmp_path: Path)
     with pytest.raises((OSError, ValueError)):
         of(tiny_clip, tmp_path, 0).source(broken, 2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_ends_it_with_a_sentence_before_anything_is_computed(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written through a mapping, it would end the process by SIGBUS, or by a RuntimeError of torch."""
+    monkeypatch.setattr(Cache, "_fill", lambda *_: pytest.fail("computed for nothing"))
+    sentence = r"frozen-\w+\.bin: cannot be written \((File too large|No space left on device)\)"
+    with no_room(), pytest.raises(UserError, match=sentence):
+        of(tiny_clip, tmp_path, 0).source(IMAGES, 2)
+
+    def full(file: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=sentence):
+        of(tiny_clip, tmp_path, 0).source(IMAGES, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_too_short_is_made_again(tiny_clip: Backbone, tmp_path: Path) -> None:
+    expected = whole(of(tiny_clip, tmp_path, 0).source(IMAGES, 2))
+    [file] = tmp_path.iterdir()
+    size = file.stat().st_size
+    os.truncate(file, size // 2)
+    assert_same_states(whole(of(tiny_clip, tmp_path, 0).source(IMAGES, 2)), expected)
+    assert file.stat().st_size == size
 
 
 def test_a_file_is_named_by_everything_that_activations_depend_on(

@@ -191,6 +191,93 @@ def test_a_keystroke_that_stops_it_leaves_a_sentence(rmadapter: Command, monkeyp
     assert len(err.splitlines()) == 1
 
 
+LOST = """
+import signal, sys, time
+from rmadapter import cli, console, doctor
+console.GRACE = 1
+class Callback:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def lost(*_):
+    del callback[0]
+    time.sleep(60)
+def waits(*_):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        time.sleep(60)
+callback, sys.argv = [Callback()], ["rmadapter", "doctor"]
+doctor.diagnose = {}
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("where", ["lost", "waits"])
+def test_a_keystroke_stops_it_where_an_exception_would_not(where: str) -> None:
+    """Python drops what is raised in a callback, and clearing up may wait for ever."""
+    done = subprocess.run([sys.executable, "-c", LOST.format(where)], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on\n"
+
+
+FULL = "rmadapter: stdout cannot be written (No space left on device): send it elsewhere\n"
+SHELL = """
+exec 3>&1
+{ %s; echo $? >&3; } %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "err"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (">/dev/full", 2, FULL),
+        ("2>/dev/full", 0, ""),
+        (">/dev/full 2>&1", 2, ""),
+        ("| true", 141, ""),
+    ],
+)
+def test_closed_full_and_broken_streams(streams: str, code: int, err: str) -> None:
+    """The code that every command gives, and no traceback."""
+    slow = "" if "|" not in streams else "sleep 0.5; "  # until nobody reads any more
+    words = f"{slow}{sys.executable} -m rmadapter params --help"
+    done = subprocess.run(["bash", "-c", SHELL % (words, streams)], capture_output=True, text=True)
+    assert (int(done.stdout.splitlines()[-1]), done.stderr) == (code, err)
+
+
+def test_an_error_is_told_by_its_code_even_if_nobody_can_read_it() -> None:
+    for streams in (">&- 2>&-", ">/dev/full 2>/dev/full", "2>&-"):
+        words = f"{sys.executable} -m rmadapter no-such-verb"
+        done = subprocess.run(["bash", "-c", f"{words} {streams}"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_names_with_control_characters_never_reach_the_terminal(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J"
+    good, bad = tmp_path / f"{evil}.png", tmp_path / f"{evil}.jpg"
+    shutil.copy(colors / "test/red/0.png", good)
+    bad.write_bytes(b"")
+    data = Path(shutil.copytree(colors, tmp_path / "data"))
+    shutil.copy(bad, data / "train/red" / bad.name)
+    fit = ["fit", data, "--backbone", tiny_clip.name, *QUICK, "--out", tmp_path / "run"]
+    answers = [rmadapter("predict", finished, good), rmadapter("predict", finished, good, "--json")]
+    answers += [
+        rmadapter("predict", finished, bad),
+        rmadapter("report", finished, evil, "--out", "x"),
+        rmadapter(f"--{evil}"),
+    ]
+    answers += [rmadapter(*fit), rmadapter(*fit, "--skip-bad")]
+    assert [answer.code for answer in answers] == [0, 0, 2, 2, 2, 2, 0]
+    for answer in answers:
+        assert "\x1b" not in answer.out + answer.err
+        assert "\x07" not in answer.out + answer.err
+        assert "owned" in answer.out + answer.err
+
+
 def test_a_bug_of_ours_is_no_mistake_of_the_users(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: object) -> None:
         raise ValueError("ours")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from rmadapter.console import bar, table, track
+from rmadapter.console import CONTROL, bar, note, plain, streams, table, track
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -44,3 +46,26 @@ def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     assert err == ""
     for name in ("[/red]", ":cat:", long):
         assert name in out
+
+
+HOSTILE = "\x1b[2J\x07\r\x9b31m\u202egpj.png"
+SHOWN = r"\x1b[2J\x07\r\x9b31m\u202egpj.png"
+
+
+def test_control_characters_are_shown_and_never_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plain(HOSTILE) == SHOWN
+    assert plain("größe 斑马 👩‍🚀\nنام\u00a0\u200c") == "größe 斑马 👩‍🚀\nنام\u00a0\u200c"  # these are letters
+    note(f"{HOSTILE}\nrmadapter: a forged line")
+    table(["class"], [[HOSTILE]])
+    out, err = capsys.readouterr()
+    assert err == f"note: {SHOWN} rmadapter: a forged line\n".replace(r"\x07\r", r"\x07 ")
+    assert SHOWN in out
+    assert not CONTROL.search(out + err)
+
+
+def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    with streams(["predict", "\x1b.png"]):
+        print("\x1b.png")
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr().out == "\\x1b.png\n"

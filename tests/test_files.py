@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,18 +13,17 @@ import torch
 from safetensors.torch import save_file
 
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, read_json, read_text, user_path, write_json, write_text
-
-
-@contextmanager
-def no_room(limit: int = 1000) -> Iterator[None]:
-    """No file may grow beyond `limit` bytes: the kernel ends a write in its middle, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from rmadapter.files import (
+    atomic,
+    parts,
+    read_json,
+    read_text,
+    reserve,
+    user_path,
+    write_json,
+    write_text,
+)
+from shell import no_room
 
 
 def only(folder: Path, name: str, content: str) -> None:
@@ -72,6 +68,30 @@ def test_a_full_disk_under_safetensors_is_told_the_same_way(tmp_path: Path) -> N
     with no_room(), raised, atomic(tmp_path / "a.safetensors") as temporary:
         save_file({"x": torch.zeros(10_000)}, temporary)
     only(tmp_path, "a.safetensors", "old")
+
+
+def test_what_a_killed_writer_left_is_told_from_files_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for name in (".config.settings", ".bashrc.part", "a.txt.abcdefgh.part", ".x.ABCDEFGH.part"):
+        (tmp_path / name).write_text("mine")
+    with atomic(tmp_path / "a.txt") as one, atomic(tmp_path / "runs" / ".b") as other:
+        assert parts(tmp_path) == [one]
+        assert set(parts(tmp_path, tmp_path / "runs", tmp_path / "none")) == {one, other}
+    assert parts(tmp_path, tmp_path / "runs") == []
+
+
+@pytest.mark.parametrize("system", ["with posix_fallocate", "without"])
+def test_room_is_reserved_or_refused(tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if system == "without":
+        monkeypatch.delattr(os, "posix_fallocate")
+        monkeypatch.setattr("rmadapter.files.CHUNK", 3000)
+    (tmp_path / "a").write_bytes(b"")
+    reserve(tmp_path / "a", 10_000)
+    assert (tmp_path / "a").stat().st_size == 10_000
+    assert (tmp_path / "a").stat().st_blocks * 512 >= 10_000  # no hole that has to be filled later
+    with no_room(), pytest.raises(UserError, match=r"b: cannot be written \(.+\)"), atomic(tmp_path / "b") as part:
+        reserve(part, 10_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rmadapter.data.fewshot import few_shot
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.fit import STATE, evaluate_saved, fit
+from rmadapter.locks import alone
 from rmadapter.record import Record, Score, read_record
 from rmadapter.request import Request
 from rmadapter.run import Lab
@@ -133,7 +134,7 @@ def test_killed_and_started_again_it_ends_the_same(
     out, whole = tmp_path / "killed", tmp_path / "whole"
     done = subprocess.run([sys.executable, "-c", KILLED, given, colors, out], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert {path.name for path in out.iterdir()} == {"split.json", STATE}
+    assert {path.name for path in out.iterdir()} == {".lock", "split.json", STATE}
     assert steps_saved(out) == 5
     splits = read_images(colors)
     with pytest.raises(UserError, match="holds another, unfinished training"):
@@ -143,6 +144,37 @@ def test_killed_and_started_again_it_ends_the_same(
     assert content(out) == content(whole)
     assert {path.name for path in out.iterdir()} == DONE
     assert (out / "history.csv").read_text() == (whole / "history.csv").read_text()
+
+
+LEFT = (
+    ".run.json.abcd_123.part",
+    ".training.safetensors.12345678.part",
+    ".activations/train/.frozen.bin.abcdefgh.part",
+)
+
+
+@pytest.mark.parametrize("when", ["before its record", "between its record and its clean-up"])
+def test_what_killed_runs_left_is_removed_by_the_next(finished: Path, colors: Path, tmp_path: Path, when: str) -> None:
+    out = tmp_path / "run"
+    if when == "before its record":
+        out.mkdir()
+    else:
+        shutil.copytree(finished, out)
+        (out / STATE).write_bytes(b"of a training that is done")
+    for name in (*LEFT, ".lock", ".notes.settings"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("x")
+    again(finished, read_images(colors), out)
+    assert {path.name for path in out.iterdir()} == {*DONE, ".notes.settings"}  # which is the user's own
+    assert content(out) == content(finished)
+
+
+def test_two_runs_never_mix_in_one_folder(finished: Path, colors: Path, tmp_path: Path) -> None:
+    splits = read_images(colors)
+    with alone(tmp_path), pytest.raises(UserError, match="another process is at work in this folder: wait for it, or"):
+        again(finished, splits, tmp_path, backbone="/not/there")  # would be the next complaint
+    again(finished, splits, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == DONE
 
 
 def test_training_never_opens_a_test_image(

@@ -1,107 +1,25 @@
-"""Runs that are killed, broken, shared and repeated, through the real command and through the library."""
+"""Runs that are broken, failed, shared and repeated, through the library; test_runner_kills.py has killed ones."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benches import QUICK, VALUES, do, done, jobs_of, records
 from rmadapter.backbones import Backbone
-from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import Job, expand
-from rmadapter.bench.runner import in_order, run_all
+from rmadapter.bench.runner import in_order
 from rmadapter.errors import UserError
-from rmadapter.record import Record, read_record
-from rmadapter.settings import Machine, configured
-from rmadapter.task import Question, Task
+from rmadapter.record import read_record
+from rmadapter.settings import configured
+from rmadapter.task import Question
 
-METHODS = ("zero-shot", "mma", "rmadapter")
-QUICK = {"first_block": 3, "rank": 4, "epochs": 2}
-VALUES = {"mma": QUICK, "rmadapter": QUICK}
+__all__ = ["done"]  # a fixture
 GUEST = f"{Path(__file__).with_name('guests.py')}:Guest"
-
-
-def jobs_of(backbone: Backbone, colors: Path, **words: Any) -> list[Job]:
-    given = {"protocol": "base-to-novel", "datasets": [colors.name], "seeds": [1, 2], "shots": [2], **words}
-    common = configured(Task(), {"backbone": backbone.name, **given.pop("common", {})})
-    return expand(**given, common=common)
-
-
-def do(colors: Path, out: Path, jobs: list[Job], processes: int = 1, **words: Any) -> list[Record]:
-    values = words.pop("values", {name: own for name, own in VALUES.items() if name in {job.method for job in jobs}})
-    machine = configured(Machine(), {"device": "cpu", **words})
-    return run_all(Plan(tuple(jobs), out, colors.parent, machine, values), processes, progress=False)
-
-
-def records(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.json")}
-
-
-# ---- through the command ----
-
-
-def command(backbone: Backbone, colors: Path, out: Path, *more: str) -> list[str]:
-    sets = [f"--set={method}.{name}={value}" for method in VALUES for name, value in QUICK.items()]
-    code = "from rmadapter.cli import main; main()"
-    data = ["--datasets", colors.name, "--root", str(colors.parent), "--backbone", backbone.name]
-    which = ["--methods", ",".join(METHODS), "--seeds", "1,2,3", "--shots", "2", "--set", "device=cpu"]
-    return [sys.executable, "-c", code, "bench", "base-to-novel", *data, *which, *sets, "--out", str(out), *more]
-
-
-def start(words: list[str], log: Path) -> subprocess.Popen:
-    with open(log, "w") as file:
-        return subprocess.Popen(
-            words, stdout=subprocess.DEVNULL, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-
-
-def done_by(log: Path) -> list[str]:
-    """The runs that a process did itself, one a line on stderr."""
-    return re.findall(r"^(base-to-novel .+): finished ", log.read_text(), re.M)
-
-
-def test_killed_and_started_again_beside_another(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    """Nine jobs of three methods and three seeds: none is missing, and none that was finished is done again."""
-    out, first, second, third = tmp_path / "out", tmp_path / "1.log", tmp_path / "2.log", tmp_path / "3.log"
-    killed = start(command(tiny_clip, colors, out), first)
-    deadline = time.monotonic() + 120
-    while len(records(out)) < 3 and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    before = records(out)
-    assert 3 <= len(before) < 9
-    both = [start(command(tiny_clip, colors, out), log) for log in (second, third)]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
-    after = records(out)
-    assert len(after) == 9
-    assert {path: after[path] for path in before} == before
-    assert {read_record(out / path).status for path in after} == {"finished"}
-    again = Counter(done_by(second) + done_by(third))
-    assert sum(again.values()) == len(after) - len(before)
-    assert set(again.values()) <= {1}
-    assert not list(out.rglob("*.lock"))
-
-
-# ---- through the library ----
-
-
-@pytest.fixture(scope="module")
-def done(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of three methods and two seeds. Copy them to change them."""
-    out = tmp_path_factory.mktemp("done")
-    do(colors, out, jobs_of(tiny_clip, colors))
-    return out
 
 
 def test_record(done: Path, tiny_clip: Backbone, colors: Path) -> None:
@@ -156,6 +74,13 @@ def test_zero_shot_accuracy_is_that_of_the_backbone_itself(done: Path, tiny_clip
     expected = 100 * (answers == torch.tensor([label for _, label in files])).float().mean()
     [record] = do(colors, done, jobs_of(tiny_clip, colors, methods=["zero-shot"], seeds=[1]))
     assert record.metric("base") == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_a_finished_bench_may_lie_where_nothing_can_be_written(
+    done: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rmadapter.bench.runner.together", lambda *_: pytest.fail("nothing is left to do"))
+    assert len(do(colors, done, jobs_of(tiny_clip, colors))) == 6
 
 
 def test_broken_and_failed_runs_are_repeated_and_others_kept(
@@ -283,8 +208,12 @@ def test_settings_that_cannot_be_right(tiny_clip: Backbone, colors: Path, tmp_pa
             do(colors, tmp_path / "out", some, values=values)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="file: no folder to write a run to"):
         do(colors, tmp_path / "file", jobs)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/base-to-novel").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        do(colors, tmp_path / "out", jobs)
 
 
 def test_order_keeps_jobs_on_the_same_images_together() -> None:

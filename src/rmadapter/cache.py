@@ -25,7 +25,7 @@ from rmadapter.data.images import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform, batches
 from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
-from rmadapter.files import atomic
+from rmadapter.files import atomic, reserve
 from rmadapter.settings import Machine
 
 GB = 1e9
@@ -186,8 +186,9 @@ class Cache:
             self._fill(live, _cut(flat, shapes))
         elif self.folder and 4 * size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
             file = self.folder / f"frozen-{self._name(images, first, augmented)}.bin"
-            if not file.exists():
+            if not file.exists() or file.stat().st_size != 4 * size:  # torch would fill a short one up with zeros
                 with atomic(file) as part:
+                    reserve(part, 4 * size)
                     flat = torch.from_file(str(part), shared=True, size=size)
                     self._fill(live, _cut(flat, shapes))
                     del flat

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmadapter.bench import cli as bench_cli
-from rmadapter.console import Config, Json, Outside, Sets, table
+from rmadapter.console import Config, Json, Outside, Sets, note, plain, stoppable, streams, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,23 +33,16 @@ Backbone = Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-
 
 def main() -> None:
     """Run the command line; a UserError becomes one line on stderr and exit code 2."""
-    signal.signal(signal.SIGINT, _stop)  # Typer would swallow a KeyboardInterrupt, or say "Aborted" by its version
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names a terminal cannot show
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                "started in several processes: a command runs in one; `bench --jobs` shares runs among some"
-            )
-        app()
-    except UserError as error:
-        print("rmadapter:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-
-
-def _stop(number: int, frame: Any) -> None:
-    print("rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on", file=sys.stderr)
-    sys.exit(130)
+    with streams(sys.argv[1:]), stoppable():
+        try:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise UserError(
+                    "started in several processes: a command runs in one; `bench --jobs` shares runs among some"
+                )
+            app()
+        except UserError as error:
+            print("rmadapter:", plain(" ".join(str(error).split())), file=sys.stderr)
+            sys.exit(2)
 
 
 def _version(wanted: bool) -> None:
@@ -95,12 +87,12 @@ def fit(
     flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes}
     wanted = _request(method, config, flags, sets, effort, str(data))
     if effort != "normal":
-        print(f"note: {explain_effort(wanted.name, effort)}", file=sys.stderr)
+        note(explain_effort(wanted.name, effort))
     lab = Lab(wanted.machine)
     lab.add(str(data), read_images(data, skip_bad=skip_bad, outside=outside))
     record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, shlex.join(["rmadapter", *sys.argv[1:]]))
-    for note in record.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in record.notes:
+        note(text)
     _show(record, as_json)
     if not as_json:
         print(f"report: {out / 'report.html'}")
@@ -228,8 +220,8 @@ def demo(
     record = run_demo(out, seed)
     _show(record, as_json)
     if not as_json:
-        for note in record.notes:
-            print(note)
+        for text in record.notes:
+            print(text)
         print(f"report: {out / 'report.html'}")
 
 
@@ -280,7 +272,7 @@ def _show(record: Record, as_json: bool) -> None:
     table(HEADER, rows)
     for score in record.scores:
         if score.reason:
-            print(f"note: {score.title}: {score.reason}", file=sys.stderr)
+            note(f"{score.title}: {score.reason}")
 
 
 def _summary(score: Score) -> dict[str, Any]:

@@ -1,9 +1,18 @@
-"""What the command line shows: tables on stdout, progress bars on stderr for anything longer than a second."""
+"""What the command line shows: tables on stdout, progress bars on stderr for anything longer than a second.
+
+And what it does where nothing can be shown, where a name would command the terminal, and when Ctrl-C ends it.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +25,145 @@ Outside = Annotated[bool, typer.Option("--allow-outside", help="Read what lists 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
+STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in
+AGAIN = "rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on"
+SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
+# What a terminal obeys instead of showing it, and what turns the direction of writing; a file may be called so.
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """A text whose control characters are written as in Python, but for the ends of its lines."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def note(text: str) -> None:
+    """Tell the user something, in a line on stderr."""
+    print("note:", plain(" ".join(text.split())), file=sys.stderr)
+
+
+class _Lasting(io.RawIOBase):
+    """A stream that writes on when nobody reads it any more or its disk is full: whatever is at work is finished."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._raw.write(data)
+        except OSError as error:
+            self.error = error
+            return len(data)
+
+
+class _Plain(io.TextIOBase):
+    """A stream of plain text, whoever writes to it; it is no terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(plain(text))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+@contextmanager
+def streams(words: Sequence[str] = ()) -> Iterator[None]:
+    """Within the block stdout and stderr take everything, closed or not, and so does Typer.
+
+    words: of the command, which Typer quotes as they are. A block that exits well though stdout was lost exits with
+    141, as a process that SIGPIPE ended, or with 2 and a sentence.
+    """
+    for number in range(3):  # a file that is opened would take the place of a closed one, and get what is printed
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before, hostile = (sys.stdout, sys.stderr), any(map(CONTROL.search, words))
+    (sys.stdout, out), (sys.stderr, _) = _lasting(sys.stdout, hostile), _lasting(sys.stderr, hostile)
+    try:
+        yield
+    except SystemExit as stop:
+        sys.stdout.flush()
+        if stop.code or out is None or out.error is None:
+            raise
+        if out.error.errno == errno.EPIPE:
+            raise SystemExit(128 + 13) from None
+        print(f"rmadapter: stdout cannot be written ({out.error.strerror}): send it elsewhere", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block Ctrl-C ends the process with 130 and a sentence.
+
+    It does so by an exception. Where that is lost, as in a callback, or something waits for ever, the process ends all
+    the same: what a kill leaves behind is no harm to the next start.
+    """
+    teller, before = os.getpid(), sys.unraisablehook
+
+    def stop(*_: Any) -> None:  # Typer would swallow a KeyboardInterrupt, or say "Aborted" by its version
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, leave)
+            signal.alarm(GRACE)
+        sys.exit(STOPPED)
+
+    def leave(*_: Any) -> None:
+        with suppress(OSError):
+            if os.getpid() == teller:  # and not one that it started
+                os.write(2, SHOW_CURSOR * os.isatty(2) + f"{AGAIN}\n".encode())
+        os._exit(STOPPED)
+
+    def lost(error: Any) -> None:
+        if isinstance(error.exc_value, SystemExit):
+            leave()
+        before(error)
+
+    sys.unraisablehook = lost
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code == STOPPED:  # told here, as the signal may have come in the middle of a line
+            print(AGAIN, file=sys.stderr)
+            teller = 0
+        raise
+    finally:
+        sys.unraisablehook = before
+
+
+def _lasting(stream: Any, hostile: bool) -> tuple[Any, _Lasting | None]:
+    """A stream in place of another, and what knows whether it failed, unless somebody put the other one there."""
+    raw = None
+    if stream is None:
+        stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    elif stream in (sys.__stdout__, sys.__stderr__):
+        raw = _Lasting(getattr(stream.buffer, "raw", stream.buffer))
+        lines = stream.line_buffering
+        stream = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=lines)
+    else:
+        stream.reconfigure(errors="backslashreplace")
+    return (_Plain(stream) if hostile else stream), raw
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on stdout."""
     from rich.console import Console
@@ -23,7 +171,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     drawn = Table(*header)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(plain, row))
     width = None if sys.stdout.isatty() else 200  # a pipe has no width: let lines be as long as they are
     console = Console(width=width, markup=False, emoji=False, highlight=False)  # "[a]" or ":b:" may be a name
     console.print(drawn)
@@ -52,7 +200,7 @@ def bar(enabled: bool = True) -> Any:
 def track(items: Iterable[T], total: int, text: str, enabled: bool = True) -> Iterator[T]:
     """Go through `items` with a bar."""
     with bar(enabled) as progress:
-        task = progress.add_task(text, total=total, note="")
+        task = progress.add_task(plain(text), total=total, note="")
         for item in items:
             yield item
             progress.advance(task)

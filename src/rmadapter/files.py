@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from rmadapter.errors import UserError, quoted
 
 LARGEST = 2**28  # bytes of a text that is read at once: the lists of the largest data sets have half of it
 
+PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as `atomic` calls its temporary files
+CHUNK = 1 << 24
+ACTIVATIONS = ".activations"  # a folder in that of a run, which only an unfinished one needs
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -27,7 +32,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -42,6 +47,24 @@ def atomic(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be written ({reason}); nothing was changed there") from error
+
+
+def parts(*folders: Path) -> list[Path]:
+    """What writers that were killed left in some folders, and what others are writing there now."""
+    return [path for folder in folders for path in folder.glob(".*.part") if PART.fullmatch(path.name)]
+
+
+def reserve(path: Path, size: int) -> None:
+    """Take room for the first bytes of a file. Raises OSError when there is too little.
+
+    Where a disk fills under a file that is mapped into memory, the system ends the process without a word.
+    """
+    with open(path, "rb+") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for start in range(0, size, CHUNK):
+            file.write(bytes(min(CHUNK, size - start)))
 
 
 def _umask() -> int:
@@ -76,7 +99,7 @@ def user_path(path: str | Path) -> Path:
 
 
 @contextmanager
-def plain(path: str | Path) -> Iterator[BinaryIO]:
+def plain_file(path: str | Path) -> Iterator[BinaryIO]:
     """A plain file, to read, at once: a pipe or a device might never answer, or never end. Raises OSError."""
     with open(path, "rb", opener=_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -88,7 +111,7 @@ def plain(path: str | Path) -> Iterator[BinaryIO]:
 def opened(path: Path, kind: str = "a readable file") -> Iterator[BinaryIO]:
     """The same. Raises UserError, which says what kind it is not."""
     try:
-        with plain(path) as file:
+        with plain_file(path) as file:
             yield file
     except (OSError, ValueError) as error:
         raise UserError(f"{_shown(path)}: not {kind} ({_reason(error)})") from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from rmadapter.cache import Cache
 from rmadapter.checkpoint import drawn, finished, save_run
 from rmadapter.data.fewshot import few_shot, half, save_split, split_digest
 from rmadapter.errors import UserError
+from rmadapter.files import ACTIVATIONS, parts
+from rmadapter.locks import alone
 from rmadapter.method import Fitted, Method, Unfinished
 from rmadapter.page import write_page
 from rmadapter.record import Evaluation, Record, Score
@@ -24,21 +25,26 @@ def fit(
 ) -> Record:
     """Do a task, and keep the model, the record and the report in a folder.
 
-    A killed run goes on when called again; a finished one is returned. Raises UserError when `out` holds another run
-    or cannot be written to.
+    A killed run goes on when called again; a finished one is returned. Raises UserError when `out` holds another run,
+    when another process is at work there, or when nothing can be written there.
     """
-    _check_folder(out)
-    few, backbone = lab.draw(task), lab.backbone(task.backbone)
-    key = run_key(task, method, name, lab.machine, backbone.digest, split_digest(few))
-    if (record := finished(out, key)) is not None:
-        return record
-    save_split(few, out / "split.json")
-    lab.folder = out / ".activations"
-    done = run_task(task, method, lab, name, Unfinished(out / STATE, key))
-    record = done.record.model_copy(update={"command": command, "notes": (*done.record.notes, *notes)})
-    write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
-    save_run(out, done.fitted, name, record)
-    _clean(out)
+    with alone(out):
+        for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
+            left.unlink()
+        few, backbone = lab.draw(task), lab.backbone(task.backbone)
+        key = run_key(task, method, name, lab.machine, backbone.digest, split_digest(few))
+        record = finished(out, key)
+        if record is None:
+            save_split(few, out / "split.json")
+            lab.folder = out / ACTIVATIONS
+            done = run_task(task, method, lab, name, Unfinished(out / STATE, key))
+            record = done.record.model_copy(update={"command": command, "notes": (*done.record.notes, *notes)})
+            write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
+            save_run(out, done.fitted, name, record)
+        (out / STATE).unlink(
+            missing_ok=True
+        )  # what an unfinished run alone needs, this one or one that was killed here
+        shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
     return record
 
 
@@ -62,20 +68,3 @@ def evaluate_saved(
     if not len(images):
         raise UserError(f"{split}: there are no images to evaluate")
     return evaluate(fitted, [(Question(classes, classes=classes), images, split == "test")], cache)
-
-
-def _check_folder(out: Path) -> None:
-    """Raises UserError unless files can be written to the folder; better now than after the training."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise UserError(
-            f"{out}: no folder to write a run to ({error.strerror or error}): choose another --out"
-        ) from None
-
-
-def _clean(out: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    (out / STATE).unlink(missing_ok=True)
-    shutil.rmtree(out / ".activations", ignore_errors=True)

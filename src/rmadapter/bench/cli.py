@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmadapter.console import Config, Json, Outside, table
+from rmadapter.console import Config, Json, Outside, note, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -222,4 +221,4 @@ def _show(records: Sequence[Record]) -> None:
         rows.append([dataset, method, str(shots), f"{done} of {len(group)}", *cells])
     table(["data set", "method", "shots", "seeds", *names], rows)
     for reason in dict.fromkeys(f"{record.method.name}: {record.reason}" for record in records if record.reason):
-        print(f"note: {reason}", file=sys.stderr)
+        note(reason)

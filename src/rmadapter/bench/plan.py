@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.protocols import Job
+from rmadapter.files import ACTIVATIONS
 from rmadapter.settings import Machine
 
 
@@ -25,7 +26,8 @@ class Plan:
     def lab(self) -> Any:
         from rmadapter.run import Lab
 
-        return Lab(self.machine, self.root, self.out / ".activations", keep=True, progress=False, outside=self.outside)
+        folder = self.out / ACTIVATIONS
+        return Lab(self.machine, self.root, folder, keep=True, progress=False, outside=self.outside)
 
     def method(self, job: Job) -> Any:
         """The method with the values of --set, and over them those of the protocol."""

@@ -6,11 +6,13 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,8 +21,10 @@ from typing import Any
 from rmadapter.bench.board import CHOOSE, Board, answers
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import Job
-from rmadapter.console import bar
+from rmadapter.console import bar, plain
 from rmadapter.errors import UserError
+from rmadapter.files import ACTIVATIONS, parts
+from rmadapter.locks import together
 from rmadapter.record import Record, read_record
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
@@ -38,17 +42,36 @@ def run_all(plan: Plan, processes: int = 1, progress: bool = True) -> list[Recor
     board.check()
     if left := board.left():
         check_images(plan, lab, left)
-        with _look(plan, board, processes, progress) as look:
-            if processes == 1:
-                work(plan, board, lab=lab, look=look)
-            else:
-                _work_together(plan, board, processes, look)
-        for job in plan.jobs:
-            with contextlib.suppress(OSError):  # it is not needed any more, even if somebody holds it for a moment
-                _lock(plan, job).unlink()
-        if not any(plan.out.rglob("*.lock")):  # else another call is still at work
-            shutil.rmtree(plan.out / ".activations", ignore_errors=True)
+    if left or _leftovers(plan):  # a finished bench may lie where nothing can be written
+        with together(plan.out, lambda: _remove(_parts(plan)), lambda: _remove(_leftovers(plan))):
+            if left:
+                _work_through(plan, board, lab, processes, progress)
+            _remove(_locks(plan))  # they are not needed any more, even if somebody holds one for a moment
+        board.check()  # what others did meanwhile
     return [read_record(plan.out / job.path) for job in plan.jobs]
+
+
+def _leftovers(plan: Plan) -> list[Path]:
+    """What only unfinished runs need, and what killed ones left."""
+    found = [*_locks(plan), *plan.out.glob(".*lock"), plan.out / ACTIVATIONS]
+    return [path for path in found if path.exists()] + _parts(plan)
+
+
+def _locks(plan: Plan) -> list[Path]:
+    return [_lock(plan, job) for job in plan.jobs]
+
+
+def _parts(plan: Plan) -> list[Path]:
+    return parts(*{(plan.out / job.path).parent for job in plan.jobs}, *plan.out.glob(f"{ACTIVATIONS}/*"))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextlib.contextmanager
@@ -64,7 +87,7 @@ def _look(plan: Plan, board: Board, processes: int, progress: bool) -> Iterator[
             done += len(news)
             for record in news if processes > 1 else [did] if did else []:
                 if progress:
-                    display.console.print(line(record), markup=False, highlight=False, soft_wrap=True)
+                    display.console.print(plain(line(record)), markup=False, highlight=False, soft_wrap=True)
             display.update(task, completed=done, **({} if note is None else {"note": note}))
 
         yield look
@@ -115,6 +138,14 @@ def line(record: Record) -> str:
     return f"{' | '.join(names)} | {where}: {record.status} {found}{seconds}"
 
 
+def _work_through(plan: Plan, board: Board, lab: Any, processes: int, progress: bool) -> None:
+    with _look(plan, board, processes, progress) as look:
+        if processes == 1:
+            work(plan, board, lab=lab, look=look)
+        else:
+            _work_together(plan, board, processes, look)
+
+
 def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], Any]) -> None:
     """Processes that each begin at another place, so that they read different data sets as long as there are some."""
     threads = max(1, (os.cpu_count() or 1) // processes)
@@ -138,9 +169,19 @@ def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], 
 
 
 def _start(threads: int) -> None:
+    """In a worker. What ends the process that started it ends it, too: Ctrl-C by its hand, SIGKILL without a word."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # returns when the system closes the pipe between the two
+        os._exit(1)
 
 
 def work(
@@ -152,13 +193,11 @@ def work(
     """
     from filelock import FileLock, Timeout
 
-    lab, parent, known = lab or plan.lab(), multiprocessing.parent_process(), answers(plan.out)
+    lab, known = lab or plan.lab(), answers(plan.out)
     turn = {job: i for i, job in enumerate(in_order(plan.jobs))}
     while left := sorted(board.left(), key=lambda job: (turn[job] - start) % len(turn)):
         busy = True
         for job in left:
-            if parent and not parent.is_alive():
-                return  # nobody waits for the answer any more
             lock = FileLock(_writable(_lock(plan, job)))
             try:
                 held = lock.acquire(blocking=False)
@@ -224,7 +263,7 @@ def do(job: Job, plan: Plan, lab: Any, known: dict[str, Path]) -> Record:
         reason = " ".join(str(error).split())
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     except Exception as error:  # a bug, of ours or of a method from outside, or a full memory; others may do better
-        traceback.print_exc(file=sys.stderr)
+        print(plain(traceback.format_exc()), end="", file=sys.stderr)
         reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rmadapter.data.guard import EXIF, check_size, open_image, shrink
 from rmadapter.errors import UserError
-from rmadapter.files import plain
+from rmadapter.files import plain_file
 
 ImageSource: TypeAlias = "str | Path | Image.Image | np.ndarray"
 
@@ -40,7 +40,7 @@ def load_image(source: ImageSource) -> Image.Image:
             return _rgb(source)
     if not isinstance(source, (str, os.PathLike)):
         raise UserError(f"an image is a path, a PIL image or a NumPy array, not {type(source).__name__}")
-    with reading(str(source)), plain(source) as file:
+    with reading(str(source)), plain_file(source) as file:
         return _rgb(open_image(file))
 
 
@@ -148,7 +148,7 @@ def content(source: ImageSource) -> bytes:
     """SHA-256 of a file's bytes, or of pixels that are no file."""
     if isinstance(source, (str, Path)):
         total = hashlib.sha256()
-        with reading(str(source)), plain(source) as file:
+        with reading(str(source)), plain_file(source) as file:
             while block := file.read(1 << 20):
                 total.update(block)
         return total.digest()
