@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
-from rmadapter.request import COMMON, Request
+from rmadapter.request import COMMON, Request, read_config
 from rmadapter.settings import settings_of
 
 # A contract: these names are used on command lines and by other programs; version 0.1 had them all.
@@ -71,3 +73,11 @@ def test_effort_scales_the_epochs() -> None:
     assert Request.make({}, "zero-shot", "fast").method == load_method("zero-shot")
     with pytest.raises(UserError, match="effort='quick'"):
         Request.make({}, "rmadapter", "quick")
+
+
+def test_a_run_from_before_keeps_the_unit_of_its_constraint(tmp_path: Path) -> None:
+    """Its weights would otherwise count as many times as the logit scale says."""
+    _, values = read_config(Path(__file__).parent / "run_0_1" / "config.yaml")
+    assert values["consistency_unit"] == "feature"
+    (tmp_path / "mine.yaml").write_text("lambda_image_con: 2\n")
+    assert read_config(tmp_path / "mine.yaml")[1] == {"lambda_image_con": 2}

@@ -44,6 +44,8 @@ class Request:
 def read_config(file: Path | None) -> tuple[str, dict[str, Any]]:
     """The method that a run's config.yaml names, "" if none, and its other values; None is an empty file."""
     values = read_yaml(file) if file else {}
+    if {"lambda_image_con", "lambda_text_con", "decouple_scale"} <= values.keys():  # of a run, which lists everything
+        values.setdefault("consistency_unit", "feature")  # before there was a choice
     return str(values.pop("method", "")), values
 
 

@@ -60,12 +60,12 @@ class AdapterSettings:
 class LossSettings:
     """The loss (Eq. 11-13, 16-18); a branch whose weight is 0 does not exist."""
 
-    lambda_image_rec: float = option(1.0, "weight of image reconstruction; 0 removes the branch", ge=0)
-    lambda_text_rec: float = option(1.0, "weight of text reconstruction; 0 removes the branch", ge=0)
-    lambda_image_con: float = option(20.0, "weight of image consistency; 0 turns it off", ge=0)
-    lambda_text_con: float = option(50.0, "weight of text consistency; 0 turns it off", ge=0)
+    lambda_image_rec: float = option(0.1, "weight of image reconstruction; 0 removes the branch", ge=0)
+    lambda_text_rec: float = option(0.1, "weight of text reconstruction; 0 removes the branch", ge=0)
+    lambda_image_con: float = option(1.35, "weight of image consistency; 0 turns it off", ge=0)
+    lambda_text_con: float = option(3.4, "weight of text consistency; 0 turns it off", ge=0)
     consistency_unit: Literal["feature", "logit"] = option(
-        "feature", "differences of unit features, or of those times the logit scale: one weight for every backbone"
+        "logit", "difference of unit features (feature), or that times the logit scale: one weight for every backbone"
     )
 
 

@@ -100,10 +100,10 @@ AXES: dict[str, tuple[Any, ...]] = {
     "rank": (4, 8, 16, 32, 64),
     "first_block": (1, 3, 5, 7, 9, 11),
     "alpha": (0.01, 0.03, 0.1, 0.3, 1.0),
-    "lambda_image_rec": (0.0, 0.1, 1.0, 10.0),
-    "lambda_text_rec": (0.0, 0.1, 1.0, 10.0),
-    "lambda_image_con": (0.0, 5.0, 10.0, 20.0, 40.0),
-    "lambda_text_con": (0.0, 12.5, 25.0, 50.0, 100.0),
+    "lambda_image_rec": (0.0, 0.01, 0.1, 1.0),
+    "lambda_text_rec": (0.0, 0.01, 0.1, 1.0),
+    "lambda_image_con": (0.0, 0.35, 0.7, 1.35, 2.7),
+    "lambda_text_con": (0.0, 0.85, 1.7, 3.4, 6.8),
 }
 SENSITIVITY = tuple(Variant(f"{a}={v}", {a: v}, axis=a, value=v) for a, values in AXES.items() for v in values)
 

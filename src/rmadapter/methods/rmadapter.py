@@ -87,7 +87,7 @@ PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
     AdapterSettings(init="kaiming", alpha=0.001, decouple_scale=True),
-    LossSettings(lambda_image_con=10.0, lambda_text_con=25.0),
+    LossSettings(1.0, 1.0, lambda_image_con=10.0, lambda_text_con=25.0, consistency_unit="feature"),
     MMA.recipe,
 )
 # The control: what of the difference between the two is optimisation rather than method.
