@@ -1,4 +1,4 @@
-"""Which backbones lie on this disk already, and what the others would cost: nothing is fetched that nobody announced."""
+"""Which backbones lie on this disk already, and what others would cost: nothing is fetched that nobody announced."""
 
 from __future__ import annotations
 
