@@ -13,6 +13,9 @@ T = TypeVar("T")
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, as rank=8.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, as a run's config.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images and report them.")]
+Name = Annotated[str, typer.Option("--method", help="As `rmadapter methods` lists them, package:Class, file.py:Class.")]
+Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it is a folder or a repository.")]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
