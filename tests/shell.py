@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from rmadapter import cli
+from rmadapter.record import read_record
 
 
 class Answer(NamedTuple):
@@ -45,6 +47,11 @@ def process(*words: object) -> Answer:
     code = "from rmadapter.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def its_backbone(run: Path) -> list[str]:
+    """The user's word for the folder that a run names as its backbone."""
+    return ["--backbone", read_record(run / "run.json").backbone.name]
 
 
 def refused(answer: Answer, *hints: str) -> None:

@@ -208,7 +208,7 @@ def test_new_classes_leave_the_old_answers_in_proportion(
     fitted: FewShotClassifier, colors: Path, tmp_path: Path
 ) -> None:
     fitted.save(tmp_path)
-    wider = FewShotClassifier.load(tmp_path)
+    wider = FewShotClassifier.load(tmp_path, backbone=fitted.backbone)
     paths, _ = files(colors, "test")
     before = fitted.predict_proba(paths)
     assert wider.add_classes(["sea-horse", "斑马"]) is wider
@@ -247,7 +247,7 @@ def test_integer_labels_become_names_when_a_name_is_added(
     paths, labels = files(colors, "train")
     numbers = [NAMES.index(label) for label in labels]
     clone(fitted).set_params(epochs=1).fit(paths, numbers, NAMES).save(tmp_path)
-    loaded = FewShotClassifier.load(tmp_path)
+    loaded = FewShotClassifier.load(tmp_path, backbone=fitted.backbone)
     assert loaded.classes_.tolist() == [0, 1, 2, 3]
     assert loaded.add_classes(["zebra"]).classes_.tolist() == ["blue", "green", "night sky", "red", "zebra"]
 
@@ -257,7 +257,7 @@ def test_saved_and_loaded_it_answers_the_same(
     fitted: FewShotClassifier, colors: Path, tmp_path: Path, half: bool
 ) -> None:
     fitted.save(tmp_path, half=half)
-    loaded = FewShotClassifier.load(tmp_path)
+    loaded = FewShotClassifier.load(tmp_path, backbone=fitted.backbone)
     paths, labels = files(colors, "test")
     tolerance = 0.02 if half else 0
     np.testing.assert_allclose(loaded.predict_proba(paths), fitted.predict_proba(paths), atol=tolerance)
@@ -271,7 +271,7 @@ def test_runs_of_the_command_line_and_of_the_classifier_are_alike(
     fitted: FewShotClassifier, finished: Path, colors: Path
 ) -> None:
     """The `finished` run has the same settings."""
-    loaded = FewShotClassifier.load(finished)
+    loaded = FewShotClassifier.load(finished, backbone=fitted.backbone)
     paths, _ = files(colors, "test")
     assert loaded.classes_.tolist() == ["blue", "green", "night sky", "red"]
     np.testing.assert_array_equal(loaded.predict_proba(paths), fitted.predict_proba(paths))
@@ -282,7 +282,7 @@ def test_any_method(tiny_clip: Backbone, colors: Path, tmp_path: Path, method: s
     settings: dict[str, Any] = {"coop": {"epochs": 2}, "mmrl": {"epochs": 1, "first_block": 3}}.get(method, {})
     classifier = FewShotClassifier(tiny_clip.name, method=method, shots=2, device="cpu", **settings)
     classifier.fit(*files(colors, "train")).save(tmp_path)
-    loaded = FewShotClassifier.load(tmp_path)
+    loaded = FewShotClassifier.load(tmp_path, backbone=tiny_clip.name)
     paths, _ = files(colors, "test")
     np.testing.assert_array_equal(loaded.predict_proba(paths), classifier.predict_proba(paths))
     assert loaded.get_params()["method"] == method

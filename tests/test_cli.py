@@ -12,7 +12,7 @@ import pytest
 
 from rmadapter import cli, doctor
 from rmadapter.backbones import Backbone
-from shell import Command, process, refused, rmadapter
+from shell import Command, its_backbone, process, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -29,8 +29,8 @@ VERBS = {
         "--out",
         "--json",
     ],
-    "eval": ["--split", "--classes", "--set", "--skip-bad", "--allow-outside", "--json"],
-    "predict": ["--names", "--top", "--json"],
+    "eval": ["--split", "--classes", "--backbone", "--set", "--skip-bad", "--allow-outside", "--json"],
+    "predict": ["--names", "--backbone", "--top", "--json"],
     "params": ["--backbone", "--method", "--config", "--set", "--json"],
     "demo": ["--out"],
     "doctor": ["--json"],
@@ -151,30 +151,35 @@ def test_what_eval_refuses(rmadapter: Command, finished: Path, colors: Path, tmp
     broken = Path(shutil.copytree(finished, tmp_path / "run"))
     (broken / "model.safetensors").write_bytes(b"PK\x03\x04")
     refused(rmadapter("eval", broken, colors), "model.safetensors: not the file that model.json belongs to")
-    refused(rmadapter("eval", finished, colors, "--set", "alfa=0"), "unknown field 'alfa'; did you mean 'alpha'?")
+    refused(rmadapter("eval", finished, colors), "name it yourself: --backbone '")
+    its = its_backbone(finished)
+    refused(rmadapter("eval", finished, colors, *its, "--set", "alfa=0"), "unknown field 'alfa'; did you mean 'alpha'?")
     refused(rmadapter("eval", tmp_path, colors), "not a finished run; `rmadapter fit DATA --out")
-    refused(rmadapter("eval", finished, tmp_path / "gone"), "gone: neither a folder")
-    plain = ["eval", finished, colors / "train"]
+    refused(rmadapter("eval", finished, tmp_path / "gone", *its), "gone: neither a folder")
+    plain = ["eval", finished, colors / "train", *its]
     refused(rmadapter(*plain), "there is no test split in the data: give --split one of all, heldout")
-    refused(rmadapter("eval", finished, colors, "--split", "val"), "give --split one of train, test, heldout")
+    refused(rmadapter("eval", finished, colors, *its, "--split", "val"), "give --split one of train, test, heldout")
     refused(rmadapter("eval", finished, colors, "--classes", "old"), "classes='old'")
 
 
 def test_what_predict_refuses(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
-    image = colors / "test" / "red" / "0.png"
+    image, its = colors / "test" / "red" / "0.png", its_backbone(finished)
     (tmp_path / "bad.png").write_bytes(b"\x89PNG")
-    refused(rmadapter("predict", finished, tmp_path / "bad.png"), "bad.png: not")
-    refused(rmadapter("predict", finished, image, tmp_path / "gone.png"), "gone.png: not a readable image")
-    refused(rmadapter("predict", finished, colors), f"{colors}: not a readable image")
+    refused(rmadapter("predict", finished, image), "name it yourself: --backbone '")
+    refused(rmadapter("predict", finished, tmp_path / "bad.png", *its), "bad.png: not")
+    refused(rmadapter("predict", finished, image, tmp_path / "gone.png", *its), "gone.png: not a readable image")
+    refused(rmadapter("predict", finished, colors, *its), f"{colors}: not a readable image")
     for names in ("", " , ", "cat,cat", "Cat,cat"):
-        refused(rmadapter("predict", finished, image, "--names", names), "at least one class name, and none twice")
+        refused(
+            rmadapter("predict", finished, image, *its, "--names", names), "at least one class name, and none twice"
+        )
     refused(rmadapter("predict", colors, image), "not a finished run")
     probe = tmp_path / "probe"
     fit = ["fit", colors, "--backbone", tiny_clip.name, "--method", "linear-probe", "--set", "device=cpu"]
     assert rmadapter(*fit, "--out", probe).code == 0
-    refused(rmadapter("predict", probe, image, "--names", "red,zebra"), "--names: linear probe knows", "'zebra'")
+    refused(rmadapter("predict", probe, image, *its, "--names", "red,zebra"), "--names: linear probe knows", "'zebra'")
 
 
 def test_several_processes_of_one_command_are_refused(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:

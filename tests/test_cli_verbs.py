@@ -16,7 +16,7 @@ from rmadapter.methods import METHODS, load_method
 from rmadapter.record import parse_record, read_record
 from rmadapter.request import Request
 from rmadapter.settings import read_yaml, settings_of
-from shell import Command, refused, rmadapter
+from shell import Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -44,9 +44,9 @@ def test_fit_eval_and_predict_with_every_method(
     assert code == 0, err
     [(title, figures)] = json.loads(text).items()
     assert title == "test, all classes"
-    assert json.loads(rmadapter("eval", out, colors, "--json").out) == figures
+    assert json.loads(rmadapter("eval", out, colors, *its_backbone(out), "--json").out) == figures
     image = colors / "test" / "red" / "0.png"
-    [answer] = json.loads(rmadapter("predict", out, image, "--json").out)
+    [answer] = json.loads(rmadapter("predict", out, image, *its_backbone(out), "--json").out)
     assert {guess["class"] for guess in answer["classes"]} == {"blue", "green", "night sky", "red"}
     assert sum(guess["probability"] for guess in answer["classes"]) == pytest.approx(1, abs=1e-5)
     assert "Repeat it" in (out / "report.html").read_text("utf-8")
@@ -73,7 +73,7 @@ def test_fit_then_eval_then_predict(rmadapter: Command, colors: Path, tmp_path: 
     for words in ("test, base classes", "harmonic mean", "zero-shot", f"report: {out / 'report.html'}"):
         assert words in again.out
     refused(rmadapter(*command, "--set", "rank=5"), "holds another run: choose another --out")
-    code, text, err = rmadapter("eval", out, colors, "--classes", "base", "--json")
+    code, text, err = rmadapter("eval", out, colors, *its_backbone(out), "--classes", "base", "--json")
     assert (code, err) == (0, "")
     assert json.loads(text)["accuracy"] == read_record(out / "run.json").metric("base")
 
@@ -92,7 +92,8 @@ def test_a_runs_config_repeats_it(rmadapter: Command, colors: Path, tmp_path: Pa
     assert rmadapter("fit", colors, *config, "--seed", 5, "--set", "epochs=1", "--out", third).code == 0
     other = read_record(third / "run.json")
     assert (other.task.seed, other.method.settings["epochs"], other.method.settings["n_text"]) == (5, 1, 4)
-    found = json.loads(rmadapter("eval", third, colors, "--config", third / "config.yaml", "--json").out)
+    again = ["eval", third, colors, *its_backbone(third), "--config", third / "config.yaml"]
+    found = json.loads(rmadapter(*again, "--json").out)
     assert found["accuracy"] == other.metric("all")
     data = ["--datasets", colors.name, "--root", colors.parent, "--shots", 1, "--seeds", 1, "--out", tmp_path / "bench"]
     code, text, err = rmadapter("bench", "few-shot", *data, *config, "--json")
@@ -112,25 +113,26 @@ def test_effort_is_told(rmadapter: Command, colors: Path, tmp_path: Path, tiny_c
 
 
 def test_eval_prints_exactly_these_keys(rmadapter: Command, finished: Path, colors: Path) -> None:
-    code, out, err = rmadapter("eval", finished, colors, "--json")
+    its = its_backbone(finished)
+    code, out, err = rmadapter("eval", finished, colors, *its, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert list(found) == ["accuracy", "zero_shot_accuracy", "chance", "n_images", "n_classes"]
     assert (found["chance"], found["n_images"], found["n_classes"]) == (25, 16, 4)
     assert found["accuracy"] > 90 > 50 > found["zero_shot_accuracy"]
-    dialled = json.loads(rmadapter("eval", finished, colors, "--set", "alpha=0", "--json").out)
+    dialled = json.loads(rmadapter("eval", finished, colors, *its, "--set", "alpha=0", "--json").out)
     assert dialled["accuracy"] == dialled["zero_shot_accuracy"] == found["zero_shot_accuracy"]
-    novel = json.loads(rmadapter("eval", finished, colors, "--classes", "novel", "--split", "train", "--json").out)
+    novel = json.loads(rmadapter("eval", finished, colors, *its, "--classes", "novel", "--split=train", "--json").out)
     assert (novel["n_images"], novel["n_classes"]) == (12, 2)
-    assert json.loads(rmadapter("eval", finished, colors, "--split", "heldout", "--json").out)["n_images"] == 8
-    table = rmadapter("eval", finished, colors).out
+    assert json.loads(rmadapter("eval", finished, colors, *its, "--split", "heldout", "--json").out)["n_images"] == 8
+    table = rmadapter("eval", finished, colors, *its).out
     assert f"{found['accuracy']:.1f}" in table
     assert "zero-shot" in table
 
 
 def test_predict(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
-    images = [colors / "test" / name / "0.png" for name in ("red", "night_sky")]
-    code, out, err = rmadapter("predict", finished, *images, "--top", 2, "--json")
+    images, its = [colors / "test" / name / "0.png" for name in ("red", "night_sky")], its_backbone(finished)
+    code, out, err = rmadapter("predict", finished, *its, *images, "--top", 2, "--json")
     assert (code, err) == (0, "")
     answers = json.loads(out)
     assert [answer["image"] for answer in answers] == [str(image) for image in images]
@@ -138,17 +140,17 @@ def test_predict(rmadapter: Command, finished: Path, colors: Path, tmp_path: Pat
     for answer in answers:
         first, second = (guess["probability"] for guess in answer["classes"])
         assert 1 >= first > second >= 0
-    (answer,) = json.loads(rmadapter("predict", finished, images[0], "--names", "zebra, 斑马,red ", "--json").out)
+    (answer,) = json.loads(rmadapter("predict", finished, *its, images[0], "--names", "zebra, 斑马,red ", "--json").out)
     assert {guess["class"] for guess in answer["classes"]} == {"zebra", "斑马", "red"}
     assert sum(guess["probability"] for guess in answer["classes"]) == pytest.approx(1, abs=1e-5)
-    table = rmadapter("predict", finished, images[0], "--names", "[/red],[bold]x,:cat:").out
+    table = rmadapter("predict", finished, *its, images[0], "--names", "[/red],[bold]x,:cat:").out
     for name in ("[/red]", "[bold]x", ":cat:", str(images[0])):
         assert name in table
     strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))  # a name that is not UTF-8
     with open(strange, "wb") as file:
         Image.new("RGB", (9, 9)).save(file, "PNG")
-    assert rmadapter("predict", finished, strange).code == 0
-    (answer,) = json.loads(rmadapter("predict", finished, strange, "--json").out)
+    assert rmadapter("predict", finished, *its, strange).code == 0
+    (answer,) = json.loads(rmadapter("predict", finished, *its, strange, "--json").out)
     assert answer["image"] == str(strange)
 
 
@@ -183,7 +185,7 @@ except SystemExit as stop:
 others = ["sklearn", "matplotlib", "pandas", "rmadapter.page", "rmadapter.plots", "rmadapter.classifier"]
 print([name for name in others if name in sys.modules], file=sys.stderr)
 """
-    words = ["predict", finished, colors / "test" / "red" / "0.png", "--json"]
+    words = ["predict", finished, colors / "test" / "red" / "0.png", *its_backbone(finished), "--json"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
     assert json.loads(done.stdout)[0]["classes"][0]["class"] == "red"

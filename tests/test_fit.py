@@ -29,7 +29,7 @@ from rmadapter.run import Lab
 from rmadapter.settings import read_yaml
 
 MODEL = "model.safetensors"
-DONE = {MODEL, "model.json", "config.yaml", "history.csv", "report.html", "run.json", "split.json"}
+DONE = {MODEL, "model.json", "config.yaml", "history.csv", "report.html", "run.json", "split.json", "SHA256SUMS"}
 
 
 def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings: Any) -> Record:
@@ -51,7 +51,7 @@ def steps_saved(out: Path) -> int:
 
 
 def saved_scores(run: Path, splits: Mapping[str, ImageSet], split: str, **settings: Any) -> Score:
-    fitted = load(run, settings=settings).fitted
+    fitted = load(run, read_record(run / "run.json").backbone.name, settings=settings).fitted
     _, [score] = evaluate_saved(run, fitted, splits, split, "all", Cache(fitted.backbone, hold=False, progress=False))
     return score
 
@@ -203,7 +203,7 @@ def test_base_classes_train_and_both_halves_are_evaluated(finished: Path, colors
         assert a is not None
         assert b is not None
         assert record.metric("hm", zero_shot) == pytest.approx(2 * a * b / (a + b) if a and b else 0)
-    assert load(tmp_path).fitted.classes == ("blue", "green")
+    assert load(tmp_path, record.backbone.name).fitted.classes == ("blue", "green")
     assert record.notes[0] == "class 'blue' has 6 images, fewer than 8 shots"
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from fixed import write_fixed_backbone
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import _build, _hub_file, _published
+from rmadapter.backbones.load import _build, _hub_file, _published, is_published
 from rmadapter.errors import UserError
 
 SMALL = "ViT-S-32-alt"  # the smallest of open_clip's architectures
@@ -131,7 +131,12 @@ def test_damaged_or_foreign_weights_are_named(tiny_clip: Backbone, tmp_path: Pat
     save_file({"a": torch.zeros(3)}, file)
     with pytest.raises(UserError, match="do not fit"):
         load_backbone(str(folder))
-    (folder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 8}}')
+    config = folder / "open_clip_config.json"
+    whole_config = config.read_text()
+    config.write_text('{"model_cfg": {"embed_dim": 8}}')
+    with pytest.raises(UserError, match="a model_cfg with a vision_cfg and a text_cfg is missing"):
+        load_backbone(str(folder))
+    config.write_text(whole_config.replace('"layers"', '"mlp_ratio": "x", "layers"'))
     with pytest.raises(UserError, match="cannot build it"):
         load_backbone(str(folder))
 
@@ -160,3 +165,12 @@ def test_a_folder_with_a_senseless_config_is_refused_in_a_sentence(tmp_path: Pat
     with pytest.raises(UserError) as caught:
         load_backbone(str(folder))
     assert len(str(caught.value)) < 600
+
+
+def test_names_that_alone_say_which_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ViT-L-14" / "openai").mkdir(parents=True)
+    for name in ("pocket", "pocket-1", "ViT-B-16/openai", "ViT-B-16-quickgelu/openai", f"{SMALL}/none"):
+        assert is_published(name), name
+    for name in ("ViT-L-14/openai", "ViT-B-16/mine", "ViT-B-16/a.safetensors", "none", "x/none", "hf-hub:a/b", ".", ""):
+        assert not is_published(name), name

@@ -1,13 +1,13 @@
 """A fitted method on disk, one format for all: model.safetensors, model.json, config.yaml and run.json.
 
-The backbone is named, not stored; its digest keeps a model from being put on another one. Nothing is ever unpickled.
-Runs of version 0.1 (adapter.safetensors, config.yaml, classes.json, run.json) are still read.
+The backbone is named, not stored; its digest keeps a model from being put on another one. Nothing is ever unpickled,
+and SHA256SUMS tells whether the files belong together. Runs of version 0.1 (adapter.safetensors, config.yaml,
+classes.json, run.json) are still read.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, user_path, write_json, write_text
@@ -27,9 +28,11 @@ from rmadapter.methods import is_outside, load_method
 from rmadapter.record import BackboneName, MethodName, Record, read_record
 from rmadapter.request import COMMON, TASK
 from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
+from rmadapter.sums import SUMS, check_sums, sha256, write_sums
 from rmadapter.task import Task
 
 WEIGHTS, MODEL, CONFIG, RECORD, HISTORY = "model.safetensors", "model.json", "config.yaml", "run.json", "history.csv"
+FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, "split.json", "report.html")
 OLD = "adapter.safetensors"
 
 
@@ -43,7 +46,7 @@ class Transform(BaseModel):
 
 class Model(BaseModel):
     """model.json: all that belongs to the weights. sha256: of the weights' file. labels: classes as the user writes
-    them."""
+    them. tokenizer: digest of the backbone's; empty in files of earlier versions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,6 +58,7 @@ class Model(BaseModel):
     templates: tuple[str, ...]
     transform: Transform
     sha256: str
+    tokenizer: str = ""
     versions: dict[str, str]
 
 
@@ -71,15 +75,21 @@ def save(
 ) -> None:
     """Write a fitted method. name: of the method, as `load_method` knows it. half: float32 numbers as float16.
 
-    model.json comes last: a folder that has it is complete.
+    A folder that has model.json is complete.
     """
+    _save(Path(folder), fitted, name, labels, half)
+    write_sums(Path(folder), (WEIGHTS, MODEL))
+
+
+def _save(folder: Path, fitted: Fitted, name: str, labels: tuple[str | int, ...] = (), half: bool = False) -> None:
     from safetensors.torch import save_file
 
     def kept(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().cpu()
         return (tensor.half() if half and tensor.dtype == torch.float32 else tensor).clone().contiguous()
 
-    folder, backbone, method = Path(folder), fitted.backbone, fitted.method
+    backbone, method = fitted.backbone, fitted.method
+    (folder / SUMS).unlink(missing_ok=True)  # of what this replaces
     with atomic(folder / WEIGHTS) as temporary:
         save_file({key: kept(tensor) for key, tensor in fitted.tensors.items()}, temporary)
     settings = json.loads(json.dumps(settings_of(method)))
@@ -89,8 +99,9 @@ def save(
         classes=fitted.classes,
         labels=labels or fitted.classes,
         templates=fitted.known.templates,
-        transform=Transform(image_size=backbone.image_size, mean=backbone.mean, std=backbone.std),
-        sha256=_sha256(folder / WEIGHTS),
+        transform=_transform(backbone),
+        sha256=sha256(folder / WEIGHTS),
+        tokenizer=backbone.tokenizer_digest,
         versions=versions(),
     )
     write_json(folder / MODEL, model.model_dump(mode="json"))
@@ -99,7 +110,7 @@ def save(
 def save_run(folder: Path, fitted: Fitted, name: str, record: Record) -> None:
     """Write a run: the model, its record, its settings for --config, and the loss of every step.
 
-    run.json comes last: a folder that has it is complete.
+    A folder that has run.json is complete.
     """
     if history := fitted.trained.history:
         with atomic(folder / HISTORY) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -107,8 +118,9 @@ def save_run(folder: Path, fitted: Fitted, name: str, record: Record) -> None:
             writer.writeheader()
             writer.writerows(history)
     write_text(folder / CONFIG, to_yaml(flat(record)))
-    save(folder, fitted, name)
+    _save(folder, fitted, name)
     record.save(folder / RECORD)
+    write_sums(folder, FILES)
 
 
 def flat(record: Record) -> dict[str, Any]:
@@ -133,12 +145,13 @@ def finished(folder: Path, key: str) -> Record | None:
 
 
 def load(
-    folder: str | Path, backbone: Backbone | None = None, *,
+    folder: str | Path, backbone: Backbone | str | None = None, *,
     method: str = "", settings: Mapping[str, Any] | None = None, device: str = "auto",
 ) -> Saved:  # fmt: skip
-    """A fitted method from its folder. backbone: a loaded one instead of the named one.
+    """A fitted method from its folder. backbone: a loaded one, or a name, instead of what the folder names.
 
-    method: where a method from outside lies, whose code would be run; it is never taken from the folder alone.
+    From the folder alone, only pocket and open_clip's published names are taken as the backbone: another folder or a
+    repository is the user's to name. So is a method from outside, whose code would be run: method says where it lies.
     settings: of the method, in place of those that it was fitted with. Raises UserError for a folder that holds no
     model, a damaged or foreign file, and another backbone than the model was fitted on.
     """
@@ -153,10 +166,12 @@ def load(
             f"{folder}: its method {model.method.name!r} is code from outside; name it yourself to run it: "
             f"--method {model.method.name}"
         )
-    if _sha256(folder / WEIGHTS) != model.sha256:
+    if sha256(folder / WEIGHTS) != model.sha256:
         raise UserError(f"{folder / WEIGHTS}: not the file that {MODEL} belongs to; the folder is damaged")
+    check_sums(folder)
     tensors = _tensors(folder / WEIGHTS)
     loaded = _backbone(folder, backbone, model.backbone, device)
+    _check_surroundings(folder, model, loaded)
     found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
     fitted = _restored(folder, found, loaded, Known(model.classes, model.templates), tensors)
     return Saved(fitted, model.labels, model.method.name)
@@ -181,14 +196,39 @@ def _model(file: Path) -> Model:
         ) from None
 
 
-def _backbone(folder: Path, given: Backbone | None, wanted: BackboneName, device: str) -> Backbone:
-    backbone = given or load_backbone(pocket_named(wanted.name, wanted.digest))
-    if backbone.digest != wanted.digest:
+def _backbone(folder: Path, given: Backbone | str | None, wanted: BackboneName, device: str) -> Backbone:
+    if not isinstance(given, Backbone):
+        name = pocket_named(given or wanted.name, wanted.digest)
+        if not given and not is_published(name):
+            shown = repr(name)[:300]
+            raise UserError(
+                f"{folder}: its backbone {shown} is a folder, a file or a repository, and a run's word is not enough "
+                f"to read it; name it yourself: --backbone {shown}, in Python backbone={shown}"
+            )
+        given = load_backbone(name)
+    if given.digest != wanted.digest:
         raise UserError(
-            f"{folder} was trained on {wanted.name} ({wanted.digest[:12]}), and {backbone.name} "
-            f"({backbone.digest[:12]}) has other weights: load it with the backbone that it was trained on"
+            f"{folder} was trained on {wanted.name} ({wanted.digest[:12]}), and {given.name} "
+            f"({given.digest[:12]}) has other weights: load it with the backbone that it was trained on"
         )
-    return backbone.to(find_device(device))
+    return given.to(find_device(device))
+
+
+def _check_surroundings(folder: Path, model: Model, backbone: Backbone) -> None:
+    """Raises UserError where the backbone has the same weights, but not the tokenizer or the image transform."""
+    if model.tokenizer and backbone.tokenizer_digest and model.tokenizer != backbone.tokenizer_digest:
+        part = "tokenizer"
+    elif model.transform != _transform(backbone):
+        part = "image transform"
+    else:
+        return
+    raise UserError(
+        f"{folder}: the {part} of its backbone {backbone.name} has changed since; restore that, or fit again"
+    )
+
+
+def _transform(backbone: Backbone) -> Transform:
+    return Transform(image_size=backbone.image_size, mean=backbone.mean, std=backbone.std)
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
@@ -200,14 +240,10 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         found = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file}: damaged or no safetensors file ({error})") from None
+    for name, tensor in found.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{file}: {name[:100]!r} holds what is not a finite number; fit again")
     return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in found.items()}
-
-
-def _sha256(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{file}: not readable ({error.strerror or error})") from None
 
 
 def drawn(folder: Path) -> tuple[int, int, str]:
@@ -216,6 +252,7 @@ def drawn(folder: Path) -> tuple[int, int, str]:
     if not (folder / RECORD).is_file():
         raise UserError(f"{folder}: a model that was saved by itself does not say which images it was fitted to")
     if (folder / WEIGHTS).is_file() or not (folder / OLD).is_file():
+        check_sums(folder, [RECORD])
         record = read_record(folder / RECORD)
         return record.task.shots, record.task.seed, record.split_digest
     config, old = read_yaml(folder / CONFIG), read_json(folder / RECORD)
@@ -226,7 +263,7 @@ def drawn(folder: Path) -> tuple[int, int, str]:
 # Version 0.1, which knew RMAdapter and MMA alone
 
 
-def _load_old(folder: Path, backbone: Backbone | None, settings: Mapping[str, Any], device: str) -> Saved:
+def _load_old(folder: Path, backbone: Backbone | str | None, settings: Mapping[str, Any], device: str) -> Saved:
     from safetensors import SafetensorError, safe_open
 
     file, config = folder / OLD, read_yaml(folder / CONFIG)
@@ -241,6 +278,8 @@ def _load_old(folder: Path, backbone: Backbone | None, settings: Mapping[str, An
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{folder / 'classes.json'}: holds no class names")
     labels = record.get("labels", classes) if isinstance(record, dict) else classes
+    if not isinstance(labels, list) or len(labels) != len(classes):
+        raise UserError(f"{folder}: classes.json and run.json are not of the same run; the folder is damaged or mixed")
     task = configured(Task(), {name: value for name, value in config.items() if name in ("templates",)})
     own = {name: value for name, value in config.items() if name not in COMMON}
     method = configured(load_method("rmadapter", own), settings)

@@ -130,12 +130,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         save(Path(folder), self.fitted_, self._name, tuple(self.classes_.tolist()), half=half)
 
     @classmethod
-    def load(cls, folder: str | Path, *, method: str = "") -> FewShotClassifier:
-        """A classifier from a folder that `save` or `rmadapter fit` wrote. Raises UserError as `checkpoint.load`."""
+    def load(cls, folder: str | Path, *, method: str = "", backbone: str = "") -> FewShotClassifier:
+        """A classifier from a folder that `save` or `rmadapter fit` wrote; the rest is as in `checkpoint.load`."""
         from rmadapter.checkpoint import load
         from rmadapter.settings import settings_of
 
-        saved = load(Path(folder), method=method)
+        saved = load(Path(folder), backbone or None, method=method)
         fitted = saved.fitted
         self = cls(fitted.backbone.name, method=saved.name, **settings_of(fitted.method))
         self.fitted_, self.history_, self._name = fitted, fitted.trained.history, saved.name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmadapter.bench import cli as bench_cli
-from rmadapter.console import Config, Json, Outside, Sets, note, plain, stoppable, streams, table
+from rmadapter.console import Config, Its, Json, Name, Outside, Sets, SkipBad, note, plain, stoppable, streams, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Which = Annotated[str | None, typer.Option("--classes", help="all (the default), base (first half) or novel.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images and report them.")]
-Name = Annotated[str, typer.Option("--method", help="As `rmadapter methods` lists them, package:Class, file.py:Class.")]
 Backbone = Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, hf-hub:..., or a folder.")]
 
 
@@ -119,6 +117,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split of the data, or heldout: what fit did not draw.")] = "test",
     classes: Which = None,
     method: Name = "",
+    backbone: Its = None,
     config: Config = None,
     sets: Sets = None,
     skip_bad: SkipBad = False,
@@ -137,7 +136,7 @@ def evaluate(
     which = configured(Task(), {"classes": classes or "all"}).classes
     name, values = request.read_config(config)
     settings = request.split(values, name)[2] | parse_overrides(sets or [])
-    fitted = load(run, method=method, settings=settings).fitted
+    fitted = load(run, backbone, method=method, settings=settings).fitted
     splits = read_images(data, skip_bad=skip_bad, outside=outside)
     _, scores = evaluate_saved(run, fitted, splits, split, which, Cache(fitted.backbone, hold=False))
     if as_json:
@@ -153,6 +152,7 @@ def predict(
     names: Annotated[str | None, typer.Option("--names", help='Other class names, as "cat,dog,zebra".')] = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
     method: Name = "",
+    backbone: Its = None,
     as_json: Json = False,
 ) -> None:
     """The most probable classes of images."""
@@ -160,7 +160,7 @@ def predict(
     from rmadapter.data.images import prompt_name
     from rmadapter.method import NotApplicable
 
-    fitted, labels, _ = load(run, method=method)
+    fitted, labels, _ = load(run, backbone, method=method)
     asked, shown = fitted.classes, [str(label) for label in labels]
     if names is not None:
         shown = [name.strip() for name in names.split(",") if name.strip()]

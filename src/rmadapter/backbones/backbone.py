@@ -25,6 +25,7 @@ class Backbone:
     image_size: int  # pixels
     mean: tuple[float, float, float]  # of RGB in 0..1, subtracted by `preprocess`
     std: tuple[float, float, float]
+    tokenizer_digest: str = ""  # SHA-256 in hex of the tokenizer's files and settings; "" where nobody knows them
 
     @cached_property
     def image(self) -> ImageEncoder:

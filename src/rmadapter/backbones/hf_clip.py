@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from rmadapter.backbones.tokenizer import Tokenizer, load_tokenizer
 from rmadapter.errors import UserError
 from rmadapter.files import read_json
 
@@ -40,7 +40,7 @@ RENAMES = [
 TRANSPOSED = ("text_projection", "visual.proj")  # x @ W in open_clip, a linear layer in Hugging Face
 
 
-def load_hf_clip(folder: Path) -> tuple[nn.Module, Callable[[list[str]], torch.Tensor]]:
+def load_hf_clip(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
     """Model and tokenizer of a folder with `config.json` (model type clip) and safetensors weights.
 
     Raises UserError when the folder is of another kind, its weights are damaged or do not fit, or it uses something
@@ -68,7 +68,7 @@ def load_hf_clip(folder: Path) -> tuple[nn.Module, Callable[[list[str]], torch.T
         ) from error
     size = config["vision_cfg"]["image_size"]
     open_clip.set_model_preprocess_cfg(model, vars(PreprocessCfg(size=size, **_transform(folder, size))))
-    return model, open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return model, load_tokenizer(name, config["text_cfg"])
 
 
 def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,7 +101,7 @@ def _config(folder: Path) -> dict[str, Any]:
     from transformers import CLIPConfig
 
     # transformers knows the values that the file leaves out
-    config: Any = CLIPConfig.from_pretrained(folder, local_files_only=True)
+    config: Any = CLIPConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text, vision = config.text_config, config.vision_config
     if text.vocab_size != CLIP_VOCABULARY:
         raise UserError(f"{file}: a vocabulary of {text.vocab_size}; only CLIP's own of {CLIP_VOCABULARY} can be read")

@@ -6,13 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from rmadapter.backbones.trust import HOW_TO_CONVERT
 from rmadapter.errors import UserError
 
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers
-HOW_TO_CONVERT = (
-    "opening a pickle can run any code in it; where you trust it, load it with open_clip once and convert it: "
-    "safetensors.torch.save_model(model, 'open_clip_model.safetensors')"
-)
 
 
 def fetch(repository: str, file: str) -> Path:
@@ -34,18 +31,33 @@ def model_folder(repository: str) -> Path:
 
     Raises UserError when it is not cached and cannot be fetched.
     """
+    folder = _snapshot(repository, "*.safetensors")
+    if any(folder.glob("*.safetensors")):
+        return folder
+    open_clip = (folder / "open_clip_config.json").is_file()
+    return fetch(repository, "open_clip_model.safetensors" if open_clip else "model.safetensors").parent
+
+
+def tokenizer_folder(repository: str) -> Path:
+    """A folder with the small files of a repository, its tokenizer among them.
+
+    Raises UserError when it is not cached and cannot be fetched.
+    """
+    return _snapshot(repository, "tokenizer*", "vocab*", "*.model")
+
+
+def _snapshot(repository: str, *wanted: str) -> Path:
+    """The cached snapshot, where it has a file of a wanted pattern; otherwise its small files are fetched."""
     import huggingface_hub
 
     with _told_in_a_sentence(repository):
         try:
             folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-            if any(folder.glob("*.safetensors")):
+            if any(True for pattern in wanted for _ in folder.glob(pattern)):
                 return folder
         except huggingface_hub.errors.LocalEntryNotFoundError:
             pass
-        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=SMALL_FILES))
-    open_clip = (folder / "open_clip_config.json").is_file()
-    return fetch(repository, "open_clip_model.safetensors" if open_clip else "model.safetensors").parent
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=SMALL_FILES))
 
 
 @contextlib.contextmanager
@@ -61,6 +73,6 @@ def _told_in_a_sentence(repository: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # whatever a network can do
         raise UserError(
-            f"the weights in {repository!r} could not be fetched from the Hugging Face hub ({type(error).__name__}); "
+            f"what {repository!r} holds could not be fetched from the Hugging Face hub ({type(error).__name__}); "
             f"check the connection, give a local file or folder, or take the backbone 'pocket'"
         ) from error

@@ -6,18 +6,27 @@ import contextlib
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rmadapter.backbones.backbone import Backbone
-from rmadapter.backbones.hub import HOW_TO_CONVERT, fetch, model_folder
+from rmadapter.backbones.hub import fetch, model_folder, tokenizer_folder
 from rmadapter.backbones.pocket import POCKETS, pocket_folder
+from rmadapter.backbones.tokenizer import Tokenizer, load_tokenizer
+from rmadapter.backbones.trust import (
+    CONFIG,
+    HOW_TO_CONVERT,
+    PICKLES,
+    check_architecture,
+    check_config,
+    check_folder,
+    is_plain,
+)
 from rmadapter.encoders import encoders_of
 from rmadapter.errors import UserError
 from rmadapter.files import read_json, user_path
@@ -25,7 +34,6 @@ from rmadapter.machine import seeded
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 LARGEST = 1_000_000  # size of a part of a model: a vocabulary, a width, a number of layers
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def load_backbone(name: str) -> Backbone:
@@ -42,17 +50,17 @@ def load_backbone(name: str) -> Backbone:
     - `"hf-hub:OWNER/NAME"`: a repository on the Hugging Face hub, read from the local cache when it is there;
     - a folder with `open_clip_config.json`, or with a Hugging Face CLIP (`config.json`), and safetensors weights.
 
-    Weights are read from safetensors alone, never from a pickle.
+    Weights are read from safetensors alone, never from a pickle, and nothing in a folder or a repository is run.
 
     Raises:
-        UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, or
-            an encoder that is no transformer.
+        UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, an
+            encoder that is no transformer, or a folder that holds or asks for code, or leads out of itself.
     """
     folder = user_path(name)
     if name in POCKETS:
         return _from_folder(name, pocket_folder(name))
     if name.startswith("hf-hub:"):
-        return _from_folder(name, model_folder(name.removeprefix("hf-hub:")))
+        return _tried(name, model_folder(name.removeprefix("hf-hub:")), name.removeprefix("hf-hub:"))
     if folder.is_dir():
         return _tried(name, folder)
     if name.startswith(("/", ".", "~")) or "/" not in name:
@@ -61,6 +69,17 @@ def load_backbone(name: str) -> Backbone:
             f"'ViT-B-16/openai', 'hf-hub:OWNER/NAME' or an existing folder"
         )
     return _from_architecture(name)
+
+
+def is_published(name: str) -> bool:
+    """Whether a name alone says which weights: pocket or open_clip's own, and no folder, file or hub name."""
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    there = open_clip.is_pretrained_cfg(architecture, tag) or (
+        tag == "none" and architecture in open_clip.list_models()
+    )
+    return name in POCKETS or (there and not os.path.exists(Path(name).expanduser()))
 
 
 def _from_architecture(name: str) -> Backbone:
@@ -72,6 +91,8 @@ def _from_architecture(name: str) -> Backbone:
             f"backbone {name!r}: open_clip has no architecture {architecture!r}; "
             f"the nearest are {_nearest(architecture, open_clip.list_models())}"
         )
+    config: dict[str, Any] = open_clip.get_model_config(architecture) or {}
+    check_architecture(config)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     file = user_path(tag)
     published: dict[str, Any] = {}
@@ -87,7 +108,9 @@ def _from_architecture(name: str) -> Backbone:
         file = fetch(*_hub_file(published["hf_hub"]))
     if tag != "none":
         _load_weights(name, model, file)
-    return _backbone(name, model, _tokenizer(name, architecture))
+    elsewhere = config["text_cfg"].get("hf_tokenizer_name")
+    place = tokenizer_folder(elsewhere) if elsewhere else None
+    return _backbone(name, model, load_tokenizer(name, config["text_cfg"], place))
 
 
 def _published(architecture: str, tag: str, tags: list[str]) -> dict[str, Any]:
@@ -117,31 +140,44 @@ def _hub_file(location: str) -> tuple[str, str]:
     return repository, str(Path(file).with_suffix(".safetensors"))
 
 
-def _from_folder(name: str, folder: Path) -> Backbone:
+def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
+    """repository: where the folder is a snapshot of one on the hub."""
     weights = _weights_in(folder)
     if weights is None:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
         hint = f"; {pickles[0]} is a pickle, and {HOW_TO_CONVERT}" if pickles else ""
         raise UserError(f"{folder} holds no safetensors weights{hint}")
-    if (folder / "open_clip_config.json").is_file():
-        source = f"local-dir:{folder}"
-        model = _build(name, source, draw=False)
+    check_folder(folder)
+    if (folder / CONFIG).is_file():
+        text = check_config(folder)["text_cfg"]
+        place = _tokenizer_place(folder, repository, text.get("hf_tokenizer_name"))
+        tokenizer = load_tokenizer(name, text, place)
+        model = _build(name, f"local-dir:{folder}", draw=False)
         _load_weights(name, model, weights)
-        # Only a hub name lets open_clip follow a tokenizer into another repository.
-        return _backbone(name, model, _tokenizer(name, name if name.startswith("hf-hub:") else source))
+        return _backbone(name, model, tokenizer)
     from rmadapter.backbones.hf_clip import load_hf_clip
 
-    model, tokenizer = load_hf_clip(folder)
-    return _backbone(name, model, tokenizer)
+    return _backbone(name, *load_hf_clip(name, folder))
 
 
-def _tried(name: str, folder: Path) -> Backbone:
+def _tokenizer_place(folder: Path, repository: str, named: Any) -> Path | None:
+    """The folder of a Hugging Face tokenizer: the model's own, unless a hub's model takes one that open_clip names."""
+    if not named:
+        return None
+    if not repository:
+        return folder  # whatever it is called
+    if named != repository and not is_plain(str(named), "hf_tokenizer_name"):
+        raise UserError(f"{folder / CONFIG}: hf_tokenizer_name leads out of the repository, to {str(named)[:200]!r}")
+    return tokenizer_folder(named)
+
+
+def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
     """A model from a folder, which anybody may have written: its transform is tried before images depend on it."""
     try:
         for file in (folder / "open_clip_config.json", folder / "config.json"):
             if os.path.lexists(file) and _largest(read_json(file, 2**20)) > LARGEST:
                 raise UserError(f"{file}: holds a number above {LARGEST:,}, and no model has one of such a size")
-        backbone = _from_folder(name, folder)
+        backbone = _from_folder(name, folder, repository)
         shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
         if shape != (3, backbone.image_size, backbone.image_size):
             raise UserError(f"{folder}: its transform makes images of {shape}, and the model takes others")
@@ -211,19 +247,7 @@ def _load_weights(name: str, model: nn.Module, file: Path) -> None:
         raise UserError(f"{file}: these weights do not fit backbone {name!r}: {_first_line(error)}") from error
 
 
-def _tokenizer(name: str, source: str) -> Callable[[list[str]], torch.Tensor]:
-    import open_clip
-
-    try:
-        with _quiet():
-            return open_clip.get_tokenizer(source)
-    except Exception as error:  # transformers and the hub raise many kinds
-        raise UserError(
-            f"backbone {name!r}: its tokenizer is not there and could not be fetched: {_first_line(error)}"
-        ) from error
-
-
-def _backbone(name: str, model: nn.Module, tokenizer: Callable[[list[str]], torch.Tensor]) -> Backbone:
+def _backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     config = PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
@@ -232,7 +256,8 @@ def _backbone(name: str, model: nn.Module, tokenizer: Callable[[list[str]], torc
         raise UserError(f"backbone {name!r} takes images of {height} x {width} pixels; only square ones are supported")
     model = model.float().eval().requires_grad_(False)
     preprocess = image_transform_v2(config, is_train=False)
-    return Backbone(name, model, preprocess, tokenizer, height, tuple(config.mean), tuple(config.std))
+    mean, std = tuple(config.mean), tuple(config.std)
+    return Backbone(name, model, preprocess, tokenizer.split, height, mean, std, tokenizer.digest)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

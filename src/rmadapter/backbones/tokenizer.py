@@ -1,0 +1,53 @@
+"""A model's tokenizer, from a folder that was checked, with the digest of all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rmadapter.backbones.trust import check_folder
+from rmadapter.errors import UserError
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES += ("vocab.json", "vocab.txt", "merges.txt")
+
+
+class Tokenizer(NamedTuple):
+    """split: N texts -> long [N, context length]. digest: SHA-256 in hex of its files and settings."""
+
+    split: Callable[[list[str]], torch.Tensor]
+    digest: str
+
+
+def load_tokenizer(name: str, text: Mapping[str, Any], place: Path | None = None) -> Tokenizer:
+    """By open_clip's `text_cfg` of a model: CLIP's own, or a Hugging Face one whose files lie in `place`.
+
+    Raises UserError where it cannot be read, or where `place` holds or asks for code.
+    """
+    import open_clip
+
+    settings = {"context_length": text.get("context_length") or 77, **(text.get("tokenizer_kwargs") or {})}
+    files: list[Path] = []
+    try:
+        if place is None:
+            split: Any = open_clip.SimpleTokenizer(**settings)
+        else:
+            check_folder(place, pickles=False)
+            files = sorted(file for file in place.iterdir() if file.name in FILES or file.suffix == ".model")
+            settings["tokenizer_mode"] = text.get("tokenizer_mode")
+            split = open_clip.tokenizer.HFTokenizer(str(place), **settings, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"backbone {name!r}: its tokenizer cannot be read: {reason}") from error
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for file in files:
+        content = file.read_bytes()
+        sha.update(f"{file.name} {len(content)} ".encode() + content)
+    return Tokenizer(split, sha.hexdigest())

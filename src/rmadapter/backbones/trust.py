@@ -1,0 +1,183 @@
+"""What a model folder may hold and say, checked before any library reads it: so that no folder can run code.
+
+open_clip hands its configuration on to transformers and timm, and these can import Python files that a folder names,
+or follow a name into another folder or repository. Here nothing but known fields and known names gets through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rmadapter.errors import UserError, nearest
+from rmadapter.files import read_json
+
+CONFIG = "open_clip_config.json"
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+HOW_TO_CONVERT = (
+    "opening a pickle can run any code in it; where you trust it, load it with open_clip once and convert it: "
+    "safetensors.torch.save_model(model, 'open_clip_model.safetensors')"
+)
+# What transformers imports or fetches code for, in whatever file it stands
+CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "attn_implementation", "_attn_implementation")
+TOKENIZER_CLASS = re.compile(r"\w*Tokenizer(Fast)?|TokenizersBackend")
+
+_BLOCKS = """layers width mlp_ratio ls_init_value final_ln_after_pool pool_type output_tokens act_kwargs norm_kwargs
+    block_type qk_norm scaled_cosine_attn scale_heads scale_attn_inner scale_attn scale_fc """
+_FIELDS = {
+    "": "model_cfg preprocess_cfg",
+    "model_cfg": """embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale init_logit_bias
+        nonscalar_logit_scale output_dict""",
+    "model_cfg.vision_cfg": _BLOCKS
+    + """head_width patch_size image_size patch_dropout attentional_pool attn_pooler_queries attn_pooler_heads
+        no_ln_pre pos_embed_type timm_model_name timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop
+        timm_drop_path""",
+    "model_cfg.text_cfg": _BLOCKS
+    + """context_length vocab_size heads embed_cls pad_id eos_id no_causal_mask proj_bias proj_type hf_model_name
+        hf_model_pretrained hf_proj_type hf_pooler_type hf_tokenizer_name tokenizer_mode tokenizer_kwargs""",
+    "model_cfg.text_cfg.tokenizer_kwargs": "clean strip_sep_token language additional_special_tokens",
+    "preprocess_cfg": "size mode mean std interpolation resize_mode fill_color",
+}
+for _side in ("vision_cfg", "text_cfg"):
+    _FIELDS |= {f"model_cfg.{_side}.act_kwargs": "approximate", f"model_cfg.{_side}.norm_kwargs": "eps"}
+KNOWN = {place: frozenset(names.split()) for place, names in _FIELDS.items()}
+
+
+def check_folder(folder: Path, *, pickles: bool = True) -> None:
+    """Raises UserError for the first of `findings`."""
+    for found in findings(folder, pickles=pickles):
+        raise UserError(found)
+
+
+def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
+    """A sentence for each file that is code, a pickle (if asked for), a way out of the folder, or asks for code.
+
+    The Hugging Face cache links its snapshots to blobs of the same cache; no other link may leave the folder.
+    """
+    root = folder.resolve()
+    roots = [root]
+    if root.parent.name == "snapshots":  # blobs of the repository, and of the cache
+        roots += [root.parents[1] / "blobs", root.parents[2] / "blobs"]
+    for place, folders, files in os.walk(root):
+        for name in sorted((*folders, *files)):
+            path = Path(place, name)
+            shown, real, kind = folder / path.relative_to(root), path.resolve(), path.suffix.lower()
+            if not any(real.is_relative_to(one) for one in roots):
+                yield f"{shown} leads out of its folder, to {real}; put the file itself there"
+            elif real.is_dir():
+                continue
+            elif not real.is_file():
+                yield f"{shown} is no plain file; take it out of the folder"
+            elif kind in CODE:
+                yield f"{shown} is code, and a model folder may hold none; take it out of the folder"
+            elif kind in PICKLES and pickles:
+                yield f"{shown} is a pickle, and never read; take it out of the folder ({HOW_TO_CONVERT})"
+            elif kind == ".json":
+                yield from _asks_for_code(path, shown)
+
+
+def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
+    found: list[str] = []
+
+    def look(fields: dict[str, Any]) -> dict[str, Any]:
+        for name in (*CODE_FIELDS, "tokenizer_class"):
+            value = fields.get(name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)  # the word in a vocabulary
+            tokenizer = name == "tokenizer_class" and isinstance(value, str) and TOKENIZER_CLASS.fullmatch(value)
+            if value and not number and not tokenizer:
+                found.append(name)
+        return fields
+
+    try:
+        json.loads(file.read_text(encoding="utf-8"), object_hook=look)
+    except (OSError, ValueError, RecursionError) as error:
+        yield f"{shown}: not readable JSON ({type(error).__name__})"
+    if found:
+        yield f"{shown}: its field {found[0]!r} asks for code to be run, and none is; take a model that needs none"
+
+
+def check_config(folder: Path) -> dict[str, Any]:
+    """The `model_cfg` of open_clip_config.json. Raises UserError for an unknown field, and a name that leads out."""
+    file = folder / CONFIG
+    config = read_json(file)
+    _check_fields(file, config)
+    model: Any = config.get("model_cfg") if isinstance(config, dict) else None
+    towers = [model.get(side) for side in ("vision_cfg", "text_cfg")] if isinstance(model, dict) else []
+    if not towers or not all(isinstance(tower, dict) for tower in towers):
+        raise UserError(f"{file}: a model_cfg with a vision_cfg and a text_cfg is missing")
+    _check_vision(file, model["vision_cfg"].get("timm_model_name"))
+    _check_text(file, model["text_cfg"].get("hf_model_name"))
+    return model  # type: ignore[no-any-return]
+
+
+def _check_fields(file: Path, value: Any, place: str = "") -> None:
+    if isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
+        raise UserError(f"{file}: {place} is a list of more than plain values")
+    if not isinstance(value, dict):
+        return
+    if place not in KNOWN:
+        raise UserError(f"{file}: {place} is a plain value, not a table")
+    for name, part in value.items():
+        inner = f"{place}.{name}".lstrip(".")
+        if name not in KNOWN[place]:
+            hint = nearest(name, KNOWN[place])
+            raise UserError(f"{file}: {inner[:100]!r} is no field that is let through to open_clip{hint}")
+        _check_fields(file, part, inner)
+
+
+def _check_vision(file: Path, name: Any) -> None:
+    """A name of timm's own, or `local-dir:` of a folder inside."""
+    if name is None:
+        return
+    source, colon, place = str(name).partition(":")
+    inside = colon and source.lower() == "local-dir" and _inside(file.parent, place)
+    if not inside and not (isinstance(name, str) and re.fullmatch(r"[\w.\-]+", name)):
+        raise UserError(f"{file}: timm_model_name leads out of the folder, to {str(name)[:200]!r}")
+
+
+def _check_text(file: Path, name: Any) -> None:
+    """A folder inside that holds an encoder which open_clip knows, or a name of open_clip's own."""
+    if not name:
+        return
+    if not (isinstance(name, str) and (_inside(file.parent, name) or is_plain(name, "hf_model_name"))):
+        raise UserError(f"{file}: hf_model_name leads out of the folder, to {str(name)[:200]!r}")
+    if os.path.isdir(name):
+        from open_clip.hf_configs import arch_dict
+
+        config = read_json(Path(name, "config.json"))
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        if kind not in list(arch_dict):
+            known = ", ".join(arch_dict)
+            raise UserError(f"{Path(name, 'config.json')}: model_type {str(kind)[:100]!r}; text encoders are {known}")
+
+
+def check_architecture(model: dict[str, Any]) -> None:
+    """Raises UserError where a folder here would be taken for what an architecture of open_clip names on the hub."""
+    for field in ("hf_model_name", "hf_tokenizer_name"):
+        name = model["text_cfg"].get(field)
+        if name and os.path.exists(name):
+            raise UserError(f"{Path(name).absolute()} would be read in place of the hub's {name!r}; start elsewhere")
+
+
+def is_plain(name: str, field: str) -> bool:
+    """Whether a name is one that open_clip's own configurations have in this field, and not also a path here."""
+    return name in _names(field) and not os.path.exists(name)
+
+
+@cache
+def _names(field: str) -> frozenset[str]:
+    import open_clip
+
+    texts = [open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models()]
+    return frozenset(text[field] for text in texts if text.get(field))
+
+
+def _inside(folder: Path, place: str) -> bool:
+    """Whether a path, as a library would open it, is a folder at or below `folder`."""
+    return os.path.isdir(place) and Path(place).resolve().is_relative_to(folder.resolve())
