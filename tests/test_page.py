@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import Counter
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import accuracy_score
 
+from parsed import Page
 from rmadapter.data.images import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.page import write_page
@@ -27,38 +27,6 @@ from rmadapter.settings import documentation, settings_of
 from rmadapter.task import Task
 
 NASTY = ('<b>bold</b> & "quotes"', "größe 斑马 $x_1$", "it's {{ 7 * 7 }}")
-VOID = {"meta", "link", "img", "br"}
-
-
-class Page(HTMLParser):
-    """Text, attributes and ids of a page; fails on a tag that is not closed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        assert not self.open
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text += data
-
-    def values(self, attribute: str) -> list[str]:
-        return [attributes[attribute] or "" for _, attributes in self.tags if attribute in attributes]
 
 
 def evaluation(title: str, n: int, classes: tuple[str, ...], seed: int) -> Evaluation:
@@ -156,9 +124,19 @@ def test_outcomes_are_counted_and_shown_in_a_mix(page: Page, base: Evaluation, n
             assert f"{name} {counts[key]} (" in page.text
         shown += sum(min(6, n) for n in counts.values())
     thumbnails = [a for a in page.values("src") if a.startswith("data:image/jpeg;base64,")]
-    assert len(thumbnails) == shown
+    assert len(thumbnails) == shown + 2 * 3  # three of each set on the first screen
     image = Image.open(io.BytesIO(base64.b64decode(thumbnails[0].split(",")[1])))
     assert (image.format, image.size) == ("JPEG", (160, 133))
+
+
+def test_the_first_screen_shows_images_that_the_two_models_call_differently(
+    page: Page, base: Evaluation, novel: Evaluation
+) -> None:
+    titles = [dict(attributes).get("title") for tag, attributes in page.tags if tag == "li"][:6]
+    for e, shown in ((base, titles[:3]), (novel, titles[3:])):
+        differ = np.flatnonzero(e.zero_shot.argmax(1) != e.probabilities.argmax(1))
+        assert len(differ) > 3
+        assert shown == [e.images.name(int(differ[i])) for i in (0, round((len(differ) - 1) / 2), len(differ) - 1)]
 
 
 def test_the_training_curves_come_after_the_answers(page: Page) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MATRIX_LIMIT = 100  # classes beyond which a confusion matrix is unreadable and only its largest entries are listed
 PAIRS = 15  # rows of that list
 PER_OUTCOME = 6  # test images shown for each outcome
+AT_FIRST = 3  # test images of each of the first two sets, on the first screen
 THUMBNAIL = 160  # pixels of the longer side
 OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
     ("Gained", "only the adapted model is right", (False, True)),
@@ -67,6 +68,7 @@ def write_page(
         rows=rows,
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),
+        at_first=[card for e in evaluations[:2] for card in _at_first(e)],
         sections=[_section(number, rows[number], e) for number, e in behind.items()],
         losses=plots.loss_terms(history),
         settings=_settings(record),
@@ -86,6 +88,13 @@ def _row(score: Score, e: Evaluation | None) -> Row:
     change = 100 * (after.astype(float) - before)
     errors = (metrics.expected_calibration_error(table, e.labels) for table in (e.zero_shot, e.probabilities))
     return Row(score, float(change.mean()), metrics.confidence_interval(change), *errors)
+
+
+def _at_first(e: Evaluation) -> list[dict[str, Any]]:
+    """Images that the two models call differently, or any where there are none."""
+    differ = np.flatnonzero(e.zero_shot.argmax(1) != e.probabilities.argmax(1))
+    rows = differ if len(differ) else np.arange(len(e.labels))
+    return [_card(e, int(i)) for i in rows[_spread(len(rows), AT_FIRST)]]
 
 
 def _section(number: int, row: Row, e: Evaluation) -> dict[str, Any]:
