@@ -175,7 +175,7 @@ def test_settings_that_are_none_are_refused(copy: Path, tiny_clip: Backbone) -> 
     refused(copy, "coop: unknown field", tiny_clip)
 
 
-def test_a_folder_cannot_name_code_to_be_run(copy: Path, tmp_path: Path) -> None:
+def test_a_folder_cannot_name_code_to_be_run(copy: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     """Nothing of the named file or package is imported unless the user names it too."""
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     for name in (f"{tmp_path / 'evil.py'}:Evil", "evil:Evil"):
@@ -184,7 +184,7 @@ def test_a_folder_cannot_name_code_to_be_run(copy: Path, tmp_path: Path) -> None
     named = f"{tmp_path / 'evil.py'}:Evil"
     changed(copy, name=named)
     with pytest.raises(SystemExit, match="ran"):
-        load(copy, method=named)
+        load(copy, tiny_clip, method=named)
 
 
 def test_another_backbone_is_refused(finished: Path, tiny_clip: Backbone, tiny_siglip: Backbone) -> None:
