@@ -52,7 +52,7 @@ def test_the_commands_of_the_page(rmadapter: Command, tiny_clip: Backbone, color
     common = ["--backbone", tiny_clip.name, "--set", "device=cpu"]
     assert rmadapter("fit", colors, "--method", NEAREST, "--shots", 4, *common, "--out", out).code == 0
     refused(rmadapter("predict", out, image), "is code from outside")
-    assert "red" in rmadapter("predict", out, image, "--method", NEAREST).out
+    assert "red" in rmadapter("predict", out, image, "--method", NEAREST, *common[:2]).out
     methods = ["--methods", f"zero-shot,{NEAREST}", "--seeds", 1, "--shots", 2]
     data = ["--datasets", colors.name, "--root", colors.parent]
     code, table, _ = rmadapter("bench", "few-shot", *data, *methods, *common, "--out", tmp_path / "results")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from hostile import CONFIG, EVIL, TOKENIZER, built, change, model, publish, refused, text, vision, write_payload
+from evil_models import CONFIG, EVIL, TOKENIZER, built, change, model, publish, refused, text, vision, write_payload
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.hub import fetch
 from rmadapter.errors import UserError

@@ -68,7 +68,7 @@ def test_the_walks_are_walked(tiny_clip: Backbone, colors: Path, finished: Path,
     own = [f"rmadapter.{s}" if "device" not in s else s for s in sets]
     calls: list[Callable[[], Any]] = [
         lambda: fit(colors, tmp_path / "run", backbone=name, shots=2, sets=sets),
-        lambda: predict(finished, [colors / "test/red/0.png"]),
+        lambda: predict(finished, [colors / "test/red/0.png"], backbone=name),
         lambda: bench(
             "base-to-novel", colors.name, tmp_path / "out", methods="rmadapter", backbone=name, seeds="1", shots="2",
             root=colors.parent, sets=own,

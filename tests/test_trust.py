@@ -1,4 +1,4 @@
-"""Folders that try to run code, or lead elsewhere: refused in a sentence, and no payload ran (see `hostile.model`)."""
+"""Folders that try to run code, or lead elsewhere: refused in a sentence, and no payload ran (see `evil_models.model`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import SIZE
-from hostile import CONFIG, EVIL, TOKENIZER, adds, built, change, model, refused, text, vision, write_payload
+from evil_models import CONFIG, EVIL, TOKENIZER, adds, built, change, model, refused, text, vision, write_payload
 from rmadapter.backbones import load_backbone
 
 __all__ = ["built", "model"]  # fixtures

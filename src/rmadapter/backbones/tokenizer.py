@@ -13,7 +13,7 @@ import torch
 from rmadapter.backbones.trust import check_folder
 from rmadapter.errors import UserError
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FILES += ("vocab.json", "vocab.txt", "merges.txt")
 
 

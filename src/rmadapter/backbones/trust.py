@@ -107,13 +107,13 @@ def check_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     config = read_json(file)
     _check_fields(file, config)
-    model: Any = config.get("model_cfg") if isinstance(config, dict) else None
-    towers = [model.get(side) for side in ("vision_cfg", "text_cfg")] if isinstance(model, dict) else []
-    if not towers or not all(isinstance(tower, dict) for tower in towers):
+    found = config.get("model_cfg") if isinstance(config, dict) else None
+    model: dict[str, Any] = found if isinstance(found, dict) else {}
+    if not all(isinstance(model.get(side), dict) for side in ("vision_cfg", "text_cfg")):
         raise UserError(f"{file}: a model_cfg with a vision_cfg and a text_cfg is missing")
     _check_vision(file, model["vision_cfg"].get("timm_model_name"))
     _check_text(file, model["text_cfg"].get("hf_model_name"))
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _check_fields(file: Path, value: Any, place: str = "") -> None:
