@@ -14,8 +14,8 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/rmadapter demo --out runs/demo
 
-test: setup
-	$(BIN)/pytest
+test: setup  # a process a core, of one thread: several threads slow tiny models down
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 kills: setup
 	$(BIN)/python tests/hostile/kills.py --count 200

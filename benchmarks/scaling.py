@@ -139,10 +139,13 @@ def plot(every: dict[str, Any], file: Path) -> None:
             for key in [key for key in max(points, key=len) if key.endswith(ending)]:
                 known = [p for p in points if p.get(key) is not None]
                 line = [(p[study], p[key] * (1 if unit == "seconds" else MB / GB)) for p in known]
+                if not line:
+                    continue
                 axes.plot(*zip(*line, strict=True), marker="o", label=key.removesuffix(ending).replace("_", " "))
             axes.set(xlabel=AXES[study], ylabel=unit, ylim=(0, None))
             axes.grid(alpha=0.3)
-            axes.legend(fontsize="small")
+            if axes.lines:
+                axes.legend(fontsize="small")
     figure.savefig(file, dpi=100, metadata={"Software": None})
 
 

@@ -269,9 +269,10 @@ def test_names_with_control_characters_never_reach_the_terminal(
     data = Path(shutil.copytree(colors, tmp_path / "data"))
     shutil.copy(bad, data / "train/red" / bad.name)
     fit = ["fit", data, "--backbone", tiny_clip.name, *QUICK, "--out", tmp_path / "run"]
-    answers = [rmadapter("predict", finished, good), rmadapter("predict", finished, good, "--json")]
+    its = its_backbone(finished)
+    answers = [rmadapter("predict", finished, good, *its), rmadapter("predict", finished, good, *its, "--json")]
     answers += [
-        rmadapter("predict", finished, bad),
+        rmadapter("predict", finished, bad, *its),
         rmadapter("report", finished, evil, "--out", "x"),
         rmadapter(f"--{evil}"),
     ]

@@ -19,11 +19,8 @@ FEW = {
     "runs": 30,
 }  # of inputs that take a while, or whose runs are to be fitted
 
-# Known faults; strict, so that whoever mends one also strikes it out here and in SECURITY.md.
-OPEN = {"runs": pytest.mark.xfail(reason="a class name changed in model.json changes the answer", strict=True)}
 
-
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=OPEN.get(kind, ())) for kind in harness.kinds()])
+@pytest.mark.parametrize("kind", harness.kinds())
 def test_no_input_of_a_sample_does_harm(kind: str) -> None:
     count = FEW.get(kind, SAMPLE * harness.KINDS[kind] // 100)
     results = list(harness.run(kind, 0, count))

@@ -140,14 +140,14 @@ def test_check_of_targets() -> None:
 
 
 def test_check_judges_each_figure() -> None:
-    runs = [*as_printed("rmadapter", "RMAdapter", 0.5), *as_printed("zero-shot", "CLIP", 3.0)]
+    runs = [*as_printed("rmadapter", "RMAdapter", -0.5), *as_printed("zero-shot", "CLIP", -3.0)]
     runs += as_printed("tcp", "TCP", seeds=(1, 2))
     lines = {(line["table"], line["row"], line["figure"]): line for line in paper.check(runs)}
     halves = [*raw("table1_base_to_novel.csv"), *raw("tables4-6_ablations.csv")]
     assert len(lines) == 3 * len(halves) + 7 * 12 + 9 * 6
     near, far = lines["Table 1, dtd", "RMAdapter", "base"], lines["Table 1, dtd", "CLIP", "novel"]
-    assert (near["within"], near["status"], near["difference"]) == (True, "measured", pytest.approx(0.5))
-    assert (far["within"], far["ours"]) == (False, pytest.approx(62.9))
+    assert (near["within"], near["status"], near["difference"]) == (True, "measured", pytest.approx(-0.5))
+    assert (far["within"], far["ours"]) == (False, pytest.approx(56.9))
     average = lines["Table 1, average", "RMAdapter", "HM"]
     base, novel = (lines["Table 1, average", "RMAdapter", half]["ours"] for half in ("base", "novel"))
     assert average["ours"] == pytest.approx(hmean([base, novel]))
@@ -159,7 +159,7 @@ def test_check_judges_each_figure() -> None:
 
 
 def test_two_settings_of_one_method_are_judged_apart() -> None:
-    runs = [*as_printed("rmadapter", "RMAdapter", 3.0), *as_printed("rmadapter-paper", "RMAdapter")]
+    runs = [*as_printed("rmadapter", "RMAdapter", -3.0), *as_printed("rmadapter-paper", "RMAdapter")]
     within = {
         line["row"].split(", ")[0]: line["within"] for line in paper.check(runs) if line["table"] == "Table 1, average"
     }

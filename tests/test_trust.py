@@ -1,4 +1,4 @@
-"""Folders that try to run code, or lead elsewhere: refused in a sentence, and no payload ran (see `evil_models.model`)."""
+"""Folders that try to run code, or lead elsewhere: refused in a sentence, and no payload ran (`evil_models.model`)."""
 
 from __future__ import annotations
 

@@ -113,6 +113,8 @@ def opened(path: Path, kind: str = "a readable file") -> Iterator[BinaryIO]:
     try:
         with plain_file(path) as file:
             yield file
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{_shown(path)}: not {kind} ({_reason(error)})") from None
 

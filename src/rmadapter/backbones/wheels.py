@@ -7,7 +7,9 @@ import importlib.util
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from rmadapter.errors import UserError
@@ -48,7 +50,8 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
 
 def _pip(name: str) -> list[str]:
     """How pip is called; an environment made by uv has none, and Python's own copy needs no installation."""
-    if importlib.util.find_spec("pip"):
+    with suppress(PackageNotFoundError):  # looks for files alone: asking for the module imports setuptools
+        distribution("pip")
         return [sys.executable, "-m", "pip"]
     if spec := importlib.util.find_spec("ensurepip"):
         for folder in spec.submodule_search_locations or ():
