@@ -55,7 +55,8 @@ def refused(folder: Path, words: str, backbone: Backbone | None = None, **more: 
 def test_round_trip(fitted: Fitted, tmp_path: Path, half: bool) -> None:
     labels = ("Blau", "grün", "night_sky", "red")
     save(tmp_path, fitted, "mma", labels, half=half)
-    loaded, names, method = load(tmp_path, fitted.backbone.name)
+    loaded, names, method, asked = load(tmp_path, fitted.backbone.name)
+    assert asked == fitted.classes
     assert (names, method) == (labels, "mma")
     assert loaded.method == fitted.method
     assert loaded.known == fitted.known

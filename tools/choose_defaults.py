@@ -32,7 +32,7 @@ def rescaled(name: str, scale: float) -> Backbone:
     if not scale:
         return backbone
     with torch.no_grad():
-        backbone.model.logit_scale.fill_(math.log(scale))  # type: ignore[operator, union-attr]
+        backbone.model.logit_scale.fill_(math.log(scale))  # type: ignore[operator]
     return replace(backbone, name=f"{name} at logit scale {scale:g}")
 
 

@@ -11,10 +11,9 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
@@ -25,6 +24,7 @@ from rmadapter.files import atomic, read_json, user_path, write_json, write_text
 from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
 from rmadapter.methods import is_outside, load_method
+from rmadapter.modelfile import Model, Transform, read_model
 from rmadapter.record import BackboneName, MethodName, Record, read_record
 from rmadapter.request import COMMON, TASK
 from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
@@ -36,52 +36,42 @@ FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, "split.json", "report.html")
 OLD = "adapter.safetensors"
 
 
-class Transform(BaseModel):
-    """How an image becomes what the backbone takes: pixels of its sides, and the mean and deviation of RGB in 0..1."""
-
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-class Model(BaseModel):
-    """model.json: all that belongs to the weights. sha256: of the weights' file. labels: classes as the user writes
-    them. tokenizer: digest of the backbone's; empty in files of earlier versions."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: Literal[2] = 2
-    method: MethodName
-    backbone: BackboneName
-    classes: tuple[str, ...]
-    labels: tuple[str | int, ...]
-    templates: tuple[str, ...]
-    transform: Transform
-    sha256: str
-    tokenizer: str = ""
-    versions: dict[str, str]
-
-
 class Saved(NamedTuple):
-    """labels: of the classes, as the user writes them. name: of the method, as `load_method` knows it."""
+    """labels: of the classes it answers, as the user writes them. name: of the method, as `load_method` knows it.
+    names: of those classes, as prompts have them."""
 
     fitted: Fitted
     labels: tuple[str | int, ...]
     name: str
+    names: tuple[str, ...]
 
 
 def save(
-    folder: str | Path, fitted: Fitted, name: str = "", labels: tuple[str | int, ...] = (), *, half: bool = False
+    folder: str | Path,
+    fitted: Fitted,
+    name: str = "",
+    labels: tuple[str | int, ...] = (),
+    names: tuple[str, ...] = (),
+    *,
+    half: bool = False,
 ) -> None:
     """Write a fitted method. name: of the method, as `load_method` knows it. half: float32 numbers as float16.
 
-    A folder that has model.json is complete.
+    names, labels: as `Saved` has them; by default the classes that it was fitted to. A folder that has model.json is
+    complete.
     """
-    _save(Path(folder), fitted, name, labels, half)
+    _save(Path(folder), fitted, name, labels, names, half)
     write_sums(Path(folder), (WEIGHTS, MODEL))
 
 
-def _save(folder: Path, fitted: Fitted, name: str, labels: tuple[str | int, ...] = (), half: bool = False) -> None:
+def _save(
+    folder: Path,
+    fitted: Fitted,
+    name: str,
+    labels: tuple[str | int, ...] = (),
+    names: tuple[str, ...] = (),
+    half: bool = False,
+) -> None:
     from safetensors.torch import save_file
 
     def kept(tensor: Tensor) -> Tensor:
@@ -97,7 +87,8 @@ def _save(folder: Path, fitted: Fitted, name: str, labels: tuple[str | int, ...]
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
         backbone=BackboneName(name=backbone.name, digest=backbone.digest),
         classes=fitted.classes,
-        labels=labels or fitted.classes,
+        names=() if names == fitted.classes else names,
+        labels=labels or names or fitted.classes,
         templates=fitted.known.templates,
         transform=_transform(backbone),
         sha256=sha256(folder / WEIGHTS),
@@ -160,7 +151,7 @@ def load(
         if (folder / OLD).is_file() and (folder / RECORD).is_file():
             return _load_old(folder, backbone, settings or {}, device)
         raise UserError(f"{folder}: not a finished run; `rmadapter fit DATA --out {folder}` makes one")
-    model = _model(folder / MODEL)
+    model = read_model(folder / MODEL)
     if is_outside(model.method.name) and model.method.name != method:
         raise UserError(
             f"{folder}: its method {model.method.name!r} is code from outside; name it yourself to run it: "
@@ -174,7 +165,7 @@ def load(
     _check_surroundings(folder, model, loaded)
     found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
     fitted = _restored(folder, found, loaded, Known(model.classes, model.templates), tensors)
-    return Saved(fitted, model.labels, model.method.name)
+    return Saved(fitted, model.labels, model.method.name, model.names or model.classes)
 
 
 def _restored(folder: Path, method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
@@ -184,16 +175,6 @@ def _restored(folder: Path, method: Method, backbone: Backbone, known: Known, te
     except (RuntimeError, KeyError) as error:  # what torch raises for names and shapes that do not fit
         first = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: its weights do not fit the settings of {method.title} ({first})") from None
-
-
-def _model(file: Path) -> Model:
-    try:
-        return Model.model_validate(read_json(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{file}: not a model of this version ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-        ) from None
 
 
 def _backbone(folder: Path, given: Backbone | str | None, wanted: BackboneName, device: str) -> Backbone:
@@ -285,4 +266,4 @@ def _load_old(folder: Path, backbone: Backbone | str | None, settings: Mapping[s
     method = configured(load_method("rmadapter", own), settings)
     loaded = _backbone(folder, backbone, wanted, device)
     fitted = _restored(folder, method, loaded, Known(tuple(classes), task.templates), _tensors(file))
-    return Saved(fitted, tuple(labels), "rmadapter")
+    return Saved(fitted, tuple(labels), "rmadapter", fitted.classes)

@@ -127,7 +127,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         from rmadapter.checkpoint import save
 
         check_is_fitted(self, "fitted_")
-        save(Path(folder), self.fitted_, self._name, tuple(self.classes_.tolist()), half=half)
+        save(folder, self.fitted_, self._name, tuple(self.classes_.tolist()), tuple(self.class_names_), half=half)
 
     @classmethod
     def load(cls, folder: str | Path, *, method: str = "", backbone: str = "") -> FewShotClassifier:
@@ -139,7 +139,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         fitted = saved.fitted
         self = cls(fitted.backbone.name, method=saved.name, **settings_of(fitted.method))
         self.fitted_, self.history_, self._name = fitted, fitted.trained.history, saved.name
-        self.class_names_, self.classes_ = fitted.classes, np.array(saved.labels)
+        self.class_names_, self.classes_ = saved.names, np.array(saved.labels)
         return self
 
 

@@ -160,8 +160,8 @@ def predict(
     from rmadapter.data.images import prompt_name
     from rmadapter.method import NotApplicable
 
-    fitted, labels, _ = load(run, backbone, method=method)
-    asked, shown = fitted.classes, [str(label) for label in labels]
+    fitted, labels, _, known = load(run, backbone, method=method)
+    asked, shown = known, [str(label) for label in labels]
     if names is not None:
         shown = [name.strip() for name in names.split(",") if name.strip()]
         asked = tuple(prompt_name(name) for name in shown)

@@ -1,0 +1,64 @@
+"""model.json, which lies beside the weights of a fitted method and says all that belongs to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rmadapter.errors import UserError, first_fault, is_text
+from rmadapter.files import read_json
+from rmadapter.record import BackboneName, MethodName
+
+
+def _a_name(text: str) -> str:
+    if not text.strip() or not is_text(text):
+        raise ValueError("empty, or with characters that no text has")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_a_name)]
+
+
+class Transform(BaseModel):
+    """How an image becomes what the backbone takes: pixels of its sides, and the mean and deviation of RGB in 0..1."""
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Model(BaseModel):
+    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the classes it answers, where
+    they are others; labels: the same as the user writes them. tokenizer: digest of the backbone's; empty in files of
+    earlier versions."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[2] = 2
+    method: MethodName
+    backbone: BackboneName
+    classes: tuple[Text, ...] = Field(min_length=1)
+    names: tuple[Text, ...] = ()
+    labels: tuple[str | int, ...]
+    templates: tuple[Text, ...] = Field(min_length=1)
+    transform: Transform
+    sha256: str
+    tokenizer: str = ""
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _a_label_for_each_name(self) -> Model:
+        if len(self.labels) != len(self.names or self.classes):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.names or self.classes)} classes")
+        return self
+
+
+def read_model(file: Path) -> Model:
+    """Raises UserError for a file that is none, or damaged."""
+    try:
+        return Model.model_validate(read_json(file))
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise UserError(f"{file}: not a model of this version ({place}: {reason})") from None

@@ -1,0 +1,55 @@
+"""model.json: what is refused of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rmadapter import FewShotClassifier
+from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
+from rmadapter.modelfile import read_model
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": []}, "classes: Tuple should have at least 1 item"),
+        ({"classes": ["a", " "]}, "classes.1: .*empty"),
+        ({"classes": ["a", "b\0"]}, "classes.1: .*no text has"),
+        ({"labels": ["a"]}, "1 labels for 2 classes"),
+        ({"names": ["a", "b", "c"]}, "2 labels for 3 classes"),
+        ({"templates": []}, "templates: Tuple"),
+        ({"format": 9}, "format: Input should be 2"),
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_fit_itself_is_refused(
+    finished: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    sound = json.loads((finished / "model.json").read_text())
+    sound |= {"classes": ["a", "b"], "labels": ["a", "b"]}
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(sound))
+    assert read_model(file).labels == ("a", "b")
+    file.write_text(json.dumps(sound | changes))
+    with pytest.raises(UserError, match=words):
+        read_model(file)
+
+
+def test_classes_added_by_name_are_kept_and_the_fitted_ones_too(
+    finished: Path, colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    image = colors / "test/red/0.png"
+    wider = FewShotClassifier.load(finished, backbone=tiny_clip.name).add_classes(["sea-horse"])
+    wider.save(tmp_path)
+    again = FewShotClassifier.load(tmp_path, backbone=tiny_clip.name)
+    assert again.classes_.tolist() == wider.classes_.tolist()
+    np.testing.assert_array_equal(again.predict_proba(image), wider.predict_proba(image))
+    model = read_model(tmp_path / "model.json")
+    assert (len(model.classes), model.names[-1], model.labels[-1]) == (4, "sea horse", "sea-horse")
+    assert read_model(finished / "model.json").names == ()
