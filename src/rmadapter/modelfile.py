@@ -30,9 +30,9 @@ class Transform(BaseModel):
 
 
 class Model(BaseModel):
-    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the classes it answers, where
-    they are others; labels: the same as the user writes them. tokenizer: digest of the backbone's; empty in files of
-    earlier versions."""
+    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the classes it answers,
+    where they are others; labels: the same as the user writes them. tokenizer: digest of the backbone's; empty in files
+    of earlier versions."""
 
     model_config = ConfigDict(frozen=True)
 
