@@ -23,6 +23,9 @@ from rmadapter.train import Batch, Loss, Recipe
 COLORS = {"blue": (40, 60, 220), "green": (30, 170, 60), "night sky": (20, 20, 40), "red": (220, 40, 30)}
 TASK = ("augmentation", "views")
 CPU = {"device": "cpu"}
+# Weights that make every term of the loss count on a model of random weights.
+HEAVY: dict[str, Any] = {"lambda_image_rec": 1, "lambda_text_rec": 1, "lambda_image_con": 20, "lambda_text_con": 50}
+HEAVY |= {"consistency_unit": "feature"}
 
 
 def noisy_colors(count: int = 4, seed: int = 0, size: int = 32, names: tuple[str, ...] = tuple(COLORS)) -> ImageSet:

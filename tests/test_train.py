@@ -18,7 +18,7 @@ from rmadapter.method import Fitted, Shots
 from rmadapter.methods import load_method
 from rmadapter.train import Batch, Recipe, minimise, order
 from rounding import relative_errors
-from shots import noisy_colors, shots_of
+from shots import HEAVY, noisy_colors, shots_of
 
 SMALL = {"first_block": 2, "rank": 4, "batch_size": 4, "epochs": 3, "learning_rate": 0.01, "alpha": 1}
 IMAGES = noisy_colors(4, size=40, names=("red", "blue"))
@@ -167,11 +167,6 @@ def test_every_image_is_seen_once_an_epoch_in_an_order_of_seed_and_epoch_alone(s
     assert rows_of(2)[0] != first
     assert [len(rows) for rows in order(10, 3, 1, 0)] == [3, 3, 3, 1]
     assert torch.cat(order(10, 3, 1, 0)).tolist() == first
-
-
-# Weights that make every term of the loss count on a model of random weights.
-HEAVY = {"lambda_image_rec": 1, "lambda_text_rec": 1, "lambda_image_con": 20, "lambda_text_con": 50}
-HEAVY |= {"consistency_unit": "feature"}
 
 
 def test_gradients_are_clipped(tiny_clip: Backbone) -> None:
