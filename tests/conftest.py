@@ -130,14 +130,12 @@ def pocket() -> Backbone:
 COLORS = {"blue": (40, 60, 220), "green": (30, 170, 60), "night_sky": (20, 20, 40), "red": (220, 40, 30)}
 
 
-@pytest.fixture(scope="session")
-def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_colors(root: Path) -> Path:
     """A data set on disk: train/CLASS/0.png..5.png and test/CLASS/0.png..3.png in noisy colours of four classes."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    root = tmp_path_factory.mktemp("colors")
     for split, count in (("train", 6), ("test", 4)):
         for name, color in COLORS.items():
             (root / split / name).mkdir(parents=True)
@@ -145,6 +143,11 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.clip(rng.normal(color, 40, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_colors(tmp_path_factory.mktemp("colors"))
 
 
 @pytest.fixture(scope="session")

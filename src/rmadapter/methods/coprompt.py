@@ -9,7 +9,6 @@ descriptions, drawn anew in every step.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
+from rmadapter.console import note
 from rmadapter.data.images import prompt_name
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
@@ -164,5 +164,5 @@ def _sentences(found: Any, names: Sequence[str], file: str) -> list[list[str]]:
 @cache
 def _note() -> None:
     """Once a process."""
-    text = "note: CoPrompt without generated descriptions compares classes with the run's own class prompts instead"
-    print(f"{text}; name a file of descriptions in coprompt.descriptions", file=sys.stderr)
+    text = "CoPrompt without generated descriptions compares classes with the run's own class prompts instead"
+    note(f"{text}; name a file of descriptions in coprompt.descriptions")
