@@ -140,6 +140,15 @@ def test_classnames_json(tmp_path: Path) -> None:
         refused(tmp_path, "classnames.json: ")
 
 
+def test_classnames_beside_the_domains_serve_a_domain_of_splits(tmp_path: Path) -> None:
+    plant(tmp_path, *(f"{domain}/{split}/bike/{domain}.png" for domain in ("desk", "web") for split in ("train", "test")))
+    (tmp_path / "classnames.json").write_text(json.dumps({"bike": "bicycle"}))
+    assert read_images(tmp_path / "web")["test"].classes == ("bicycle",)
+    (tmp_path / "web/classnames.json").write_text(json.dumps({"bike": "two-wheeler"}))
+    assert read_images(tmp_path / "web")["test"].classes == ("two-wheeler",)
+    assert read_images(tmp_path / "desk/test")["all"].classes == ("bike",)  # class folders: "beside" is another place
+
+
 def test_csv_keeps_its_order(tmp_path: Path) -> None:
     plant(tmp_path, "pics/1.png", "pics/2.png", "pics/ü,3.png")
     table = tmp_path / "table.csv"

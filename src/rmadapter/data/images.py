@@ -113,8 +113,12 @@ def _prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None
     return names
 
 
-def _given_names(path: Path) -> dict[str, str]:
-    """The optional classnames.json: {"folder name": "prompt name"}."""
+def _given_names(root: Path, split: bool) -> dict[str, str]:
+    """The optional classnames.json: {"folder name": "prompt name"}; for a folder of splits, which may be one domain
+    of several, also that beside it."""
+    path = root / "classnames.json"
+    if split and not path.exists():
+        path = root.parent / path.name
     given = read_json(path) if path.exists() else {}
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
         raise UserError(f'{path}: write it as {{"folder name": "prompt name", ...}}')
@@ -131,9 +135,10 @@ def read_images(
 
     Returns split name ("train", "val", "test"; "all" where the data has no splits) -> ImageSet; all share the
     classes of train (of all splits where there is no train), sorted by folder name. A file classnames.json beside
-    them may give other prompt names. Every file is decoded once, so that what is found here can be used; bad ones
-    raise UserError, or with `skip_bad` are left out and listed in `skipped`. Raises UserError too for whatever makes
-    labels ambiguous, and for paths in a CSV file that lead out of its folder, unless `outside` allows them.
+    them (for one domain of several, beside the domains) may give other prompt names. Every file is decoded once, so
+    that what is found here can be used; bad ones raise UserError, or with `skip_bad` are left out and listed in
+    `skipped`. Raises UserError too for whatever makes labels ambiguous, and for
+    paths in a CSV file that lead out of its folder, unless `outside` allows them.
     """
     path = user_path(data)
     if os.path.isdir(path):  # which never raises, however long the name
@@ -142,7 +147,7 @@ def read_images(
         root, found = path.parent, scan_csv(path, outside)
     else:
         raise UserError(f"{path}: neither a folder of class folders nor a CSV file of path,label[,split]")
-    classes, names = _shared_names(found, _given_names(root / "classnames.json"), path)
+    classes, names = _shared_names(found, _given_names(root, path == root and "all" not in found), path)
 
     bad = _complaints([image for rows in found.values() for _, image in rows], progress)
     if bad and not skip_bad:
