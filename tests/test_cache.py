@@ -69,6 +69,33 @@ def test_states_are_the_encoders_own(name: str, first: int | None, hold: bool, r
             assert_same_float32(backbone.image.encode(batch.x, batch.layout, first), expected.features)
 
 
+@pytest.mark.parametrize("first", [4, None])
+def test_some_of_held_images_are_not_computed_again(
+    first: int | None, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, rows = of(tiny_clip), [5, 0, 6]
+    cache.source(IMAGES, 4)
+    expected = of(tiny_clip).source(some := IMAGES.subset(rows), first)
+    other = ImageSet.from_lists([ARRAYS[0], 255 - ARRAYS[1]], ["a", "b"])
+    fresh = of(tiny_clip).source(other, first).batch(torch.arange(2))
+    assert_same_states(cache.source(other, first).batch(torch.arange(2)), fresh)  # of which one is not held
+    monkeypatch.setattr(Cache, "_compute", lambda *given: pytest.fail("computed again"))
+    found = cache.source(some, first)
+    assert isinstance(found, Held)
+    assert_same_states(found.batch(torch.arange(3)), expected.batch(torch.arange(3)))
+    assert cache.source(some.subset([1]), first).batch(torch.tensor([0])).features.shape[0] == 1  # of some, fewer
+
+
+def test_some_of_augmented_images_are_others(tiny_clip: Backbone) -> None:
+    """Augmentation depends on an image's place, so that a part is not what it was in the whole."""
+    given: dict[str, Any] = {"augmentation": "standard", "views": 2}
+    cache, some = of(tiny_clip, **given), IMAGES.subset([5, 0])
+    cache.source(IMAGES, 4, augmented=True)
+    found, fresh = (c.source(some, 4, augmented=True) for c in (cache, of(tiny_clip, **given)))
+    for epoch in range(2):
+        assert_same_states(*(source.batch(torch.arange(2), epoch) for source in (found, fresh)))
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_an_adapter_makes_the_same_of_both(name: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(name)

@@ -34,7 +34,10 @@ BATCH = 64  # images encoded at once where no gradient is needed
 
 @dataclass(frozen=True)
 class Held:
-    """Activations of V views of N images, view by view: features [V * N, e], and x and y as `States` has them."""
+    """Activations of V views of N images, view by view: features [V * N, e], and x and y as `States` has them.
+
+    contents: of the N images, as `ImageSet` has them; empty where nobody will ask.
+    """
 
     first: int | None
     layout: Grid
@@ -43,6 +46,7 @@ class Held:
     x: Tensor
     y: Tensor
     views: int = 1
+    contents: tuple[bytes, ...] = ()
 
     @classmethod
     def of_features(cls, views: Tensor) -> Held:
@@ -132,8 +136,7 @@ class Cache:
             return Live(self, images, first, augmented, views)
         key = (images.digest, first, augmented)
         if key not in self._held:
-            found = self._features_of(images, augmented) if first is None else None
-            found = found or self._compute(images, first, augmented, views)
+            found = self._among(images, first, augmented) or self._compute(images, first, augmented, views)
             if found is None:
                 return Live(self, images, first, augmented, views)
             self._held[key] = found
@@ -166,11 +169,23 @@ class Cache:
         transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
         return ImageTensors(images, transform, (self.seed, view))
 
-    def _features_of(self, images: ImageSet, augmented: bool) -> Held | None:
-        """Features that came with the tokens of the same images."""
-        for (digest, _, views), held in self._held.items():
-            if (digest, views) == (images.digest, augmented):
-                return replace(held, first=None, features=held.features.clone(), x=torch.empty(0), y=torch.empty(0))
+    def _among(self, images: ImageSet, first: int | None, augmented: bool) -> Held | None:
+        """What is held with more: features with the tokens, and some images with others, if not augmented by place."""
+        for (digest, block, views), held in self._held.items():
+            if views != augmented or first not in (block, None):
+                continue
+            places = {content: row for row, content in enumerate(held.contents)}
+            if digest == images.digest:
+                rows = torch.arange(len(held.features))
+            elif not augmented and all(content in places for content in images.contents):
+                rows = torch.tensor([places[content] for content in images.contents], dtype=torch.long)
+            else:
+                continue
+            if first is None:
+                held = replace(held, first=None, x=torch.empty(0), y=torch.empty(0))
+            if _bytes(held) * len(rows) < self.machine.cache_memory * GB * len(held.features):
+                parts = {name: part[rows] for name in ("features", "x", "y") if len(part := getattr(held, name))}
+                return replace(held, contents=images.contents, **parts)
         return None
 
     def _compute(self, images: ImageSet, first: int | None, augmented: bool, views: int) -> Held | None:
@@ -197,7 +212,7 @@ class Cache:
             return None
         self.seconds += time.perf_counter() - started
         features, x, y = _cut(flat, shapes)
-        return Held(first, probe.layout, self.device, features, x, y, views)
+        return Held(first, probe.layout, self.device, features, x, y, views, images.contents)
 
     def _fill(self, live: Live, stores: list[Tensor]) -> None:
         orders, row = in_turn(len(live)), 0

@@ -83,12 +83,14 @@ class ImageSet:
         return _relative(Path(image), self.root)
 
     @cached_property
+    def contents(self) -> tuple[bytes, ...]:
+        """SHA-256 of each image."""
+        return tuple(map(content, self.images))
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of classes, labels and the contents of all images in order; where they lie does not count."""
-        total = hashlib.sha256(json.dumps([self.classes, self.labels]).encode())
-        for image in self.images:
-            total.update(content(image))
-        return total.hexdigest()
+        return hashlib.sha256(json.dumps([self.classes, self.labels]).encode() + b"".join(self.contents)).hexdigest()
 
 
 # Class names
