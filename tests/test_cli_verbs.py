@@ -42,8 +42,10 @@ def test_fit_eval_and_predict_with_every_method(
     command = ["fit", colors, "--backbone", tiny_clip.name, "--method", method, "--shots", 2, *sets(method)]
     code, text, err = rmadapter(*command, "--out", out, "--json")
     assert code == 0, err
-    [(title, figures)] = json.loads(text).items()
-    assert title == "test, all classes"
+    found = json.loads(text)
+    assert list(found) == ["test, all classes", "judgement"]
+    figures, [*_, own] = found["test, all classes"], found["judgement"]["rows"]
+    assert own["accuracy"] == figures["accuracy"]
     assert json.loads(rmadapter("eval", out, colors, *its_backbone(out), "--json").out) == figures
     image = colors / "test" / "red" / "0.png"
     [answer] = json.loads(rmadapter("predict", out, image, *its_backbone(out), "--json").out)

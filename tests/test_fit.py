@@ -207,13 +207,22 @@ def test_base_classes_train_and_both_halves_are_evaluated(finished: Path, colors
     assert record.notes[0] == "class 'blue' has 6 images, fewer than 8 shots"
 
 
-def test_without_a_test_split_what_was_not_drawn_is_evaluated(finished: Path, colors: Path, tmp_path: Path) -> None:
+def test_without_a_test_split(finished: Path, colors: Path, tmp_path: Path) -> None:
+    """What was not drawn is evaluated; where that is less than what was drawn, or nothing, the shots judge in turn."""
     splits = {"all": read_images(colors)["train"]}
-    record = again(finished, splits, tmp_path / "a", epochs=2)
-    assert [(score.title, score.images) for score in record.scores] == [("held out, all classes", 4 * (6 - 4))]
-    record = again(finished, splits, tmp_path / "b", epochs=2, shots=0)
-    assert record.scores == ()
-    assert record.notes == ("no image was left to evaluate: add a test split, or draw fewer shots",)
+    record = again(finished, splits, tmp_path / "a", epochs=2, shots=3)
+    assert [(score.title, score.images) for score in record.scores] == [("held out, all classes", 12)]
+    record = again(finished, splits, tmp_path / "b", epochs=2)
+    found = [("cross-validated, all classes", 16), ("held out, all classes", 8)]
+    assert [(score.title, score.images) for score in record.scores] == found
+    record = again(finished, splits, tmp_path / "c", epochs=2, shots=0)
+    assert [(score.title, score.images) for score in record.scores] == [("cross-validated, all classes", 24)]
+    page = (tmp_path / "c/report.html").read_text("utf-8")
+    assert "Is it good?" in page
+    assert "are too few to judge by" in page
+    record = again(finished, {"all": splits["all"].subset([0, 6, 12, 18])}, tmp_path / "d", epochs=2)
+    assert (record.scores, record.judgement) == ((), None)
+    assert record.notes[-1] == "no image was left to evaluate: add a test split, or more than one image a class"
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "read only"])

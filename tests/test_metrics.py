@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -44,6 +45,17 @@ def test_confidence_interval_equals_scipy(level: float) -> None:
     assert metrics.confidence_interval(values, level) == pytest.approx((high - low) / 2)
     assert np.isnan(metrics.confidence_interval([71.2]))
     assert metrics.confidence_interval([5.0, 5.0, 5.0]) == 0
+
+
+def test_wilson_and_mcnemar_in_closed_form() -> None:
+    right, n, z = 37, 50, 1.959963984540054
+    centre, spread = right + z * z / 2, z * math.sqrt(right * (n - right) / n + z * z / 4)
+    expected = [100 * (centre + sign * spread) / (n + z * z) for sign in (-1, 1)]
+    assert metrics.wilson(right, n) == pytest.approx(expected)
+    one, other = [True] * 9 + [False] * 3 + [True], [False] * 9 + [True] * 3 + [True]
+    tail = sum(math.comb(12, k) for k in range(4)) / 2**12  # 3 of 12 or fewer, and as many on the other side
+    assert metrics.mcnemar(one, other) == pytest.approx(2 * tail) == metrics.mcnemar(other, one)
+    assert metrics.mcnemar(one, one) == 1
 
 
 def test_reliability_equals_scikit_learn() -> None:

@@ -7,16 +7,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rmadapter.bench import cli as bench_cli
 from rmadapter.console import Config, Its, Json, Name, Outside, Sets, SkipBad, note, plain, stoppable, streams, table
 from rmadapter.errors import UserError
-
-if TYPE_CHECKING:
-    from rmadapter.record import Record, Score
+from rmadapter.show import show, show_score
 
 app = typer.Typer(
     help="Adapt a CLIP-like model with a few images per class without losing what it already knows.",
@@ -72,6 +70,7 @@ def fit(
     effort: Annotated[str, typer.Option(help="fast, normal or thorough: how long it trains.")] = "normal",
     config: Config = None,
     sets: Sets = None,
+    folds: Annotated[int, typer.Option(min=0, help="Of cross-validation, where no test split is; 0: none.")] = 5,
     skip_bad: SkipBad = False,
     outside: Outside = False,
     as_json: Json = False,
@@ -88,10 +87,11 @@ def fit(
         note(explain_effort(wanted.name, effort))
     lab = Lab(wanted.machine)
     lab.add(str(data), read_images(data, skip_bad=skip_bad, outside=outside))
-    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, shlex.join(["rmadapter", *sys.argv[1:]]))
-    for text in record.notes:
+    command = shlex.join(["rmadapter", *sys.argv[1:]])
+    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command, folds=folds)
+    for text in (*record.notes, *(record.judgement.doubts if record.judgement else ())):
         note(text)
-    _show(record, as_json)
+    show(record, as_json)
     if not as_json:
         print(f"report: {out / 'report.html'}")
 
@@ -139,10 +139,7 @@ def evaluate(
     fitted = load(run, backbone, method=method, settings=settings).fitted
     splits = read_images(data, skip_bad=skip_bad, outside=outside)
     _, scores = evaluate_saved(run, fitted, splits, split, which, Cache(fitted.backbone, hold=False))
-    if as_json:
-        print(json.dumps(_summary(scores[0])))
-    else:
-        table(HEADER, [_row(scores[0])])
+    show_score(scores[0], as_json)
 
 
 @app.command()
@@ -218,7 +215,7 @@ def demo(
     from rmadapter.demo import demo as run_demo
 
     record = run_demo(out, seed)
-    _show(record, as_json)
+    show(record, as_json)
     if not as_json:
         for text in record.notes:
             print(text)
@@ -252,42 +249,3 @@ def doctor(as_json: Json = False) -> None:
 
 for verb in (bench_cli.methods, bench_cli.bench, bench_cli.report, bench_cli.data):
     app.command()(verb)
-
-
-HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
-
-
-def _show(record: Record, as_json: bool) -> None:
-    """One row per evaluated set."""
-    found = {score.title: _summary(score) for score in record.scores}
-    mean, before = record.metric("hm"), record.metric("hm", zero_shot=True)
-    if mean is not None and before is not None:
-        found["harmonic_mean"] = {"accuracy": mean, "zero_shot_accuracy": before}
-    if as_json:
-        print(json.dumps(found))
-        return
-    rows = [_row(score) for score in record.scores]
-    if mean is not None and before is not None:
-        rows.append(["harmonic mean", "", "", f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"])
-    table(HEADER, rows)
-    for score in record.scores:
-        if score.reason:
-            note(f"{score.title}: {score.reason}")
-
-
-def _summary(score: Score) -> dict[str, Any]:
-    return {
-        "accuracy": score.accuracy,
-        "zero_shot_accuracy": score.zero_shot,
-        "chance": score.chance,
-        "n_images": score.images,
-        "n_classes": score.classes,
-        **({"reason": score.reason} if score.reason else {}),
-    }
-
-
-def _row(score: Score) -> list[str]:
-    cells = [score.title, str(score.images), f"{score.chance:.1f}"]
-    if score.accuracy is None or score.zero_shot is None:
-        return [*cells, "-", "-", "-"]
-    return [*cells, f"{score.zero_shot:.1f}", f"{score.accuracy:.1f}", f"{score.accuracy - score.zero_shot:+.1f}"]

@@ -10,6 +10,7 @@ from rmadapter.checkpoint import drawn, finished, save_run
 from rmadapter.data.fewshot import few_shot, half, save_split, split_digest
 from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts
+from rmadapter.judge import BESIDE, FOLDS, judge
 from rmadapter.locks import alone
 from rmadapter.method import Fitted, Method, Unfinished
 from rmadapter.page import write_page
@@ -18,13 +19,16 @@ from rmadapter.run import Lab, Splits, evaluate, run_key, run_task
 from rmadapter.task import Half, Question, Task
 
 STATE = "training.safetensors"
+NOTHING = "no image was left to evaluate: add a test split, or more than one image a class"
 
 
 def fit(
-    task: Task, method: Method, out: Path, lab: Lab, name: str = "", command: str = "", notes: tuple[str, ...] = ()
-) -> Record:
+    task: Task, method: Method, out: Path, lab: Lab, name: str = "", command: str = "", notes: tuple[str, ...] = (),
+    folds: int = FOLDS,
+) -> Record:  # fmt: skip
     """Do a task, and keep the model, the record and the report in a folder.
 
+    folds: of the cross-validation that judges a run on all classes where there is no test split; 0 leaves judging out.
     A killed run goes on when called again; a finished one is returned. Raises UserError when `out` holds another run,
     when another process is at work there, or when nothing can be written there.
     """
@@ -37,8 +41,11 @@ def fit(
         if record is None:
             save_split(few, out / "split.json")
             lab.folder = out / ACTIVATIONS
-            done = run_task(task, method, lab, name, Unfinished(out / STATE, key))
-            record = done.record.model_copy(update={"command": command, "notes": (*done.record.notes, *notes)})
+            judged = folds and task.classes == "all" and not task.tests
+            done = run_task(task, method, lab, name, Unfinished(out / STATE, key), BESIDE if judged else None)
+            done = judge(task, method, lab, done, folds) if judged else done
+            notes = (*done.record.notes, *notes, *(() if done.record.scores else (NOTHING,)))
+            record = done.record.model_copy(update={"command": command, "notes": notes})
             write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
             save_run(out, done.fitted, name, record)
         (out / STATE).unlink(

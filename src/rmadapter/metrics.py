@@ -33,6 +33,24 @@ def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:
     return float(t.ppf((1 + level) / 2, sample.size - 1) * sem(sample))
 
 
+def wilson(right: int, images: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of an accuracy in percent (Wilson, 1927), for one set of images and one model."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, images).proportion_ci(level, method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)
+
+
+def mcnemar(one: ArrayLike, other: ArrayLike) -> float:
+    """Exact two-sided p that two models are right equally often (McNemar, 1947). one, other: [N] bool, whether each
+    is right on the same images; 1.0 where they are never right apart."""
+    from scipy.stats import binomtest
+
+    first, second = np.asarray(one, bool), np.asarray(other, bool)
+    ahead, apart = int((first & ~second).sum()), int((first != second).sum())
+    return float(binomtest(ahead, apart).pvalue) if apart else 1.0
+
+
 def reliability(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -57,7 +58,7 @@ class Score(Value):
     name: str
     images: int = Field(ge=0, le=10**9)
     classes: int = Field(ge=1, le=10**9)
-    split: Literal["test", "held out"] = "test"
+    split: Literal["test", "held out", "cross-validated"] = "test"
     data: str = ""
     accuracy: Percent | None = None
     zero_shot: Percent | None = None
@@ -70,6 +71,33 @@ class Score(Value):
     @property
     def title(self) -> str:
         return self.name if self.data else f"{self.split}, {self.name} classes"
+
+
+class Rates(Value):
+    """What a method is worth on N images, in percent. low, high: Wilson's 95 % interval of the accuracy. recalls: of
+    each class, None for one without images. p: of McNemar's test that it is right no more often than the method that
+    was fitted; None for that one."""
+
+    name: str
+    accuracy: Percent
+    low: Percent
+    high: Percent
+    macro_f1: Percent
+    calibration_error: Percent
+    recalls: list[Percent | None]
+    p: float | None = None
+
+
+class Judgement(Value):
+    """What a run on all classes is worth. how: the images were chosen. majority: accuracy of always answering with the
+    most frequent class. rows: the untouched backbone, a linear probe, the method. doubts: a sentence each."""
+
+    how: str
+    images: int = Field(ge=1, le=10**9)
+    classes: tuple[str, ...]
+    majority: Percent
+    rows: tuple[Rates, ...]
+    doubts: tuple[str, ...] = ()
 
 
 class Record(Value):
@@ -92,6 +120,7 @@ class Record(Value):
     axis: str = ""
     value: Setting = None
     scores: Annotated[tuple[Score, ...], FailFast()] = ()
+    judgement: Judgement | None = None
     parameters: int | None = Field(None, ge=0, le=10**15)
     seconds: dict[str, Number] = Field(default_factory=dict, max_length=1000)
     step_seconds: Number | None = None
@@ -160,12 +189,14 @@ def parse_record(line: str, where: str) -> Record:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Answers on N images over C classes: probabilities of the method and of the untouched backbone, [N, C]."""
+    """Answers on N images over C classes: probabilities of the method and of the untouched backbone, [N, C], and of
+    others by name."""
 
     title: str
     images: ImageSet
     probabilities: np.ndarray
     zero_shot: np.ndarray
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:

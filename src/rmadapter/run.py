@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
@@ -28,7 +28,7 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
 from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score
 from rmadapter.settings import Machine, settings_of
-from rmadapter.task import Half, Question, Task
+from rmadapter.task import Question, Task
 
 Splits = Mapping[str, ImageSet]
 
@@ -126,23 +126,27 @@ class Outcome:
     evaluations: list[Evaluation]
 
 
-def run_task(task: Task, method: Method, lab: Lab, name: str = "", unfinished: Unfinished | None = None) -> Outcome:
+def run_task(
+    task: Task, method: Method, lab: Lab, name: str = "", unfinished: Unfinished | None = None,
+    beside: Mapping[str, Method] | None = None,
+) -> Outcome:  # fmt: skip
     """Do a task with a method. name: as `load_method` knows it. unfinished: where the training is kept meanwhile.
+    beside: methods that learn from the same shots, and whose answers the evaluations hold beside its own.
 
     Raises UserError, and NotApplicable when the method can answer nothing that is asked first.
     """
-    few, sets, backbone = lab.draw(task), lab.tests(task), lab.backbone(task.backbone)
-    cache, val = lab.train_cache(task), None if few.val is None else _alone(few.val, task.classes)
-    train = _alone(few.train, task.classes)
-    shots = Shots(train, cache, task.templates, task.seed, val, unfinished, lab.progress)
+    few, sets = lab.draw(task), lab.tests(task)
+    cache, train = lab.train_cache(task), half(few.train, task.classes)
     reset_peak(cache.device)
     before, started = cache.seconds, time.perf_counter()
-    with _seeded(task.seed):
-        fitted = method.fit(backbone, shots)
+    fitted = learn(method, train, task, lab, unfinished)
     trained, frozen = time.perf_counter() - started, cache.seconds - before
-    evaluations, scores = evaluate(fitted, sets, lab.test_cache(task))
-    total = time.perf_counter() - started
-    seconds = {"frozen": frozen, "train": trained - frozen, "evaluate": total - trained, "total": total}
+    high = peak(cache.device)
+    others = {title: learn_beside(other, train, task, lab) for title, other in (beside or {}).items()} if sets else {}
+    resumed = time.perf_counter()
+    evaluations, scores = evaluate(fitted, sets, lab.test_cache(task), others)
+    evaluated = time.perf_counter() - resumed
+    seconds = {"frozen": frozen, "train": trained - frozen, "evaluate": evaluated, "total": trained + evaluated}
     record = describe_run(
         task, method, lab, name, few,
         scores=scores,
@@ -150,22 +154,33 @@ def run_task(task: Task, method: Method, lab: Lab, name: str = "", unfinished: U
         parameters=fitted.parameters,
         seconds={what: round(value, 3) for what, value in seconds.items()},
         step_seconds=fitted.trained.step_seconds,
-        **peak(cache.device),
+        **high,
         machine=describe(cache.device),
-        notes=_notes(few, lab.splits(task.data), sets),
+        notes=(*few.short, *(note for images in lab.splits(task.data).values() for note in images.skipped)),
     )  # fmt: skip
     return Outcome(record, fitted, evaluations)
 
 
-def _alone(images: ImageSet, classes: Half) -> ImageSet:
+def learn(
+    method: Method, images: ImageSet, task: Task, lab: Lab, unfinished: Unfinished | None = None,
+    cache: Cache | None = None,
+) -> Fitted:  # fmt: skip
+    """A method fitted to some training images of a task, of all its classes. cache: in place of the task's own."""
+    few, backbone = lab.draw(task), lab.backbone(task.backbone)
+    val, cache = None if few.val is None else _alone(half(few.val, task.classes)), cache or lab.train_cache(task)
+    shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress)
+    with _seeded(task.seed):
+        return method.fit(backbone, shots)
+
+
+def _alone(images: ImageSet) -> ImageSet:
     """For a method: without the folder that they came from, and of which the test images are a part."""
-    return replace(half(images, classes), root=None, skipped=())
+    return replace(images, root=None, skipped=())
 
 
-def _notes(few: FewShot, splits: Splits, sets: list[Any]) -> tuple[str, ...]:
-    skipped = [note for images in splits.values() for note in images.skipped]
-    nothing = [] if sets else ["no image was left to evaluate: add a test split, or draw fewer shots"]
-    return (*few.short, *skipped, *nothing)
+def learn_beside(method: Method, images: ImageSet, task: Task, lab: Lab) -> Fitted:
+    """The same of images without augmentation, whatever the task's own method sees of them."""
+    return learn(method, images, task, lab, cache=None if task.augmentation == "none" else lab.test_cache(task))
 
 
 @contextmanager
@@ -184,11 +199,15 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def evaluate(
-    fitted: Fitted, sets: list[tuple[Question, ImageSet, bool]], cache: Cache
+    fitted: Fitted,
+    sets: list[tuple[Question, ImageSet, bool]],
+    cache: Cache,
+    beside: Mapping[str, Fitted] | None = None,
 ) -> tuple[list[Evaluation], list[Score]]:
     """Ask the method and the untouched backbone about every image; its frozen part is computed once for the two.
 
-    Raises NotApplicable when the method has no answer on the first set.
+    beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. Raises
+    NotApplicable when the method has no answer on the first set.
     """
     evaluations: list[Evaluation] = []
     scores: list[Score] = []
@@ -206,9 +225,13 @@ def evaluate(
             continue
         untouched = ZeroShot().restore(fitted.backbone, Known(images.classes, fitted.known.templates), {}).score()
         models = {fitted.method.title: mine, "": untouched}
+        for title, other in (beside or {}).items():
+            with suppress(NotApplicable):
+                models[title] = other.score(images.classes)
         parts = list(answers(models, cache.stream(images, fitted.first, f"evaluating {score.title}")))
         tables = [torch.cat([part[model] for part in parts]).numpy() for model in models]
-        evaluations.append(Evaluation(score.title, images, *tables))
+        others = dict(zip(list(models)[2:], tables[2:], strict=True))
+        evaluations.append(Evaluation(score.title, images, tables[0], tables[1], others))
         rates = [round(accuracy(table, images.labels), 4) for table in tables]
         scores.append(score.model_copy(update={"accuracy": rates[0], "zero_shot": rates[1]}))
     return evaluations, scores

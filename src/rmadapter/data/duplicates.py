@@ -1,0 +1,64 @@
+"""Images that are nearly the same: copies of one file, other sizes of it, mirrored, or neighbours in a burst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from rmadapter.console import track
+from rmadapter.data.pixels import ImageSource, load_image
+
+BITS, SIDE = 64, 32
+FAR = 8  # bits that may differ
+ALIKE = 0.9  # correlation of the grey images, since smooth ones share their bits by chance
+CHUNK = 2048
+
+
+def looks(images: Sequence[ImageSource], progress: bool = False) -> np.ndarray:
+    """[N, 2, 64 + 1024]: of each image and of its mirror image, 64 signs, whether it grows lighter to the right in
+    8 x 8 cells (the difference hash), and the grey image of 32 x 32 with mean 0 and length 1. Raises as load_image."""
+    with ThreadPoolExecutor() as pool:
+        found = list(track(pool.map(_look, images), len(images), "looking for duplicates", progress))
+    return np.stack(found) if found else np.empty((0, 2, BITS + SIDE * SIDE), np.float32)
+
+
+def _look(source: ImageSource) -> np.ndarray:
+    grey = load_image(source).convert("L")
+    small = np.asarray(grey.resize((9, 8), Image.Resampling.BICUBIC), np.int16)
+    large = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+    return np.stack([_one(small, large), _one(small[:, ::-1], large[:, ::-1])])
+
+
+def _one(small: np.ndarray, large: np.ndarray) -> np.ndarray:
+    signs = np.where(small[:, 1:] > small[:, :-1], 1, -1).ravel()
+    flat = (large - large.mean()).ravel()
+    return np.concatenate([signs, flat / max(float(np.linalg.norm(flat)), 1e-6)]).astype(np.float32)
+
+
+def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(i, j) of `looks` that are nearly the same, mirrored or not."""
+    for start in range(0, len(some), CHUNK):
+        part = some[start : start + CHUNK, 0]
+        near = np.zeros((len(part), len(others)), bool)
+        for side in (0, 1):
+            other = others[:, side]
+            near |= (
+                (part[:, :BITS] @ other[:, :BITS].T >= BITS - 2 * FAR)
+                & (  # a bit that differs costs two
+                    part[:, BITS:] @ other[:, BITS:].T >= ALIKE
+                )
+            )
+        yield from ((start + int(i), int(j)) for i, j in np.argwhere(near))
+
+
+def groups(found: np.ndarray) -> np.ndarray:
+    """[N] numbers of `looks`: the same for images that a chain of near-duplicates connects."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    links = np.array([*pairs(found, found), *((i, i) for i in range(len(found)))], int).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (len(found), len(found)))
+    return connected_components(graph, directed=False)[1]

@@ -1,0 +1,75 @@
+"""What the command line says of a run: tables, or the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rmadapter.console import note, table
+
+if TYPE_CHECKING:
+    from rmadapter.record import Judgement, Record, Score
+
+HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
+
+
+def show(record: Record, as_json: bool) -> None:
+    """What it is worth, and one row per evaluated set."""
+    judged = record.judgement
+    found = {score.title: _summary(score) for score in record.scores}
+    mean, before = record.metric("hm"), record.metric("hm", zero_shot=True)
+    if mean is not None and before is not None:
+        found["harmonic_mean"] = {"accuracy": mean, "zero_shot_accuracy": before}
+    if as_json:
+        print(json.dumps({**found, **({"judgement": judged.model_dump(mode="json")} if judged else {})}))
+        return
+    if judged:
+        table(*as_table(judged))
+        print(f"judged {judged.how}; interval: Wilson's")
+    if judged and len(record.scores) == 1:
+        return
+    rows = [_row(score) for score in record.scores]
+    if mean is not None and before is not None:
+        rows.append(["harmonic mean", "", "", f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"])
+    table(HEADER, rows)
+    for score in record.scores:
+        if score.reason:
+            note(f"{score.title}: {score.reason}")
+
+
+def show_score(score: Score, as_json: bool) -> None:
+    """One set alone."""
+    if as_json:
+        print(json.dumps(_summary(score)))
+    else:
+        table(HEADER, [_row(score)])
+
+
+def _summary(score: Score) -> dict[str, Any]:
+    """A score as JSON has it."""
+    return {
+        "accuracy": score.accuracy,
+        "zero_shot_accuracy": score.zero_shot,
+        "chance": score.chance,
+        "n_images": score.images,
+        "n_classes": score.classes,
+        **({"reason": score.reason} if score.reason else {}),
+    }
+
+
+def _row(score: Score) -> list[str]:
+    """A score as a line below `HEADER`."""
+    cells = [score.title, str(score.images), f"{score.chance:.1f}"]
+    if score.accuracy is None or score.zero_shot is None:
+        return [*cells, "-", "-", "-"]
+    return [*cells, f"{score.zero_shot:.1f}", f"{score.accuracy:.1f}", f"{score.accuracy - score.zero_shot:+.1f}"]
+
+
+def as_table(found: Judgement) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, for the screen and the page."""
+    plain = {"guessing": 100 / len(found.classes), "always the most frequent class": found.majority}
+    rows = [[name, f"{value:.1f}", "", "", ""] for name, value in plain.items()]
+    for row in found.rows:
+        rates = [f"{value:.1f}" for value in (row.accuracy, row.macro_f1, row.calibration_error)]
+        rows.append([row.name, rates[0], f"{row.low:.1f} to {row.high:.1f}", *rates[1:]])
+    return [f"{found.images:,} images", "accuracy in %", "95 % interval", "macro F1", "calibration error"], rows

@@ -1,0 +1,55 @@
+"""Near-duplicates among images that the test makes: copies, sizes, mirror images, neighbours; what is only smooth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from rmadapter.data import duplicates
+from rmadapter.data.duplicates import groups, looks, pairs
+
+
+def scene(seed: int, size: int = 96) -> Image.Image:
+    """Blobs, smooth enough to survive another size."""
+    small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def test_copies_are_found_and_other_images_are_not(tmp_path: Path) -> None:
+    scene(0).save(tmp_path / "a.jpg", quality=60)
+    burst = Image.fromarray(np.roll(np.asarray(scene(0)), 1, axis=1))  # the camera moved by a pixel
+    same = [scene(0), tmp_path / "a.jpg", scene(0).resize((300, 300)), ImageOps.mirror(scene(0)), burst]
+    found = looks([*same, *(scene(seed) for seed in range(1, 30))])
+    assert found.shape == (34, 2, 64 + 32 * 32)
+    assert sorted({j for i, j in pairs(found[:1], found)}) == [0, 1, 2, 3, 4]
+    numbers = groups(found).tolist()
+    assert len(set(numbers[:5])) == 1
+    assert len(set(numbers)) == 30
+
+
+def test_a_chain_is_one_group() -> None:
+    """The first and the last differ by more than may be, and are connected by what lies between."""
+    first, last = (np.asarray(scene(seed), float) for seed in (0, 1))
+    steps = [Image.fromarray((first + (last - first) * t).astype(np.uint8)) for t in np.linspace(0, 1, 12)]
+    found = looks(steps)
+    assert (0, 11) not in set(pairs(found, found))
+    assert len(set(groups(found).tolist())) == 1
+
+
+def test_smooth_images_that_share_their_bits_are_not_the_same() -> None:
+    """Both grow lighter to the right everywhere, the one evenly and the other at its end."""
+    x = np.linspace(0, 1, 64)
+    found = looks([Image.fromarray(np.tile((255 * y).astype(np.uint8), (64, 1))) for y in (x, 0.1 * x + 0.9 * x**12)])
+    assert (found[0, 0, :64] == found[1, 0, :64]).all()
+    assert len(set(groups(found).tolist())) == 2
+
+
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = looks([scene(seed % 5) for seed in range(13)])
+    whole = sorted(pairs(found, found))
+    monkeypatch.setattr(duplicates, "CHUNK", 4)
+    assert sorted(pairs(found, found)) == whole
+    assert groups(looks([])).tolist() == []

@@ -1,0 +1,126 @@
+"""Is it good? Folds that keep copies together, answers against fits by hand, and what the figures do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import f1_score
+
+from rmadapter import judge as judging
+from rmadapter.backbones import Backbone
+from rmadapter.data.images import ImageSet, read_images
+from rmadapter.judge import BESIDE, cross_validate, judge, split
+from rmadapter.method import answers
+from rmadapter.record import Evaluation
+from rmadapter.request import Request
+from rmadapter.run import Lab, Outcome, learn, run_task
+from rmadapter.show import as_table
+
+SETTINGS = {"shots": 0, "epochs": 2, "batch_size": 8, "device": "cpu", "first_block": 3, "rank": 4}
+
+
+def lab_of(backbone: Backbone, splits: dict[str, ImageSet]) -> tuple[Request, Lab]:
+    wanted = Request.make({**SETTINGS, "backbone": backbone.name}, data="x")
+    lab = Lab(wanted.machine, progress=False)
+    lab.add_backbone(backbone)
+    lab.add("x", splits)
+    return wanted, lab
+
+
+def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3) -> Outcome:
+    wanted, lab = lab_of(backbone, splits)
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, beside=BESIDE)
+    return judge(wanted.task, wanted.method, lab, done, folds)
+
+
+def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [np.kron(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8)) for _ in range(16)]
+    images = [
+        *arrays[:12],
+        arrays[0],
+        arrays[3][:, ::-1],
+        *arrays[12:],
+        arrays[15],
+    ]  # 12 is 0, 13 is 3 mirrored, 18 is 17
+    labels = [*"aaabbbccccdd", "a", "b", *"abc", "e", "e"]
+    some = ImageSet.from_lists([Image.fromarray(image) for image in images], labels)
+    parts = split(some, 5, seed=1)
+    assert len(parts) == 5
+    assert sorted(row for part in parts for row in part) == list(range(17))  # each once, but for e: one image, twice
+    for part in parts:
+        assert {some.labels[i] for i in range(19) if i not in part} == set(range(5))
+        assert (0 in part) == (12 in part)
+        assert (3 in part) == (13 in part)
+    assert split(some, 5, seed=1) == parts != split(some, 5, seed=2)
+    assert split(some.subset([0, 3, 6]), 5, seed=1) == []  # one image a class
+
+
+def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, colors: Path) -> None:
+    train = read_images(colors)["train"]
+    wanted, lab = lab_of(tiny_clip, {"all": train})
+    found = cross_validate(wanted.task, wanted.method, lab, 3)
+    assert found is not None
+    part = split(train, 3, wanted.task.seed)[0]
+    rest = train.subset(i for i in range(len(train)) if i not in part)
+    _, fresh = lab_of(tiny_clip, {"all": train})
+    for method, table in ((wanted.method, found.probabilities), *((BESIDE[n], found.beside[n]) for n in BESIDE)):
+        fitted = learn(method, rest, wanted.task, fresh)
+        stream = fresh.test_cache(wanted.task).stream(train.subset(part), fitted.first)
+        expected = np.concatenate([answer["it"].numpy() for answer in answers({"it": fitted.score()}, stream)])
+        np.testing.assert_allclose(table[: len(part)], expected, atol=1e-5)
+    assert [found.labels[i] for i in range(len(part))] == [train.labels[i] for i in part]
+
+
+def test_without_a_test_split_the_shots_judge(tiny_clip: Backbone, colors: Path) -> None:
+    record = judged(tiny_clip, {"all": read_images(colors)["train"]}).record
+    assert [score.title for score in record.scores] == ["cross-validated, all classes"]
+    assert record.judgement is not None
+    assert record.judgement.how == "by 3-fold cross-validation of the training images"
+    assert [row.name for row in record.judgement.rows] == ["zero-shot", "linear-probe", "RMAdapter"]
+    assert record.judgement.rows[-1].accuracy == pytest.approx(record.scores[0].accuracy)
+    assert record.judgement.rows[0].accuracy == pytest.approx(record.scores[0].zero_shot)
+    assert "24 images are too few to judge by" in record.judgement.doubts[0]
+
+
+def test_copies_of_training_images_do_not_judge(tiny_clip: Backbone, colors: Path) -> None:
+    splits = read_images(colors)
+    train, test = splits["train"], splits["test"]
+    spoilt = ImageSet((*test.images, *train.images[:3]), (*test.labels, *train.labels[:3]), test.classes)
+    clean, found = (judged(tiny_clip, {"train": train, "test": images}).record for images in (test, spoilt))
+    assert clean.judgement is not None
+    assert found.judgement is not None
+    assert (found.scores[0].images, found.judgement.images) == (19, 16)
+    assert found.judgement.how == "on the test split, without 3 nearly the same as a training image"
+    assert found.judgement.rows == clean.judgement.rows
+
+
+def outcome(right: Sequence[Sequence[int]], labels: Sequence[int]) -> tuple[Evaluation, list[np.ndarray]]:
+    tables = [np.eye(3)[np.array(answers)] * 0.8 + 0.1 for answers in right]
+    images = ImageSet(tuple(np.zeros((2, 2, 3), np.uint8) for _ in labels), tuple(labels), ("a", "b", "c"))
+    return Evaluation("x", images, tables[0], tables[1], {"linear-probe": tables[2]}), tables
+
+
+def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Backbone) -> None:
+    labels = [0, 1] * 20  # c has no image
+    own = [0] * 40
+    evaluation, tables = outcome([own, [2] * 40, labels], labels)
+    found = judging._judgement("here", evaluation, range(40), Request.make().method)
+    assert (found.majority, found.images) == (50, 40)
+    for row, table in zip(found.rows, (tables[1], tables[2], tables[0]), strict=True):
+        assert row.accuracy == pytest.approx(100 * np.mean(table.argmax(1) == labels))
+        expected = f1_score(labels, table.argmax(1), labels=[0, 1], average="macro", zero_division=0)
+        assert row.macro_f1 == pytest.approx(100 * expected)
+        assert row.low < row.accuracy <= row.high or row.accuracy in (0, 100)
+        assert row.recalls[2] is None
+    assert found.doubts[0].startswith("40 images are too few to judge by: any accuracy from 35 to 65 % is plausible")
+    assert found.doubts[1] == "no image to judge by: c"
+    assert found.doubts[2].endswith("p = 1.9e-06): fit again with --method linear-probe")  # 2 / 2**20: 20 to 0
+    header, rows = as_table(found)
+    assert header[0] == "40 images"
+    assert [row[:2] for row in rows[:2]] == [["guessing", "33.3"], ["always the most frequent class", "50.0"]]
+    assert rows[-1][1:3] == ["50.0", "35.2 to 64.8"]

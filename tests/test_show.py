@@ -1,0 +1,52 @@
+"""What the command line says of a run, from records that the test makes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import synthetic_runs
+from rmadapter.record import Judgement, Rates, Score
+from rmadapter.show import show, show_score
+
+
+def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21, "recalls": [None, 60.0]}
+    judgement = Judgement(
+        how="on the test split", images=1200, classes=("a", "b"), majority=71.0,
+        rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates), Rates(name="RMAdapter", accuracy=60.0, **rates)),
+    )  # fmt: skip
+    score = Score(name="all", images=1200, classes=2, accuracy=60.0, zero_shot=40.0)
+    record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(update={"scores": (score,), "judgement": judgement})
+    show(record, as_json=False)
+    out = capsys.readouterr().out
+    for words in ("1,200 images", "guessing", "50.0", "most frequent class", "71.0", "55.4 to 64.6", "58.8", "3.2"):
+        assert words in out
+    assert "judged on the test split" in out
+    assert "chance" not in out  # the table of scores would say it twice
+    show(record, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["judgement"]["rows"][1]["accuracy"] == found["test, all classes"]["accuracy"] == 60
+
+
+def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = [Score(name="base", images=10, classes=4, accuracy=60.0, zero_shot=30.0)]
+    scores += [Score(name="novel", images=10, classes=5, accuracy=40.0, zero_shot=30.0)]
+    record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(update={"scores": tuple(scores)})
+    show(record, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in lines[-2].split("│")[1:-1]] == ["harmonic mean", "", "", "30.0", "48.0", "+18.0"]
+    silent = Score(name="novel", images=10, classes=5, reason="knows its classes alone")
+    show(record.model_copy(update={"scores": (scores[0], silent)}), as_json=False)
+    found = capsys.readouterr()
+    assert "harmonic mean" not in found.out
+    assert found.err == "note: test, novel classes: knows its classes alone\n"
+
+
+def test_one_set(capsys: pytest.CaptureFixture[str]) -> None:
+    score = Score(name="all", images=10, classes=4, accuracy=60.0, zero_shot=30.0)
+    show_score(score, as_json=True)
+    assert json.loads(capsys.readouterr().out)["chance"] == 25
+    show_score(score, as_json=False)
+    assert "+30.0" in capsys.readouterr().out
