@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,11 +20,10 @@ import torch
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.data.catalog import domains, load_dataset
 from rmadapter.data.fewshot import half
-from rmadapter.data.images import ImageSet, prompt_name
+from rmadapter.data.images import ImageSet
 from rmadapter.data.openmoji import Style, load_openmoji
 from rmadapter.data.readers import subfolders
 from rmadapter.errors import UserError
-from rmadapter.files import read_json
 from rmadapter.machine import versions
 from rmadapter.method import Known
 from rmadapter.methods.zero_shot import ZeroShot
@@ -43,15 +41,11 @@ def sets_in(root: Path) -> list[str]:
 
 
 def test_images(root: Path, name: str) -> ImageSet:
-    """Test images of a set or a domain; the names that a classnames.json beside the domains gives hold for them too."""
+    """Test images of a set or a domain. Raises UserError where it has none."""
     splits = load_dataset(name, root)
     if "test" not in splits:
         raise UserError(f"{root / name}: has no test split; images belong in {root / name}/test/CLASS/")
-    above = root / Path(name).parent / "classnames.json"
-    if "/" not in name or not above.is_file():
-        return splits["test"]
-    given = {prompt_name(folder): words for folder, words in read_json(above).items()}
-    return replace(splits["test"], classes=tuple(given.get(c, c) for c in splits["test"].classes))
+    return splits["test"]
 
 
 def questions(root: Path | None, names: list[str], openmoji: bool, size: int) -> Iterator[tuple[str, ImageSet]]:
