@@ -13,8 +13,8 @@ from rmadapter.settings import settings_of
 DOCS = Path(__file__).parents[1] / "docs"
 TRIALS = [json.loads(line) for line in (DOCS / "results/defaults.jsonl").read_text().splitlines()]
 BEFORE = {"consistency_unit": "feature", "lambda_image_con": 20, "lambda_text_con": 50}
-BEFORE |= {"lambda_image_rec": 1, "lambda_text_rec": 1}
-ROW = re.compile(r"^\| (pocket\S*) \| (\S+) \| (\S+), (\d+) \| (.+?) \| (.+?) \|$", re.M)
+BEFORE |= {"lambda_image_rec": 1, "lambda_text_rec": 1, "learning_rate": 0.003}
+ROW = re.compile(r"^\| (pocket\S*) \| (\S+) \| (.+?), (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", re.M)
 
 
 def change(found: list[dict[str, Any]], fields: dict[str, Any]) -> str:
@@ -31,12 +31,33 @@ def change(found: list[dict[str, Any]], fields: dict[str, Any]) -> str:
 def test_the_table_is_that_of_the_trials_and_leaves_none_out() -> None:
     settings = settings_of(load_method("rmadapter"))
     chosen = {name: settings[name] for name in BEFORE}
+    between = {**chosen, "learning_rate": 0.003}
     rows = ROW.findall((DOCS / "defaults.md").read_text(encoding="utf-8"))
     shown = 0
-    for backbone, scale, data, shots, before, after in rows:
+    for backbone, scale, data, shots, *figures in rows:
         names = {backbone, f"{backbone} at logit scale {scale}"} if float(scale) in (50, 100) else {backbone}
         found = [t for t in TRIALS if t["backbone"] in names and (t["data"], str(t["shots"])) == (data, shots)]
         found = [t for t in found if (t["backbone"] != backbone) == (len(names) == 2)]
-        assert [before, after] == [change(found, BEFORE), change(found, chosen)]
-        shown += sum(t["fields"] in (BEFORE, chosen) for t in found)
-    assert shown == sum(trial["fields"] in (BEFORE, chosen) for trial in TRIALS) > 20
+        assert figures == [change(found, fields) for fields in (BEFORE, between, chosen)]
+        shown += sum(t["fields"] in (BEFORE, between, chosen) for t in found)
+    assert shown == sum(trial["fields"] in (BEFORE, between, chosen) for trial in TRIALS) > 30
+
+
+def test_the_learning_rates_are_compared_as_the_page_says() -> None:
+    text, pairs = " ".join((DOCS / "defaults.md").read_text(encoding="utf-8").split()), []
+    for slow in TRIALS:
+        same = {**slow, "fields": {**slow["fields"], "learning_rate": 0.006}}
+        for fast in TRIALS:
+            about = ("data", "backbone", "shots", "seed", "fields")
+            if len(slow["fields"]) == 6 and slow["fields"]["learning_rate"] == 0.003 and _same(same, fast, about):
+                pairs.append([fast[half] - slow[half] for half in ("base", "novel")])
+    for half, (low, high) in zip(zip(*pairs, strict=True), (("-0.7", "+8.0"), ("-3.3", "+2.8")), strict=True):
+        assert [f"{min(half):+.1f}", f"{max(half):+.1f}"] == [low, high]
+        assert f"{sum(half) / len(half):.1f} points on average ({low} to {high})" in text or (
+            f"{sum(half) / len(half):.1f} ({low} to {high})" in text
+        )
+    assert f"in the {'eleven' if len(pairs) == 11 else len(pairs)} pairs above" in text
+
+
+def _same(one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...]) -> bool:
+    return all(one[name] == other[name] for name in names)

@@ -18,7 +18,9 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
         rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates), Rates(name="RMAdapter", accuracy=60.0, **rates)),
     )  # fmt: skip
     score = Score(name="all", images=1200, classes=2, accuracy=60.0, zero_shot=40.0)
-    record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(update={"scores": (score,), "judgement": judgement})
+    record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(
+        update={"scores": (score,), "judgement": judgement}
+    )
     show(record, as_json=False)
     out = capsys.readouterr().out
     for words in ("1,200 images", "guessing", "50.0", "most frequent class", "71.0", "55.4 to 64.6", "58.8", "3.2"):

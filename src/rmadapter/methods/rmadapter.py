@@ -21,7 +21,7 @@ from rmadapter.prompts import cosine_logits, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.train import Batch, Recipe, minimise
 
-ADAMW = Recipe(optimizer="adamw", learning_rate=3e-3, epochs=10, batch_size=16, schedule="step", warmup_epochs=0)
+ADAMW = Recipe(optimizer="adamw", learning_rate=6e-3, epochs=10, batch_size=16, schedule="step", warmup_epochs=0)
 
 
 @dataclass(frozen=True)
