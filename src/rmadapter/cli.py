@@ -70,6 +70,7 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="Seed of draw, initialisation and batches, by default 1.")] = None,
     classes: Which = None,
     effort: Annotated[str, typer.Option(help="fast, normal or thorough: how long it trains.")] = "normal",
+    names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call the classes.")] = None,
     config: Config = None,
     sets: Sets = None,
     skip_bad: SkipBad = False,
@@ -78,6 +79,7 @@ def fit(
 ) -> None:
     """Adapt a backbone to images; writes the model, its record and report.html."""
     from rmadapter.data.images import read_images
+    from rmadapter.data.names import check_known, read_names
     from rmadapter.fit import fit as run_fit
     from rmadapter.methods import explain_effort
     from rmadapter.run import Lab
@@ -87,7 +89,10 @@ def fit(
     if effort != "normal":
         note(explain_effort(wanted.name, effort))
     lab = Lab(wanted.machine)
-    lab.add(str(data), read_images(data, skip_bad=skip_bad, outside=outside))
+    given = read_names(names) if names else {}
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given)
+    check_known(given, next(iter(splits.values())).written, names or "")
+    lab.add(str(data), splits)
     record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, shlex.join(["rmadapter", *sys.argv[1:]]))
     for text in record.notes:
         note(text)
@@ -136,9 +141,9 @@ def evaluate(
     which = configured(Task(), {"classes": classes or "all"}).classes
     name, values = request.read_config(config)
     settings = request.split(values, name)[2] | parse_overrides(sets or [])
-    fitted = load(run, backbone, method=method, settings=settings).fitted
-    splits = read_images(data, skip_bad=skip_bad, outside=outside)
-    _, scores = evaluate_saved(run, fitted, splits, split, which, Cache(fitted.backbone, hold=False))
+    saved = load(run, backbone, method=method, settings=settings)
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given)
+    _, scores = evaluate_saved(run, saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False))
     if as_json:
         print(json.dumps(_summary(scores[0])))
     else:
@@ -157,16 +162,16 @@ def predict(
 ) -> None:
     """The most probable classes of images."""
     from rmadapter.checkpoint import load
-    from rmadapter.data.images import prompt_name
+    from rmadapter.data.names import prompt_names
     from rmadapter.method import NotApplicable
 
     fitted, labels, _, known = load(run, backbone, method=method)
     asked, shown = known, [str(label) for label in labels]
     if names is not None:
         shown = [name.strip() for name in names.split(",") if name.strip()]
-        asked = tuple(prompt_name(name) for name in shown)
-        if not asked or len({name.casefold() for name in asked}) < len(asked):
-            raise UserError(f"--names {names!r}: give at least one class name, and none twice")
+        if not shown:
+            raise UserError(f"--names {names!r}: give at least one class name")
+        asked = tuple(prompt_names(shown, where="--names: ").values())
     try:
         rows = [row for part in fitted.probabilities(images, asked, progress=True) for row in part.tolist()]
     except NotApplicable as error:

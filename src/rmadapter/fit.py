@@ -40,7 +40,7 @@ def fit(
             done = run_task(task, method, lab, name, Unfinished(out / STATE, key))
             record = done.record.model_copy(update={"command": command, "notes": (*done.record.notes, *notes)})
             write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
-            save_run(out, done.fitted, name, record)
+            save_run(out, done.fitted, name, record, half(few.train, task.classes).written)
         (out / STATE).unlink(
             missing_ok=True
         )  # what an unfinished run alone needs, this one or one that was killed here

@@ -21,7 +21,8 @@ import torch
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.data.catalog import domains, load_dataset
 from rmadapter.data.fewshot import half
-from rmadapter.data.images import ImageSet, prompt_name
+from rmadapter.data.images import ImageSet
+from rmadapter.data.names import prompt_name
 from rmadapter.data.openmoji import Style, load_openmoji
 from rmadapter.data.readers import subfolders
 from rmadapter.errors import UserError

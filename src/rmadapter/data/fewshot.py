@@ -87,7 +87,8 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
     wanted = range(middle) if which == "base" else range(middle, count)
     part = images.subset(i for i, label in enumerate(images.labels) if label in wanted)
     labels = tuple(label - wanted.start for label in part.labels)
-    return replace(part, labels=labels, classes=images.classes[wanted.start : wanted.stop])
+    own = slice(wanted.start, wanted.stop)
+    return replace(part, labels=labels, classes=images.classes[own], written=images.written[own])
 
 
 def split_digest(few: FewShot) -> str:
@@ -107,6 +108,7 @@ def save_split(few: FewShot, path: Path) -> None:
         "seed": few.seed,
         "shots": few.shots,
         "classes": few.train.classes,
+        "labels": few.train.written,
         "train": rows(few.train),
         "val": None if few.val is None else rows(few.val),
     }
