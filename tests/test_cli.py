@@ -170,7 +170,7 @@ def test_what_predict_refuses(
     refused(rmadapter("predict", finished, image), "name it yourself: --backbone '")
     refused(rmadapter("predict", finished, tmp_path / "bad.png", *its), "bad.png: not")
     refused(rmadapter("predict", finished, image, tmp_path / "gone.png", *its), "gone.png: not a readable image")
-    refused(rmadapter("predict", finished, colors, *its), f"{colors}: not a readable image")
+    refused(rmadapter("predict", finished, finished, *its), f"{finished}: no image of a kind that is read here (")
     for names, words in (
         ("", "at least one"),
         (" , ", "at least one"),

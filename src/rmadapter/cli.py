@@ -14,6 +14,7 @@ import typer
 from rmadapter.bench import cli as bench_cli
 from rmadapter.console import Config, Its, Json, Name, Outside, Sets, SkipBad, note, plain, stoppable, streams, table
 from rmadapter.errors import UserError
+from rmadapter.predict import cli as predict_cli
 
 if TYPE_CHECKING:
     from rmadapter.record import Record, Score
@@ -150,46 +151,7 @@ def evaluate(
         table(HEADER, [_row(scores[0])])
 
 
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    names: Annotated[str | None, typer.Option("--names", help='Other class names, as "cat,dog,zebra".')] = None,
-    top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
-    method: Name = "",
-    backbone: Its = None,
-    as_json: Json = False,
-) -> None:
-    """The most probable classes of images."""
-    from rmadapter.checkpoint import load
-    from rmadapter.data.names import prompt_names
-    from rmadapter.method import NotApplicable
-
-    fitted, labels, _, known = load(run, backbone, method=method)
-    asked, shown = known, [str(label) for label in labels]
-    if names is not None:
-        shown = [name.strip() for name in names.split(",") if name.strip()]
-        if not shown:
-            raise UserError(f"--names {names!r}: give at least one class name")
-        asked = tuple(prompt_names(shown, where="--names: ").values())
-    try:
-        rows = [row for part in fitted.probabilities(images, asked, progress=True) for row in part.tolist()]
-    except NotApplicable as error:
-        raise UserError(f"--names: {error}") from None
-    answers: list[dict[str, Any]] = []
-    for image, row in zip(images, rows, strict=True):
-        best = sorted(range(len(row)), key=lambda i: -row[i])[:top]
-        classes = [{"class": shown[i], "probability": round(row[i], 6)} for i in best]
-        answers.append({"image": str(image), "classes": classes})
-    if as_json:
-        print(json.dumps(answers))
-        return
-    lines = [
-        [str(image) if i == 0 else "", str(guess["class"]), f"{100 * float(guess['probability']):.1f} %"]
-        for image, answer in zip(images, answers, strict=True)
-        for i, guess in enumerate(answer["classes"])
-    ]
-    table(["image", "class", "probability"], lines)
+app.command()(predict_cli.predict)
 
 
 @app.command()
