@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmadapter.bench import cli as bench_cli
-from rmadapter.console import Config, Its, Json, Name, Outside, Sets, SkipBad, note, plain, stoppable, streams, table
+from rmadapter.console import (
+    Config,
+    Its,
+    Json,
+    Name,
+    Outside,
+    Quiet,
+    Sets,
+    SkipBad,
+    note,
+    plain,
+    stoppable,
+    streams,
+    table,
+)
 from rmadapter.errors import UserError
 from rmadapter.predict import cli as predict_cli
 
@@ -76,6 +90,7 @@ def fit(
     sets: Sets = None,
     skip_bad: SkipBad = False,
     outside: Outside = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Adapt a backbone to images; writes the model, its record and report.html."""
@@ -94,12 +109,17 @@ def fit(
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given)
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
-    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, shlex.join(["rmadapter", *sys.argv[1:]]))
+    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, _command())
     for text in record.notes:
         note(text)
     _show(record, as_json)
     if not as_json:
         print(f"report: {out / 'report.html'}")
+
+
+def _command() -> str:
+    """As it was given, for a shell."""
+    return shlex.join(["rmadapter", *sys.argv[1:]])
 
 
 def _request(
@@ -179,15 +199,16 @@ def params(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Adapt the offline backbone to OpenMoji pictograms, and see what it gains and keeps."""
     from rmadapter.demo import demo as run_demo
 
-    record = run_demo(out, seed)
+    record = run_demo(out, seed, command=_command())
     _show(record, as_json)
     if not as_json:
-        for text in record.notes:
+        for text in record.notes:  # the licence, which --quiet does not silence
             print(text)
         print(f"report: {out / 'report.html'}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from rmadapter.console import Its, Json, Name, Outside, SkipBad, bar, note, table, track
+from rmadapter.console import Its, Json, Name, Outside, Quiet, SkipBad, bar, note, table, track
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def predict(
     outside: Outside = False,
     method: Name = "",
     backbone: Its = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The most probable classes of images, shown, in a file, or as folders of sorted images."""
