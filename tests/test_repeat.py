@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter import cli
 from rmadapter.backbones import Backbone
+from rmadapter.console import command
 from rmadapter.record import read_record
 from shell import Command, rmadapter
 
@@ -27,8 +27,8 @@ def test_a_run_is_repeated_by_its_report(
     shutil.copytree(colors, tmp_path / "my photos")
     (tmp_path / "my photos/train/red/bad one.png").write_bytes(b"\x89PNG")
     (tmp_path / "names.csv").write_text('label,name\nred,the colour "red"\n')
-    command = ["fit", "my photos", "--backbone", tiny_clip.name, "--skip-bad", "--names", "names.csv", "--out", "a run"]
-    code, _, err = rmadapter(*command, *QUICK, "--set", "templates=a <{}> & more.")
+    words = ["fit", "my photos", "--backbone", tiny_clip.name, "--skip-bad", "--names", "names.csv", "--out", "a run"]
+    code, _, err = rmadapter(*words, *QUICK, "--set", "templates=a <{}> & more.")
     assert code == 0, err
     assert "note: train/red/bad one.png: not an image" in err
     first = read_record(Path("a run/run.json"))
@@ -68,4 +68,4 @@ def test_the_demo_keeps_its_command(rmadapter: Command, monkeypatch: pytest.Monk
     monkeypatch.setattr("rmadapter.demo.demo", stop)
     rmadapter("demo", "--out", "a b", "--seed", 3)
     assert given == [Path("a b"), 3, {"command": "rmadapter demo --out 'a b' --seed 3"}]
-    assert cli._command() == "rmadapter demo --out 'a b' --seed 3"
+    assert command() == "rmadapter demo --out 'a b' --seed 3"

@@ -19,7 +19,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
-from rmadapter.data.names import Label, prompt_name
+from rmadapter.data.names import Label, nfc, prompt_name
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, user_path, write_json, write_text
 from rmadapter.machine import find_device, versions
@@ -33,7 +33,8 @@ from rmadapter.sums import SUMS, check_sums, sha256, write_sums
 from rmadapter.task import Task
 
 WEIGHTS, MODEL, CONFIG, RECORD, HISTORY = "model.safetensors", "model.json", "config.yaml", "run.json", "history.csv"
-FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, "split.json", "report.html")
+IMAGES = "images.csv"  # of a run that grew, in place of a folder of data
+FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, "split.json", "report.html", IMAGES)
 OLD = "adapter.safetensors"
 
 
@@ -50,7 +51,7 @@ class Saved(NamedTuple):
     def given(self) -> dict[str, str]:
         """The prompt names that do not follow from the labels, as `read_images` takes them."""
         pairs = zip(self.labels, self.names, strict=True)
-        return {label: name for label, name in pairs if isinstance(label, str) and name != prompt_name(label)}
+        return {nfc(label): name for label, name in pairs if isinstance(label, str) and name != prompt_name(label)}
 
 
 def save(

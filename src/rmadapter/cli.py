@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,17 +20,16 @@ from rmadapter.console import (
     Quiet,
     Sets,
     SkipBad,
+    command,
     note,
     plain,
     stoppable,
     streams,
     table,
-)
+)  # fmt: skip
 from rmadapter.errors import UserError
 from rmadapter.predict import cli as predict_cli
-
-if TYPE_CHECKING:
-    from rmadapter.record import Record, Score
+from rmadapter.runs import cli as runs_cli
 
 app = typer.Typer(
     help="Adapt a CLIP-like model with a few images per class without losing what it already knows.",
@@ -75,7 +73,6 @@ def _options(
     pass
 
 
-@app.command()
 def fit(
     data: Annotated[Path, typer.Argument(help="Folder of class folders, or CSV of path,label[,split].")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command resumes it.")],
@@ -99,6 +96,7 @@ def fit(
     from rmadapter.fit import fit as run_fit
     from rmadapter.methods import explain_effort
     from rmadapter.run import Lab
+    from rmadapter.scores import show
 
     flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes}
     wanted = _request(method, config, flags, sets, effort, str(data))
@@ -109,17 +107,12 @@ def fit(
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given)
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
-    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, _command())
+    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command())
     for text in record.notes:
         note(text)
-    _show(record, as_json)
+    show(record, as_json)
     if not as_json:
         print(f"report: {out / 'report.html'}")
-
-
-def _command() -> str:
-    """As it was given, for a shell."""
-    return shlex.join(["rmadapter", *sys.argv[1:]])
 
 
 def _request(
@@ -136,7 +129,6 @@ def _request(
     return Request.make(values | parse_overrides(sets or []), method or name or DEFAULT, effort, data)
 
 
-@app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
     data: Annotated[Path, typer.Argument(help="Folder or CSV of images.")],
@@ -156,6 +148,7 @@ def evaluate(
     from rmadapter.checkpoint import load
     from rmadapter.data.images import read_images
     from rmadapter.fit import evaluate_saved
+    from rmadapter.scores import HEADER, row, summary
     from rmadapter.settings import configured, parse_overrides
     from rmadapter.task import Task
 
@@ -166,15 +159,11 @@ def evaluate(
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given)
     _, scores = evaluate_saved(run, saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False))
     if as_json:
-        print(json.dumps(_summary(scores[0])))
+        print(json.dumps(summary(scores[0])))
     else:
-        table(HEADER, [_row(scores[0])])
+        table(HEADER, [row(scores[0])])
 
 
-app.command()(predict_cli.predict)
-
-
-@app.command()
 def params(
     backbone: Annotated[str, typer.Option(help="Any backbone; only its sizes count.")] = "ViT-B-16/none",
     method: Name = "",
@@ -195,7 +184,6 @@ def params(
         table(["parameters", "count"], [[name, f"{count:,}"] for name, count in counts.items()])
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
@@ -204,16 +192,16 @@ def demo(
 ) -> None:
     """Adapt the offline backbone to OpenMoji pictograms, and see what it gains and keeps."""
     from rmadapter.demo import demo as run_demo
+    from rmadapter.scores import show
 
-    record = run_demo(out, seed, command=_command())
-    _show(record, as_json)
+    record = run_demo(out, seed, command=command())
+    show(record, as_json)
     if not as_json:
         for text in record.notes:  # the licence, which --quiet does not silence
             print(text)
         print(f"report: {out / 'report.html'}")
 
 
-@app.command()
 def backbones(as_json: Json = False) -> None:
     """Backbones that are on this disk, and what others would fetch; any of open_clip's can be named."""
     from rmadapter.backbones.listing import listed
@@ -226,7 +214,6 @@ def backbones(as_json: Json = False) -> None:
     table(["name", "state", "on disk", "folder"], rows)
 
 
-@app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine and installation can do."""
     from rmadapter.doctor import diagnose
@@ -238,44 +225,10 @@ def doctor(as_json: Json = False) -> None:
         table(["what", "found"], [[name, str(value)] for name, value in facts.items()])
 
 
-for verb in (bench_cli.methods, bench_cli.bench, bench_cli.report, bench_cli.data):
-    app.command()(verb)
-
-
-HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
-
-
-def _show(record: Record, as_json: bool) -> None:
-    """One row per evaluated set."""
-    found = {score.title: _summary(score) for score in record.scores}
-    mean, before = record.metric("hm"), record.metric("hm", zero_shot=True)
-    if mean is not None and before is not None:
-        found["harmonic_mean"] = {"accuracy": mean, "zero_shot_accuracy": before}
-    if as_json:
-        print(json.dumps(found))
-        return
-    rows = [_row(score) for score in record.scores]
-    if mean is not None and before is not None:
-        rows.append(["harmonic mean", "", "", f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"])
-    table(HEADER, rows)
-    for score in record.scores:
-        if score.reason:
-            note(f"{score.title}: {score.reason}")
-
-
-def _summary(score: Score) -> dict[str, Any]:
-    return {
-        "accuracy": score.accuracy,
-        "zero_shot_accuracy": score.zero_shot,
-        "chance": score.chance,
-        "n_images": score.images,
-        "n_classes": score.classes,
-        **({"reason": score.reason} if score.reason else {}),
-    }
-
-
-def _row(score: Score) -> list[str]:
-    cells = [score.title, str(score.images), f"{score.chance:.1f}"]
-    if score.accuracy is None or score.zero_shot is None:
-        return [*cells, "-", "-", "-"]
-    return [*cells, f"{score.zero_shot:.1f}", f"{score.accuracy:.1f}", f"{score.accuracy - score.zero_shot:+.1f}"]
+# In the order in which somebody new needs them.
+VERBS = (
+    demo, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, bench_cli.bench, bench_cli.report,
+    bench_cli.methods, params, bench_cli.data, backbones, doctor,
+)  # fmt: skip
+for verb in VERBS:
+    app.command("eval" if verb is evaluate else None)(verb)

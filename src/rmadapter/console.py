@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -43,6 +44,11 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def plain(text: str) -> str:
     """A text whose control characters are written as in Python, but for the ends of its lines."""
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def command() -> str:
+    """The one that runs, for a shell."""
+    return shlex.join(["rmadapter", *sys.argv[1:]])
 
 
 _quiet = False  # for the command that runs; `streams` ends it

@@ -20,7 +20,7 @@ Label: TypeAlias = str | int
 
 def prompt_name(written: str) -> str:
     """ "sea_horse" or "sea-horse" -> "sea horse"; NFC, so that a name is the same on every file system."""
-    return " ".join(_nfc(written).replace("_", " ").replace("-", " ").split())
+    return " ".join(nfc(written).replace("_", " ").replace("-", " ").split())
 
 
 def key(written: str) -> str:
@@ -34,7 +34,7 @@ def prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None,
     names: dict[str, str] = {}
     first: dict[str, str] = {}
     for raw in written:
-        name = " ".join(given[_nfc(raw)].split()) if given and _nfc(raw) in given else prompt_name(raw)
+        name = " ".join(given[nfc(raw)].split()) if given and nfc(raw) in given else prompt_name(raw)
         if not name:
             raise UserError(f"{where}class {raw!r} leaves an empty name: give it a word")
         if (twin := first.setdefault(name.casefold(), raw)) != raw or raw in names:
@@ -73,7 +73,7 @@ def classnames_json(root: Path, split: bool) -> dict[str, str]:
     given = read_json(path) if path.exists() else {}
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
         raise UserError(f'{path}: write it as {{"folder name": "prompt name", ...}}')
-    return {_nfc(raw): _nfc(name) for raw, name in given.items()}
+    return {nfc(raw): nfc(name) for raw, name in given.items()}
 
 
 def read_names(path: str | Path) -> dict[str, str]:
@@ -85,7 +85,7 @@ def read_names(path: str | Path) -> dict[str, str]:
         if not {"label", "name"} <= set(columns := reader.fieldnames or []):
             raise UserError(f"{path}: the first line must be label,name, not {','.join(columns)[:80]!r}")
         for row in reader:
-            label, name = (_nfc((row[column] or "").strip()) for column in ("label", "name"))
+            label, name = (nfc((row[column] or "").strip()) for column in ("label", "name"))
             if not label or not name:
                 raise UserError(f"{path}, line {reader.line_num}: label or name is empty")
             if label in given:
@@ -98,10 +98,11 @@ def read_names(path: str | Path) -> dict[str, str]:
 
 def check_known(given: Mapping[str, str], written: Sequence[Label], where: str | Path) -> None:
     """Raises UserError for a name that is given to what is no class."""
-    known = {_nfc(str(label)) for label in written}
+    known = {nfc(str(label)) for label in written}
     if lost := next((label for label in given if label not in known), None):
         raise UserError(f"{where}: names {quoted(lost)}, which is no class of the data{nearest(lost, known)}")
 
 
-def _nfc(text: str) -> str:
+def nfc(text: str) -> str:
+    """Composed Unicode, by which labels are compared as written."""
     return unicodedata.normalize("NFC", text)
