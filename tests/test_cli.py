@@ -20,6 +20,8 @@ VERBS = {
     "fit": "--method --backbone --shots --seed --classes --effort --config --set --out --json",
     "eval": "--split --classes --backbone --set --skip-bad --allow-outside --json",
     "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --quiet --json",
+    "add": "--out --old-data --shots --backbone --quiet --json",
+    "compare": "--data --split --backbone --json",
     "params": "--backbone --method --config --set --json",
     "demo": "--out --seed --quiet",
     "doctor": "--json",
@@ -49,6 +51,14 @@ def test_help_of_every_verb(rmadapter: Command, monkeypatch: pytest.MonkeyPatch,
         assert option in out
     assert rmadapter(verb, "-h").out == out
     assert verb in rmadapter("--help").out
+
+
+def test_help_begins_with_what_somebody_new_needs(rmadapter: Command) -> None:
+    out = rmadapter("--help").out
+    places = [
+        out.index(f" {verb} ") for verb in ("demo", "fit", "predict", "eval", "add", "compare", "bench", "doctor")
+    ]
+    assert places == sorted(places)
 
 
 def test_help_imports_nothing_heavy() -> None:
