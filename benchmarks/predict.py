@@ -2,15 +2,19 @@
 
     python benchmarks/predict.py --backbone pocket --json
 
-In turns, over the same JPEG files: `predict` (`Fitted.probabilities`); its parts, `decode` (files to image tensors),
-`encode` (image tensors through the untouched encoder) and `prompts` (class weights); and `twice`, the way of version
-0.1, which decoded and encoded every image for the adapted features, by hooks, and again for the frozen ones. Both ways
-must give the same probabilities. `share_of_parts` is decode + encode + prompts over predict: 1 where nothing is added.
+In turns, over the same JPEG files: `file`, all that `rmadapter predict FOLDER --out answers.csv` does after loading the
+model; `model`, the part of it that is the model's, adapted and untouched, on tensors that are there already; `predict`
+(`Fitted.probabilities`); its parts, `decode` (files to image tensors, one after the other), `encode` (image tensors
+through the untouched encoder) and `prompts` (class weights); and `twice`, the way of version 0.1, which decoded and
+encoded every image for the adapted features, by hooks, and again for the frozen ones. All ways must give the same
+probabilities. `share_of_parts` is decode + encode + prompts over predict: 1 where nothing is added, and more where
+decoding runs beside the model. `share_of_model` is model over file: 1 where the model never waits.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +29,14 @@ from torch import Tensor
 from rmadapter.backbones import load_backbone
 from rmadapter.cache import BATCH
 from rmadapter.data.images import ImageSet
+from rmadapter.data.inputs import find_images
 from rmadapter.data.transforms import ImageTensors, batches
 from rmadapter.method import Known
 from rmadapter.methods import load_method
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.predict.cli import columns, write_answers
+from rmadapter.predict.outfile import OutFile
+from rmadapter.predict.stream import Asker
 from rmadapter.prompts import cosine_logits
 
 KEYS = ("run", "seconds", "images_per_second", "times_predict")
@@ -41,7 +50,7 @@ def main() -> None:
     set_up(options)
     with tempfile.TemporaryDirectory() as folder:
         files = tuple(write_files(Path(folder), options))
-        result = measure(options, ImageSet(files, (0,) * len(files), ("",)))
+        result = measure(options, ImageSet(files, (0,) * len(files), ("",), Path(folder)))
     show(options, result, KEYS, result["rows"])
 
 
@@ -76,17 +85,33 @@ def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
     def predict() -> Tensor:
         return torch.cat(list(fitted.probabilities(images.images)))
 
+    untouched = ZeroShot().restore(backbone, Known(names), {}).score()
+    asker, top = Asker(fitted, names, names, 1), {"own": fitted.score(names), "untouched": untouched}
+
+    def file() -> Tensor:
+        """The probabilities of the best class, as the file has them."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = OutFile(Path(folder) / "answers.csv", columns(1, False), "")
+            write_answers(find_images([str(images.root)]).files, asker, 0.0, False, out, None, progress=False)
+            with open(out.path, newline="", encoding="utf-8") as text:
+                found = {row["image"]: float(row["probability"]) for row in csv.DictReader(text)}
+        return torch.tensor([found[str(path)] for path in images.images])
+
     decoded = list(decode())
     runs = {
+        "file": file,
+        "model": lambda: [fitted.answers(top, pixels) for pixels in decoded],
         "predict": predict,
         "decode": lambda: list(decode()),
         "encode": lambda: [backbone.image.frozen(pixels) for pixels in decoded],
         "prompts": lambda: fitted.score(names),
         "twice": twice,
     }
-    difference = float((predict() - twice()).abs().max())
+    answers = predict()
+    differences = [(answers - twice()).abs().max(), (answers.max(-1).values - file()).abs().max()]
+    difference = float(max(differences))
     if difference > 1e-3:
-        raise SystemExit(f"the two ways differ by {difference}: they do not answer the same question")
+        raise SystemExit(f"the ways differ by {difference}: they do not answer the same question")
     spent = medians(interleaved(runs, options.repeat, text="images"))
     parts = sum(spent[name] for name in ("decode", "encode", "prompts"))
     return {
@@ -95,6 +120,7 @@ def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
             for name, value in spent.items()
         ],
         "ratio": spent["twice"] / spent["predict"],
+        "share_of_model": spent["model"] / spent["file"],
         "share_of_parts": parts / spent["predict"],
         "largest_difference": difference,
         **about,

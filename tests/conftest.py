@@ -27,6 +27,12 @@ BERT = {
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of the cat dog car tree house bird . , red blue small"
 
 
+@pytest.fixture(autouse=True)
+def no_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is."""
+    monkeypatch.setattr("rmadapter.console.EVERY", float("inf"))
+
+
 def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
     """A model folder as open_clip reads it, with random weights: none of them zero, so that none goes untested."""
     import open_clip

@@ -140,7 +140,8 @@ def test_predict_compares_one_pass_with_two(tiny: list[str], monkeypatch: pytest
     given = (*tiny, "--images", "5", "--pixels", "40", "30", "--classes", "3")
     result = json.loads(run(predict, monkeypatch, capsys, *given, "--json"))
     seconds = {row["run"]: row["seconds"] for row in result["rows"]}
-    assert list(seconds) == ["predict", "decode", "encode", "prompts", "twice"]
+    assert list(seconds) == ["file", "model", "predict", "decode", "encode", "prompts", "twice"]
+    assert result["share_of_model"] == pytest.approx(seconds["model"] / seconds["file"])
     assert result["ratio"] == pytest.approx(seconds["twice"] / seconds["predict"])
     parts = seconds["decode"] + seconds["encode"] + seconds["prompts"]
     assert result["share_of_parts"] == pytest.approx(parts / seconds["predict"])

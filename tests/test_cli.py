@@ -17,38 +17,18 @@ from shell import Command, its_backbone, process, refused, rmadapter
 __all__ = ["rmadapter"]  # a fixture
 
 VERBS = {
-    "fit": [
-        "--method",
-        "--backbone",
-        "--shots",
-        "--seed",
-        "--classes",
-        "--effort",
-        "--config",
-        "--set",
-        "--out",
-        "--json",
-    ],
-    "eval": ["--split", "--classes", "--backbone", "--set", "--skip-bad", "--allow-outside", "--json"],
-    "predict": ["--names", "--backbone", "--top", "--json"],
-    "params": ["--backbone", "--method", "--config", "--set", "--json"],
-    "demo": ["--out"],
-    "doctor": ["--json"],
-    "data": ["--root", "--check", "--download", "--json"],
-    "bench": [
-        "--datasets",
-        "--methods",
-        "--backbone",
-        "--seeds",
-        "--shots",
-        "--root",
-        "--out",
-        "--jobs",
-        "--allow-outside",
-        "--json",
-    ],
-    "report": ["--out", "--check", "--json"],
-    "methods": ["--json"],
+    "fit": "--method --backbone --shots --seed --classes --effort --config --set --out --json",
+    "eval": "--split --classes --backbone --set --skip-bad --allow-outside --json",
+    "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --quiet --json",
+    "add": "--out --old-data --shots --backbone --quiet --json",
+    "compare": "--data --split --backbone --json",
+    "params": "--backbone --method --config --set --json",
+    "demo": "--out --seed --quiet",
+    "doctor": "--json",
+    "data": "--root --check --download --json",
+    "bench": "--datasets --methods --backbone --seeds --shots --root --out --jobs --allow-outside --json",
+    "report": "--out --check --json",
+    "methods": "--json",
 }
 QUICK = ["--set", "first_block=3", "--set", "rank=4", "--set", "epochs=2", "--set", "device=cpu"]
 
@@ -67,10 +47,18 @@ def test_help_of_every_verb(rmadapter: Command, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("COLUMNS", "120")
     code, out, err = rmadapter(verb, "--help")
     assert (code, err) == (0, "")
-    for option in VERBS[verb]:
+    for option in VERBS[verb].split():
         assert option in out
     assert rmadapter(verb, "-h").out == out
     assert verb in rmadapter("--help").out
+
+
+def test_help_begins_with_what_somebody_new_needs(rmadapter: Command) -> None:
+    out = rmadapter("--help").out
+    places = [
+        out.index(f" {verb} ") for verb in ("demo", "fit", "predict", "eval", "add", "compare", "bench", "doctor")
+    ]
+    assert places == sorted(places)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -170,11 +158,14 @@ def test_what_predict_refuses(
     refused(rmadapter("predict", finished, image), "name it yourself: --backbone '")
     refused(rmadapter("predict", finished, tmp_path / "bad.png", *its), "bad.png: not")
     refused(rmadapter("predict", finished, image, tmp_path / "gone.png", *its), "gone.png: not a readable image")
-    refused(rmadapter("predict", finished, colors, *its), f"{colors}: not a readable image")
-    for names in ("", " , ", "cat,cat", "Cat,cat"):
-        refused(
-            rmadapter("predict", finished, image, *its, "--names", names), "at least one class name, and none twice"
-        )
+    refused(rmadapter("predict", finished, finished, *its), f"{finished}: no image of a kind that is read here (")
+    for names, words in (
+        ("", "at least one"),
+        (" , ", "at least one"),
+        ("cat,cat", "both"),
+        ("Cat,cat", "both called"),
+    ):
+        refused(rmadapter("predict", finished, image, *its, "--names", names), "--names", words)
     refused(rmadapter("predict", colors, image), "not a finished run")
     probe = tmp_path / "probe"
     fit = ["fit", colors, "--backbone", tiny_clip.name, "--method", "linear-probe", "--set", "device=cpu"]

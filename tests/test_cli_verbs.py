@@ -49,7 +49,7 @@ def test_fit_eval_and_predict_with_every_method(
     assert json.loads(rmadapter("eval", out, colors, *its_backbone(out), "--json").out) == figures
     image = colors / "test" / "red" / "0.png"
     [answer] = json.loads(rmadapter("predict", out, image, *its_backbone(out), "--json").out)
-    assert {guess["class"] for guess in answer["classes"]} == {"blue", "green", "night sky", "red"}
+    assert {guess["class"] for guess in answer["classes"]} == {"blue", "green", "night_sky", "red"}
     assert sum(guess["probability"] for guess in answer["classes"]) == pytest.approx(1, abs=1e-5)
     assert "Repeat it" in (out / "report.html").read_text("utf-8")
 
@@ -138,7 +138,7 @@ def test_predict(rmadapter: Command, finished: Path, colors: Path, tmp_path: Pat
     assert (code, err) == (0, "")
     answers = json.loads(out)
     assert [answer["image"] for answer in answers] == [str(image) for image in images]
-    assert [answer["classes"][0]["class"] for answer in answers] == ["red", "night sky"]
+    assert [answer["classes"][0]["class"] for answer in answers] == ["red", "night_sky"]
     for answer in answers:
         first, second = (guess["probability"] for guess in answer["classes"])
         assert 1 >= first > second >= 0

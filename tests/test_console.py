@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 
-from rmadapter.console import CONTROL, bar, note, plain, streams, table, track
+from rmadapter import console
+from rmadapter.console import CONTROL, bar, hush, note, plain, streams, table, track
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -20,13 +22,51 @@ def test_the_bar_is_drawn_on_stderr_of_a_terminal(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that this is a terminal
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     with bar() as display:
-        display.add_task("training", total=4, completed=3, note="loss 0.125")
+        task = display.add_task("evaluating line art, novel classes", total=10_000, note="loss 0.125")
+        for _ in range(5):
+            display.advance(task, 1000)
+        display.refresh()
     out, err = capsys.readouterr()
     assert out == ""
-    for word in ("training", "3/4", "loss 0.125"):
-        assert word in err
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err).split("\r")[-2].rstrip()
+    assert re.fullmatch(r"evaluating line art, novel classes [━╸╺]{16}  5000/10000 [-\d]+:[-\d]+ loss 0\.125", last)
+    assert len(last) <= 80
+
+
+def test_into_a_pipe_goes_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console, "EVERY", 10)
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with bar() as display:
+        task = display.add_task("training", total=2000, completed=1000, note="")
+        for step in range(1000):
+            clock[0] += 0.024
+            display.update(task, advance=1, note=f"loss {step}")
+    assert capsys.readouterr() == (
+        "",
+        "training: 1,417 of 2,000, 14 s left, loss 416\ntraining: 1,834 of 2,000, 4 s left, loss 833\n",
+    )
+    for _ in track(range(2), 2, "\x1b[2J\n"):
+        clock[0] += 100
+    assert capsys.readouterr().err == "\\x1b[2J\n: 1 of 2, 2 min left\n\\x1b[2J\n: 2 of 2, 0 s left\n"
+
+
+def test_quiet_is_for_one_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "EVERY", 0)
+    with streams():
+        hush(True)
+        note("something")
+        assert list(track([1, 2], 2, "images")) == [1, 2]
+        with bar() as display:
+            display.console.print("a record")
+    assert capsys.readouterr() == ("", "")
+    note("something")
+    assert list(track([1], 1, "images")) == [1]
+    assert capsys.readouterr().err == "note: something\nimages: 1 of 1, 0 s left\n"
 
 
 def test_an_error_within_track_ends_the_bar() -> None:

@@ -16,6 +16,7 @@ def test_nearest_names_the_word_that_was_meant_or_all() -> None:
     assert nearest("rnak", known) == "; did you mean 'rank'?"
     assert nearest("epoch", known) == "; did you mean 'epochs'?"
     assert nearest("zzz", known) == "; known are alpha, epochs, rank"
+    assert nearest("zzz", map(str, range(102))).endswith(", 97 and 2 more")
     assert nearest("zzz", iter(known)) == nearest("zzz", known)  # any iterable, read once
 
 

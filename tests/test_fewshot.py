@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,8 @@ def test_halves() -> None:
     base, novel = half(images, "base"), half(images, "novel")
     assert (indices(base), base.labels, base.classes) == ([1, 3, 4], (0, 1, 2), ("class 0", "class 1", "class 2"))
     assert (indices(novel), novel.labels, novel.classes) == ([0, 2, 5], (1, 0, 1), ("class 3", "class 4"))
+    named = replace(images, written=tuple("abcde"))
+    assert (half(named, "base").written, half(named, "novel").written) == (("a", "b", "c"), ("d", "e"))
     assert half(images, "all") is images
     with pytest.raises(UserError, match="cannot be halved"):
         half(make([0], 1), "novel")

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hostile import bombs as hostile
-from rmadapter.data.images import ImageSet, prompt_name, read_images
+from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
 
 
@@ -130,7 +131,13 @@ def test_classnames_json(tmp_path: Path) -> None:
     plant(tmp_path, "airplanes/1.png", "t_shirt/1.png", "zebra/1.png")
     given = tmp_path / "classnames.json"
     given.write_text(json.dumps({"airplanes": "airplane", "t_shirt": "T-shirt", "unused": "x"}))
-    assert read_images(tmp_path)["all"].classes == ("airplane", "T-shirt", "zebra")
+    found = read_images(tmp_path)["all"]
+    assert (found.classes, found.written) == (("airplane", "T-shirt", "zebra"), ("airplanes", "t_shirt", "zebra"))
+    other = read_images(tmp_path, names={"t_shirt": "shirt"})["all"]
+    assert (other.classes, other.written) == (("airplane", "shirt", "zebra"), found.written)
+    assert other.subset([1]).written == found.written
+    with pytest.raises(ValueError, match="2 labels as written for 3 classes"):
+        replace(found, written=found.written[:2])
     given.write_text(json.dumps({"airplanes": " "}))
     refused(tmp_path, "'airplanes' leaves an empty name")
     given.write_text(json.dumps({"airplanes": "Zebra"}))
@@ -159,6 +166,7 @@ def test_csv_keeps_its_order(tmp_path: Path) -> None:
     sets = read_images(table)
     assert list(sets) == ["train", "val"]
     assert sets["train"].classes == sets["val"].classes == ("Ant", "sea horse")
+    assert sets["train"].written == sets["val"].written == ("Ant", "sea_horse")
     assert names(sets["train"]) == ["pics/2.png", "pics/ü,3.png"]
     assert sets["train"].labels == (1, 0)
     table.write_text("label,path\na,pics/1.png\n")
@@ -191,9 +199,12 @@ def test_lists() -> None:
     pictures = list(np.zeros((3, 4, 4, 3), np.uint8))
     by_name = ImageSet.from_lists(pictures, ["sea_horse", "Ant", "sea_horse"])
     assert (by_name.classes, by_name.labels) == (("Ant", "sea horse"), (1, 0, 1))
+    assert by_name.written == ("Ant", "sea_horse")
     by_number = ImageSet.from_lists(pictures, np.array([1, 0, 1]), ["Ant", "sea_horse"])
     assert (by_number.classes, by_number.labels) == (by_name.classes, by_name.labels)
-    assert by_number.name(2) == "image 2"
+    assert (by_number.written, by_number.name(2)) == ((0, 1), "image 2")
+    mixed = ImageSet.from_lists(pictures, ["sea-horse", "ant", "ant"], ["Ant", "sea_horse", "bee"])
+    assert (mixed.labels, mixed.written) == ((1, 0, 0), ("ant", "sea-horse", "bee"))  # as in the labels, if they are
     assert ImageSet.from_lists(pictures, ["b", "a", "b"], classes=["b", "a", "c"]).labels == (0, 1, 0)
 
 
@@ -235,10 +246,6 @@ def test_digest_identifies_pictures_labels_and_classes_wherever_they_lie(tmp_pat
 def test_subset_keeps_classes(tmp_path: Path) -> None:
     images = read_images(plant(tmp_path, "a/1.png", "b/1.png", "b/2.png"))["all"].subset([2, 0])
     assert (names(images), images.labels, images.classes) == (["b/2.png", "a/1.png"], (1, 0), ("a", "b"))
-
-
-def test_prompt_name() -> None:
-    assert prompt_name("  Sea--horse_\t(small) ") == "Sea horse (small)"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no pipes with names")

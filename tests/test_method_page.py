@@ -61,14 +61,15 @@ def walks() -> list[list[list[str]]]:
 def test_the_walks_are_walked(tiny_clip: Backbone, colors: Path, finished: Path, tmp_path: Path) -> None:
     """Every function of a walk is called, by whatever way, by the one above it."""
     from rmadapter.bench.cli import bench
-    from rmadapter.cli import fit, predict
+    from rmadapter.cli import fit
+    from rmadapter.predict.cli import predict
 
     name = tiny_clip.name
     sets = ["epochs=1", "rank=2", "first_block=3", "device=cpu"]
     own = [f"rmadapter.{s}" if "device" not in s else s for s in sets]
     calls: list[Callable[[], Any]] = [
         lambda: fit(colors, tmp_path / "run", backbone=name, shots=2, sets=sets),
-        lambda: predict(finished, [colors / "test/red/0.png"], backbone=name),
+        lambda: predict(finished, [str(colors / "test/red/0.png")], backbone=name),
         lambda: bench(
             "base-to-novel", colors.name, tmp_path / "out", methods="rmadapter", backbone=name, seeds="1", shots="2",
             root=colors.parent, sets=own,

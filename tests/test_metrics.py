@@ -47,15 +47,10 @@ def test_confidence_interval_equals_scipy(level: float) -> None:
     assert metrics.confidence_interval([5.0, 5.0, 5.0]) == 0
 
 
-def test_wilson_and_mcnemar_in_closed_form() -> None:
+def test_wilson_in_closed_form() -> None:
     right, n, z = 37, 50, 1.959963984540054
     centre, spread = right + z * z / 2, z * math.sqrt(right * (n - right) / n + z * z / 4)
-    expected = [100 * (centre + sign * spread) / (n + z * z) for sign in (-1, 1)]
-    assert metrics.wilson(right, n) == pytest.approx(expected)
-    one, other = [True] * 9 + [False] * 3 + [True], [False] * 9 + [True] * 3 + [True]
-    tail = sum(math.comb(12, k) for k in range(4)) / 2**12  # 3 of 12 or fewer, and as many on the other side
-    assert metrics.mcnemar(one, other) == pytest.approx(2 * tail) == metrics.mcnemar(other, one)
-    assert metrics.mcnemar(one, one) == 1
+    assert metrics.wilson(right, n) == pytest.approx([100 * (centre + sign * spread) / (n + z * z) for sign in (-1, 1)])
 
 
 def test_reliability_equals_scikit_learn() -> None:
@@ -96,3 +91,35 @@ def test_the_module_itself_needs_none_of_the_large_libraries() -> None:
         "sys.exit(bool({'torch', 'scipy', 'sklearn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, metrics.__file__]).returncode == 0
+
+
+def test_paired_answers_against_closed_forms() -> None:
+    first, second = np.zeros(100, bool), np.zeros(100, bool)
+    first[:60] = second[:51] = True  # 9 lost
+    second[60] = True  # 1 gained
+    difference, low, high, p = metrics.paired(first, second)
+    assert difference == pytest.approx(-8)
+    assert p == pytest.approx(2 * (1 + 10) / 2**10)  # at most one of ten coins
+    middle, spread = -8 / 102, np.sqrt((11 / 102 - (8 / 102) ** 2) / 102)
+    assert (low, high) == (
+        pytest.approx(100 * (middle - 1.959964 * spread)),
+        pytest.approx(100 * (middle + 1.959964 * spread)),
+    )
+    assert metrics.paired(second, first)[0] == pytest.approx(8)
+    same = metrics.paired(first, first)
+    assert (same[0], same[3]) == (0, 1)
+    assert same[1] == -same[2] < 0  # a hundred images without a difference do not prove that there is none
+    assert metrics.paired([False], [True])[2] <= 100
+    for wrong in ([], [True]):
+        with pytest.raises(ValueError, match="beside"):
+            metrics.paired(wrong, first)
+
+
+def test_the_interval_covers_the_difference_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    shares, covered = np.array([0.5, 0.1, 0.2, 0.2]), 0  # both right, first alone, second alone, none
+    for _ in range(1000):
+        cell = rng.choice(4, size=60, p=shares)
+        _, low, high, _ = metrics.paired(cell <= 1, (cell == 0) | (cell == 2))
+        covered += low <= 10 <= high
+    assert 930 <= covered <= 975

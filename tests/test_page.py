@@ -84,6 +84,16 @@ def page(tmp_path_factory: pytest.TempPathFactory, base: Evaluation, novel: Eval
     return Page(path)
 
 
+def test_a_class_without_a_test_image_has_a_dash(tmp_path: Path) -> None:
+    found = evaluation("test, all classes", 60, ("ant", "bee", "cat"), 0)
+    kept = [i for i, label in enumerate(found.images.labels) if label != 1]
+    tables = (found.probabilities[kept], found.zero_shot[kept])
+    missing = Evaluation(found.title, found.images.subset(kept), *tables)
+    write_page(tmp_path / "report.html", record(score(missing, "all")), [missing], HISTORY)
+    text = Page(tmp_path / "report.html").text
+    assert re.search(r"of 2 classes gained.*cat \(\d+\).*bee \(0\) ?- ?What is mistaken", text, re.S)
+
+
 def test_nothing_is_fetched_and_nothing_runs(page: Page) -> None:
     addresses = [v for a in ("src", "href", "xlink:href") for v in page.values(a)]
     assert len(addresses) > 20

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from rmadapter.data.images import ImageSet
-from rmadapter.data.transforms import ImageTensors, TrainTransform, batches
+from rmadapter.data.transforms import ImageTensors, TrainTransform, batches, decoded
 from rmadapter.errors import UserError
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -94,3 +94,41 @@ def test_a_bad_file_is_one_sentence_from_workers_too(tmp_path: Path, workers: in
     images = ImageSet.from_lists([tmp_path / "bad.png"], ["a"])
     with pytest.raises(UserError, match=r"^\S*bad\.png: not a readable image \(the file is empty, 0 bytes\)$"):
         list(batches(ImageTensors(images, PREPROCESS), [[0]], workers))
+
+
+def test_decoded_ahead_in_order_whatever_comes_first() -> None:
+    images = [noise(i)[: 20 + 4 * i] for i in range(11)]
+    single = [PREPROCESS(Image.fromarray(image)) for image in images]
+    found = list(decoded(images, PREPROCESS, 4))
+    assert [len(some) for some, _ in found] == [4, 4, 3]
+    assert torch.equal(torch.cat([pixels for _, pixels in found]), torch.stack(single))
+    assert [image.shape for some, _ in found for image in some] == [image.shape for image in images]
+    assert list(decoded([], PREPROCESS, 4)) == []
+
+
+def test_decoding_ahead_is_bounded() -> None:
+    taken = []
+
+    def endless() -> Any:
+        while True:
+            taken.append(None)
+            yield noise(0)
+
+    stream = decoded(endless(), PREPROCESS, 2)
+    for batch in range(3):
+        next(stream)
+        assert len(taken) <= 2 * batch + 6 + 2
+    stream.close()
+
+
+def test_bad_images_are_left_out_or_end_it(tmp_path: Path) -> None:
+    nothing = np.zeros((0, 0), np.uint8)
+    images = [nothing, noise(0), *[nothing] * 20, noise(1), noise(2), nothing]
+    bad: list[Any] = []
+    assert [len(some) for some, _ in decoded(images, PREPROCESS, 2, bad)] == [2, 1]
+    assert len(bad) == 22
+    assert all("image array of shape" in text for _, text in bad)
+    before = []
+    with pytest.raises(UserError, match="image array of shape"):
+        before += (len(some) for some, _ in decoded(images[1:], PREPROCESS, 2))
+    assert before == [1]

@@ -19,6 +19,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
+from rmadapter.data.names import Label, nfc, prompt_name
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, user_path, write_json, write_text
 from rmadapter.machine import find_device, versions
@@ -32,7 +33,8 @@ from rmadapter.sums import SUMS, check_sums, sha256, write_sums
 from rmadapter.task import Task
 
 WEIGHTS, MODEL, CONFIG, RECORD, HISTORY = "model.safetensors", "model.json", "config.yaml", "run.json", "history.csv"
-FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, "split.json", "report.html")
+IMAGES = "images.csv"  # of a run that grew, in place of a folder of data
+FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, "split.json", "report.html", IMAGES)
 OLD = "adapter.safetensors"
 
 
@@ -41,16 +43,22 @@ class Saved(NamedTuple):
     names: of those classes, as prompts have them."""
 
     fitted: Fitted
-    labels: tuple[str | int, ...]
+    labels: tuple[Label, ...]
     name: str
     names: tuple[str, ...]
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The prompt names that do not follow from the labels, as `read_images` takes them."""
+        pairs = zip(self.labels, self.names, strict=True)
+        return {nfc(label): name for label, name in pairs if isinstance(label, str) and name != prompt_name(label)}
 
 
 def save(
     folder: str | Path,
     fitted: Fitted,
     name: str = "",
-    labels: tuple[str | int, ...] = (),
+    labels: tuple[Label, ...] = (),
     names: tuple[str, ...] = (),
     *,
     half: bool = False,
@@ -68,7 +76,7 @@ def _save(
     folder: Path,
     fitted: Fitted,
     name: str,
-    labels: tuple[str | int, ...] = (),
+    labels: tuple[Label, ...] = (),
     names: tuple[str, ...] = (),
     half: bool = False,
 ) -> None:
@@ -98,8 +106,8 @@ def _save(
     write_json(folder / MODEL, model.model_dump(mode="json"))
 
 
-def save_run(folder: Path, fitted: Fitted, name: str, record: Record) -> None:
-    """Write a run: the model, its record, its settings for --config, and the loss of every step.
+def save_run(folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()) -> None:
+    """Write a run: the model, its record, its settings for --config, and the loss of every step; the rest as in `save`.
 
     A folder that has run.json is complete.
     """
@@ -109,7 +117,7 @@ def save_run(folder: Path, fitted: Fitted, name: str, record: Record) -> None:
             writer.writeheader()
             writer.writerows(history)
     write_text(folder / CONFIG, to_yaml(flat(record)))
-    _save(folder, fitted, name)
+    _save(folder, fitted, name, labels)
     record.save(folder / RECORD)
     write_sums(folder, FILES)
 

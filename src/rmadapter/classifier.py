@@ -10,7 +10,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from rmadapter.data.images import ImageSet, ImageSource, prompt_name
+from rmadapter.data.fewshot import half
+from rmadapter.data.images import ImageSet, ImageSource
+from rmadapter.data.names import places, prompt_names
 from rmadapter.errors import UserError
 
 OWN = ("backbone", "method", "shots", "seed", "progress")
@@ -73,10 +75,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         fitted = run_task(wanted.task, wanted.method, lab, wanted.name).fitted
         self.fitted_, self.history_ = fitted, fitted.trained.history
         self.class_names_, self._name = fitted.classes, wanted.name
-        # `predict` answers with labels as the caller writes them: "sea_horse", although the prompt says "sea horse".
-        written = {prompt_name(label).casefold(): label for label in labels if isinstance(label, str)}
-        numbers = [found.classes.index(name) for name in fitted.classes]
-        self.classes_ = np.array([written[name.casefold()] for name in fitted.classes] if written else numbers)
+        self.classes_ = np.array(half(found, wanted.task.classes).written)
         return self
 
     def set_classes(self, names: Sequence[str]) -> FewShotClassifier:
@@ -87,9 +86,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "fitted_")
         if isinstance(names, str):
             raise UserError(f"class names come as a list: [{names!r}]")
-        prompts = tuple(prompt_name(name) for name in names)
-        if not prompts or not all(prompts) or len({name.casefold() for name in prompts}) < len(prompts):
-            raise UserError(f"class names {list(names)}: give at least one, none empty and none twice")
+        if not len(names):
+            raise UserError("class names []: give at least one")
+        prompts = tuple(prompt_names(names).values())
         self.fitted_.score(prompts)  # complains now rather than at the first image
         self.class_names_, self.classes_ = prompts, np.array(list(names))
         return self
@@ -116,11 +115,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return best.item() if np.ndim(best) == 0 else best
 
     def score(self, images: Sequence[ImageSource], labels: Sequence[Any], sample_weight: Any = None) -> float:
-        """Accuracy between 0 and 1, as in scikit-learn."""
-        wanted, answers = np.asarray(labels), self.predict(list(images))
-        if wanted.shape != answers.shape:
-            raise UserError(f"{len(answers)} images and {wanted.size} labels: give one label for each image")
-        return float(np.average(answers == wanted, weights=sample_weight))
+        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_`, or as the prompts have them.
+
+        Raises UserError for a label that is no class.
+        """
+        check_is_fitted(self, "fitted_")
+        images, wanted = list(images), np.asarray(labels)
+        if wanted.shape != (len(images),):
+            raise UserError(f"{len(images)} images and {wanted.size} labels: give one label for each image")
+        numbers = places(wanted.tolist(), self.classes_.tolist(), self.class_names_)
+        return float(np.average(self.predict_proba(images).argmax(-1) == numbers, weights=sample_weight))
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
         """Write the model (half: as float16), its settings and the classes; the backbone stays outside."""

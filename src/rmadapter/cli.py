@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +11,25 @@ from typing import Annotated, Any
 import typer
 
 from rmadapter.bench import cli as bench_cli
-from rmadapter.console import Config, Its, Json, Name, Outside, Sets, SkipBad, note, plain, stoppable, streams, table
+from rmadapter.console import (
+    Config,
+    Its,
+    Json,
+    Name,
+    Outside,
+    Quiet,
+    Sets,
+    SkipBad,
+    command,
+    note,
+    plain,
+    stoppable,
+    streams,
+    table,
+)  # fmt: skip
 from rmadapter.errors import UserError
-from rmadapter.show import show, show_score
+from rmadapter.predict import cli as predict_cli
+from rmadapter.runs import cli as runs_cli
 
 app = typer.Typer(
     help="Adapt a CLIP-like model with a few images per class without losing what it already knows.",
@@ -58,7 +73,6 @@ def _options(
     pass
 
 
-@app.command()
 def fit(
     data: Annotated[Path, typer.Argument(help="Folder of class folders, or CSV of path,label[,split].")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command resumes it.")],
@@ -68,27 +82,33 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="Seed of draw, initialisation and batches, by default 1.")] = None,
     classes: Which = None,
     effort: Annotated[str, typer.Option(help="fast, normal or thorough: how long it trains.")] = "normal",
+    names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call the classes.")] = None,
     config: Config = None,
     sets: Sets = None,
     folds: Annotated[int, typer.Option(min=0, help="Of cross-validation, where no test split is; 0: none.")] = 5,
     skip_bad: SkipBad = False,
     outside: Outside = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Adapt a backbone to images; writes the model, its record and report.html."""
     from rmadapter.data.images import read_images
+    from rmadapter.data.names import check_known, read_names
     from rmadapter.fit import fit as run_fit
     from rmadapter.methods import explain_effort
     from rmadapter.run import Lab
+    from rmadapter.show import show
 
     flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes}
     wanted = _request(method, config, flags, sets, effort, str(data))
     if effort != "normal":
         note(explain_effort(wanted.name, effort))
     lab = Lab(wanted.machine)
-    lab.add(str(data), read_images(data, skip_bad=skip_bad, outside=outside))
-    command = shlex.join(["rmadapter", *sys.argv[1:]])
-    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command, folds=folds)
+    given = read_names(names) if names else {}
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given)
+    check_known(given, next(iter(splits.values())).written, names or "")
+    lab.add(str(data), splits)
+    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command(), folds=folds)
     for text in (*record.notes, *(record.judgement.doubts if record.judgement else ())):
         note(text)
     show(record, as_json)
@@ -110,7 +130,6 @@ def _request(
     return Request.make(values | parse_overrides(sets or []), method or name or DEFAULT, effort, data)
 
 
-@app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
     data: Annotated[Path, typer.Argument(help="Folder or CSV of images.")],
@@ -131,60 +150,18 @@ def evaluate(
     from rmadapter.data.images import read_images
     from rmadapter.fit import evaluate_saved
     from rmadapter.settings import configured, parse_overrides
+    from rmadapter.show import show_score
     from rmadapter.task import Task
 
     which = configured(Task(), {"classes": classes or "all"}).classes
     name, values = request.read_config(config)
     settings = request.split(values, name)[2] | parse_overrides(sets or [])
-    fitted = load(run, backbone, method=method, settings=settings).fitted
-    splits = read_images(data, skip_bad=skip_bad, outside=outside)
-    _, scores = evaluate_saved(run, fitted, splits, split, which, Cache(fitted.backbone, hold=False))
+    saved = load(run, backbone, method=method, settings=settings)
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given)
+    _, scores = evaluate_saved(run, saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False))
     show_score(scores[0], as_json)
 
 
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    names: Annotated[str | None, typer.Option("--names", help='Other class names, as "cat,dog,zebra".')] = None,
-    top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
-    method: Name = "",
-    backbone: Its = None,
-    as_json: Json = False,
-) -> None:
-    """The most probable classes of images."""
-    from rmadapter.checkpoint import load
-    from rmadapter.data.images import prompt_name
-    from rmadapter.method import NotApplicable
-
-    fitted, labels, _, known = load(run, backbone, method=method)
-    asked, shown = known, [str(label) for label in labels]
-    if names is not None:
-        shown = [name.strip() for name in names.split(",") if name.strip()]
-        asked = tuple(prompt_name(name) for name in shown)
-        if not asked or len({name.casefold() for name in asked}) < len(asked):
-            raise UserError(f"--names {names!r}: give at least one class name, and none twice")
-    try:
-        rows = [row for part in fitted.probabilities(images, asked, progress=True) for row in part.tolist()]
-    except NotApplicable as error:
-        raise UserError(f"--names: {error}") from None
-    answers: list[dict[str, Any]] = []
-    for image, row in zip(images, rows, strict=True):
-        best = sorted(range(len(row)), key=lambda i: -row[i])[:top]
-        classes = [{"class": shown[i], "probability": round(row[i], 6)} for i in best]
-        answers.append({"image": str(image), "classes": classes})
-    if as_json:
-        print(json.dumps(answers))
-        return
-    lines = [
-        [str(image) if i == 0 else "", str(guess["class"]), f"{100 * float(guess['probability']):.1f} %"]
-        for image, answer in zip(images, answers, strict=True)
-        for i, guess in enumerate(answer["classes"])
-    ]
-    table(["image", "class", "probability"], lines)
-
-
-@app.command()
 def params(
     backbone: Annotated[str, typer.Option(help="Any backbone; only its sizes count.")] = "ViT-B-16/none",
     method: Name = "",
@@ -205,24 +182,24 @@ def params(
         table(["parameters", "count"], [[name, f"{count:,}"] for name, count in counts.items()])
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Adapt the offline backbone to OpenMoji pictograms, and see what it gains and keeps."""
     from rmadapter.demo import demo as run_demo
+    from rmadapter.show import show
 
-    record = run_demo(out, seed)
+    record = run_demo(out, seed, command=command())
     show(record, as_json)
     if not as_json:
-        for text in record.notes:
+        for text in record.notes:  # the licence, which --quiet does not silence
             print(text)
         print(f"report: {out / 'report.html'}")
 
 
-@app.command()
 def backbones(as_json: Json = False) -> None:
     """Backbones that are on this disk, and what others would fetch; any of open_clip's can be named."""
     from rmadapter.backbones.listing import listed
@@ -235,7 +212,6 @@ def backbones(as_json: Json = False) -> None:
     table(["name", "state", "on disk", "folder"], rows)
 
 
-@app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine and installation can do."""
     from rmadapter.doctor import diagnose
@@ -247,5 +223,10 @@ def doctor(as_json: Json = False) -> None:
         table(["what", "found"], [[name, str(value)] for name, value in facts.items()])
 
 
-for verb in (bench_cli.methods, bench_cli.bench, bench_cli.report, bench_cli.data):
-    app.command()(verb)
+# In the order in which somebody new needs them.
+VERBS = (
+    demo, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, bench_cli.bench, bench_cli.report,
+    bench_cli.methods, params, bench_cli.data, backbones, doctor,
+)  # fmt: skip
+for verb in VERBS:
+    app.command("eval" if verb is evaluate else None)(verb)

@@ -1,4 +1,4 @@
-"""What the command line shows: tables on stdout, progress bars on stderr for anything longer than a second.
+"""What the command line shows: tables on stdout, progress on stderr, a bar in a terminal and lines in a pipe.
 
 And what it does where nothing can be shown, where a name would command the terminal, and when Ctrl-C ends it.
 """
@@ -9,8 +9,10 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,11 +27,15 @@ Outside = Annotated[bool, typer.Option("--allow-outside", help="Read what lists 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images and report them.")]
 Name = Annotated[str, typer.Option("--method", help="As `rmadapter methods` lists them, package:Class, file.py:Class.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=lambda on: hush(on), help="No bars and no notes; errors stay.")
+]
 Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it is a folder or a repository.")]
 
 
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in
 AGAIN = "rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on"
+EVERY = 10.0  # seconds between two lines in a pipe
 SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
 # What a terminal obeys instead of showing it, and what turns the direction of writing; a file may be called so.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -40,9 +46,25 @@ def plain(text: str) -> str:
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def command() -> str:
+    """The one that runs, for a shell."""
+    return shlex.join(["rmadapter", *sys.argv[1:]])
+
+
+_quiet = False  # for the command that runs; `streams` ends it
+
+
+def hush(on: bool) -> bool:
+    """Show no bars and no notes from here on."""
+    global _quiet
+    _quiet = on
+    return on
+
+
 def note(text: str) -> None:
     """Tell the user something, in a line on stderr."""
-    print("note:", plain(" ".join(text.split())), file=sys.stderr)
+    if not _quiet:
+        print("note:", plain(" ".join(text.split())), file=sys.stderr)
 
 
 class _Lasting(io.RawIOBase):
@@ -109,6 +131,7 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
         print(f"rmadapter: stdout cannot be written ({out.error.strerror}): send it elsewhere", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
+        hush(False)
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
@@ -181,23 +204,66 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def bar(enabled: bool = True) -> Any:
-    """A rich Progress with elapsed and remaining time; use it as a context manager."""
+    """A rich Progress with the time that remains, which fits into 80 columns; use it as a context manager.
+
+    Into a pipe goes a line now and then, and nothing where it is not enabled.
+    """
     from rich import progress
     from rich.console import Console
 
-    console = Console(stderr=True)
-    counts = (progress.BarColumn(), progress.MofNCompleteColumn())
-    times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+    console = Console(stderr=True, quiet=_quiet)
+    terminal = console.is_terminal or console.is_jupyter
+    if enabled and not terminal and not _quiet:
+        return _Lines(console)
     return progress.Progress(
         progress.TextColumn("{task.description}"),
-        *counts,
-        *times,
+        progress.BarColumn(bar_width=16),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(compact=True),
         progress.TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
-        # Into a pipe even a bar that vanishes would print an empty line.
-        disable=not (enabled and (console.is_terminal or console.is_jupyter)),
+        disable=not enabled or _quiet,
     )
+
+
+class _Lines:
+    """What a rich Progress of one task does, in a pipe: "training: 120 of 800, 3 min left, loss 0.532"."""
+
+    def __init__(self, console: Any) -> None:
+        self.console = console
+        self._said = self._started = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def add_task(self, description: str, total: float | None = None, completed: float = 0, note: str = "") -> int:
+        self._text, self._total, self._note = description, total, note
+        self._before = self._done = completed
+        return 0
+
+    def advance(self, task: int, advance: float = 1) -> None:
+        self.update(task, advance=advance)
+
+    def update(
+        self, task: int, *, advance: float = 0, completed: float | None = None, description: str = "", note: str = ""
+    ) -> None:
+        self._done = (self._done if completed is None else completed) + advance
+        self._text, self._note = description or self._text, note or self._note
+        now = time.monotonic()
+        if now - self._said >= EVERY:
+            self._said = now
+            print(plain(self._line(now - self._started)), file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        parts = [f"{self._done:,.0f}" + (f" of {self._total:,.0f}" if self._total else "")]
+        if self._total and self._done > self._before:
+            left = seconds * (self._total - self._done) / (self._done - self._before)
+            parts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
+        return f"{self._text}: {', '.join([*parts, self._note] if self._note else parts)}"
 
 
 def track(items: Iterable[T], total: int, text: str, enabled: bool = True) -> Iterator[T]:

@@ -22,14 +22,14 @@ ASKED = (
 )
 
 
-def demo(out: Path, seed: int = 1, progress: bool = True, **settings: Any) -> Record:
+def demo(out: Path, seed: int = 1, progress: bool = True, command: str = "", **settings: Any) -> Record:
     """Train on the base classes' colour pictograms; evaluate base, novel and, as a shifted domain, black line art.
 
-    settings: in place of the defaults. Raises UserError when the demo's packages are missing.
+    command: that repeats it. settings: in place of the defaults. Raises UserError when the demo's packages are missing.
     """
     wanted = Request.make({"classes": "base", "seed": seed, **settings}, data="OpenMoji")
     lab = Lab(wanted.machine, progress=progress)
     lab.add("OpenMoji", load_openmoji())
     lab.add(SHIFTED, {"test": load_openmoji(style="black")["test"]})
     task = configured(wanted.task, {"tests": ASKED})
-    return fit(task, wanted.method, out, lab, wanted.name, "rmadapter demo", (ATTRIBUTION,))
+    return fit(task, wanted.method, out, lab, wanted.name, command, (ATTRIBUTION,))

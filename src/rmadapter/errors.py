@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
+MOST = 100  # words that a message lists
+
 
 class UserError(ValueError):
     """A mistake in what the user gave us, told in one sentence that says what to do.
@@ -16,10 +18,11 @@ class UserError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'rank'?` when a known word is close to `word`, else `; known are ...`."""
+    """`; did you mean 'rank'?` when a known word is close to `word`, else `; known are ...`, of many the first ones."""
     words = sorted(known)
     close = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words)}"
+    more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words[:MOST])}{more}"
 
 
 def quoted(value: Any) -> str:

@@ -25,9 +25,10 @@ ACTIVATIONS = ".activations"  # a folder in that of a run, which only an unfinis
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place when the block ends well and vanishes otherwise.
 
+    sync: wait until it lies on the disk; without, a power cut may take what can be made again.
     Raises UserError when the disk is full or the folder cannot be written to.
     """
     try:
@@ -37,8 +38,9 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            if sync:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
             # mkstemp makes private files; what we leave behind is as readable as any other file
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)

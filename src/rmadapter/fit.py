@@ -47,7 +47,7 @@ def fit(
             notes = (*done.record.notes, *notes, *(() if done.record.scores else (NOTHING,)))
             record = done.record.model_copy(update={"command": command, "notes": notes})
             write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
-            save_run(out, done.fitted, name, record)
+            save_run(out, done.fitted, name, record, half(few.train, task.classes).written)
         (out / STATE).unlink(
             missing_ok=True
         )  # what an unfinished run alone needs, this one or one that was killed here

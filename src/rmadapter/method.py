@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rmadapter.cache import Cache, Live, Source, in_turn
+from rmadapter.cache import BATCH, Cache, Live, Source
 from rmadapter.console import track
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
@@ -158,14 +158,23 @@ class Fitted:
         self, images: Sequence[ImageSource], names: Sequence[str] | None = None, *, progress: bool = False
     ) -> Iterator[Tensor]:
         """[B, C] of images in turn, each decoded and encoded once. Raises as `score`, and UserError as load_image."""
-        from rmadapter.data.images import ImageSet
+        from rmadapter.data.transforms import decoded
 
-        some = ImageSet(tuple(images), (0,) * len(images), ("",))
-        live = Live(Cache(self.backbone, hold=False), some, self.first, augmented=False, features=self.first is None)
-        orders = in_turn(len(some))
-        stream = track(live.batches(0, orders), len(orders), "predicting", progress)
-        for found in answers({self.method.title: self.score(names)}, stream):
-            yield found[self.method.title]
+        models = {self.method.title: self.score(names)}
+        stream = track(
+            decoded(images, self.backbone.preprocess, BATCH), -(-len(images) // BATCH), "predicting", progress
+        )
+        for _, pixels in stream:
+            yield self.answers(models, pixels)[self.method.title]
+
+    def answers(self, models: Mapping[str, ToLogits], pixels: Tensor) -> dict[str, Tensor]:
+        """Probabilities [B, C] of each model of pixels [B, 3, H, W], encoded once.
+
+        models: this one as `score` gives it, which may stand first and alone, and those that read features.
+        """
+        features = self.first is None or len(models) > 1
+        states = self.backbone.image.frozen(pixels.to(self.backbone.device), self.first, features=features)
+        return next(answers(models, [states]))
 
 
 class Method(Protocol):

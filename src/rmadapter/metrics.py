@@ -41,14 +41,24 @@ def wilson(right: int, images: int, level: float = 0.95) -> tuple[float, float]:
     return 100 * float(found.low), 100 * float(found.high)
 
 
-def mcnemar(one: ArrayLike, other: ArrayLike) -> float:
-    """Exact two-sided p that two models are right equally often (McNemar, 1947). one, other: [N] bool, whether each
-    is right on the same images; 1.0 where they are never right apart."""
-    from scipy.stats import binomtest
+def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[float, float, float, float]:
+    """How much more often the second of two models is right, in percentage points: difference, low and high end of its
+    confidence interval (Agresti and Min, 2005, who add half an image to each of the four cells), and the p value of
+    McNemar's exact test.
 
-    first, second = np.asarray(one, bool), np.asarray(other, bool)
-    ahead, apart = int((first & ~second).sum()), int((first != second).sum())
-    return float(binomtest(ahead, apart).pvalue) if apart else 1.0
+    first, second: [N] bool, which of the same images each model names. Raises ValueError for none or other lengths.
+    """
+    from scipy.stats import binomtest, norm
+
+    one, two = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if not one.size or one.shape != two.shape:
+        raise ValueError(f"{one.size} answers beside {two.size}")
+    gained, lost, count = int((~one & two).sum()), int((one & ~two).sum()), one.size + 2
+    middle = (gained - lost) / count
+    half = norm.ppf((1 + level) / 2) * np.sqrt(((gained + lost + 1) / count - middle**2) / count)
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    low, high = (float(np.clip(100 * end, -100, 100)) for end in (middle - half, middle + half))
+    return 100 * (gained - lost) / one.size, low, high, float(p)
 
 
 def reliability(

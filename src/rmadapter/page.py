@@ -126,14 +126,15 @@ def _spread(n: int, wanted: int) -> np.ndarray:
 
 
 def _per_class(e: Evaluation) -> list[dict[str, Any]]:
-    """Accuracy of each class that has images, the largest gain first."""
+    """Accuracy of each class, the largest gain first; those without an image come last."""
     n = len(e.classes)
     count = np.bincount(e.labels, minlength=n)
     before, after = (metrics.per_class_accuracy(e.labels, p.argmax(1), n) for p in (e.zero_shot, e.probabilities))
     columns = zip(e.classes, count, before, after, after - before, strict=True)
     keys = ("name", "n", "zero_shot", "adapted", "change")
-    rows = [dict(zip(keys, row, strict=True)) for row in columns if row[1]]
-    return sorted(rows, key=lambda row: (-row["change"], -row["adapted"], row["name"]))
+    rows = [dict(zip(keys, row, strict=True)) for row in columns]
+    full = sorted((row for row in rows if row["n"]), key=lambda row: (-row["change"], -row["adapted"], row["name"]))
+    return full + [row for row in rows if not row["n"]]
 
 
 def _pairs(e: Evaluation) -> list[dict[str, Any]]:

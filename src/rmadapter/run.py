@@ -78,10 +78,19 @@ class Lab:
         return self._backbone.to(find_device(self.machine.device))
 
     def draw(self, task: Task) -> FewShot:
-        """The shots of a task; drawn again for the same images they are the same object, digest and all."""
+        """The shots of a task; drawn again for the same images they are the same object, digest and all.
+
+        Raises UserError for a single class, which there is nothing to tell from.
+        """
         key = (task.data, task.shots, task.seed)
         if self._few is None or self._few[0] != key:
             self._few = key, few_shot(self.splits(task.data), task.shots, task.seed)
+        classes = half(self._few[1].train, task.classes).classes
+        if len(classes) < 2:
+            which = "" if task.classes == "all" else f"{task.classes} classes: "
+            raise UserError(
+                f"{which}{classes[0]!r} is the only class: give at least two, there is nothing to tell it from"
+            )
         return self._few[1]
 
     def train_cache(self, task: Task) -> Cache:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmadapter.console import Config, Json, Outside, note, table
+from rmadapter.console import Config, Json, Outside, Quiet, note, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def bench(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the processor's cores.")] = 1,
     outside: Outside = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run one of the paper's experiments; finished runs are kept."""

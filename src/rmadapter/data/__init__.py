@@ -2,6 +2,8 @@
 
 images      folder, CSV or lists -> ImageSet
 scan        what a folder or a CSV file says, nothing opened yet
+names       a class's label and its prompt name: the rule between the two
+inputs      files, folders, patterns, tables and stdin -> paths to ask about
 guard       a file of unknown origin, opened with bounds on what it may cost
 pixels      any image as upright RGB
 transforms  augmentation that is a function of its seed, and batches of tensors

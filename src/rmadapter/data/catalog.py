@@ -21,7 +21,8 @@ from rmadapter.console import bar
 from rmadapter.data.archive import Dataset
 from rmadapter.data.fetch import ARCHIVES, fetch, unpack
 from rmadapter.data.guard import check_inside
-from rmadapter.data.images import ImageSet, prompt_name, read_images
+from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.names import prompt_name
 from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfolders
 from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError, nearest
@@ -116,12 +117,13 @@ def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict
         kept.sort(key=lambda i: names[i].replace(" ", "_"))
     renames = {prompt_name(folder): name for folder, name in dataset.renames.items()}
     classes = tuple(renames.get(names[i], names[i]) for i in kept)
+    written = tuple(next(iter(sets.values())).written[i] for i in kept)
     number = {old: new for new, old in enumerate(kept)}
     renamed = {}
     for split, images in sets.items():
         rows = sorted((number[label], i) for i, label in enumerate(images.labels) if label in number)
         paths, labels = tuple(images.images[i] for _, i in rows), tuple(label for label, _ in rows)
-        renamed[split] = ImageSet(paths, labels, classes, images.root, images.skipped)
+        renamed[split] = ImageSet(paths, labels, classes, images.root, images.skipped, written)
     return renamed
 
 

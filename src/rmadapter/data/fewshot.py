@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import BaseModel, ValidationError
+
 from rmadapter.data.images import ImageSet
-from rmadapter.errors import UserError
-from rmadapter.files import write_json
+from rmadapter.errors import UserError, first_fault
+from rmadapter.files import read_json, write_json
 
 VAL_SHOTS = 4  # CoOp never validates on more
 
@@ -87,7 +89,8 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
     wanted = range(middle) if which == "base" else range(middle, count)
     part = images.subset(i for i, label in enumerate(images.labels) if label in wanted)
     labels = tuple(label - wanted.start for label in part.labels)
-    return replace(part, labels=labels, classes=images.classes[wanted.start : wanted.stop])
+    own = slice(wanted.start, wanted.stop)
+    return replace(part, labels=labels, classes=images.classes[own], written=images.written[own])
 
 
 def split_digest(few: FewShot) -> str:
@@ -107,7 +110,51 @@ def save_split(few: FewShot, path: Path) -> None:
         "seed": few.seed,
         "shots": few.shots,
         "classes": few.train.classes,
+        "labels": few.train.written,
         "train": rows(few.train),
         "val": None if few.val is None else rows(few.val),
     }
     write_json(path, record)
+
+
+class Split(BaseModel):
+    """What `save_split` wrote; labels: empty in files of earlier versions."""
+
+    digest: str
+    classes: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    train: list[tuple[str, int, str]]
+    val: list[tuple[str, int, str]] | None = None
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        return self.labels or self.classes
+
+    def images(self, root: Path) -> FewShot:
+        """The draw, from images below a folder. Raises UserError when they are not there, or not the same."""
+
+        def found(rows: list[tuple[str, int, str]]) -> ImageSet:
+            paths, labels = tuple(root / name for name, _, _ in rows), tuple(label for _, label, _ in rows)
+            return ImageSet(paths, labels, self.classes, root, written=self.written)
+
+        train, val = found(self.train), None if self.val is None else found(self.val)
+        few = FewShot(train, val, train.subset([]), 0, 0, ())
+        try:
+            same = split_digest(few) == self.digest
+        except UserError as error:
+            raise UserError(f"an image that it was trained on cannot be read any more ({error})") from None
+        if not same:
+            raise UserError(f"images below {root} are no longer those that it was trained on")
+        return few
+
+
+def read_split(path: Path) -> Split:
+    """Raises UserError for a file that is none."""
+    try:
+        found = Split.model_validate(read_json(path))
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise UserError(f"{path}: not a draw of this version ({place}: {reason})") from None
+    if any(not 0 <= label < len(found.written) for _, label, _ in (*found.train, *(found.val or ()))):
+        raise UserError(f"{path}: names a class that it does not list")
+    return found

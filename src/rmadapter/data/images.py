@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +14,11 @@ from numbers import Integral
 from pathlib import Path
 
 from rmadapter.console import track
+from rmadapter.data.names import Label, classnames_json, places, prompt_name, prompt_names
 from rmadapter.data.pixels import ImageSource, complaint, content, load_image
 from rmadapter.data.scan import Rows, order, scan_csv, scan_folder
-from rmadapter.errors import UserError, nearest
-from rmadapter.files import read_json, user_path
+from rmadapter.errors import UserError
+from rmadapter.files import user_path
 
 __all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"]
 
@@ -32,6 +32,7 @@ class ImageSet:
     classes: prompt-ready names ("sea horse")
     root: the folder that names are relative to
     skipped: "path: reason" of every image that skip_bad left out
+    written: the classes as the user writes them ("sea_horse", or a number); by default as in the prompt
     """
 
     images: tuple[ImageSource, ...]
@@ -39,6 +40,12 @@ class ImageSet:
     classes: tuple[str, ...]
     root: Path | None = None
     skipped: tuple[str, ...] = ()
+    written: tuple[Label, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "written", self.written or self.classes)
+        if len(self.written) != len(self.classes):
+            raise ValueError(f"{len(self.written)} labels as written for {len(self.classes)} classes")
 
     @classmethod
     def from_lists(
@@ -51,21 +58,16 @@ class ImageSet:
         images, labels = tuple(images), tuple(labels)
         if not images or len(images) != len(labels):
             raise UserError(f"{len(images)} images and {len(labels)} labels: give one label for each image")
-        if all(isinstance(label, str) for label in labels):
-            written = sorted({str(label) for label in labels}, key=order) if classes is None else classes
-        elif all(isinstance(label, Integral) for label in labels) and classes is not None:
-            written = classes
-        else:
+        text, numbers = (all(isinstance(label, kind) for label in labels) for kind in (str, Integral))
+        if text and classes is None:
+            classes = sorted({str(label) for label in labels}, key=order)
+        if classes is None or not (text or numbers):
             raise UserError("labels are class names, or whole numbers together with classes=[name, ...]")
-        names = _prompt_names(written)
-        numbers = {name.casefold(): i for i, name in enumerate(names.values())}
-        found = []
-        for label in labels:
-            number = numbers.get(prompt_name(label).casefold(), -1) if isinstance(label, str) else int(label)
-            if not 0 <= number < len(names):
-                raise UserError(f"label {label!r} is not one of the classes{nearest(str(label), names.values())}")
-            found.append(number)
-        return cls(images, tuple(found), tuple(names.values()))
+        names = tuple(prompt_names(classes).values())
+        found = places(labels, classes if text else range(len(classes)), names)
+        spelled = dict(zip(found, labels, strict=True)) if text else {}
+        written = tuple(spelled.get(i, name if text else i) for i, name in enumerate(classes))
+        return cls(images, tuple(found), names, written=written)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,54 +95,21 @@ class ImageSet:
         return hashlib.sha256(json.dumps([self.classes, self.labels]).encode() + b"".join(self.contents)).hexdigest()
 
 
-# Class names
-
-
-def prompt_name(written: str) -> str:
-    """ "sea_horse" or "sea-horse" -> "sea horse"; NFC, so that a name is the same on every file system."""
-    return " ".join(unicodedata.normalize("NFC", written).replace("_", " ").replace("-", " ").split())
-
-
-def _prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None, where: str = "") -> dict[str, str]:
-    """Names as written -> prompt names. Two that differ in case alone count as one: CLIP reads lower case."""
-    names: dict[str, str] = {}
-    first: dict[str, str] = {}
-    for raw in written:
-        name = " ".join(given[raw].split()) if given and raw in given else prompt_name(raw)
-        if not name:
-            raise UserError(f"{where}class {raw!r} leaves an empty name: give it a word")
-        if (twin := first.setdefault(name.casefold(), raw)) != raw or raw in names:
-            raise UserError(f"{where}classes {twin!r} and {raw!r} are both called {name!r}: rename one or merge them")
-        names[raw] = name
-    return names
-
-
-def _given_names(root: Path, split: bool) -> dict[str, str]:
-    """The optional classnames.json: {"folder name": "prompt name"}; for a folder of splits, which may be one domain
-    of several, also that beside it."""
-    path = root / "classnames.json"
-    if split and not path.exists():
-        path = root.parent / path.name
-    given = read_json(path) if path.exists() else {}
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
-        raise UserError(f'{path}: write it as {{"folder name": "prompt name", ...}}')
-    return {raw: unicodedata.normalize("NFC", name) for raw, name in given.items()}
-
-
 # From disk
 
 
 def read_images(
-    data: str | Path, *, skip_bad: bool = False, outside: bool = False, progress: bool = True
-) -> dict[str, ImageSet]:
+    data: str | Path, *, skip_bad: bool = False, outside: bool = False, progress: bool = True,
+    names: Mapping[str, str] | None = None,
+) -> dict[str, ImageSet]:  # fmt: skip
     """Read a folder of class folders, train/val/test folders of such, or a CSV file `path,label[,split]`.
 
     Returns split name ("train", "val", "test"; "all" where the data has no splits) -> ImageSet; all share the
     classes of train (of all splits where there is no train), sorted by folder name. A file classnames.json beside
-    them (for one domain of several, beside the domains) may give other prompt names. Every file is decoded once, so
-    that what is found here can be used; bad ones raise UserError, or with `skip_bad` are left out and listed in
-    `skipped`. Raises UserError too for whatever makes labels ambiguous, and for
-    paths in a CSV file that lead out of its folder, unless `outside` allows them.
+    them (for one domain of several, beside the domains) may give other prompt names, and so does `names`: label ->
+    prompt name, which comes first. Every file is decoded once, so that what is found here can be used; bad ones
+    raise UserError, or with `skip_bad` are left out and listed in `skipped`. Raises UserError too for whatever makes
+    labels ambiguous, and for paths in a CSV file that lead out of its folder, unless `outside` allows them.
     """
     path = user_path(data)
     if os.path.isdir(path):  # which never raises, however long the name
@@ -149,7 +118,8 @@ def read_images(
         root, found = path.parent, scan_csv(path, outside)
     else:
         raise UserError(f"{path}: neither a folder of class folders nor a CSV file of path,label[,split]")
-    classes, names = _shared_names(found, _given_names(root, path == root and "all" not in found), path)
+    given = {**classnames_json(root, path == root and "all" not in found), **(names or {})}
+    written, called = _shared_names(found, given, path)
 
     bad = _complaints([image for rows in found.values() for _, image in rows], progress)
     if bad and not skip_bad:
@@ -157,19 +127,20 @@ def read_images(
         raise UserError(f"{next(iter(bad.values()))}{more}; --skip-bad (skip_bad=True) goes on without such files")
     good = {split: [row for row in rows if row[1] not in bad] for split, rows in found.items()}
     leading = [good["train"]] if "train" in good else good.values()
-    left = {names[raw] for rows in leading for raw, _ in rows}
-    classes = [name for name in classes if name in left]
+    left = {called[raw] for rows in leading for raw, _ in rows}
+    classes = [name for name in written if name in left]
     if not classes:
         raise UserError(f"{path}: not one readable image {'in train' if 'train' in good else 'in it'}")
-    places = {name: place for place, name in enumerate(classes)}
-    numbers = {raw: places[name] for raw, name in names.items() if name in left}
+    number = {name: i for i, name in enumerate(classes)}
+    numbers = {raw: number[name] for raw, name in called.items() if name in left}
     sets = {}
     for split, rows in good.items():
         kept = [(image, numbers[raw]) for raw, image in rows if raw in numbers]
         skipped = [f"{_relative(p, root)}: {bad[p].removeprefix(f'{p}: ')}" for _, p in found[split] if p in bad]
         skipped += [f"{_relative(p, root)}: no train image of its class" for raw, p in rows if raw not in numbers]
         paths, labels = tuple(p for p, _ in kept), tuple(n for _, n in kept)
-        sets[split] = ImageSet(paths, labels, tuple(classes), root, tuple(skipped))
+        labelled = tuple(written[name] for name in classes)
+        sets[split] = ImageSet(paths, labels, tuple(classes), root, tuple(skipped), labelled)
     return sets
 
 
@@ -177,21 +148,24 @@ def _relative(path: Path, root: Path | None) -> str:
     return (path.relative_to(root) if root and path.is_relative_to(root) else path).as_posix()
 
 
-def _shared_names(found: dict[str, Rows], given: Mapping[str, str], path: Path) -> tuple[list[str], dict[str, str]]:
-    """The classes in order, and for every class as written, in any split, its name among them."""
+def _shared_names(
+    found: dict[str, Rows], given: Mapping[str, str], path: Path
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The classes in order, each with its label, and for every class as written, in any split, its name among them."""
     own = {
-        split: _prompt_names(sorted({raw for raw, _ in rows}, key=order), given, f"{path} ({split}): ")
+        split: prompt_names(sorted({raw for raw, _ in rows}, key=order), given, f"{path} ({split}): ")
         for split, rows in found.items()
     }
     leading = own["train"] if "train" in own else {raw: name for names in own.values() for raw, name in names.items()}
     shared: dict[str, str] = {}
+    written: dict[str, str] = {}
     for raw in sorted(leading, key=order):
-        shared.setdefault(leading[raw].casefold(), leading[raw])
+        written.setdefault(shared.setdefault(leading[raw].casefold(), leading[raw]), raw)
     for split, names in own.items():
         for raw, name in names.items():
             if name.casefold() not in shared:
                 raise UserError(f"{path}: {split} has a class {raw!r} that train lacks: rename it or remove it there")
-    return list(shared.values()), {raw: shared[name.casefold()] for own_ in own.values() for raw, name in own_.items()}
+    return written, {raw: shared[name.casefold()] for own_ in own.values() for raw, name in own_.items()}
 
 
 def _complaints(paths: Sequence[Path], progress: bool) -> dict[Path, str]:

@@ -6,6 +6,8 @@ import csv
 import io
 import os
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -63,21 +65,32 @@ def _scan_classes(parent: Path) -> Rows:
         if (below := _folders(folder)) and all(inner.name.casefold() in SPLITS for inner in below):
             raise UserError(f"{folder}: holds splits, so it is a data set and not a class: give that folder instead")
         seen = barred - ({folder.resolve()} if not folder.is_symlink() else set())
-        rows += [(folder.name, image) for image in _image_files(folder, seen) or [folder]]
+        rows += [(folder.name, image) for image in image_files(folder, seen) or [folder]]
     return rows
 
 
-def _image_files(folder: Path, seen: set[Path]) -> list[Path]:
-    """Files with an image's extension at any depth, sorted; folders in `seen` are not entered, nor any twice."""
-    found = []
+def image_files(folder: Path, seen: set[Path], ignored: Counter[str] | None = None) -> list[Path]:
+    """Files with an image's extension at any depth, sorted; folders in `seen` are not entered, nor any twice.
+
+    ignored: counts the other files by their suffix.
+    """
+    images: list[Path] = []
     for here, folders, files in os.walk(folder, followlinks=True):
         real = Path(here).resolve()
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            found += [Path(here, name) for name in files if not name.startswith(".")]
+        for path in [Path(here, name) for name in files] if real not in seen else []:
+            suffix, hidden = path.suffix.lower(), path.name.startswith(".")
+            if suffix in formats() and not hidden:
+                images.append(path)
+            elif ignored is not None:
+                ignored["hidden" if hidden else suffix or "no suffix"] += 1
         seen.add(real)
-    images = [path for path in found if path.suffix.lower() in formats()]
-    return sorted(images, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
+    return in_order(images)
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """The same on file systems that store accents apart."""
+    return sorted(paths, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
 
 
 def scan_csv(path: Path, outside: bool = False) -> dict[str, Rows]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rmadapter.data.images import ImageSet, load_image
+from rmadapter.data.images import ImageSet, ImageSource, load_image
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Source = TypeVar("Source", bound=ImageSource)
 
 
 @dataclass(frozen=True)
@@ -77,3 +83,49 @@ def batches(tensors: ImageTensors, orders: Sequence[Sequence[int]], workers: int
         yield from DataLoader(tensors, batch_sampler=orders, num_workers=workers, generator=torch.Generator())  # type: ignore[arg-type]
     except UserError as error:  # a worker process sends its whole traceback as the message
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+
+
+def decoded(
+    images: Iterable[Source],
+    transform: Callable[[Image.Image], Tensor],
+    size: int,
+    bad: list[tuple[Source, str]] | None = None,
+) -> Iterator[tuple[list[Source], Tensor]]:
+    """`size` images and their tensors [B, 3, H, W] after others, in order; threads decode ahead by two such batches.
+
+    bad: takes unreadable images, with a sentence each, which are then left out. Without it the first one raises
+    UserError, after the images before it.
+    """
+
+    def load(image: Source) -> Tensor | UserError:
+        try:
+            return transform(load_image(image))
+        except UserError as error:
+            return error
+
+    pool, rest = ThreadPoolExecutor(min(8, os.cpu_count() or 1)), iter(images)
+    waiting: deque[tuple[Source, Future[Tensor | UserError]]] = deque()
+    some: list[tuple[Source, Tensor]] = []
+    stopped: UserError | None = None
+    try:
+        while True:
+            if not stopped:
+                waiting += [(image, pool.submit(load, image)) for image in islice(rest, 3 * size - len(waiting))]
+            if some and (len(some) == size or stopped or not waiting):
+                yield [image for image, _ in some], torch.stack([pixels for _, pixels in some])
+                some = []
+            if stopped or not waiting:
+                break
+            while waiting and len(some) < size and not stopped:
+                image, future = waiting.popleft()
+                found = future.result()
+                if isinstance(found, Tensor):
+                    some.append((image, found))
+                elif bad is None:
+                    stopped = found
+                else:
+                    bad.append((image, str(found)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if stopped:
+        raise stopped

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.console import note
-from rmadapter.data.images import prompt_name
+from rmadapter.data.names import key
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.files import read_json, user_path
@@ -151,10 +151,10 @@ def _sentences(found: Any, names: Sequence[str], file: str) -> list[list[str]]:
     """The descriptions of each class, in order."""
     if not isinstance(found, dict):
         raise UserError(f'{file}: descriptions are an object {{"class name": ["sentence", ...], ...}}')
-    groups = {prompt_name(name).casefold(): group for name, group in found.items()}
+    groups = {key(name): group for name, group in found.items()}
     sentences = []
     for name in names:
-        group = groups.get(name.casefold())
+        group = groups.get(key(name))
         if not isinstance(group, list) or not group or not all(isinstance(s, str) for s in group):
             raise UserError(f"{file}: class {name!r} has no list of descriptions; add one")
         sentences.append(group)

@@ -1,0 +1,108 @@
+"""A class has a label, as the user writes it, and a prompt name, as the text encoder reads it: one rule for the two.
+
+Labels come back exactly as they were written. Two spellings mean the same class when `key` gives the same for both.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.files import read_json, read_text, user_path
+
+Label: TypeAlias = str | int
+
+
+def prompt_name(written: str) -> str:
+    """ "sea_horse" or "sea-horse" -> "sea horse"; NFC, so that a name is the same on every file system."""
+    return " ".join(nfc(written).replace("_", " ").replace("-", " ").split())
+
+
+def key(written: str) -> str:
+    """What all spellings of a class share: its prompt name without regard to case, for CLIP reads lower case."""
+    return prompt_name(written).casefold()
+
+
+def prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None, where: str = "") -> dict[str, str]:
+    """Names as written -> prompt names, those in `given` first. Raises UserError for two that are the same but for
+    case, and for an empty one."""
+    names: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for raw in written:
+        name = " ".join(given[nfc(raw)].split()) if given and nfc(raw) in given else prompt_name(raw)
+        if not name:
+            raise UserError(f"{where}class {raw!r} leaves an empty name: give it a word")
+        if (twin := first.setdefault(name.casefold(), raw)) != raw or raw in names:
+            raise UserError(f"{where}classes {twin!r} and {raw!r} are both called {name!r}: rename one or merge them")
+        names[raw] = name
+    return names
+
+
+def places(labels: Iterable[Label], written: Sequence[Label], names: Sequence[str]) -> list[int]:
+    """Where labels stand among the classes: as written, else by their `key`, else by that of a prompt name.
+
+    Raises UserError for a label that is none of them.
+    """
+    found: dict[Label, int] = {}
+    for spellings in (written, [key(x) for x in written if isinstance(x, str)], [key(name) for name in names]):
+        for place, spelling in enumerate(spellings):
+            found.setdefault(spelling, place)
+    numbers = []
+    for label in labels:
+        number = found.get(label, found.get(key(label)) if isinstance(label, str) else None)
+        if number is None:
+            raise UserError(f"label {label!r} is not one of the classes{nearest(str(label), map(str, written))}")
+        numbers.append(number)
+    return numbers
+
+
+# Other prompt names
+
+
+def classnames_json(root: Path, split: bool) -> dict[str, str]:
+    """The optional classnames.json: {"folder name": "prompt name"}; for a folder of splits, which may be one domain
+    of several, also that beside it."""
+    path = root / "classnames.json"
+    if split and not path.exists():
+        path = root.parent / path.name
+    given = read_json(path) if path.exists() else {}
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
+        raise UserError(f'{path}: write it as {{"folder name": "prompt name", ...}}')
+    return {nfc(raw): nfc(name) for raw, name in given.items()}
+
+
+def read_names(path: str | Path) -> dict[str, str]:
+    """A CSV file `label,name`: label -> prompt name. Raises UserError for another file, and for a label in two rows."""
+    path, kind = user_path(path), "a readable CSV file in UTF-8"
+    reader = csv.DictReader(io.StringIO(read_text(path, kind), newline=""), strict=True)
+    given: dict[str, str] = {}
+    try:
+        if not {"label", "name"} <= set(columns := reader.fieldnames or []):
+            raise UserError(f"{path}: the first line must be label,name, not {','.join(columns)[:80]!r}")
+        for row in reader:
+            label, name = (nfc((row[column] or "").strip()) for column in ("label", "name"))
+            if not label or not name:
+                raise UserError(f"{path}, line {reader.line_num}: label or name is empty")
+            if label in given:
+                raise UserError(f"{path}, line {reader.line_num}: a second name for {quoted(label)}: keep one")
+            given[label] = name
+    except csv.Error as error:
+        raise UserError(f"{path}: not {kind} ({error})") from None
+    return given
+
+
+def check_known(given: Mapping[str, str], written: Sequence[Label], where: str | Path) -> None:
+    """Raises UserError for a name that is given to what is no class."""
+    known = {nfc(str(label)) for label in written}
+    if lost := next((label for label in given if label not in known), None):
+        raise UserError(f"{where}: names {quoted(lost)}, which is no class of the data{nearest(lost, known)}")
+
+
+def nfc(text: str) -> str:
+    """Composed Unicode, by which labels are compared as written."""
+    return unicodedata.normalize("NFC", text)

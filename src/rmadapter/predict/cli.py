@@ -1,0 +1,208 @@
+"""The verb `predict`; every import that costs time waits for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from rmadapter.console import Its, Json, Name, Outside, Quiet, SkipBad, bar, note, table, track
+from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    from rmadapter.checkpoint import Saved
+    from rmadapter.data.inputs import Inputs
+    from rmadapter.predict.outfile import OutFile
+    from rmadapter.predict.sorting import Sorter
+    from rmadapter.predict.stream import Asker
+
+SHOWN = 20  # images in a table
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
+    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, CSV or parquet tables; - for stdin.")],
+    names: Annotated[str | None, typer.Option("--names", help='Other class names, as "cat,dog,zebra".')] = None,
+    top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", help="File of answers: .csv, .jsonl or .parquet.")] = None,
+    sort_into: Annotated[Path | None, typer.Option(help="Copy the images into a folder a label below this.")] = None,
+    move: Annotated[bool, typer.Option("--move", help="With --sort-into: move them.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="With --sort-into: link to them.")] = False,
+    unsure: Annotated[float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')] = 0.0,
+    image_column: Annotated[str, typer.Option(help="Of a table; by default path, image, file or filename.")] = "",
+    skip_bad: SkipBad = False,
+    outside: Outside = False,
+    method: Name = "",
+    backbone: Its = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The most probable classes of images, shown, in a file, or as folders of sorted images."""
+    from rmadapter.checkpoint import load
+    from rmadapter.data.inputs import find_images
+    from rmadapter.method import NotApplicable
+    from rmadapter.predict.outfile import OutFile
+    from rmadapter.predict.stream import Asker
+
+    saved = load(run, backbone, method=method)
+    asked, labels = _classes(saved, names)
+    try:
+        asker = Asker(saved.fitted, asked, labels, top)
+    except NotApplicable as error:
+        raise UserError(f"--names: {error}") from None
+    sorter = _sorter(sort_into, move, link, labels, unsure)
+    path = sorter.root / "answers.csv" if sorter and not out else out
+    if path is None:
+        found = _found(find_images(images, image_column, outside))
+        _show(found.files, asker, unsure, skip_bad, as_json)
+        return
+    settings = [top, unsure, *([] if sorter is None else sorter.settings)]
+    file = OutFile(path, columns(asker.top, sorter is not None), _key(run, asker, settings))
+    found = _found(find_images(images, image_column, outside, none=file.partial.exists()))
+    if sorter:
+        sorter.check(found.folders, found.files)
+    facts = write_answers(found.files, asker, unsure, skip_bad, file, sorter)
+    _tell({"answers": str(path), **facts, "ignored": dict(found.ignored)}, as_json)
+
+
+def _found(inputs: Inputs) -> Inputs:
+    if inputs.note:
+        note(inputs.note)
+    return inputs
+
+
+def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str]]:
+    """The classes to choose from, as prompts have them and as answers do."""
+    from rmadapter.data.names import prompt_names
+
+    if names is None:
+        return saved.names, [str(label) for label in saved.labels]
+    shown = [name.strip() for name in names.split(",") if name.strip()]
+    if not shown:
+        raise UserError(f"--names {names!r}: give at least one class name")
+    return tuple(prompt_names(shown, where="--names: ").values()), shown
+
+
+def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], unsure: float) -> Sorter | None:
+    from rmadapter.predict.sorting import Sorter
+    from rmadapter.predict.stream import UNSURE
+
+    if unsure and UNSURE in labels:
+        raise UserError(f"a class is labelled {UNSURE!r} already: leave out --unsure, or choose other --names")
+    if move and link:
+        raise UserError("--move and --link: choose one of them")
+    if root is None:
+        if move or link:
+            raise UserError("--move and --link belong to --sort-into DIR")
+        return None
+    how: Literal["copy", "move", "link"] = "move" if move else "link" if link else "copy"
+    return Sorter(root, [*labels, *([UNSURE] if unsure else [])], how)
+
+
+def columns(top: int, sort: bool) -> list[str]:
+    """Of a file with `top` answers an image; sort: with where it was sorted to."""
+    more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
+    first = ["image", "label", "probability", "guess", *more, "unsure", "zero_shot_label"]
+    return [*first, "sorted_to"] if sort else first
+
+
+def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
+    """Tells all that answers depend on but the images."""
+    from rmadapter.checkpoint import OLD, WEIGHTS
+    from rmadapter.settings import settings_of
+    from rmadapter.sums import sha256
+
+    fitted, weights = asker.fitted, run / WEIGHTS if (run / WEIGHTS).exists() else run / OLD
+    model = [sha256(weights), fitted.method.title, settings_of(fitted.method), fitted.backbone.digest]
+    parts = [*model, fitted.known.templates, asker.names, asker.labels, *settings]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def write_answers(
+    images: Sequence[Path], asker: Asker, unsure: float, skip_bad: bool, file: OutFile, sorter: Sorter | None,
+    progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Answer what has no row yet; the counts of all rows."""
+    from rmadapter.predict.outfile import only_writer
+
+    with only_writer(file.path):
+        file.open()
+        todo = file.missing(images)
+        if sorter:
+            sorter.resume(file.rows())
+        bad: list[tuple[Path, str]] | None = [] if skip_bad else None
+        with bar(progress) as display:
+            done = file.done.total()
+            task = display.add_task("predicting", total=done + len(todo), completed=done, note="")
+            for some in asker.ask(todo, zero_shot=True, bad=bad):
+                rows = [answer.row(unsure) for answer in some]
+                if sorter:
+                    rows = [{**row, "sorted_to": str(sorter.place(Path(row["image"]), row["label"]))} for row in rows]
+                file.write([*rows, *_bad_rows(bad)])
+                for row in rows if sorter else []:
+                    cast("Sorter", sorter).put(Path(row["image"]), Path(row["sorted_to"]))
+                display.advance(task, len(some))
+            file.write(_bad_rows(bad))
+        facts: dict[str, Any] = {"images": 0, "unsure": 0, "skipped": []}
+        for row in file.rows():
+            facts["images"] += "bad" not in row
+            facts["unsure"] += row.get("unsure", False)
+            if "bad" in row:
+                facts["skipped"].append(row["bad"])
+        file.finish()
+    return facts
+
+
+def _bad_rows(bad: list[tuple[Path, str]] | None) -> list[dict[str, str]]:
+    """Of those that were found since the last call."""
+    rows = [{"image": str(image), "bad": text} for image, text in bad or []]
+    if bad:
+        bad.clear()
+    return rows
+
+
+def _tell(facts: dict[str, Any], as_json: bool) -> None:
+    _tell_bad(facts["skipped"])
+    if as_json:
+        print(json.dumps(facts))
+        return
+    doubt = f", {facts['unsure']:,} of them unsure" if facts["unsure"] else ""
+    print(f"answers: {facts['answers']}, {facts['images']:,} images{doubt}")
+
+
+def _tell_bad(texts: Sequence[str]) -> None:
+    for text in texts:
+        note(f"left out: {text}")
+    if texts:
+        note(f"{len(texts)} unreadable file{'s' * (len(texts) > 1)} left out")
+
+
+def _show(images: Sequence[Path], asker: Asker, unsure: float, skip_bad: bool, as_json: bool) -> None:
+    """Answers on stdout: all of them as JSON, or the first ones in a table."""
+    from rmadapter.cache import BATCH
+
+    bad: list[tuple[Path, str]] | None = [] if skip_bad else None
+    some = images if as_json else images[:SHOWN]
+    answered = track(asker.ask(some, bad=bad), -(-len(some) // BATCH), "predicting")
+    answers = [answer for part in answered for answer in part]
+    _tell_bad([text for _, text in bad or []])
+    if as_json:
+        found: list[dict[str, Any]] = []
+        for answer in answers:
+            best = [{"class": label, "probability": share} for label, share in answer.best]
+            doubt = {"unsure": answer.best[0][1] < unsure} if unsure else {}
+            found.append({"image": str(answer.image), "classes": best, **doubt})
+        print(json.dumps(found))
+        return
+    lines = []
+    for answer in answers:
+        for place, (label, share) in enumerate(answer.best):
+            shown = f"unsure: {label}" if not place and share < unsure else label
+            lines.append(["" if place else str(answer.image), shown, f"{100 * share:.1f} %"])
+    table(["image", "class", "probability"], lines)
+    if len(images) > SHOWN:
+        print(f"the first {SHOWN} of {len(images):,} images; --out answers.csv answers all of them")

@@ -1,0 +1,183 @@
+"""Answers in a file. While it grows it is NAME.partial: a line of JSON that says what it belongs to, and one an image.
+
+It becomes CSV, JSON lines or parquet when it is complete. One that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rmadapter.data.inputs import pyarrow
+from rmadapter.errors import UserError
+from rmadapter.files import atomic, opened
+
+T = TypeVar("T")
+Row = dict[str, Any]
+PARTIAL = ".partial"
+WHAT = "unfinished answers of `rmadapter predict`"
+
+
+@dataclass(eq=False)
+class OutFile:
+    """columns: of the finished file, in order. key: tells the run and the settings that the rows come from."""
+
+    path: Path
+    columns: Sequence[str]
+    key: str
+    done: Counter[str] = field(default_factory=Counter)  # images that have a row, or are bad
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(self.path.name + PARTIAL)
+
+    def rows(self) -> Iterator[Row]:
+        """Of the unfinished file; that of a bad image has "bad", which says what is wrong."""
+        with opened(self.partial) as file:
+            next(file)
+            for number, line in enumerate(file, 2):
+                try:
+                    row = json.loads(line)
+                    row["image"] + row.get("bad", row.get("label"))
+                except (ValueError, KeyError, TypeError):
+                    raise UserError(f"{self.partial}, line {number}: damaged; delete the file to start again") from None
+                yield row
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append rows, so that they outlive this process."""
+        with _told(self.partial), open(self.partial, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def open(self) -> None:
+        """Begin, or go on. Raises UserError where the file is there already, and where another is being written."""
+        _format(self.path)
+        if os.path.lexists(self.path):
+            raise UserError(f"{self.path}: is there already; choose another --out, or delete it")
+        head = json.dumps({"what": WHAT, "key": self.key}) + "\n"
+        if not self.partial.exists():
+            with atomic(self.partial) as temporary:
+                temporary.write_text(head)
+            return
+        with opened(self.partial) as file:
+            if file.readline(1000) != head.encode():
+                raise UserError(
+                    f"{self.partial}: holds answers of another run or with other settings; go on with the command that "
+                    "it comes from, or delete it"
+                )
+        self._cut()
+        self.done.update(row["image"] for row in self.rows())
+
+    def missing(self, images: Sequence[Path]) -> list[Path]:
+        """Those that have no row yet, in order; one that is given twice has two."""
+        left, found = Counter(self.done), []
+        for image in images:
+            if left[str(image)]:
+                left[str(image)] -= 1
+            else:
+                found.append(image)
+        return found
+
+    def _cut(self) -> None:
+        """Take a last line away that a killed process left without its end."""
+        with _told(self.partial), open(self.partial, "rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+                end -= 1
+            file.truncate(end)
+
+    def finish(self) -> None:
+        """Write the file itself, and remove the unfinished one."""
+        good = (row for row in self.rows() if "bad" not in row)
+        with atomic(self.path) as temporary:
+            _format(self.path)(temporary, self.columns, good)
+        self.partial.unlink()
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Raises UserError when another process writes the same file."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{path}: another process is writing it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); the same command goes on from here") from None
+
+
+# Formats
+
+
+def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([str(v).lower() if isinstance(v := row[c], bool) else v for c in columns] for row in rows)
+
+
+def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps({c: row[c] for c in columns}, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    def kind(column: str) -> Any:
+        return pa.bool_() if column == "unsure" else pa.float64() if column.startswith("probab") else pa.string()
+
+    schema = pa.schema([(column, kind(column)) for column in columns])
+    with ParquetWriter(path, schema) as writer:
+        for part in _parts(rows, 10_000):
+            whole = [{c: v.encode(errors="backslashreplace").decode() if isinstance(v := row[c], str) else v
+                      for c in columns} for row in part]  # fmt: skip
+            writer.write_table(pa.Table.from_pylist(whole, schema))
+
+
+def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    part: list[T] = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+FORMATS: dict[str, Callable[[Path, Sequence[str], Iterable[Row]], None]]
+FORMATS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+
+
+def _format(path: Path) -> Callable[[Path, Sequence[str], Iterable[Row]], None]:
+    """Raises UserError for another suffix, and for parquet without what writes it."""
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise UserError(f"--out {path}: write a name that ends in {', '.join(FORMATS)}")
+    if suffix == ".parquet":
+        pyarrow("parquet", f"--out {path}")
+    return FORMATS[suffix]

@@ -1,0 +1,113 @@
+"""Images into a folder a label: copied, moved or linked, and nothing that is there already is ever written over."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rmadapter.errors import UserError
+from rmadapter.files import atomic
+
+UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in the name of a folder, on one system or another
+
+
+@dataclass(eq=False)
+class Sorter:
+    """root: of the folders. labels: that the answers may have."""
+
+    root: Path
+    labels: Sequence[str]
+    how: Literal["copy", "move", "link"] = "copy"
+    _taken: dict[str, int] = field(default_factory=dict)  # place, the same in any case -> how often it was wanted
+
+    def __post_init__(self) -> None:
+        self.folders = {label: _folder_name(label) for label in self.labels}
+        owners: dict[str, str] = {}
+        for label, folder in self.folders.items():
+            if (other := owners.setdefault(_same(folder), label)) != label:
+                raise UserError(f"labels {other!r} and {label!r} would share the folder {folder!r}: rename one")
+
+    @property
+    def settings(self) -> list[str]:
+        return [str(self.root.resolve()), self.how]
+
+    def check(self, searched: Sequence[Path], images: Sequence[Path]) -> None:
+        """Raises UserError where sorted images would be found among those that are still to be sorted, and for an
+        image to be moved twice."""
+        here = self.root.resolve()
+        for folder in searched:
+            if folder.resolve() in (here, *here.parents):
+                raise UserError(
+                    f"{self.root}: lies in {folder}, whose images are read: choose another folder to sort into"
+                )
+        if self.how == "move" and len(set(images)) < len(images):
+            raise UserError(f"{Counter(images).most_common(1)[0][0]}: is given twice, and can be moved once")
+
+    def place(self, image: Path, label: str) -> Path:
+        """A path for an image that no other has, with a suffix where its name is taken."""
+        folder = self.root / self.folders[label]
+        while True:
+            key = _same(str(folder / image.name))
+            count = self._taken[key] = self._taken.get(key, 0) + 1
+            found = folder / (image.name if count == 1 else f"{image.stem}-{count}{image.suffix}")
+            own = _same(str(found))
+            if count > 1 and own in self._taken:
+                continue
+            self._taken.setdefault(own, 1)
+            if not os.path.lexists(found):
+                return found
+
+    def resume(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep the places that were given away before, and bring there what a killed process did not."""
+        for row in rows:
+            if "sorted_to" in row:
+                self._taken.setdefault(_same(row["sorted_to"]), 1)
+                if os.path.lexists(row["image"]):
+                    self.put(Path(row["image"]), Path(row["sorted_to"]))
+
+    def put(self, image: Path, place: Path) -> None:
+        """Bring an image to its place, whole or not at all; one that is there is left alone."""
+        if os.path.lexists(place):
+            return
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if self.how == "link" or (self.how == "move" and image.is_symlink()):  # its target may be relative
+                os.symlink(image.resolve(), place)
+            elif self.how == "copy" or not _renamed(image, place):
+                with atomic(place, sync=self.how == "move") as temporary:
+                    shutil.copyfile(image, temporary)
+                    shutil.copystat(image, temporary)
+            if self.how == "move":
+                image.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{image}: cannot be brought to {place} ({error.strerror or error})") from None
+
+
+def _renamed(image: Path, place: Path) -> bool:
+    """Whether one system holds both places."""
+    try:
+        os.rename(image, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
+
+
+def _folder_name(label: str) -> str:
+    """A label as a folder may be called on any system."""
+    name = UNSAFE.sub("_", label).strip().rstrip(".")
+    return name or "_"
+
+
+def _same(path: str) -> str:
+    """What a file system may take for one name: case and the form of accents do not count."""
+    return unicodedata.normalize("NFC", path).casefold()

@@ -1,0 +1,85 @@
+"""Images -> answers: one decode and one encode an image, decoded in threads while the model is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rmadapter.cache import BATCH
+from rmadapter.data.transforms import decoded
+from rmadapter.errors import UserError
+from rmadapter.method import Fitted, Known
+
+T = TypeVar("T")
+UNSURE = "unsure"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's label, if asked."""
+
+    image: Path
+    best: tuple[tuple[str, float], ...]
+    zero_shot: str = ""
+
+    def row(self, unsure: float = 0.0) -> dict[str, Any]:
+        """As a line of a table. unsure: the probability below which the label is "unsure"; the guess is kept."""
+        (guess, probability), *others = self.best
+        doubt = probability < unsure
+        row = {
+            "image": str(self.image),
+            "label": UNSURE if doubt else guess,
+            "probability": probability,
+            "guess": guess,
+        }
+        for place, (label, share) in enumerate(others, 2):
+            row |= {f"label_{place}": label, f"probability_{place}": share}
+        return {**row, "unsure": doubt, "zero_shot_label": self.zero_shot}
+
+
+class Asker:
+    """A model and the classes that it chooses from.
+
+    names: of the classes, as prompts have them; labels: what the answers call them. top: answers an image. Raises
+    NotApplicable as `Fitted.score`.
+    """
+
+    def __init__(self, fitted: Fitted, names: Sequence[str], labels: Sequence[str], top: int = 5) -> None:
+        self.fitted, self.names, self.labels, self.top = fitted, tuple(names), labels, min(top, len(labels))
+        self._own = fitted.score(self.names)
+
+    def ask(
+        self, images: Iterable[Path], zero_shot: bool = False, bad: list[tuple[Path, str]] | None = None
+    ) -> Iterator[list[Answer]]:
+        """Answers in the order of the images, in batches; nothing else is kept.
+
+        zero_shot: whether to ask the untouched backbone, too. bad: as `decoded` has it. Raises UserError for an
+        unreadable image.
+        """
+        from rmadapter.methods.zero_shot import ZeroShot
+
+        models, backbone = {"own": self._own}, self.fitted.backbone
+        if zero_shot:
+            known = Known(self.names, self.fitted.known.templates)
+            models["untouched"] = ZeroShot().restore(backbone, known, {}).score()
+        for some, pixels in _hinted(decoded(images, backbone.preprocess, BATCH, bad)):
+            tables = self.fitted.answers(models, pixels)
+            shares, places = (part[:, : self.top].tolist() for part in tables["own"].sort(descending=True, stable=True))
+            untouched = (
+                [self.labels[i] for i in tables["untouched"].argmax(-1).tolist()] if zero_shot else [""] * len(some)
+            )
+            yield [
+                Answer(
+                    image, tuple((self.labels[i], round(share, 6)) for i, share in zip(row, line, strict=True)), other
+                )
+                for image, row, line, other in zip(some, places, shares, untouched, strict=True)
+            ]
+
+
+def _hinted(stream: Iterator[T]) -> Iterator[T]:
+    try:
+        yield from stream
+    except UserError as error:
+        raise UserError(f"{error}; --skip-bad goes on without such files") from None

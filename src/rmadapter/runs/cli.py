@@ -1,0 +1,77 @@
+"""The verbs `add` and `compare`; every import that costs time waits for its verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmadapter.console import Its, Json, Name, Outside, Quiet, SkipBad, command, note, table
+from rmadapter.errors import UserError
+
+
+def add(
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote; it stays as it is.")],
+    what: Annotated[list[str], typer.Argument(help="Names of new classes; or a folder or CSV of images, old and new.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")],
+    old_data: Annotated[Path | None, typer.Option(help="Where the run's own images lie by now.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="New images per class, by default as for the run.")] = None,
+    method: Name = "",
+    backbone: Its = None,
+    skip_bad: SkipBad = False,
+    outside: Outside = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """A run that knows more: classes by name alone, or trained again with more images."""
+    from rmadapter.checkpoint import load
+    from rmadapter.runs.grow import add_images, add_names
+    from rmadapter.show import show
+
+    saved, data = load(run, backbone, method=method), Path(what[0])
+    if len(what) == 1 and (data.is_dir() or data.suffix.lower() == ".csv"):
+        record = add_images(run, saved, data, out, old_data, shots, skip_bad, outside, command())
+        for text in record.notes:
+            note(text)
+        show(record, as_json)
+        if not as_json:
+            print(f"report: {out / 'report.html'}")
+        return
+    labels = add_names(saved, what, out)
+    if as_json:
+        print(json.dumps({"run": str(out), "labels": labels}))
+    else:
+        print(f"{out}: {len(labels)} classes, {len(what)} of them new and known by name alone")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `fit` wrote; all are compared with the first.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder or CSV of images that no run was trained on.")],
+    split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
+    method: Name = "",
+    backbone: Its = None,
+    skip_bad: SkipBad = False,
+    outside: Outside = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Runs on one test set, image by image: accuracies, differences and whether they may be chance."""
+    from rmadapter.checkpoint import load
+    from rmadapter.data.images import read_images
+    from rmadapter.runs.compare import compare as compared
+
+    if len(runs) < 2:
+        raise UserError("one run: give at least two to compare")
+    splits = read_images(data, skip_bad=skip_bad, outside=outside)
+    if split not in splits:
+        raise UserError(f"there is no {split} split in the data: give --split one of {', '.join(splits)}")
+    images = splits[split]
+    lines = compared([(run, load(run, backbone, method=method)) for run in runs], images)
+    if as_json:
+        facts = {"images": len(images), "classes": len(images.classes), "runs": [line.json() for line in lines]}
+        print(json.dumps(facts))
+        return
+    table(["run", "method", "accuracy in %", "difference", "95 % interval", "p"], [line.row() for line in lines])
+    print(f"{len(images):,} images of {len(images.classes):,} classes; p by McNemar's exact test")

@@ -1,0 +1,165 @@
+"""A run that knows more classes by name, or that was shown more images: a new folder, and the old one as it was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from rmadapter.checkpoint import CONFIG, IMAGES, MODEL, RECORD, Saved, save
+from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
+from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.names import key, nfc, prompt_names
+from rmadapter.data.pixels import content
+from rmadapter.data.scan import Rows, scan_csv, scan_folder
+from rmadapter.errors import UserError
+from rmadapter.files import user_path, write_json, write_text
+from rmadapter.fit import fit
+from rmadapter.locks import alone
+from rmadapter.method import NotApplicable
+from rmadapter.record import Record, read_record
+from rmadapter.request import Request, read_config
+from rmadapter.run import Lab
+from rmadapter.settings import configured
+
+
+def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
+    """A model that answers further classes, by name alone; nothing is trained. Returns its labels.
+
+    Raises UserError for a name that it has already, for a method that cannot know a class by name, and when `out` holds
+    a model.
+    """
+    before = [label if isinstance(label, str) else name for label, name in zip(saved.labels, saved.names, strict=True)]
+    given = {nfc(label): name for label, name in zip(before, saved.names, strict=True)}
+    called = prompt_names([*before, *names], given)
+    try:
+        saved.fitted.score(tuple(called.values()))
+    except NotApplicable as error:
+        raise UserError(f"{error}; `rmadapter add RUN FOLDER` trains it again with images of new classes") from None
+    with alone(out):
+        if (out / MODEL).exists():
+            raise UserError(f"{out} holds a model already: choose another --out")
+        save(out, saved.fitted, saved.name, tuple(called), tuple(called.values()))
+    return tuple(called)
+
+
+def add_images(
+    run: Path,
+    saved: Saved,
+    data: Path,
+    out: Path,
+    old: Path | None = None,
+    shots: int | None = None,
+    skip_bad: bool = False,
+    outside: bool = False,
+    command: str = "",
+) -> Record:
+    """Train again on the images that a run was trained on and on new ones, and evaluate again.
+
+    data: of old and new classes, in any layout that `read_images` knows; `shots` of each class are drawn, by default as
+    many as for the run. Its test split, or what was not drawn, joins the images that the run was tested on. old: where
+    the run's own data lies by now. Raises UserError when that is gone or has changed, when a class would be there
+    twice, and when `out` holds another run.
+    """
+    if not (run / RECORD).is_file():
+        raise UserError(f"{run}: a model that was saved by itself does not say which images it was fitted to")
+    record = read_record(run / RECORD)
+    shots = record.task.shots if shots is None else shots
+    rows, counts = _grown(run, saved, record, user_path(data), old, shots, outside)
+    name, values = read_config(run / CONFIG)
+    wanted = Request.make(values, name, data=str(out / IMAGES))
+    task = configured(wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name})
+    lab = Lab(wanted.machine)
+    with alone(out):
+        _write_list(out, rows, saved)
+    lab.add_backbone(saved.fitted.backbone)
+    lab.add(task.data, read_images(out / IMAGES, skip_bad=skip_bad, outside=True))
+    notes = (f"trained on the {counts[0]} images of {run.name} and {counts[1]} new ones",)
+    return fit(task, wanted.method, out, lab, name, command, notes)
+
+
+Listed = list[tuple[str, str, Path]]  # split, label, image
+
+
+def _grown(
+    run: Path, saved: Saved, record: Record, data: Path, old: Path | None, shots: int, outside: bool
+) -> tuple[Listed, tuple[int, int]]:
+    """Every image with its split and label, and how many old and new ones are trained on."""
+    home = user_path(old or record.task.data)
+    if not home.exists():
+        raise UserError(f"{run}: its data {str(home)!r} is not there; --old-data says where it lies now")
+    try:
+        few = read_split(run / "split.json").images(home.parent if home.is_file() else home)
+    except UserError as error:
+        raise UserError(f"{run}: {error}; --old-data says where its data lies now") from None
+    kept = {key(str(label)): str(label) for label in saved.labels}  # those that it was trained on
+    train, val = _known(_rows(few.train), kept), _known(_rows(few.val), kept)
+    there = _scan(home, outside)
+    tests = _known(there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept)
+
+    new, seen = _new(data, outside, kept), {_content(path) for _, path in train}
+    source = [row for row in new.get("train", new.get("all", [])) if _content(row[1]) not in seen]
+    rng = random.Random(record.task.seed)
+    more = [source[i] for i in sample_shots(_numbers(source), shots, rng)]
+    held = new.get("val", [])
+    val += [held[i] for i in sample_shots(_numbers(held), min(shots, VAL_SHOTS), rng)]
+    tests += new.get("test", source)
+    trained = seen | {_content(path) for _, path in more}
+    labels = {label for label, _ in [*train, *more]}
+    if lost := next((label for label, _ in tests if label not in labels), None):
+        raise UserError(f"{data}: class {lost!r} has test images and none to train on: add some, or remove it")
+    tested = [row for row in dict.fromkeys(tests) if _content(row[1]) not in trained]
+    splits = {"train": [*train, *more], "val": val, "test": tested}
+    return [(split, *row) for split, rows in splits.items() for row in rows], (len(train), len(more))
+
+
+def _rows(images: ImageSet | None) -> Rows:
+    if images is None:
+        return []
+    pairs = zip(images.labels, images.images, strict=True)
+    return [(str(images.written[label]), Path(str(image))) for label, image in pairs]
+
+
+def _known(rows: Rows, kept: dict[str, str]) -> Rows:
+    """Of the classes that were trained on."""
+    return [(kept[key(label)], path) for label, path in rows if key(label) in kept]
+
+
+def _new(data: Path, outside: bool, kept: dict[str, str]) -> dict[str, Rows]:
+    """The new images; a class that the run has already is called as there."""
+    found, spelled = _scan(data, outside), dict(kept)
+    for split in sorted(found, key=lambda split: split != "train"):
+        for label in prompt_names(list(dict.fromkeys(label for label, _ in found[split])), where=f"{data} ({split}): "):
+            spelled.setdefault(key(label), label)
+    return {split: [(spelled[key(label)], path) for label, path in rows] for split, rows in found.items()}
+
+
+def _scan(data: Path, outside: bool) -> dict[str, Rows]:
+    return scan_csv(data, outside) if data.is_file() else scan_folder(data)
+
+
+def _content(path: Path) -> bytes:
+    """By which an image is known wherever it lies; a class folder without any stands for itself, as in a scan."""
+    return os.fsencode(path) if path.is_dir() else content(path)
+
+
+def _numbers(rows: Rows) -> list[int]:
+    places = {label: i for i, label in enumerate(dict.fromkeys(label for label, _ in rows))}
+    return [places[label] for label, _ in rows]
+
+
+def _write_list(out: Path, rows: Listed, saved: Saved) -> None:
+    """The data of the new run: a CSV file, and beside it the prompt names that do not follow from the labels."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "split"])
+    writer.writerows([Path(os.path.relpath(path, out)).as_posix(), label, split] for split, label, path in rows)
+    file = out / IMAGES
+    if (out / RECORD).exists() and (not file.exists() or file.read_text("utf-8") != text.getvalue()):
+        raise UserError(f"{out} holds another run: choose another --out or delete that folder")
+    write_text(file, text.getvalue())
+    if saved.given:
+        write_json(out / "classnames.json", saved.given)

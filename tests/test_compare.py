@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rmadapter.backbones import Backbone
+from rmadapter.checkpoint import load
+from rmadapter.data.images import read_images
+from rmadapter.errors import UserError
+from rmadapter.record import read_record
+from rmadapter.runs.compare import compare
+
+
+def test_a_run_beside_its_untouched_backbone(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+    images = read_images(colors)["test"]
+    runs = [load(finished, tiny_clip, settings={"alpha": alpha}) for alpha in (0, 1.0)]
+    first, second = compare([(Path("untouched"), runs[0]), (finished, runs[1])], images)
+    [score] = read_record(finished / "run.json").scores
+    assert (first.accuracy, second.accuracy) == (pytest.approx(score.zero_shot), pytest.approx(score.accuracy))
+    assert first.row() == ["untouched", "RMAdapter", f"{score.zero_shot:.1f}", "", "", ""]
+    assert second.difference == pytest.approx(second.accuracy - first.accuracy)
+    assert second.low is not None
+    assert second.high is not None
+    assert second.p is not None
+    assert 0 < second.low < second.difference < second.high
+    assert second.p < 0.01
+    assert second.json()["p"] == second.p
+
+
+def test_a_run_beside_itself(finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    runs = [(folder, load(folder, tiny_clip)) for folder in (finished, copy)]
+    _, second = compare(runs, read_images(colors)["test"])
+    assert (second.difference, second.p) == (0, 1)
+    assert second.low == pytest.approx(-(second.high or 0))
+
+
+def test_what_is_refused(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+    runs = [(finished, load(finished, tiny_clip))]
+    with pytest.raises(UserError, match="no images to compare on"):
+        compare(runs, read_images(colors)["test"].subset([]))

@@ -1,0 +1,90 @@
+"""A label comes back as the user wrote it, whichever way it goes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rmadapter import FewShotClassifier, load
+from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
+from shell import Command, its_backbone, refused, rmadapter
+
+__all__ = ["rmadapter"]  # a fixture
+
+QUICK = ["--shots", 2, "--set", "first_block=3", "--set", "rank=4", "--set", "epochs=2", "--set", "device=cpu"]
+
+
+@pytest.fixture
+def named(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> Path:
+    """A run whose classes have a label and another name in the prompt."""
+    (tmp_path / "names.csv").write_text("label,name\nnight_sky,stars at night\nred,scarlet\n")
+    command = ["fit", colors, "--backbone", tiny_clip.name, *QUICK, "--names", tmp_path / "names.csv"]
+    assert rmadapter(*command, "--out", tmp_path / "run").code == 0
+    return tmp_path / "run"
+
+
+def test_labels_and_prompt_names_are_both_kept(named: Path, tiny_clip: Backbone, colors: Path) -> None:
+    saved = load(named, tiny_clip)
+    assert saved.labels == ("blue", "green", "night_sky", "red")
+    assert saved.names == saved.fitted.classes == ("blue", "green", "stars at night", "scarlet")
+    assert saved.given == {"night_sky": "stars at night", "red": "scarlet"}
+    split = json.loads((named / "split.json").read_text("utf-8"))
+    assert (split["classes"], split["labels"]) == (list(saved.names), list(saved.labels))
+
+
+def test_they_come_back_by_every_route(
+    rmadapter: Command, named: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    image, its = colors / "test/night_sky/0.png", its_backbone(named)
+    table = rmadapter("predict", named, image, *its).out
+    assert "night_sky" in table
+    assert "stars" not in table
+    [answer] = json.loads(rmadapter("predict", named, image, *its, "--json").out)
+    assert {guess["class"] for guess in answer["classes"]} == {"blue", "green", "night_sky", "red"}
+    classifier = FewShotClassifier.load(named, backbone=tiny_clip.name)
+    paths = [colors / f"test/{name}/{i}.png" for name in ("night_sky", "red") for i in range(4)]
+    best = [{"night_sky": 2, "red": 3}[path.parent.name] for path in paths]
+    right = float((classifier.predict_proba(paths).argmax(1) == best).mean())
+    for spelling in ("night_sky", "Night sky", "stars at night"):
+        assert classifier.score(paths, [spelling] * 4 + ["red"] * 4) == right
+    assert set(classifier.predict(paths)) <= set(classifier.classes_.tolist())
+    classifier.save(tmp_path / "copy")
+    assert load(tmp_path / "copy", tiny_clip).labels == ("blue", "green", "night_sky", "red")
+
+
+def test_a_score_refuses_what_is_no_class(named: Path, tiny_clip: Backbone, colors: Path) -> None:
+    classifier = FewShotClassifier.load(named, backbone=tiny_clip.name)
+    with pytest.raises(UserError, match="label 'rde' is not one of the classes; did you mean 'red'"):
+        classifier.score([colors / "test/red/0.png"], ["rde"])
+
+
+def test_eval_asks_a_run_by_the_names_it_knows(rmadapter: Command, named: Path, colors: Path) -> None:
+    found = json.loads(rmadapter("eval", named, colors, *its_backbone(named), "--json").out)
+    record = json.loads((named / "run.json").read_text("utf-8"))
+    assert found["accuracy"] == record["scores"][0]["accuracy"]
+    held = rmadapter("eval", named, colors, *its_backbone(named), "--split", "heldout", "--json")
+    assert json.loads(held.out)["n_images"] == 16  # the draw's digest counts the names
+
+
+def test_names_that_fit_no_class_are_refused(rmadapter: Command, colors: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text("label,name\nnight-sky,stars\n")
+    command = ["fit", colors, "--out", tmp_path / "run", "--names", tmp_path / "names.csv"]
+    refused(rmadapter(*command), "names 'night-sky', which is no class of the data; did you mean 'night_sky'?")
+    (tmp_path / "names.csv").write_text("label,name\nred,Blue\n")
+    refused(rmadapter(*command), "classes 'blue' and 'red' are both called 'Blue'")
+
+
+def test_runs_that_kept_no_labels_still_load(finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    """Until 0.2 `fit` kept the prompt names as labels."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    model = json.loads((run / "model.json").read_text("utf-8"))
+    (run / "model.json").write_text(json.dumps({**model, "labels": model["classes"]}))
+    (run / "SHA256SUMS").unlink()
+    classifier = FewShotClassifier.load(run, backbone=tiny_clip.name)
+    assert classifier.classes_.tolist() == ["blue", "green", "night sky", "red"]
+    paths = sorted((colors / "test/night_sky").iterdir())
+    assert classifier.score(paths, ["night_sky"] * 4) == 1.0  # 0.0 while labels were compared as text

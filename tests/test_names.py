@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from rmadapter.data.names import check_known, key, places, prompt_name, prompt_names, read_names
+from rmadapter.errors import UserError
+
+
+def test_prompt_name_and_key() -> None:
+    assert prompt_name("  Sea--horse_\t(small) ") == "Sea horse (small)"
+    apart = unicodedata.normalize("NFD", "Käfer_Ö")
+    assert prompt_name(apart) == "Käfer Ö" != apart
+    assert key(apart) == key("käfer-ö") == "käfer ö"
+
+
+def test_prompt_names_may_be_given_for_labels_as_written() -> None:
+    apart = unicodedata.normalize("NFD", "käfer")
+    given = {"käfer": "beetle", "n02391049": "zebra (animal)"}
+    assert prompt_names([apart, "n02391049", "sea_horse"], given) == {
+        apart: "beetle",
+        "n02391049": "zebra (animal)",
+        "sea_horse": "sea horse",
+    }
+    for twins in (["a_b", "A-b"], [apart, "Käfer"], ["cat", "cat"]):
+        with pytest.raises(UserError, match="are both called"):
+            prompt_names(twins)
+
+
+def test_a_label_is_found_as_written_then_in_another_spelling_then_by_its_prompt_name() -> None:
+    written, names = ["n01", "sea_horse", "zebra"], ["zebra", "sea horse", "horse"]
+    assert places(["zebra", "n01", "Sea-Horse", "N01", "horse"], written, names) == [2, 0, 1, 0, 2]
+    assert places([1, 0, "cat"], [0, 1], ["cat", "dog"]) == [1, 0, 0]
+    for wrong, hint in (("zebar", "label 'zebar' is not one .* did you mean 'zebra'"), (0, "label 0 is not one")):
+        with pytest.raises(UserError, match=hint):
+            places([wrong], written, names)
+
+
+def test_names_from_a_csv_file(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text('\ufeffname,label,note\nzebra , n01,x\n"crane, the bird",crane_bird\n', encoding="utf-8")
+    given = read_names(file)
+    assert given == {"n01": "zebra", "crane_bird": "crane, the bird"}
+    check_known(given, ("n01", "crane_bird", 3), file)
+    with pytest.raises(
+        UserError, match=r"names\.csv: names 'crane_bird', which is no class.* did you mean 'crane-bird'"
+    ):
+        check_known(given, ("n01", "crane-bird"), file)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("label;name\n", "first line must be label,name, not 'label;name'"),
+        ("label,name\na,\n", "line 2: label or name is empty"),
+        ("label,name\na\n", "line 2: label or name is empty"),
+        ("label,name\na,b\na,c\n", "line 3: a second name for 'a'"),
+        ('label,name\n"a,b\n', "not a readable CSV file"),
+    ],
+)
+def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) -> None:
+    (tmp_path / "names.csv").write_text(text)
+    with pytest.raises(UserError, match=hint):
+        read_names(tmp_path / "names.csv")

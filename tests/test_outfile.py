@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmadapter.errors import UserError
+from rmadapter.predict.outfile import OutFile, only_writer
+from shell import no_room
+
+COLUMNS = ["image", "label", "probability", "unsure"]
+
+
+def row(image: str, label: str = "sea_horse") -> dict[str, Any]:
+    return {"image": image, "label": label, "probability": 0.75, "unsure": label == "unsure"}
+
+
+def started(path: Path, key: str = "k") -> OutFile:
+    file = OutFile(path, COLUMNS, key)
+    file.open()
+    return file
+
+
+def test_csv_and_json_lines(tmp_path: Path) -> None:
+    rows = [row("a,b.png"), row("caf\udce9.png", "unsure"), {"image": "c.png", "bad": "c.png: not an image"}]
+    for suffix in (".csv", ".jsonl"):
+        file = started(tmp_path / f"answers{suffix}")
+        file.write(rows)
+        assert not file.path.exists()
+        file.finish()
+        assert not file.partial.exists()
+    with open(tmp_path / "answers.csv", newline="", encoding="utf-8") as text:
+        assert list(csv.reader(text)) == [
+            COLUMNS, ["a,b.png", "sea_horse", "0.75", "false"], ["caf\\udce9.png", "unsure", "0.75", "true"],
+        ]  # fmt: skip
+    lines = (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows[:2]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = started(tmp_path / "answers.parquet")
+    file.write([row("a.png"), row("b.png")])
+    file.finish()
+    assert parquet.read_table(file.path).to_pylist() == [row("a.png"), row("b.png")]
+
+
+def test_one_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "answers.csv"
+    started(out).write([row("a.png"), row("a.png"), {"image": "bad.png", "bad": "bad.png: no"}])
+    with open(out.with_name("answers.csv.partial"), "a") as file:
+        file.write('{"image": "b.png", "lab')  # what a kill leaves
+    again = started(out)
+    images = [Path(name) for name in ("a.png", "b.png", "a.png", "bad.png", "a.png")]
+    assert again.missing(images) == [Path("b.png"), Path("a.png")]  # the third a.png has no row yet
+    again.write([row("b.png")])
+    again.finish()
+    assert [line.split(",")[0] for line in out.read_text("utf-8").splitlines()[1:]] == ["a.png", "a.png", "b.png"]
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "answers.csv"
+    started(out).write([row("a.png")])
+    with pytest.raises(UserError, match=r"answers\.csv\.partial: holds answers of another run or with other settings"):
+        started(out, "other")
+    with open(out.with_name("answers.csv.partial"), "a") as file:
+        file.write('{"image": 3}\n')
+    with pytest.raises(UserError, match="line 3: damaged"):
+        started(out)
+    out.write_text("mine")
+    with pytest.raises(UserError, match=r"answers\.csv: is there already"):
+        started(out)
+    with pytest.raises(UserError, match=r"ends in \.csv, \.jsonl, \.parquet"):
+        started(tmp_path / "answers.xlsx")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match="parquet needs pyarrow"):
+        started(tmp_path / "answers.parquet")
+    assert not list(tmp_path.glob("*.parquet*"))
+
+
+def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path) -> None:
+    file = started(tmp_path / "answers.csv")
+    file.write([row("a.png")])
+    with no_room(400), pytest.raises(UserError, match=r"cannot be written .*the same command goes on"):
+        file.write([row(f"{i}.png") for i in range(50)])
+    again = started(tmp_path / "answers.csv")
+    assert again.done["a.png"] == 1
+    assert again.done.total() < 10
+
+
+def test_one_process_writes_a_file(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "a.csv"):
+        with pytest.raises(UserError, match="another process is writing it"), only_writer(tmp_path / "a.csv"):
+            pass
+        with only_writer(tmp_path / "b.csv"):
+            pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"), only_writer(tmp_path / "file/a.csv"):
+        pass

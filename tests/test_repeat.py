@@ -1,0 +1,71 @@
+"""The line "Repeat it" of a report repeats the run; --quiet says nothing that is no error."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rmadapter.backbones import Backbone
+from rmadapter.console import command
+from rmadapter.record import read_record
+from shell import Command, rmadapter
+
+__all__ = ["rmadapter"]  # a fixture
+
+QUICK = ["--shots", 1, "--set", "first_block=3", "--set", "rank=4", "--set", "epochs=1", "--set", "device=cpu"]
+
+
+def test_a_run_is_repeated_by_its_report(
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(colors, tmp_path / "my photos")
+    (tmp_path / "my photos/train/red/bad one.png").write_bytes(b"\x89PNG")
+    (tmp_path / "names.csv").write_text('label,name\nred,the colour "red"\n')
+    words = ["fit", "my photos", "--backbone", tiny_clip.name, "--skip-bad", "--names", "names.csv", "--out", "a run"]
+    code, _, err = rmadapter(*words, *QUICK, "--set", "templates=a <{}> & more.")
+    assert code == 0, err
+    assert "note: train/red/bad one.png: not an image" in err
+    first = read_record(Path("a run/run.json"))
+    printed = re.search(r"<pre>(rmadapter fit .*?)</pre>", Path("a run/report.html").read_text("utf-8"), re.S)
+    assert printed is not None
+    assert html.unescape(printed[1]) == first.command
+    weights = Path("a run/model.safetensors").read_bytes()
+    shutil.rmtree("a run")
+    program, *words = shlex.split(html.unescape(printed[1]))
+    assert program == "rmadapter"
+    assert rmadapter(*words).code == 0
+    again = read_record(Path("a run/run.json"))
+    assert (again.key, again.scores, again.command) == (first.key, first.scores, first.command)
+    assert Path("a run/model.safetensors").read_bytes() == weights
+
+
+def test_quiet(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> None:
+    command = ["fit", colors, "--backbone", tiny_clip.name, "--out", tmp_path / "run", *QUICK, "--effort", "fast"]
+    code, out, err = rmadapter(*command, "--quiet")
+    assert (code, err) == (0, "")
+    assert "report: " in out
+    its = ["--backbone", tiny_clip.name, "-q", "--skip-bad", "--json"]
+    (tmp_path / "bad.png").write_bytes(b"x")
+    assert rmadapter("predict", tmp_path / "run", tmp_path / "bad.png", *its) == (0, "[]\n", "")
+    assert rmadapter("predict", tmp_path / "run", colors, *its[:3]).err == ""
+    code, out, err = rmadapter("predict", tmp_path / "gone", colors, *its)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_the_demo_keeps_its_command(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def stop(*args: object, **more: object) -> None:
+        given.extend([*args, more])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("rmadapter.demo.demo", stop)
+    rmadapter("demo", "--out", "a b", "--seed", 3)
+    assert given == [Path("a b"), 3, {"command": "rmadapter demo --out 'a b' --seed 3"}]
+    assert command() == "rmadapter demo --out 'a b' --seed 3"
