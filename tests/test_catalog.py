@@ -21,6 +21,7 @@ from rmadapter.data.catalog import CATALOG, check, describe, domains, download, 
 from rmadapter.data.fewshot import few_shot, half
 from rmadapter.data.readers import READERS, SPELLINGS
 from rmadapter.errors import UserError
+from rmadapter.locks import alone
 
 # torchvision knows the same archives, and so the same checksums.
 TORCHVISION = "".join(path.read_text() for path in Path(torchvision.datasets.__file__).parent.glob("*.py"))
@@ -278,6 +279,11 @@ def test_failed_downloads(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Stanford Cars has to be fetched by hand"):
         download(CATALOG["stanford_cars"], tmp_path)
     assert "CC BY 4.0" in describe(CATALOG["caltech101"], tmp_path)
+
+
+def test_two_do_not_download_into_one_folder(tmp_path: Path) -> None:
+    with alone(tmp_path / "eurosat"), pytest.raises(UserError, match=r"EuroSAT: not downloaded .*another process"):
+        download(CATALOG["eurosat"], tmp_path)
 
 
 # Paths that lead out

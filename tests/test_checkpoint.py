@@ -18,6 +18,7 @@ from rmadapter.checkpoint import Saved, drawn, flat, load, save
 from rmadapter.data.fewshot import few_shot, split_digest
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
+from rmadapter.locks import alone
 from rmadapter.method import Fitted
 from rmadapter.methods import load_method
 from rmadapter.record import read_record
@@ -49,6 +50,15 @@ def refused(folder: Path, words: str, backbone: Backbone | None = None, **more: 
         load(folder, backbone, **more)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_two_do_not_save_into_one_folder(fitted: Fitted, tmp_path: Path) -> None:
+    save(tmp_path, fitted, "mma")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {FILE, "model.json", "SHA256SUMS"}  # and no lock
+    with alone(tmp_path), pytest.raises(UserError, match="another process is at work in this folder"):
+        save(tmp_path, fitted, "mma", half=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("half", [False, True])

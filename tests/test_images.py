@@ -141,7 +141,9 @@ def test_classnames_json(tmp_path: Path) -> None:
 
 
 def test_classnames_beside_the_domains_serve_a_domain_of_splits(tmp_path: Path) -> None:
-    plant(tmp_path, *(f"{domain}/{split}/bike/{domain}.png" for domain in ("desk", "web") for split in ("train", "test")))
+    plant(
+        tmp_path, *(f"{domain}/{split}/bike/{domain}.png" for domain in ("desk", "web") for split in ("train", "test"))
+    )
     (tmp_path / "classnames.json").write_text(json.dumps({"bike": "bicycle"}))
     assert read_images(tmp_path / "web")["test"].classes == ("bicycle",)
     (tmp_path / "web/classnames.json").write_text(json.dumps({"bike": "two-wheeler"}))

@@ -21,6 +21,7 @@ from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, user_path, write_json, write_text
+from rmadapter.locks import alone
 from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
 from rmadapter.methods import is_outside, load_method
@@ -58,10 +59,11 @@ def save(
     """Write a fitted method. name: of the method, as `load_method` knows it. half: float32 numbers as float16.
 
     names, labels: as `Saved` has them; by default the classes that it was fitted to. A folder that has model.json is
-    complete.
+    complete. Raises UserError when another process is at work in the folder, and when nothing can be written there.
     """
-    _save(Path(folder), fitted, name, labels, names, half)
-    write_sums(Path(folder), (WEIGHTS, MODEL))
+    with alone(Path(folder)):
+        _save(Path(folder), fitted, name, labels, names, half)
+        write_sums(Path(folder), (WEIGHTS, MODEL))
 
 
 def _save(
@@ -101,7 +103,7 @@ def _save(
 def save_run(folder: Path, fitted: Fitted, name: str, record: Record) -> None:
     """Write a run: the model, its record, its settings for --config, and the loss of every step.
 
-    A folder that has run.json is complete.
+    Whoever calls holds the folder's lock. A folder that has run.json is complete.
     """
     if history := fitted.trained.history:
         with atomic(folder / HISTORY) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
