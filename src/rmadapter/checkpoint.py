@@ -105,6 +105,7 @@ def save_run(folder: Path, fitted: Fitted, name: str, record: Record) -> None:
 
     Whoever calls holds the folder's lock. A folder that has run.json is complete.
     """
+    (folder / RECORD).unlink(missing_ok=True)  # of a run that has lost its model
     if history := fitted.trained.history:
         with atomic(folder / HISTORY) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for step in history for key in step)))
@@ -112,8 +113,9 @@ def save_run(folder: Path, fitted: Fitted, name: str, record: Record) -> None:
             writer.writerows(history)
     write_text(folder / CONFIG, to_yaml(flat(record)))
     _save(folder, fitted, name)
-    record.save(folder / RECORD)
-    write_sums(folder, FILES)
+    with atomic(folder / RECORD) as temporary:
+        record.save(temporary)
+        write_sums(folder, FILES, {RECORD: sha256(temporary)})
 
 
 def flat(record: Record) -> dict[str, Any]:
