@@ -22,7 +22,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -40,7 +40,10 @@ from rmadapter.errors import UserError
 from rmadapter.record import read_record
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-FAULTS = ("other weights", "leftovers", "lost records", "orphans", "tracebacks", "odd exits", "hangs")
+FAULTS = (
+    *("other weights", "leftovers", "missing files", "lost records"),
+    *("orphans", "tracebacks", "odd exits", "hangs"),
+)
 HANG, PATIENCE = 180.0, 15.0  # seconds that a command may take, and that its children may outlive it
 IMPORTED = ("open_clip", "sklearn.linear_model", "rmadapter.fit", "rmadapter.classifier", "rmadapter.bench.runner")
 
@@ -127,6 +130,7 @@ def end(process: psutil.Process, seconds: float) -> int | None:
 def kill(process: psutil.Process, number: int, after: float, faults: Counter[str]) -> bool:
     """Send a signal after some seconds; False when the process had ended before. Nothing may be alive afterwards."""
     time.sleep(after)
+    children: list[psutil.Process] = []
     try:
         children = process.children(recursive=True)
         if number == signal.SIGINT:  # a terminal sends it to the whole group
@@ -134,7 +138,7 @@ def kill(process: psutil.Process, number: int, after: float, faults: Counter[str
         else:
             process.send_signal(number)
     except (psutil.NoSuchProcess, ProcessLookupError):
-        children = []
+        pass  # it had ended
     code = end(process, HANG)
     if code is None:
         faults["hangs"] += 1
@@ -142,11 +146,21 @@ def kill(process: psutil.Process, number: int, after: float, faults: Counter[str
         process.wait()
     elif code not in (0, -number, 130 if number == signal.SIGINT else 0):
         faults["odd exits"] += 1
-    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
+    _, alive = psutil.wait_procs({*children, *session(process.pid)}, timeout=PATIENCE)
     faults["orphans"] += len(alive)
     for orphan in alive:
         orphan.kill()
     return code != 0
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """What a process has started, and what these have."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
 
 
 def files(out: Path) -> set[str]:
@@ -207,7 +221,11 @@ def trial(kind: Kind, whole: Undisturbed, folder: Path, rng: random.Random, time
     faults["odd exits"] += code not in (0, None)
     now = records(out)
     faults["lost records"] += sum(now.get(name) != line for name, line in kept.items())
-    faults["leftovers"] += len(files(out) - whole.files)
+    left, gone = files(out) - whole.files, whole.files - files(out)
+    faults["leftovers"] += len(left)
+    faults["missing files"] += len(gone)
+    if left or gone:
+        print(f"{out}: left {sorted(left)}, missing {sorted(gone)}", file=sys.stderr)
     faults["other weights"] += result(kind, out) != whole.result
     faults["tracebacks"] += log.read_text().count("Traceback")
     return hits
