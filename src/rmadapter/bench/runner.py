@@ -170,10 +170,10 @@ def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], 
 
 def _start(threads: int) -> None:
     """In a worker. What ends the process that started it ends it, too: Ctrl-C by its hand, SIGKILL without a word."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    import torch  # takes seconds
+
     torch.set_num_threads(threads)
 
 
