@@ -44,7 +44,7 @@ FAULTS = (
     *("other weights", "leftovers", "missing files", "lost records"),
     *("orphans", "tracebacks", "odd exits", "hangs"),
 )
-HANG, PATIENCE = 180.0, 15.0  # seconds that a command may take, and that its children may outlive it
+HANG, PATIENCE = 900.0, 60.0  # seconds, on a busy machine: of a command, and that its children may outlive it
 IMPORTED = ("open_clip", "sklearn.linear_model", "rmadapter.fit", "rmadapter.classifier", "rmadapter.bench.runner")
 
 
