@@ -276,14 +276,11 @@ def test_failed_downloads(tmp_path: Path) -> None:
     gone = CATALOG["eurosat"].model_copy(update={"archives": {"http://127.0.0.1:1/EuroSAT.zip": ""}})
     with pytest.raises(UserError, match=r"EuroSAT: not downloaded .*refused.*by hand"):
         download(gone, tmp_path)
+    with alone(tmp_path / "eurosat"), pytest.raises(UserError, match=r"EuroSAT: not downloaded .*another process"):
+        download(gone, tmp_path)
     with pytest.raises(UserError, match="Stanford Cars has to be fetched by hand"):
         download(CATALOG["stanford_cars"], tmp_path)
     assert "CC BY 4.0" in describe(CATALOG["caltech101"], tmp_path)
-
-
-def test_two_do_not_download_into_one_folder(tmp_path: Path) -> None:
-    with alone(tmp_path / "eurosat"), pytest.raises(UserError, match=r"EuroSAT: not downloaded .*another process"):
-        download(CATALOG["eurosat"], tmp_path)
 
 
 # Paths that lead out
