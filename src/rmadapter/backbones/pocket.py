@@ -111,7 +111,7 @@ def _build_aside(folder: Path, pocket: Pocket) -> None:
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     try:
-        part.mkdir()
+        part.mkdir(exist_ok=True)  # the pip of that process may still be clearing up its wheels/
         _build(part, folder, pocket)
         os.rename(part, folder)
     finally:
