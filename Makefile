@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint hostile kills bench clean
+.PHONY: setup demo test lint audit hostile kills bench clean
 
 setup: .venv/.ready
 
@@ -24,6 +24,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: setup  # known holes in what is installed; skipped, and said so, where nobody can be asked
+	$(BIN)/python tools/audit.py $(ARGS)
 
 hostile: setup  # ARGS as `--count 500 --kinds sets,runs --json`
 	PYTHONPATH=tests $(BIN)/python -m hostile $(ARGS)

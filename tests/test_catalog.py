@@ -21,6 +21,7 @@ from rmadapter.data.catalog import CATALOG, check, describe, domains, download, 
 from rmadapter.data.fewshot import few_shot, half
 from rmadapter.data.readers import READERS, SPELLINGS
 from rmadapter.errors import UserError
+from rmadapter.locks import alone
 
 # torchvision knows the same archives, and so the same checksums.
 TORCHVISION = "".join(path.read_text() for path in Path(torchvision.datasets.__file__).parent.glob("*.py"))
@@ -274,6 +275,8 @@ def below(folder: Path) -> set[Path]:
 def test_failed_downloads(tmp_path: Path) -> None:
     gone = CATALOG["eurosat"].model_copy(update={"archives": {"http://127.0.0.1:1/EuroSAT.zip": ""}})
     with pytest.raises(UserError, match=r"EuroSAT: not downloaded .*refused.*by hand"):
+        download(gone, tmp_path)
+    with alone(tmp_path / "eurosat"), pytest.raises(UserError, match=r"EuroSAT: not downloaded .*another process"):
         download(gone, tmp_path)
     with pytest.raises(UserError, match="Stanford Cars has to be fetched by hand"):
         download(CATALOG["stanford_cars"], tmp_path)

@@ -14,15 +14,18 @@ from safetensors.torch import load_file, save_file
 
 from fixed import write_fixed_backbone
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.checkpoint import Saved, drawn, flat, load, save
+from rmadapter.checkpoint import Saved, drawn, flat, load, save, save_run
+from rmadapter.checkpoint import finished as finished_run
 from rmadapter.data.fewshot import few_shot, split_digest
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
+from rmadapter.locks import alone
 from rmadapter.method import Fitted
 from rmadapter.methods import load_method
 from rmadapter.record import read_record
 from rmadapter.request import Request
 from rmadapter.settings import read_yaml, settings_of
+from rmadapter.sums import check_sums
 from shots import noisy_colors, shots_of
 
 FILE = "model.safetensors"
@@ -49,6 +52,33 @@ def refused(folder: Path, words: str, backbone: Backbone | None = None, **more: 
         load(folder, backbone, **more)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_a_run_that_is_killed_before_its_sums_are_written_is_not_complete(
+    copy: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, saved = read_record(copy / "run.json"), load(copy, tiny_clip)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rmadapter.checkpoint.write_sums", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_run(copy, saved.fitted, saved.name, record)
+    assert finished_run(copy, record.key) is None
+    save_run(copy, saved.fitted, saved.name, record)
+    assert finished_run(copy, record.key) == record
+    check_sums(copy, ["run.json"])
+
+
+def test_two_do_not_save_into_one_folder(fitted: Fitted, tmp_path: Path) -> None:
+    save(tmp_path, fitted, "mma")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {FILE, "model.json", "SHA256SUMS"}  # and no lock
+    with alone(tmp_path), pytest.raises(UserError, match="another process is at work in this folder"):
+        save(tmp_path, fitted, "mma", half=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("half", [False, True])

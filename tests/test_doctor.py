@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rmadapter.backbones.pocket import TEXT, VISION
 from rmadapter.doctor import diagnose
 
 
@@ -41,9 +42,13 @@ def test_licences_and_files_that_would_run_code(monkeypatch: pytest.MonkeyPatch,
     (places["a/card"] / "snapshots" / "0" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     facts = diagnose()
     assert facts["files that would run code"] == "none"
-    assert facts["licence of hf-hub:a/card"] == "apache-2.0"
-    assert facts["licence of hf-hub:b/code"] == "its publisher's: https://huggingface.co/b/code"
-    assert facts["licence of pocket"].startswith("MIT")
+    read_it = "its publisher's; read it at https://huggingface.co"
+    assert facts["licence of hf-hub:a/card"] == f"{read_it}/a/card (its card here says apache-2.0)"
+    assert facts["licence of hf-hub:b/code"] == f"{read_it}/b/code"
+    for part in (VISION, TEXT):
+        assert f"{part.project} {part.version} " in facts["licence of pocket"]
+    assert facts["licence of pocket"] == facts["licence of pocket-1"]
     assert "licence of ViT-L-14/openai" not in facts
+    (places["b/code"] / "snapshots" / "0" / "README.md").mkdir()  # no card
     (places["b/code"] / "snapshots" / "0" / "model.py").write_text("")
     assert "model.py is code" in diagnose()["files that would run code"]

@@ -236,7 +236,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     else:
         (tmp_path / "taken").write_text("x")
         out = tmp_path / "taken" / ("run" if kind == "below a file" else "")
-    with pytest.raises(UserError, match=r"no folder to write a run to .+: choose another --out"):
+    with pytest.raises(UserError, match=r"no folder to write to .+: choose another"):
         again(finished, read_images(colors), out, backbone="/not/there")  # would be the next complaint
 
 

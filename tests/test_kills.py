@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent / "hostile"))
 import kills
 
 
-def test_killed_runs_end_as_undisturbed_ones() -> None:
-    [row] = kills.hunt(2, seed=1, only="fit coop")
+@pytest.mark.parametrize("only", ["fit coop", "data"])
+def test_killed_runs_end_as_undisturbed_ones(only: str) -> None:
+    [row] = kills.hunt(2, seed=1, only=only)
     assert row["kills"] == 2
     assert {row[fault] for fault in kills.FAULTS} == {0}
 
@@ -33,9 +34,10 @@ def careless() -> None:
         os._exit(0)
 
 
-def test_it_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("only", ["fit coop", "data"])
+def test_it_notices(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
     monkeypatch.setattr(kills.cli, "main", careless)
     monkeypatch.setattr(kills, "PATIENCE", 0.1)
-    [row] = kills.hunt(1, seed=1, only="fit coop")
+    [row] = kills.hunt(1, seed=1, only=only)
     for fault in ("other weights", "leftovers", "orphans", "tracebacks"):
         assert row[fault], fault

@@ -99,5 +99,5 @@ def test_who_fails_clears_nothing_up(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for kind in ("alone", "together"):
-        with pytest.raises(UserError, match=r"file: no folder to write a run to \(.+\): choose another --out"):
+        with pytest.raises(UserError, match=r"file: no folder to write to \(.+\): choose another"):
             enter(kind, tmp_path / "file")

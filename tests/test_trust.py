@@ -65,6 +65,10 @@ def by_a_kernel_from_the_hub(folder: Path) -> None:
     adds(folder, "bert/config.json", attn_implementation="somebody/kernel")
 
 
+def by_a_kernel_under_its_inner_name(folder: Path) -> None:
+    adds(folder, "bert/config.json", _attn_implementation_internal="somebody/kernel")
+
+
 def deep_in_a_file(folder: Path) -> None:
     (folder / "vit" / "more.json").write_text(json.dumps({"a": [{"b": {"auto_map": EVIL}}]}))
 
@@ -96,6 +100,7 @@ def by_a_pickle(folder: Path) -> None:
         (by_a_list, "its field 'auto_map' asks for code to be run, and none is"),
         (by_a_class_that_loads_models, "its field 'tokenizer_class' asks for code"),
         (by_a_kernel_from_the_hub, "its field 'attn_implementation' asks for code"),
+        (by_a_kernel_under_its_inner_name, "its field '_attn_implementation_internal' asks for code"),
         (deep_in_a_file, r"more\.json: its field 'auto_map' asks for code"),
         (by_an_encoder_that_builds_others, "model_type 'timm_wrapper'; text encoders are roberta, "),
         (by_a_python_file, r"evil\.py is code"),

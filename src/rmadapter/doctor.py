@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rmadapter.errors import UserError
+from rmadapter.files import read_text
 from rmadapter.machine import processor, versions
 
 
@@ -51,9 +54,11 @@ def _backbones() -> dict[str, str]:
 
 
 def _licence(repository: Path) -> str:
-    """As the model card says that lies in the hub's cache; there is none where only weights were fetched."""
-    for card in sorted(repository.glob("snapshots/*/README.md")):
-        if found := re.search(r"^license: *(\S.*)$", card.read_text(encoding="utf-8", errors="replace"), re.M):
-            return found[1].strip()
+    """Where it is to be read, and what the model card in the hub's cache says; only weights come without a card."""
     owner_and_name = repository.name.removeprefix("models--").replace("--", "/")
-    return f"its publisher's: https://huggingface.co/{owner_and_name}"
+    where = f"its publisher's; read it at https://huggingface.co/{owner_and_name}"
+    for card in sorted(repository.glob("snapshots/*/README.md")):
+        with suppress(UserError):
+            if found := re.search(r"^license: *(\S.*)$", read_text(card, errors="replace"), re.M):
+                return f"{where} (its card here says {found[1].strip()[:80]})"
+    return where

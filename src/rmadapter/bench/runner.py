@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from rmadapter.console import bar, plain
 from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts
 from rmadapter.locks import together
+from rmadapter.machine import end_with_parent
 from rmadapter.record import Record, read_record
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
@@ -170,18 +170,11 @@ def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], 
 
 def _start(threads: int) -> None:
     """In a worker. What ends the process that started it ends it, too: Ctrl-C by its hand, SIGKILL without a word."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
+    import torch  # takes seconds
+
     torch.set_num_threads(threads)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()  # returns when the system closes the pipe between the two
-        os._exit(1)
 
 
 def work(

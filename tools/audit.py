@@ -1,0 +1,99 @@
+"""Known holes in what the package depends on, in the versions that are installed here, by pip-audit.
+
+    python tools/audit.py [arguments of pip-audit, as --vulnerability-service osv]
+
+Ends with 1 for a hole that another release closes, and names those that none does. What it cannot ask, it leaves out
+and says so: without a network nothing fails. A release that everybody knows to have holes is asked about, too: silence
+about it means that nobody answers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+DECLARED = "rmadapter[demo,report]"
+CANARY = "django==3.0"
+SECONDS, PATIENCE = 60, 5  # for all, and for each answer
+
+
+def installed(declared: str) -> dict[str, str]:
+    """Name -> version of what a requirement depends on, and of what that does; without itself."""
+    found: dict[str, str] = {}
+    todo, seen = [Requirement(declared)], set[str]()
+    while todo:
+        wanted = todo.pop()
+        if str(wanted) in seen:
+            continue
+        seen.add(str(wanted))
+        distribution = metadata.distribution(wanted.name)
+        found[canonicalize_name(wanted.name)] = Version(distribution.version).public  # +cpu is not published
+        for line in distribution.requires or ():
+            needed = Requirement(line)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in ("", *wanted.extras)):
+                todo.append(needed)
+    del found[canonicalize_name(Requirement(declared).name)]
+    return found
+
+
+def ask(lines: list[str], words: list[str]) -> list[dict[str, Any]] | str:
+    """What pip-audit says of each `name==version`, or why it says nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "all.txt").write_text("\n".join(lines))
+        command = [
+            sys.executable,
+            "-m",
+            "pip_audit",
+            "--requirement",
+            f"{folder}/all.txt",
+            "--no-deps",
+            "--disable-pip",
+        ]
+        command += ["--format", "json", "--progress-spinner", "off", "--timeout", str(PATIENCE), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
+        except subprocess.TimeoutExpired:
+            return f"no answer within {SECONDS} seconds"
+        except ValueError:
+            return (done.stderr.strip() or "no answer").splitlines()[-1]
+    canary = next(one for one in found if one["name"] == Requirement(CANARY).name)
+    if not canary.get("vulns"):
+        return f"nobody knows a hole in {CANARY} ({canary.get('skip_reason', 'no reason given')})"
+    return [one for one in found if one is not canary]
+
+
+def main(words: list[str]) -> int:
+    if importlib.util.find_spec("pip_audit") is None:
+        print("audit: pip-audit is not installed; make setup", file=sys.stderr)
+        return 2
+    lines = [f"{name}=={version}" for name, version in sorted(installed(DECLARED).items())]
+    found = ask([*lines, CANARY], words)
+    if isinstance(found, str):
+        print(f"audit: skipped, for the vulnerability service does not answer: {found}")
+        return 0
+    closed = 0
+    for one in found:
+        if "skip_reason" in one:
+            print(f"audit: not asked about: {one['skip_reason']}")
+        for hole in one.get("vulns", ()):
+            fixed = ", ".join(hole["fix_versions"])
+            closed += bool(fixed)
+            names = ", ".join(sorted([hole["id"], *hole["aliases"]]))
+            print(f"audit: {one['name']} {one['version']} has {names}; {f'take {fixed}' if fixed else 'no fix yet'}")
+    print(f"audit: {len(found)} packages; holes that another release closes: {closed}")
+    return int(closed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
