@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 FINDINGS = ROOT / "docs/findings.md"
 MUST = (ROOT / "README.md", FINDINGS)  # where there must be such a table
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOTS = r"(\d+) shots?(?:, (\w+))?"  # and a study, where it is not the first one
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
 
 
@@ -42,15 +43,15 @@ def mean(some: list[Record], metric: str) -> float | None:
     return None if None in values else fmean(values)  # type: ignore[type-var]
 
 
-def base_to_novel(shots: int) -> list[Record]:
-    found = records("bench" if shots == 16 else "peers")
+def base_to_novel(shots: int, study: str | None) -> list[Record]:
+    found = records(study or ("bench" if shots == 16 else "peers"))
     return [r for r in found if r.protocol == "base-to-novel" and r.task.shots == shots]
 
 
-def measured(shots: int) -> dict[tuple[str, str], str]:
+def measured(shots: int, study: str | None) -> dict[tuple[str, str], str]:
     """Cells of the tables by data set and method: means over seeds, median training time."""
     runs: dict[tuple[str, str], list[Record]] = {}
-    for record in base_to_novel(shots):
+    for record in base_to_novel(shots, study):
         runs.setdefault((record.task.data, record.method.name), []).append(record)
     means = {key: [mean(found, name) for name in ("base", "novel", "hm")] for key, found in runs.items()}
     cells = {}
@@ -65,10 +66,10 @@ def measured(shots: int) -> dict[tuple[str, str], str]:
 @each_page
 def test_figures_of_the_tables_are_those_of_the_records(page: Path) -> None:
     """Data sets as rows and methods as columns, or the other way."""
-    found = tables(page, r"(\d+) shots?")
+    found = tables(page, SHOTS)
     assert found or page not in MUST
     for match, heads, rows in found:
-        cells = measured(int(match[1]))
+        cells = measured(int(match[1]), match[2])
         for name, *values in rows:
             for column, value in zip(heads, values, strict=True):
                 key = (name.strip("`").lower(), column.lower())
@@ -77,10 +78,10 @@ def test_figures_of_the_tables_are_those_of_the_records(page: Path) -> None:
 
 @each_page
 def test_differences_are_those_of_the_records(page: Path) -> None:
-    found = tables(page, r"difference at (\d+) shots?")
+    found = tables(page, f"difference at {SHOTS}")
     assert found or page != FINDINGS
     for match, _, rows in found:
-        some = base_to_novel(int(match[1]))
+        some = base_to_novel(int(match[1]), match[2])
         for name, *cells in rows:
             one, other, metric = re.fullmatch(r"(\S+) - (\S+), (\w+)", name).groups()  # type: ignore[union-attr]
             d = paired(*([r for r in some if r.method.name == method] for method in (one, other)), metric)
