@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
     def file() -> Tensor:
         """The probabilities of the best class, as the file has them."""
         with tempfile.TemporaryDirectory() as folder:
-            out = OutFile(Path(folder) / "answers.csv", columns(1, False), "")
+            out = OutFile(Path(folder) / "answers.csv", columns(1), "")
             write_answers(find_images([str(images.root)]).files, asker, 0.0, False, out, None, progress=False)
             with open(out.path, newline="", encoding="utf-8") as text:
                 found = {row["image"]: float(row["probability"]) for row in csv.DictReader(text)}

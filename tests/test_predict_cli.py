@@ -92,6 +92,19 @@ def test_sorting(rmadapter: Command, finished: Path, photos: Path, tmp_path: Pat
     assert len(list(photos.glob("*/*.png"))) == (0 if how == ["--move"] else 16)
 
 
+def test_without_the_untouched_backbone(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
+    command = ["predict", finished, photos, *its_backbone(finished), "--top", 1, "--out"]
+    assert (
+        rmadapter(*command, tmp_path / "a.csv").code
+        == rmadapter(*command, tmp_path / "b.csv", "--no-zero-shot").code
+        == 0
+    )
+    both, own = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    assert list(own[0]) == ["image", "label", "probability", "guess", "unsure"]
+    assert [row["label"] for row in both] == [row["label"] for row in own]
+    assert {row["zero_shot_label"] for row in both} != {row["label"] for row in both}
+
+
 def test_unsure_images_have_a_folder(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
     command = ["predict", finished, photos, *its_backbone(finished), "--sort-into", tmp_path / "s", "--unsure", 1]
     assert rmadapter(*command, "--out", tmp_path / "a.jsonl").code == 0

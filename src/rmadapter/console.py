@@ -34,7 +34,7 @@ Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it
 
 
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in
-AGAIN = "rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on"
+AGAIN = "rmadapter: stopped; the same command starts again, and an unfinished `fit` or `predict --out` goes on"
 EVERY = 10.0  # seconds between two lines in a pipe
 SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
 # What a terminal obeys instead of showing it, and what turns the direction of writing; a file may be called so.

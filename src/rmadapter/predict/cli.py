@@ -33,6 +33,9 @@ def predict(
     move: Annotated[bool, typer.Option("--move", help="With --sort-into: move them.")] = False,
     link: Annotated[bool, typer.Option("--link", help="With --sort-into: link to them.")] = False,
     unsure: Annotated[float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')] = 0.0,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot/--no-zero-shot", help="Ask the untouched backbone, too, which takes its time.")
+    ] = True,
     image_column: Annotated[str, typer.Option(help="Of a table; by default path, image, file or filename.")] = "",
     skip_bad: SkipBad = False,
     outside: Outside = False,
@@ -60,8 +63,9 @@ def predict(
         found = _found(find_images(images, image_column, outside))
         _show(found.files, asker, unsure, skip_bad, as_json)
         return
-    settings = [top, unsure, *([] if sorter is None else sorter.settings)]
-    file = OutFile(path, columns(asker.top, sorter is not None), _key(run, asker, settings))
+    header = columns(asker.top, sorter is not None, zero_shot)
+    settings = [header, unsure, *([] if sorter is None else sorter.settings)]
+    file = OutFile(path, header, _key(run, asker, settings))
     found = _found(find_images(images, image_column, outside, none=file.partial.exists()))
     if sorter:
         sorter.check(found.folders, found.files)
@@ -103,11 +107,11 @@ def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], un
     return Sorter(root, [*labels, *([UNSURE] if unsure else [])], how)
 
 
-def columns(top: int, sort: bool) -> list[str]:
-    """Of a file with `top` answers an image; sort: with where it was sorted to."""
+def columns(top: int, sort: bool = False, zero_shot: bool = True) -> list[str]:
+    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer."""
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    first = ["image", "label", "probability", "guess", *more, "unsure", "zero_shot_label"]
-    return [*first, "sorted_to"] if sort else first
+    last = [*(["zero_shot_label"] if zero_shot else []), *(["sorted_to"] if sort else [])]
+    return ["image", "label", "probability", "guess", *more, "unsure", *last]
 
 
 def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
@@ -138,7 +142,7 @@ def write_answers(
         with bar(progress) as display:
             done = file.done.total()
             task = display.add_task("predicting", total=done + len(todo), completed=done, note="")
-            for some in asker.ask(todo, zero_shot=True, bad=bad):
+            for some in asker.ask(todo, "zero_shot_label" in file.columns, bad):
                 rows = [answer.row(unsure) for answer in some]
                 if sorter:
                     rows = [{**row, "sorted_to": str(sorter.place(Path(row["image"]), row["label"]))} for row in rows]

@@ -27,12 +27,18 @@ WHAT = "unfinished answers of `rmadapter predict`"
 
 @dataclass(eq=False)
 class OutFile:
-    """columns: of the finished file, in order. key: tells the run and the settings that the rows come from."""
+    """columns: of the finished file, in order. key: tells the run and the settings that the rows come from.
+
+    Raises UserError for a name whose ending is no format, and for parquet without what writes it.
+    """
 
     path: Path
     columns: Sequence[str]
     key: str
     done: Counter[str] = field(default_factory=Counter)  # images that have a row, or are bad
+
+    def __post_init__(self) -> None:
+        self._write = _format(self.path)
 
     @property
     def partial(self) -> Path:
@@ -57,7 +63,6 @@ class OutFile:
 
     def open(self) -> None:
         """Begin, or go on. Raises UserError where the file is there already, and where another is being written."""
-        _format(self.path)
         if os.path.lexists(self.path):
             raise UserError(f"{self.path}: is there already; choose another --out, or delete it")
         head = json.dumps({"what": WHAT, "key": self.key}) + "\n"
@@ -96,7 +101,7 @@ class OutFile:
         """Write the file itself, and remove the unfinished one."""
         good = (row for row in self.rows() if "bad" not in row)
         with atomic(self.path) as temporary:
-            _format(self.path)(temporary, self.columns, good)
+            self._write(temporary, self.columns, good)
         self.partial.unlink()
 
 
@@ -174,7 +179,6 @@ FORMATS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 
 def _format(path: Path) -> Callable[[Path, Sequence[str], Iterable[Row]], None]:
-    """Raises UserError for another suffix, and for parquet without what writes it."""
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise UserError(f"--out {path}: write a name that ends in {', '.join(FORMATS)}")

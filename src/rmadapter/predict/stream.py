@@ -60,13 +60,14 @@ class Asker:
         """
         from rmadapter.methods.zero_shot import ZeroShot
 
-        models, backbone = {"own": self._own}, self.fitted.backbone
+        title, backbone = self.fitted.method.title, self.fitted.backbone
+        models = {title: self._own}
         if zero_shot:
             known = Known(self.names, self.fitted.known.templates)
             models["untouched"] = ZeroShot().restore(backbone, known, {}).score()
         for some, pixels in _hinted(decoded(images, backbone.preprocess, BATCH, bad)):
             tables = self.fitted.answers(models, pixels)
-            shares, places = (part[:, : self.top].tolist() for part in tables["own"].sort(descending=True, stable=True))
+            shares, places = (part[:, : self.top].tolist() for part in tables[title].sort(descending=True, stable=True))
             untouched = (
                 [self.labels[i] for i in tables["untouched"].argmax(-1).tolist()] if zero_shot else [""] * len(some)
             )
