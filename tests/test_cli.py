@@ -202,13 +202,16 @@ def waits(*_):
         signal.raise_signal(signal.SIGINT)
     finally:
         time.sleep(60)
+def ends(*_):  # slowly, after Python has given its handlers back
+    Callback.__del__ = lambda _, sleep=time.sleep: sleep(2)
+    signal.raise_signal(signal.SIGINT)
 callback, sys.argv = [Callback()], ["rmadapter", "doctor"]
 doctor.diagnose = {}
 cli.main()
 """
 
 
-@pytest.mark.parametrize("where", ["lost", "waits"])
+@pytest.mark.parametrize("where", ["lost", "waits", "ends"])
 def test_a_keystroke_stops_it_where_an_exception_would_not(where: str) -> None:
     """Python drops what is raised in a callback, and clearing up may wait for ever."""
     done = subprocess.run([sys.executable, "-c", LOST.format(where)], capture_output=True, text=True, timeout=50)

@@ -5,6 +5,7 @@ And what it does where nothing can be shown, where a name would command the term
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -165,6 +166,8 @@ def stoppable() -> Iterator[None]:
 
     sys.unraisablehook = lost
     signal.signal(signal.SIGINT, stop)
+    if hasattr(signal, "SIGALRM"):  # as it ends, Python gives its handlers back, and an alarm would then kill it
+        atexit.register(signal.alarm, 0)
     try:
         yield
     except SystemExit as ended:
