@@ -41,6 +41,15 @@ def test_csv_and_json_lines(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == rows[:2]
 
 
+def test_a_spreadsheet_finds_no_formula_and_a_path_still_leads_to_its_image(tmp_path: Path) -> None:
+    file = started(tmp_path / "answers.csv")
+    file.write([row("=1+1.png", '=HYPERLINK("http://x")'), row("-x/a.png")])
+    file.finish()
+    with open(tmp_path / "answers.csv", newline="", encoding="utf-8") as text:
+        cells = [line[:2] for line in csv.reader(text)][1:]
+    assert cells == [["./=1+1.png", '\'=HYPERLINK("http://x")'], ["./-x/a.png", "sea_horse"]]
+
+
 def test_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     from pyarrow import parquet

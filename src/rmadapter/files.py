@@ -153,3 +153,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return type(error).__name__
+
+
+def inert(text: str) -> str:
+    """A cell of CSV: a spreadsheet runs what begins like a formula; after an apostrophe it is text."""
+    text = re.sub(r"[\t\r\n]", " ", text)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text

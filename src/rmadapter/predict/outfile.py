@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from rmadapter.data.inputs import pyarrow
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, opened
+from rmadapter.files import atomic, inert, opened
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -140,7 +140,16 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows([str(v).lower() if isinstance(v := row[c], bool) else v for c in columns] for row in rows)
+        writer.writerows([_cell(column, row[column]) for column in columns] for row in rows)
+
+
+def _cell(column: str, value: Any) -> Any:
+    """No formula for a spreadsheet, and of an image still a path that leads to it."""
+    if column == "image" and value.startswith(("=", "+", "-", "@")):
+        return f"./{value}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return inert(value) if isinstance(value, str) and column != "image" else value
 
 
 def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

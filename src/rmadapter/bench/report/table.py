@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rmadapter.errors import UserError
+from rmadapter.files import inert
 
 NOTHING = "–"
 
@@ -134,13 +135,13 @@ def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -
 def to_csv(table: Table) -> str:
     """One line a row; a column that has intervals is followed by one with their half widths."""
     columns: dict[str, list[str]] = {
-        _inert(table.columns[0]): [_inert(row.label) for row in table.rows],
+        inert(table.columns[0]): [inert(row.label) for row in table.rows],
         "source": ["paper" if row.paper else "measured" for row in table.rows],
-        "note": [_inert(row.note) for row in table.rows],
+        "note": [inert(row.note) for row in table.rows],
     }
     for place, head in enumerate(table.columns[1:]):
         cells = [row.cells[place] for row in table.rows]
-        head = _inert(head)
+        head = inert(head)
         columns[head] = [_plain(cell.value) for cell in cells]
         if any(cell.interval is not None for cell in cells):
             columns[f"{head} ± 95 %"] = [_plain(cell.interval) for cell in cells]
@@ -151,14 +152,8 @@ def _plain(value: float | str | None) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return _inert(value)
+        return inert(value)
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _inert(text: str) -> str:
-    """A spreadsheet runs what begins like a formula; after an apostrophe it is text."""
-    text = re.sub(r"[\t\r\n]", " ", text)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _pandas() -> Any:
