@@ -148,7 +148,7 @@ def test_the_verbs(rmadapter: Command, run: Path, tmp_path: Path, colors: Path) 
     }  # fmt: skip
     table = rmadapter("add", run, data, "--out", tmp_path / "new", *its, "--quiet")
     assert (table.code, table.err) == (0, "")
-    assert "test, all classes" in table.out
+    assert "judged on the test split" in table.out
     assert read_record(tmp_path / "new/run.json").command.startswith("rmadapter add ")
     command = ["compare", run, tmp_path / "new", tmp_path / "named", "--data", colors, *its]
     facts = json.loads(rmadapter(*command, "--json").out)

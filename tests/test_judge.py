@@ -63,8 +63,9 @@ def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
 def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, colors: Path) -> None:
     train = read_images(colors)["train"]
     wanted, lab = lab_of(tiny_clip, {"all": train})
-    found = cross_validate(wanted.task, wanted.method, lab, 3)
+    found, count = cross_validate(wanted.task, wanted.method, lab, 3)
     assert found is not None
+    assert count == 3
     part = split(train, 3, wanted.task.seed)[0]
     rest = train.subset(i for i in range(len(train)) if i not in part)
     _, fresh = lab_of(tiny_clip, {"all": train})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +56,19 @@ def test_two_classes_of_one_image_each(rmadapter: Command, tmp_path: Path, tiny_
 
 
 def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Backbone) -> None:
-    """60 images of one class and one of another: what is left to test on is of one class alone."""
+    """60 images of one class and one of another: what is not drawn is of one class alone, and so the shots judge."""
     data, out = write(tmp_path / "data", cat=60, dog=1, owl=2), tmp_path / "run"
     code, _, err = rmadapter(*command(data, tiny_clip, out, "--shots", 4))
     assert code == 0, err
-    assert [line.split(",")[0] for line in err.splitlines()] == [
+    assert [re.sub(r",.*| from .* %", "", line) for line in err.splitlines()] == [
+        "note: no test split: judging by 4-fold cross-validation of the 7 training images",
         "note: class 'dog' has 1 image", "note: class 'owl' has 2 images",
+        "note: 6 images are too few to judge by: any accuracy is plausible; add images",
+        "note: no image to judge by: dog",
     ]  # fmt: skip
-    [score] = read_record(out / "run.json").scores
-    assert (score.images, score.classes) == (56, 3)
+    own, score = read_record(out / "run.json").scores
+    assert (own.split, own.images) == ("cross-validated", 6)
+    assert (score.split, score.images, score.classes) == ("held out", 56, 3)
     assert "dog (0)" in (out / "report.html").read_text("utf-8").replace('<span class="soft">', "").replace(
         "</span>", ""
     )

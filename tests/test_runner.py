@@ -208,7 +208,7 @@ def test_settings_that_cannot_be_right(tiny_clip: Backbone, colors: Path, tmp_pa
             do(colors, tmp_path / "out", some, values=values)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="file: no folder to write a run to"):
+    with pytest.raises(UserError, match="file: no folder to write to"):
         do(colors, tmp_path / "file", jobs)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/base-to-novel").write_text("x")

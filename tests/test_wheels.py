@@ -67,7 +67,7 @@ fetch_wheel(Wheel("a", "1", "", 1), Path({str(tmp_path)!r}))
             [pip] = psutil.Process(parent.pid).children()
             there = [path.name for path in tmp_path.iterdir()]
             parent.kill()
-        gone, _ = psutil.wait_procs([pip], timeout=10)
+        gone, _ = psutil.wait_procs([pip], timeout=60)
         connection.close()
     assert gone
     assert any(name.startswith("pip-") for name in there)

@@ -32,7 +32,8 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: int = FOLD
     done: the run, with `BESIDE` asked along. Images nearly the same as one that was learnt from are not judged by.
     """
     record, evaluations, train = done.record, done.evaluations, lab.draw(task).train
-    if not _enough(lab, task) and (found := cross_validate(task, method, lab, folds)):
+    found, parts = (None, 0) if _enough(lab, task) else cross_validate(task, method, lab, folds)
+    if found:
         record = record.model_copy(update={"scores": (_score(found), *record.scores)})
         evaluations = [found, *evaluations]
     if not evaluations:
@@ -42,7 +43,7 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: int = FOLD
         list(range(len(first.labels))),
         {"test": "on the test split", "held out": "on images that were not drawn"},
     )
-    text = how.get(score.split, f"by {folds}-fold cross-validation of the training images")
+    text = how.get(score.split, f"by {parts}-fold cross-validation of the training images")
     if score.split in how:
         copies = {i for i, _ in pairs(looks(first.images.images, lab.progress), looks(train.images, lab.progress))}
         rows = [row for row in rows if row not in copies]
@@ -61,18 +62,19 @@ def _enough(lab: Lab, task: Task) -> bool:
     )
 
 
-def cross_validate(task: Task, method: Method, lab: Lab, folds: int = FOLDS) -> Evaluation | None:
-    """Answers on the shots, each from a model that was fitted to the other folds. None where no fold can be made."""
+def cross_validate(task: Task, method: Method, lab: Lab, folds: int = FOLDS) -> tuple[Evaluation | None, int]:
+    """Answers on the shots, each from a model that was fitted to the other folds, and the number of folds: fewer where
+    classes are small, and none where no class can do without an image."""
     train = lab.draw(task).train
     parts = split(train, folds, task.seed, lab.progress)
     if not parts:
-        return None
+        return None, 0
     note(f"no test split: judging by {len(parts)}-fold cross-validation of the {len(train):,} training images")
     found = [_fold(train, judged, task, method, lab) for judged in parts]
     tables = {name: np.concatenate([getattr(e, name) for e in found]) for name in ("probabilities", "zero_shot")}
     beside = {name: np.concatenate([e.beside[name] for e in found]) for name in BESIDE}
     every = train.subset(i for judged in parts for i in judged)
-    return Evaluation("cross-validated, all classes", every, **tables, beside=beside)
+    return Evaluation("cross-validated, all classes", every, **tables, beside=beside), len(parts)
 
 
 def _score(found: Evaluation) -> Score:

@@ -39,10 +39,9 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
         saved.fitted.score(tuple(called.values()))
     except NotApplicable as error:
         raise UserError(f"{error}; `rmadapter add RUN FOLDER` trains it again with images of new classes") from None
-    with alone(out):
-        if (out / MODEL).exists():
-            raise UserError(f"{out} holds a model already: choose another --out")
-        save(out, saved.fitted, saved.name, tuple(called), tuple(called.values()))
+    if (out / MODEL).exists():
+        raise UserError(f"{out} holds a model already: choose another --out")
+    save(out, saved.fitted, saved.name, tuple(called), tuple(called.values()))
     return tuple(called)
 
 
