@@ -15,17 +15,18 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
     rates = {"low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21, "recalls": [None, 60.0]}
     judgement = Judgement(
         how="on the test split", images=1200, classes=("a", "b"), majority=71.0,
-        rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates), Rates(name="RMAdapter", accuracy=60.0, **rates)),
+        doubts=("few images",), rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates), Rates(name="RMAdapter", accuracy=60.0, **rates)),
     )  # fmt: skip
     score = Score(name="all", images=1200, classes=2, accuracy=60.0, zero_shot=40.0)
     record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(
         update={"scores": (score,), "judgement": judgement}
     )
     show(record, as_json=False)
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     for words in ("1,200 images", "guessing", "50.0", "most frequent class", "71.0", "55.4 to 64.6", "58.8", "3.2"):
         assert words in out
     assert "judged on the test split" in out
+    assert err == "note: few images\n"
     assert "chance" not in out  # the table of scores would say it twice
     show(record, as_json=True)
     found = json.loads(capsys.readouterr().out)

@@ -109,7 +109,7 @@ def fit(
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
     record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command(), folds=folds)
-    for text in (*record.notes, *(record.judgement.doubts if record.judgement else ())):
+    for text in record.notes:
         note(text)
     show(record, as_json)
     if not as_json:

@@ -14,8 +14,10 @@ HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 
 
 def show(record: Record, as_json: bool) -> None:
-    """What it is worth, and one row per evaluated set."""
+    """What it is worth, with its doubts, and one row per evaluated set."""
     judged = record.judgement
+    for text in judged.doubts if judged else ():
+        note(text)
     found = {score.title: _summary(score) for score in record.scores}
     mean, before = record.metric("hm"), record.metric("hm", zero_shot=True)
     if mean is not None and before is not None:
