@@ -15,7 +15,8 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
     rates = {"low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21, "recalls": [None, 60.0]}
     judgement = Judgement(
         how="on the test split", images=1200, classes=("a", "b"), majority=71.0,
-        doubts=("few images",), rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates), Rates(name="RMAdapter", accuracy=60.0, **rates)),
+        doubts=("few images",),
+        rows=(Rates(name="zero-shot", accuracy=40.0, p=0.01, **rates), Rates(name="RMAdapter", accuracy=60.0, **rates)),
     )  # fmt: skip
     score = Score(name="all", images=1200, classes=2, accuracy=60.0, zero_shot=40.0)
     record = synthetic_runs.record("rmadapter", "x", 1, {}).model_copy(
