@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from rmadapter.errors import UserError
 from rmadapter.files import (
@@ -21,6 +21,7 @@ from rmadapter.files import (
     reserve,
     user_path,
     write_json,
+    write_tensors,
     write_text,
 )
 from shell import no_room
@@ -64,10 +65,22 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_under_safetensors_is_told_the_same_way(tmp_path: Path) -> None:
     write_text(tmp_path / "a.safetensors", "old")
-    raised = pytest.raises(UserError, match="cannot be written")
-    with no_room(), raised, atomic(tmp_path / "a.safetensors") as temporary:
-        save_file({"x": torch.zeros(10_000)}, temporary)
+    with no_room(), pytest.raises(UserError, match="cannot be written"):
+        write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(10_000)})
     only(tmp_path, "a.safetensors", "old")
+
+
+def test_tensors_are_written_without_files_that_a_kill_would_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors' own writer makes a file `.tmpXXXXXX` beside, which nobody could tell from the user's."""
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *given, **named: pytest.fail("leaves .tmpXXXXXX"))
+    tensors = {"x": torch.arange(6.0).view(2, 3).T, "y": torch.ones(2, dtype=torch.half)}
+    write_tensors(tmp_path / "a.safetensors", tensors, {"what": "it"})
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata() == {"what": "it"}
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_what_a_killed_writer_left_is_told_from_files_of_the_user(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
 from rmadapter.data.names import Label, nfc, prompt_name
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, read_json, user_path, write_json, write_text
+from rmadapter.files import atomic, read_json, user_path, write_json, write_tensors, write_text
 from rmadapter.locks import alone
 from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
@@ -82,16 +82,12 @@ def _save(
     names: tuple[str, ...] = (),
     half: bool = False,
 ) -> None:
-    from safetensors.torch import save_file
-
     def kept(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().cpu()
-        return (tensor.half() if half and tensor.dtype == torch.float32 else tensor).clone().contiguous()
+        return tensor.half() if half and tensor.dtype == torch.float32 else tensor
 
     backbone, method = fitted.backbone, fitted.method
     (folder / SUMS).unlink(missing_ok=True)  # of what this replaces
-    with atomic(folder / WEIGHTS) as temporary:
-        save_file({key: kept(tensor) for key, tensor in fitted.tensors.items()}, temporary)
+    write_tensors(folder / WEIGHTS, {key: kept(tensor) for key, tensor in fitted.tensors.items()})
     settings = json.loads(json.dumps(settings_of(method)))
     model = Model(
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings),

@@ -8,14 +8,15 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rmadapter.errors import UserError, quoted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST = 2**28  # bytes of a text that is read at once: the lists of the largest data sets have half of it
 
@@ -46,8 +47,8 @@ def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}); nothing was changed there") from error
 
 
@@ -84,6 +85,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically. The library's own `save_file` leaves a file behind when it is killed."""
+    from safetensors.torch import save
+
+    content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, metadata)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
 
 
 # Reading what others wrote

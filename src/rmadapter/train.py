@@ -23,7 +23,7 @@ from rmadapter.cache import Source
 from rmadapter.console import bar
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.files import atomic
+from rmadapter.files import write_tensors
 from rmadapter.machine import keep_freed_memory
 from rmadapter.method import Shots, Trained, Unfinished
 from rmadapter.settings import STRICT, option
@@ -221,8 +221,6 @@ class _Loop:
 
     def save(self, unfinished: Unfinished) -> None:
         """Write one safetensors file, atomically."""
-        from safetensors.torch import save_file
-
         tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": v for slot, v in slots.items() if isinstance(v, Tensor)}
@@ -230,9 +228,7 @@ class _Loop:
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         record = {"key": unfinished.key, "scaler": self.scaler.state_dict(), **asdict(self.trained)}
-        with atomic(unfinished.path) as temporary:
-            copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-            save_file(copies, temporary, {"progress": json.dumps(record)})
+        write_tensors(unfinished.path, tensors, {"progress": json.dumps(record)})
 
     def load(self, unfinished: Unfinished) -> None:
         """Take up an unfinished training. Raises UserError when the file is damaged or another training's."""
