@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 
 import pytest
@@ -109,3 +110,26 @@ def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
         print("\x1b.png")
     assert (sys.stdout, sys.stderr) == before
     assert capsys.readouterr().out == "\\x1b.png\n"
+
+
+def _import_that_is_interrupted() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except SystemExit:
+        raise ImportError("initialization failed") from None
+
+
+def test_ctrl_c_that_becomes_another_error_on_its_way_still_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    """As an ImportError in the first import of a compiled module."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended, console.stoppable():
+            _import_that_is_interrupted()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("rmadapter: stopped")
+    with pytest.raises(ImportError), console.stoppable():
+        raise ImportError("of its own")
+    signal.signal(signal.SIGINT, before)

@@ -145,9 +145,11 @@ def stoppable() -> Iterator[None]:
     It does so by an exception. Where that is lost, as in a callback, or something waits for ever, the process ends all
     the same: what a kill leaves behind is no harm to the next start.
     """
-    teller, before = os.getpid(), sys.unraisablehook
+    teller, before, stopped = os.getpid(), sys.unraisablehook, False
 
     def stop(*_: Any) -> None:  # Typer would swallow a KeyboardInterrupt, or say "Aborted" by its version
+        nonlocal stopped
+        stopped = True
         if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, leave)
             signal.alarm(GRACE)
@@ -169,7 +171,12 @@ def stoppable() -> Iterator[None]:
     if hasattr(signal, "SIGALRM"):  # as it ends, Python gives its handlers back, and an alarm would then kill it
         atexit.register(signal.alarm, 0)
     try:
-        yield
+        try:
+            yield
+        except Exception:
+            if stopped:  # the first import of a compiled module makes an ImportError of it
+                raise SystemExit(STOPPED) from None
+            raise
     except SystemExit as ended:
         if ended.code == STOPPED:  # told here, as the signal may have come in the middle of a line
             print(AGAIN, file=sys.stderr)
