@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torchvision import transforms as tv
 
+from rmadapter.console import AGAIN
 from rmadapter.data.images import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform, batches, decoded
 from rmadapter.errors import UserError
@@ -188,9 +189,7 @@ def test_ctrl_c_with_workers_is_one_line() -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert errors.splitlines() == [
-            "rmadapter: stopped; the same command starts again, and an unfinished `fit` goes on"
-        ]
+        assert errors.splitlines() == [AGAIN]
         assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
