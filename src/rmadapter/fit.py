@@ -48,9 +48,8 @@ def fit(
             record = done.record.model_copy(update={"command": command, "notes": notes})
             write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
             save_run(out, done.fitted, name, record, half(few.train, task.classes).written)
-        (out / STATE).unlink(
-            missing_ok=True
-        )  # what an unfinished run alone needs, this one or one that was killed here
+        # What an unfinished run alone needs, this one or one that was killed here.
+        (out / STATE).unlink(missing_ok=True)
         shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
     return record
 

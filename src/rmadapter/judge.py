@@ -39,10 +39,8 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: int = FOLD
     if not evaluations:
         return done
     first, score = evaluations[0], record.scores[0]
-    rows, how = (
-        list(range(len(first.labels))),
-        {"test": "on the test split", "held out": "on images that were not drawn"},
-    )
+    rows = list(range(len(first.labels)))
+    how = {"test": "on the test split", "held out": "on images that were not drawn"}
     text = how.get(score.split, f"by {parts}-fold cross-validation of the training images")
     if score.split in how:
         copies = {i for i, _ in pairs(looks(first.images.images, lab.progress), looks(train.images, lab.progress))}

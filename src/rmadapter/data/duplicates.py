@@ -45,12 +45,8 @@ def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
         near = np.zeros((len(part), len(others)), bool)
         for side in (0, 1):
             other = others[:, side]
-            near |= (
-                (part[:, :BITS] @ other[:, :BITS].T >= BITS - 2 * FAR)
-                & (  # a bit that differs costs two
-                    part[:, BITS:] @ other[:, BITS:].T >= ALIKE
-                )
-            )
+            bits = part[:, :BITS] @ other[:, :BITS].T >= BITS - 2 * FAR  # a bit that differs costs two
+            near |= bits & (part[:, BITS:] @ other[:, BITS:].T >= ALIKE)
         yield from ((start + int(i), int(j)) for i, j in np.argwhere(near))
 
 
