@@ -1,4 +1,4 @@
-"""Is it good? Folds that keep copies together, answers against fits by hand, and what the figures do not say."""
+"""Is it good? Where the images come from, figures against scikit-learn, and what they do not say."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.metrics import f1_score
 
 from rmadapter import judge as judging
+from rmadapter import metrics
 from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet, read_images
-from rmadapter.judge import BESIDE, cross_validate, judge, split
-from rmadapter.method import answers
+from rmadapter.folds import Folds
+from rmadapter.judge import BESIDE, calibrated, judge
 from rmadapter.record import Evaluation
 from rmadapter.request import Request
-from rmadapter.run import Lab, Outcome, learn, run_task
+from rmadapter.run import Lab, Outcome, run_task
 from rmadapter.show import as_table
 
 SETTINGS = {"shots": 0, "epochs": 2, "batch_size": 8, "device": "cpu", "first_block": 3, "rank": 4}
@@ -34,47 +34,7 @@ def lab_of(backbone: Backbone, splits: dict[str, ImageSet]) -> tuple[Request, La
 def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3) -> Outcome:
     wanted, lab = lab_of(backbone, splits)
     done = run_task(wanted.task, wanted.method, lab, wanted.name, beside=BESIDE)
-    return judge(wanted.task, wanted.method, lab, done, folds)
-
-
-def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
-    rng = np.random.default_rng(0)
-    arrays = [np.kron(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8)) for _ in range(16)]
-    images = [
-        *arrays[:12],
-        arrays[0],
-        arrays[3][:, ::-1],
-        *arrays[12:],
-        arrays[15],
-    ]  # 12 is 0, 13 is 3 mirrored, 18 is 17
-    labels = [*"aaabbbccccdd", "a", "b", *"abc", "e", "e"]
-    some = ImageSet.from_lists([Image.fromarray(image) for image in images], labels)
-    parts = split(some, 5, seed=1)
-    assert len(parts) == 5
-    assert sorted(row for part in parts for row in part) == list(range(17))  # each once, but for e: one image, twice
-    for part in parts:
-        assert {some.labels[i] for i in range(19) if i not in part} == set(range(5))
-        assert (0 in part) == (12 in part)
-        assert (3 in part) == (13 in part)
-    assert split(some, 5, seed=1) == parts != split(some, 5, seed=2)
-    assert split(some.subset([0, 3, 6]), 5, seed=1) == []  # one image a class
-
-
-def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, colors: Path) -> None:
-    train = read_images(colors)["train"]
-    wanted, lab = lab_of(tiny_clip, {"all": train})
-    found, count = cross_validate(wanted.task, wanted.method, lab, 3)
-    assert found is not None
-    assert count == 3
-    part = split(train, 3, wanted.task.seed)[0]
-    rest = train.subset(i for i in range(len(train)) if i not in part)
-    _, fresh = lab_of(tiny_clip, {"all": train})
-    for method, table in ((wanted.method, found.probabilities), *((BESIDE[n], found.beside[n]) for n in BESIDE)):
-        fitted = learn(method, rest, wanted.task, fresh)
-        stream = fresh.test_cache(wanted.task).stream(train.subset(part), fitted.first)
-        expected = np.concatenate([answer["it"].numpy() for answer in answers({"it": fitted.score()}, stream)])
-        np.testing.assert_allclose(table[: len(part)], expected, atol=1e-5)
-    assert [found.labels[i] for i in range(len(part))] == [train.labels[i] for i in part]
+    return judge(wanted.task, wanted.method, lab, done, Folds.make(wanted.task, lab, folds))
 
 
 def test_without_a_test_split_the_shots_judge(tiny_clip: Backbone, colors: Path) -> None:
@@ -110,7 +70,7 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     labels = [0, 1] * 20  # c has no image
     own = [0] * 40
     evaluation, tables = outcome([own, [2] * 40, labels], labels)
-    found = judging._judgement("here", evaluation, range(40), Request.make().method)
+    found = judging._judgement("here", evaluation, range(40), "RMAdapter", "rmadapter")
     assert (found.majority, found.images) == (50, 40)
     for row, table in zip(found.rows, (tables[1], tables[2], tables[0]), strict=True):
         assert row.accuracy == pytest.approx(100 * np.mean(table.argmax(1) == labels))
@@ -125,3 +85,25 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     assert header[0] == "40 images"
     assert [row[:2] for row in rows[:2]] == [["guessing", "33.3"], ["always the most frequent class", "50.0"]]
     assert rows[-1][1:3] == ["50.0", "35.2 to 64.8"]
+
+
+def test_a_method_that_is_judged_beside_stands_there_once() -> None:
+    evaluation, _ = outcome([[0] * 40, [2] * 40, [0] * 40], [0, 1] * 20)
+    found = judging._judgement("here", evaluation, range(40), "linear probe", "linear-probe")
+    assert [row.name for row in found.rows] == ["zero-shot", "linear probe"]
+    found = judging._judgement("here", evaluation, range(40), "zero-shot CLIP", "zero-shot")
+    assert [row.name for row in found.rows] == ["linear-probe", "zero-shot CLIP"]
+
+
+def test_no_image_has_a_part_in_its_own_calibration(tiny_clip: Backbone, colors: Path) -> None:
+    wanted, lab = lab_of(tiny_clip, {"all": read_images(colors)["train"]})
+    folds = Folds.make(wanted.task, lab, 3)
+    table = np.random.default_rng(0).dirichlet([0.3] * 4, len(folds.rows))
+    found, labels = calibrated(table, folds), np.array(folds.judged.labels)
+    start = 0
+    for part in folds.parts:
+        mine = slice(start, start := start + len(part))
+        others = np.delete(np.arange(len(table)), range(*mine.indices(len(table))))
+        expected = metrics.tempered(table[mine], metrics.temperature(table[others], labels[others]))
+        np.testing.assert_allclose(found[mine], expected)
+    assert (found.argmax(1) == table.argmax(1)).all()

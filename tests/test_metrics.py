@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
@@ -123,3 +124,29 @@ def test_the_interval_covers_the_difference_as_often_as_it_says() -> None:
         _, low, high, _ = metrics.paired(cell <= 1, (cell == 0) | (cell == 2))
         covered += low <= 10 <= high
     assert 930 <= covered <= 975
+
+
+def test_a_temperature_is_found_again() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 4))
+    labels = [rng.choice(4, p=row / row.sum()) for row in softmax(logits, 1)]  # calibrated
+    for wrong in (0.5, 1.0, 3.0):
+        too_sure = softmax(logits / wrong, 1)
+        assert metrics.temperature(too_sure, labels) == pytest.approx(1 / wrong, rel=0.05)
+        np.testing.assert_allclose(metrics.tempered(too_sure, 1 / wrong), softmax(logits, 1), atol=1e-9)
+
+
+def test_a_few_images_that_are_all_right_do_not_ask_for_certainty() -> None:
+    labels = [0, 1, 2, 0, 1]
+    table = softmax(np.eye(3)[labels], 1)
+    found = metrics.tempered(table, metrics.temperature(table, labels))
+    # one image more, of which nothing is known, leaves two thirds of a sixth to the wrong classes
+    np.testing.assert_allclose(found.max(1), 1 - 2 / 3 / 6, atol=1e-3)
+
+
+def test_what_float32_rounds_to_nothing_has_a_temperature() -> None:
+    table = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
+    assert metrics.temperature(table, [0, 1, 1]) > 1
+    assert np.isfinite(metrics.tempered(table, 2.0)).all()
+    with pytest.raises(ValueError, match="labels"):
+        metrics.temperature(table, [0])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
+from rmadapter.checkpoint import load, save
 from rmadapter.errors import UserError
 from rmadapter.modelfile import read_model
 
@@ -25,6 +28,8 @@ from rmadapter.modelfile import read_model
         ({"names": ["a", "b", "c"]}, "2 labels for 3 classes"),
         ({"templates": []}, "templates: Tuple"),
         ({"format": 9}, "format: Input should be 2"),
+        ({"temperature": 0}, "temperature: Input should be greater than 0"),
+        ({"temperature": float("nan")}, "temperature: Input should be"),
     ],
     ids=str,
 )
@@ -53,3 +58,11 @@ def test_classes_added_by_name_are_kept_and_the_fitted_ones_too(
     model = read_model(tmp_path / "model.json")
     assert (len(model.classes), model.names[-1], model.labels[-1]) == (4, "sea horse", "sea-horse")
     assert read_model(finished / "model.json").names == ()
+
+
+def test_a_temperature_comes_back(finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    saved = load(finished, tiny_clip)
+    save(tmp_path, replace(saved.fitted, temperature=2.5), saved.name)
+    image = [colors / "test" / "red" / "0.png"]
+    [plain], [tempered] = (list(f.probabilities(image)) for f in (saved.fitted, load(tmp_path, tiny_clip).fitted))
+    torch.testing.assert_close(tempered, (plain.log() / 2.5).softmax(-1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +100,7 @@ def _save(
         transform=_transform(backbone),
         sha256=sha256(folder / WEIGHTS),
         tokenizer=backbone.tokenizer_digest,
+        temperature=fitted.temperature,
         versions=versions(),
     )
     write_json(folder / MODEL, model.model_dump(mode="json"))
@@ -173,6 +175,7 @@ def load(
     _check_surroundings(folder, model, loaded)
     found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
     fitted = _restored(folder, found, loaded, Known(model.classes, model.templates), tensors)
+    fitted = replace(fitted, temperature=model.temperature)
     return Saved(fitted, model.labels, model.method.name, model.names or model.classes)
 
 

@@ -21,10 +21,10 @@ OWN = ("backbone", "method", "shots", "seed", "progress")
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """Adapt a CLIP-like backbone to a few images per class; classify any image among any class names.
 
-    backbone: a name that `load_backbone` understands. method: a name that `load_method` understands. shots: images
-    drawn per class, 0 for all. seed: of the draw, the initialisation and the order of batches. progress: bars on
-    stderr. Every setting of the method, the task or the machine can be given by name: `FewShotClassifier(rank=16,
-    epochs=10, device="cpu")`.
+    backbone: a name that `load_backbone` understands. method: a name that `load_method` understands, or "auto", which
+    chooses one by cross-validation of the shots and says in `choice_` how. shots: images drawn per class, 0 for all.
+    seed: of the draw, the initialisation and the order of batches. progress: bars on stderr. Every setting of the
+    method, the task or the machine can be given by name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
 
     Images are paths, PIL images or arrays [H, W, 3]; labels are class names, or integers with `class_names`.
     After fit: `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`.
@@ -63,18 +63,27 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises UserError for an unknown setting, lists of different lengths, an unreadable image or an empty class.
         """
+        from rmadapter.choose import Auto, asked, choose
+        from rmadapter.folds import FOLDS, Folds
+        from rmadapter.methods import AUTO
         from rmadapter.request import Request
         from rmadapter.run import Lab, run_task
 
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
-        wanted = Request.make(given, self.method)
+        wanted = asked(given) if self.method == AUTO else Request.make(given, self.method)
         labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
         found = ImageSet.from_lists(images, labels, class_names)
         lab = Lab(wanted.machine, progress=self.progress)
         lab.add("", {"train": found, "test": found.subset([])})
-        fitted = run_task(wanted.task, wanted.method, lab, wanted.name).fitted
+        method, name, temperature = wanted.method, wanted.name, None
+        if isinstance(method, Auto):
+            folds = Folds.make(wanted.task, lab, FOLDS)
+            self.choice_ = choose(folds, method)
+            method, name = method.method(self.choice_.chosen), self.choice_.chosen
+            temperature = folds.temperature(method, name)
+        fitted = run_task(wanted.task, method, lab, name, temperature=temperature).fitted
         self.fitted_, self.history_ = fitted, fitted.trained.history
-        self.class_names_, self._name = fitted.classes, wanted.name
+        self.class_names_, self._name = fitted.classes, name
         self.classes_ = np.array(half(found, wanted.task.classes).written)
         return self
 

@@ -82,10 +82,11 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="Seed of draw, initialisation and batches, by default 1.")] = None,
     classes: Which = None,
     effort: Annotated[str, typer.Option(help="fast, normal or thorough: how long it trains.")] = "normal",
+    minutes: Annotated[float | None, typer.Option(help="With --method auto: for the choice, by default 10.")] = None,
     names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call the classes.")] = None,
     config: Config = None,
     sets: Sets = None,
-    folds: Annotated[int, typer.Option(min=0, help="Of cross-validation, where no test split is; 0: none.")] = 5,
+    folds: Annotated[int, typer.Option(min=0, help="Of cross-validation, which judges or chooses; 0: none.")] = 5,
     skip_bad: SkipBad = False,
     outside: Outside = False,
     quiet: Quiet = False,
@@ -95,13 +96,13 @@ def fit(
     from rmadapter.data.images import read_images
     from rmadapter.data.names import check_known, read_names
     from rmadapter.fit import fit as run_fit
-    from rmadapter.methods import explain_effort
+    from rmadapter.methods import AUTO, explain_effort
     from rmadapter.run import Lab
     from rmadapter.show import show
 
-    flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes}
-    wanted = _request(method, config, flags, sets, effort, str(data))
-    if effort != "normal":
+    flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes, "minutes": minutes}
+    wanted = _request(method, config, flags, sets, effort, str(data), auto=True)
+    if effort != "normal" and wanted.name != AUTO:
         note(explain_effort(wanted.name, effort))
     lab = Lab(wanted.machine)
     given = read_names(names) if names else {}
@@ -118,16 +119,20 @@ def fit(
 
 def _request(
     method: str, config: Path | None, flags: dict[str, Any], sets: list[str] | None, effort: str = "normal",
-    data: str = "",
+    data: str = "", auto: bool = False,
 ) -> Any:  # fmt: skip
     """A file of settings, over it the flags that were given, and over them --set."""
-    from rmadapter.methods import DEFAULT
+    from rmadapter.choose import asked
+    from rmadapter.methods import AUTO, DEFAULT
     from rmadapter.request import Request, read_config
     from rmadapter.settings import parse_overrides
 
     name, values = read_config(config)
     values |= {flag: value for flag, value in flags.items() if value is not None}
-    return Request.make(values | parse_overrides(sets or []), method or name or DEFAULT, effort, data)
+    values |= parse_overrides(sets or [])
+    if auto and (method or name) == AUTO:
+        return asked(values, effort, data)
+    return Request.make(values, method or name or DEFAULT, effort, data)
 
 
 def evaluate(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from rmadapter.cache import Cache
 from rmadapter.checkpoint import drawn, finished, save_run
+from rmadapter.choose import Auto, choose
 from rmadapter.data.fewshot import few_shot, half, save_split, split_digest
 from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts
-from rmadapter.judge import BESIDE, FOLDS, judge
+from rmadapter.folds import FOLDS, Folds
+from rmadapter.judge import BESIDE, enough, judge
 from rmadapter.locks import alone
 from rmadapter.method import Fitted, Method, Unfinished
 from rmadapter.page import write_page
 from rmadapter.record import Evaluation, Record, Score
-from rmadapter.run import Lab, Splits, evaluate, run_key, run_task
+from rmadapter.run import Lab, Outcome, Splits, evaluate, run_key, run_task
 from rmadapter.task import Half, Question, Task
 
 STATE = "training.safetensors"
@@ -23,14 +26,15 @@ NOTHING = "no image was left to evaluate: add a test split, or more than one ima
 
 
 def fit(
-    task: Task, method: Method, out: Path, lab: Lab, name: str = "", command: str = "", notes: tuple[str, ...] = (),
-    folds: int = FOLDS,
+    task: Task, method: Method | Auto, out: Path, lab: Lab, name: str = "", command: str = "",
+    notes: tuple[str, ...] = (), folds: int = FOLDS,
 ) -> Record:  # fmt: skip
     """Do a task, and keep the model, the record and the report in a folder.
 
-    folds: of the cross-validation that judges a run on all classes where there is no test split; 0 leaves judging out.
-    A killed run goes on when called again; a finished one is returned. Raises UserError when `out` holds another run,
-    when another process is at work there, or when nothing can be written there.
+    method: or how to choose one. folds: of the cross-validation that chooses, that calibrates, and that judges a run on
+    all classes where there are too few other images; 0 leaves judging out. A killed run goes on when called again; a
+    finished one is returned. Raises UserError when `out` holds another run, when another process is at work there, or
+    when nothing can be written there.
     """
     with alone(out):
         for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
@@ -41,17 +45,29 @@ def fit(
         if record is None:
             save_split(few, out / "split.json")
             lab.folder = out / ACTIVATIONS
-            judged = folds and task.classes == "all" and not task.tests
-            done = run_task(task, method, lab, name, Unfinished(out / STATE, key), BESIDE if judged else None)
-            done = judge(task, method, lab, done, folds) if judged else done
+            done = _done(task, method, lab, name, Unfinished(out / STATE, key), folds)
             notes = (*done.record.notes, *notes, *(() if done.record.scores else (NOTHING,)))
-            record = done.record.model_copy(update={"command": command, "notes": notes})
+            record = done.record.model_copy(update={"key": key, "command": command, "notes": notes})
             write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
-            save_run(out, done.fitted, name, record, half(few.train, task.classes).written)
+            save_run(out, done.fitted, record.method.name, record, half(few.train, task.classes).written)
         # What an unfinished run alone needs, this one or one that was killed here.
         (out / STATE).unlink(missing_ok=True)
         shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
     return record
+
+
+def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Unfinished, count: int) -> Outcome:
+    """The run, chosen, calibrated and judged as far as it was asked for and can be."""
+    judged, choice = count and task.classes == "all" and not task.tests, None
+    needed = isinstance(method, Auto) or (judged and not enough(lab, task))
+    folds = Folds.make(task, lab, count or FOLDS) if needed else None
+    if isinstance(method, Auto):
+        choice = choose(folds, method)
+        method, name = method.method(choice.chosen), choice.chosen
+    temperature = folds.temperature(method, name) if folds else None
+    done = run_task(task, method, lab, name, unfinished, BESIDE if judged else None, temperature)
+    done = replace(done, record=done.record.model_copy(update={"choice": choice}))
+    return judge(task, method, lab, done, folds) if judged else done
 
 
 def evaluate_saved(

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from rmadapter import metrics
-from rmadapter.console import note
-from rmadapter.data.duplicates import groups, looks, pairs
-from rmadapter.data.images import ImageSet
+from rmadapter.data.duplicates import looks, pairs
+from rmadapter.folds import Folds
 from rmadapter.method import Method
+from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.record import Evaluation, Judgement, Rates, Score
-from rmadapter.run import Lab, Outcome, evaluate, learn, learn_beside
-from rmadapter.task import Question, Task
+from rmadapter.run import Lab, Outcome
+from rmadapter.task import Task
 
-FOLDS = 5
+ZERO_SHOT = "zero-shot"
 BESIDE = {"linear-probe": LinearProbe()}  # by the name that --method takes
 WIDE = 10.0  # points to either side of an accuracy, beyond which it says little
 LEVEL = 0.05  # of the test whether a simpler method is better
 
 
-def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: int = FOLDS) -> Outcome:
-    """The outcome of a run on all classes with what it is worth: on the test split; without one on the images that
-    were not drawn, where they are as many as the shots and of every class; else by cross-validation of the shots.
+def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | None = None) -> Outcome:
+    """The outcome of a run on all classes with what it is worth: on the test split or on images that were not drawn;
+    where `enough` says that there are too few of them, on folds of the shots.
 
     done: the run, with `BESIDE` asked along. Images nearly the same as one that was learnt from are not judged by.
     """
     record, evaluations, train = done.record, done.evaluations, lab.draw(task).train
-    found, parts = (None, 0) if _enough(lab, task) else cross_validate(task, method, lab, folds)
-    if found:
+    if folds and not enough(lab, task):
+        found = cross_validated(folds, method, record.method.name)
         record = record.model_copy(update={"scores": (_score(found), *record.scores)})
         evaluations = [found, *evaluations]
     if not evaluations:
@@ -41,18 +39,21 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: int = FOLD
     first, score = evaluations[0], record.scores[0]
     rows = list(range(len(first.labels)))
     how = {"test": "on the test split", "held out": "on images that were not drawn"}
-    text = how.get(score.split, f"by {parts}-fold cross-validation of the training images")
+    text = how.get(score.split, f"by {len(folds or ())}-fold cross-validation of the training images")
     if score.split in how:
         copies = {i for i, _ in pairs(looks(first.images.images, lab.progress), looks(train.images, lab.progress))}
         rows = [row for row in rows if row not in copies]
         text += f", without {len(copies)} nearly the same as a training image" if copies else ""
-    judgement = _judgement(text, first, rows, method) if rows else None
+    judgement = _judgement(text, first, rows, record.method.title, record.method.name) if rows else None
+    if judgement and record.choice and score.split not in how and len(record.choice.rows) > 1:
+        doubt = f"{record.method.title} was chosen on these images, too: elsewhere it is likely to be a little worse"
+        judgement = judgement.model_copy(update={"doubts": (*judgement.doubts, doubt)})
     record = record.model_copy(update={"judgement": judgement})
     return replace(done, record=record, evaluations=evaluations)
 
 
-def _enough(lab: Lab, task: Task) -> bool:
-    """Whether there are other images than the shots to judge by."""
+def enough(lab: Lab, task: Task) -> bool:
+    """Whether there are other images to judge by than the shots: a test split, or as many, of every class."""
     train = lab.draw(task).train
     return any(
         tested or (len(images) >= len(train) and {*images.labels} == {*train.labels})
@@ -60,19 +61,23 @@ def _enough(lab: Lab, task: Task) -> bool:
     )
 
 
-def cross_validate(task: Task, method: Method, lab: Lab, folds: int = FOLDS) -> tuple[Evaluation | None, int]:
-    """Answers on the shots, each from a model that was fitted to the other folds, and the number of folds: fewer where
-    classes are small, and none where no class can do without an image."""
-    train = lab.draw(task).train
-    parts = split(train, folds, task.seed, lab.progress)
-    if not parts:
-        return None, 0
-    note(f"no test split: judging by {len(parts)}-fold cross-validation of the {len(train):,} training images")
-    found = [_fold(train, judged, task, method, lab) for judged in parts]
-    tables = {name: np.concatenate([getattr(e, name) for e in found]) for name in ("probabilities", "zero_shot")}
-    beside = {name: np.concatenate([e.beside[name] for e in found]) for name in BESIDE}
-    every = train.subset(i for judged in parts for i in judged)
-    return Evaluation("cross-validated, all classes", every, **tables, beside=beside), len(parts)
+def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
+    """Answers on the shots, each from a model that was fitted to the other folds; those of the method itself are
+    calibrated on the other folds, too."""
+    found, none = folds.answers(method, name), folds.answers(load_method(ZERO_SHOT), ZERO_SHOT)
+    beside = {other: folds.answers(its, other, beside=True).table for other, its in BESIDE.items()}
+    own = calibrated(found.table, folds)
+    return Evaluation("cross-validated, all classes", folds.judged, own, none.table, beside=beside)
+
+
+def calibrated(table: np.ndarray, folds: Folds) -> np.ndarray:
+    """Probabilities [M, C] over the folds, each fold's at the temperature that suits the others best."""
+    labels, result = np.array(folds.judged.labels), table.copy()
+    which = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
+    for number in range(len(folds)):
+        out = which == number
+        result[out] = metrics.tempered(table[out], metrics.temperature(table[~out], labels[~out]))
+    return result
 
 
 def _score(found: Evaluation) -> Score:
@@ -83,49 +88,15 @@ def _score(found: Evaluation) -> Score:
     )  # fmt: skip
 
 
-def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> list[list[int]]:
-    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates share a fold.
-
-    A class whose images are all nearly the same is always trained on.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    together, labels = groups(looks(images.images, progress)), np.array(images.labels)
-    sizes = Counter(label for label, _ in {*zip(images.labels, together.tolist(), strict=True)})
-    rows = np.array([i for i, label in enumerate(images.labels) if sizes[label] > 1], int)
-    folds = min(folds, max((sizes[label] for label in sizes), default=0), len(set(together[rows].tolist())))
-    if folds < 2 or not len(rows):
-        return []
-    with warnings.catch_warnings():  # a class of two need not be in every fold
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        made = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        parts = list(made.split(rows, labels[rows], together[rows]))
-    found = []
-    for _, held in parts:
-        judged = rows[held]
-        rest = set(np.delete(labels, judged).tolist())
-        found.append([int(i) for i in judged if labels[i] in rest])
-    return [part for part in found if part]
-
-
-def _fold(train: ImageSet, judged: Sequence[int], task: Task, method: Method, lab: Lab) -> Evaluation:
-    """Fitted to the others, asked about these."""
-    out = set(judged)
-    rest = train.subset(i for i in range(len(train)) if i not in out)
-    fitted = learn(method, rest, task, lab)
-    beside = {name: learn_beside(other, rest, task, lab) for name, other in BESIDE.items()}
-    asked = [(Question("all"), train.subset(judged), False)]
-    evaluations, _ = evaluate(fitted, asked, lab.train_cache(task), beside)
-    return evaluations[0]
-
-
-def _judgement(how: str, found: Evaluation, rows: Sequence[int], method: Method) -> Judgement:
-    labels, tables = found.labels[rows], {"zero-shot": found.zero_shot, **found.beside, "": found.probabilities}
-    tables = {name or method.title: table[rows] for name, table in tables.items()}
-    right = {name: table.argmax(1) == labels for name, table in tables.items()}
+def _judgement(how: str, found: Evaluation, rows: Sequence[int], title: str, name: str) -> Judgement:
+    """title, name: of the method, which stands last, and once where it is one of the others."""
+    labels, others = found.labels[rows], {ZERO_SHOT: found.zero_shot, **found.beside}
+    tables = {**{other: table for other, table in others.items() if other != name}, title: found.probabilities}
+    tables = {other: table[rows] for other, table in tables.items()}
+    right = {other: table.argmax(1) == labels for other, table in tables.items()}
     rated = tuple(
-        _rates(name, table, labels, right[name], None if name == method.title else right[method.title])
-        for name, table in tables.items()
+        _rates(other, table, labels, right[other], None if other == title else right[title])
+        for other, table in tables.items()
     )
     counts = np.bincount(labels, minlength=len(found.classes))
     return Judgement(

@@ -128,7 +128,8 @@ class Fitted:
 
     for_classes(names) gives a function from the states of B images to logits [B, C]; it raises NotApplicable for names
     that the method cannot know. first: the block of the image encoder whose input these states hold; None for features
-    alone. parameters: numbers that were trained.
+    alone. parameters: numbers that were trained. temperature: what `score` divides logits by, so that probabilities are
+    calibrated; no answer changes.
     """
 
     method: Method
@@ -139,6 +140,7 @@ class Fitted:
     first: int | None = None
     parameters: int = 0
     trained: Trained = field(default_factory=Trained)
+    temperature: float = 1.0
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -149,10 +151,10 @@ class Fitted:
         return replace(self, trained=trained)
 
     def score(self, names: Sequence[str] | None = None) -> ToLogits:
-        """`for_classes`, without gradients; None for the classes that it was fitted to."""
+        """`for_classes`, calibrated and without gradients; None for the classes that it was fitted to."""
         with torch.no_grad():
             found = self.for_classes(self.classes if names is None else tuple(names))
-        return torch.no_grad()(found)
+        return torch.no_grad()(lambda states: found(states) / self.temperature)
 
     def probabilities(
         self, images: Sequence[ImageSource], names: Sequence[str] | None = None, *, progress: bool = False

@@ -31,8 +31,8 @@ class Transform(BaseModel):
 
 class Model(BaseModel):
     """sha256: of the weights' file. classes: those that the method was fitted to. names: of the classes it answers,
-    where they are others; labels: the same as the user writes them. tokenizer: digest of the backbone's; empty in files
-    of earlier versions."""
+    where they are others; labels: the same as the user writes them. temperature: what logits are divided by. tokenizer:
+    digest of the backbone's; empty in files of earlier versions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,6 +46,7 @@ class Model(BaseModel):
     transform: Transform
     sha256: str
     tokenizer: str = ""
+    temperature: float = Field(1.0, gt=0, le=1e6)
     versions: dict[str, str]
 
     @model_validator(mode="after")

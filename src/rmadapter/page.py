@@ -22,7 +22,7 @@ from rmadapter.files import write_text
 from rmadapter.methods import load_method
 from rmadapter.record import Evaluation, MethodName, Record, Score
 from rmadapter.settings import Machine, documentation, settings_of
-from rmadapter.show import as_table
+from rmadapter.show import as_table, choice_table, told
 from rmadapter.task import Task
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def write_page(
     html = template("report.html.j2", percent=_percent, count=lambda n: f"{n:,}", duration=plots.duration).render(
         record=record,
         judged=record.judgement and as_table(record.judgement),
+        choice=record.choice and (*choice_table(record.choice), told(record.choice)),
         rows=rows,
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),

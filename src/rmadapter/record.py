@@ -100,11 +100,36 @@ class Judgement(Value):
     doubts: tuple[str, ...] = ()
 
 
+class Candidate(Value):
+    """A method that `auto` could have chosen: accuracy over the folds, and how far it is `behind` the best one's, with
+    the standard error of that, in points. reason: why there is none. seconds: of all fits and answers."""
+
+    name: str
+    title: str = ""
+    accuracy: Percent | None = None
+    behind: Percent | None = None
+    error: Percent | None = None
+    seconds: Number | None = None
+    reason: str = ""
+
+
+class Choice(Value):
+    """What `auto` chose, and from what: rows in the order of preference, of which the first within one standard error
+    of the best was taken. Without folds there was nothing to choose by, and no rows."""
+
+    chosen: str
+    minutes: Number
+    folds: Annotated[int, Field(ge=0, le=10**9)] = 0
+    images: Annotated[int, Field(ge=0, le=10**9)] = 0
+    rows: Annotated[tuple[Candidate, ...], Field(max_length=1000)] = ()
+
+
 class Record(Value):
     """One run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
 
     key: tells all that the figures depend on. protocol: of the bench, or "fit". variant: a row of an ablation; axis,
-    value: the setting that varies. seconds: frozen activations, train, evaluate, total. command: as it was given.
+    value: the setting that varies. temperature: by which logits were divided, chosen on folds of the shots; None where
+    there were none. seconds: frozen activations, train, evaluate, total. command: as it was given.
     """
 
     format: Literal[2]
@@ -120,7 +145,9 @@ class Record(Value):
     axis: str = ""
     value: Setting = None
     scores: Annotated[tuple[Score, ...], FailFast()] = ()
+    choice: Choice | None = None
     judgement: Judgement | None = None
+    temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
     parameters: int | None = Field(None, ge=0, le=10**15)
     seconds: dict[str, Number] = Field(default_factory=dict, max_length=1000)
     step_seconds: Number | None = None

@@ -137,10 +137,11 @@ class Outcome:
 
 def run_task(
     task: Task, method: Method, lab: Lab, name: str = "", unfinished: Unfinished | None = None,
-    beside: Mapping[str, Method] | None = None,
+    beside: Mapping[str, Method] | None = None, temperature: float | None = None,
 ) -> Outcome:  # fmt: skip
     """Do a task with a method. name: as `load_method` knows it. unfinished: where the training is kept meanwhile.
-    beside: methods that learn from the same shots, and whose answers the evaluations hold beside its own.
+    beside: methods that learn from the same shots, and whose answers the evaluations hold beside its own. temperature:
+    as `Fitted` has it.
 
     Raises UserError, and NotApplicable when the method can answer nothing that is asked first.
     """
@@ -148,7 +149,7 @@ def run_task(
     cache, train = lab.train_cache(task), half(few.train, task.classes)
     reset_peak(cache.device)
     before, started = cache.seconds, time.perf_counter()
-    fitted = learn(method, train, task, lab, unfinished)
+    fitted = replace(learn(method, train, task, lab, unfinished), temperature=temperature or 1.0)
     trained, frozen = time.perf_counter() - started, cache.seconds - before
     high = peak(cache.device)
     others = {title: learn_beside(other, train, task, lab) for title, other in (beside or {}).items()} if sets else {}
@@ -161,6 +162,7 @@ def run_task(
         scores=scores,
         reason=next((score.reason for score in scores if score.reason), ""),
         parameters=fitted.parameters,
+        temperature=temperature,
         seconds={what: round(value, 3) for what, value in seconds.items()},
         step_seconds=fitted.trained.step_seconds,
         **high,
@@ -264,7 +266,7 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
     )
 
 
-def run_key(task: Task, method: Method, name: str, machine: Machine, backbone: str, split: str) -> str:
+def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, split: str) -> str:
     """Tells all that a run's figures depend on; where data and activations lie, and who computes them, do not count."""
     asked = {**asdict(task), "data": PurePath(task.data).name, "tests": [asdict(test) for test in task.asked]}
     parts = [asked, name, settings_of(method), machine.precision, backbone, split]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rmadapter.console import note, table
 
 if TYPE_CHECKING:
-    from rmadapter.record import Judgement, Record, Score
+    from rmadapter.record import Choice, Judgement, Record, Score
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 
@@ -23,8 +23,12 @@ def show(record: Record, as_json: bool) -> None:
     if mean is not None and before is not None:
         found["harmonic_mean"] = {"accuracy": mean, "zero_shot_accuracy": before}
     if as_json:
-        print(json.dumps({**found, **({"judgement": judged.model_dump(mode="json")} if judged else {})}))
+        parts = {"choice": record.choice, "judgement": judged}
+        print(json.dumps({**found, **{name: part.model_dump(mode="json") for name, part in parts.items() if part}}))
         return
+    if record.choice:
+        table(*choice_table(record.choice))
+        print(told(record.choice))
     if judged:
         table(*as_table(judged))
         print(f"judged {judged.how}; interval: Wilson's")
@@ -65,6 +69,28 @@ def _row(score: Score) -> list[str]:
     if score.accuracy is None or score.zero_shot is None:
         return [*cells, "-", "-", "-"]
     return [*cells, f"{score.zero_shot:.1f}", f"{score.accuracy:.1f}", f"{score.accuracy - score.zero_shot:+.1f}"]
+
+
+def told(choice: Choice) -> str:
+    """How it came about."""
+    if not choice.rows:
+        return f"auto: {choice.chosen}, for there were too few images a class to choose by"
+    return (
+        f"auto: {choice.chosen}, the first within one standard error of the best, by {choice.folds}-fold "
+        f"cross-validation of {choice.images:,} training images"
+    )
+
+
+def choice_table(choice: Choice) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, for the screen and the page."""
+    rows = []
+    for row in choice.rows:
+        name = f"{row.name} (chosen)" if row.name == choice.chosen else row.name
+        if row.accuracy is None or row.behind is None or row.error is None:
+            rows.append([name, "-", row.reason, ""])
+        else:
+            rows.append([name, f"{row.accuracy:.1f}", f"{row.behind:.1f} ± {row.error:.1f}", f"{row.seconds or 0:.0f}"])
+    return ["method", "accuracy in %", "behind the best", "seconds"], rows
 
 
 def as_table(found: Judgement) -> tuple[list[str], list[list[str]]]:

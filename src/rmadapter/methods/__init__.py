@@ -49,6 +49,7 @@ ON_FEATURES = (
     *("tip-adapter-f", "coop", "cocoop", "kgcoop", "tcp"),
 )
 DEFAULT = "rmadapter"
+AUTO = "auto"  # no method: choose.py
 GROUP = "rmadapter.methods"
 EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the epochs of the published settings
 
@@ -85,6 +86,8 @@ def _find(name: str) -> Any:
         return getattr(import_module(f"rmadapter.methods.{module}"), attribute)
     if (point := entry_points().get(name)) is not None:
         return point.load()
+    if name == AUTO:
+        raise UserError("auto chooses a method, which `fit` and FewShotClassifier do alone: name one here")
     place, colon, attribute = name.rpartition(":")
     if not colon:
         known = [*METHODS, *entry_points()]

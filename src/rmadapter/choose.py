@@ -1,0 +1,106 @@
+"""`--method auto`: candidates from cheap to dear, judged on the same folds of the shots; docs/auto.md says what it is
+worth."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from rmadapter import request
+from rmadapter.console import note
+from rmadapter.errors import UserError
+from rmadapter.folds import Folds, OutOfTime
+from rmadapter.method import Method, NotApplicable
+from rmadapter.methods import AUTO, load_method
+from rmadapter.record import Candidate, Choice
+from rmadapter.settings import STRICT, Machine, configured, option
+from rmadapter.task import Task
+
+# In the order in which they are preferred and tried.
+CANDIDATES = (
+    "zero-shot", "zero-shot-ensemble", "tip-adapter", "linear-probe-zero-shot", "linear-probe", "tip-adapter-f",
+    "rmadapter", "mmrl",
+)  # fmt: skip
+ALONE = "tip-adapter-f"  # where there is nothing to choose by
+
+
+@dataclass(frozen=True, config=STRICT)
+class Auto:
+    """Settings of the choice."""
+
+    minutes: float = option(10.0, "time for the choice; who would take longer is left out", gt=0)
+    candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, the preferred first")
+    effort: str = option("normal", "of the candidates")
+
+    def method(self, name: str) -> Method:
+        return load_method(name, effort=self.effort)
+
+
+class Asked(NamedTuple):
+    """A `Request` whose method is yet to be chosen."""
+
+    task: Task
+    machine: Machine
+    method: Auto
+    name: str = AUTO
+
+
+def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> Asked:
+    """From flat names: of the task, of the machine, of `Auto`. Raises UserError for others, a method's among them."""
+    task, machine, own = request.split(values, AUTO)
+    auto = configured(Auto(effort=effort), own, AUTO)
+    for name in auto.candidates:
+        auto.method(name)
+    return Asked(configured(Task(data=data), task), configured(Machine(), machine), auto)
+
+
+def choose(folds: Folds | None, auto: Auto) -> Choice:
+    """The first candidate whose accuracy over the folds is within one standard error of the best one's.
+
+    The standard error is that of the difference, which is paired. Raises UserError when no candidate can be asked.
+    """
+    if not folds:
+        return Choice(chosen=ALONE, minutes=auto.minutes)
+    deadline, labels = time.monotonic() + 60 * auto.minutes, np.array(folds.judged.labels)
+    right, seconds, reasons = {}, {}, {}
+    for place, name in enumerate(auto.candidates, 1):
+        note(f"auto: {name} ({place} of {len(auto.candidates)})")
+        try:
+            found = folds.answers(auto.method(name), name, deadline=deadline)
+        except (OutOfTime, NotApplicable, UserError) as error:
+            reasons[name] = str(error) or "would not be done in time"
+            continue
+        right[name], seconds[name] = found.table.argmax(1) == labels, round(found.seconds, 1)
+    if not right:
+        name, reason = next(iter(reasons.items()))
+        raise UserError(f"auto: no candidate can be asked; the first, {name}: {reason}")
+    hits = np.stack(list(right.values()))
+    behind = dict(zip(right, _behind(hits).T.tolist(), strict=True))
+    rows = []
+    for name in auto.candidates:
+        row = Candidate(name=name, title=auto.method(name).title, reason=reasons.get(name, ""))
+        if name in right:
+            figures = {"accuracy": 100 * float(right[name].mean()), "seconds": seconds[name]}
+            row = row.model_copy(update=figures | dict(zip(("behind", "error"), behind[name], strict=True)))
+        rows.append(row)
+    chosen = list(right)[pick(hits)]
+    return Choice(chosen=chosen, folds=len(folds), images=len(labels), minutes=auto.minutes, rows=tuple(rows))
+
+
+def pick(hits: np.ndarray) -> int:
+    """hits: [K, M] bool, whether a candidate names an image; the place of the first that is within one standard error
+    of the best."""
+    behind, error = _behind(hits)
+    return int(np.flatnonzero(behind <= error)[0])
+
+
+def _behind(hits: np.ndarray) -> np.ndarray:
+    """[2, K]: by how many points each is behind the best, and the standard error of that difference."""
+    best = hits[hits.mean(1).argmax()]
+    lost = best.astype(float) - hits
+    return 100 * np.stack([lost.mean(1), lost.std(1) / math.sqrt(hits.shape[1])])

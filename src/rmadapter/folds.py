@@ -1,0 +1,134 @@
+"""Folds of the shots: an answer on each image from a model that was fitted to the others."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rmadapter import metrics
+from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.fewshot import half, split_digest
+from rmadapter.data.images import ImageSet
+from rmadapter.files import write_tensors
+from rmadapter.method import Method, answers
+from rmadapter.run import Lab, learn, learn_beside, run_key
+from rmadapter.task import Task
+
+FOLDS = 5
+
+
+class OutOfTime(Exception):
+    """The folds that are left would not be done in time."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """table: probabilities [M, C] of the images in `Folds.rows`. seconds: that it took to fit and to ask."""
+
+    table: np.ndarray
+    seconds: float
+
+
+@dataclass(eq=False)
+class Folds:
+    """parts: rows of the shots of a task that are judged by, fold by fold; near-duplicates share a fold. Answers are
+    kept in the lab's folder, if it has one, so that what was killed goes on."""
+
+    task: Task
+    lab: Lab
+    images: ImageSet
+    parts: list[list[int]]
+    _known: dict[str, Answers] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, task: Task, lab: Lab, count: int) -> Folds:
+        """At most `count`: fewer where classes are small, none where no class can do without an image."""
+        images = half(lab.draw(task).train, task.classes)
+        return cls(task, lab, images, split(images, count, task.seed, lab.progress))
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def rows(self) -> list[int]:
+        """Of the images that are judged by, M of the N shots."""
+        return [row for part in self.parts for row in part]
+
+    @property
+    def judged(self) -> ImageSet:
+        return self.images.subset(self.rows)
+
+    def answers(self, method: Method, name: str, *, beside: bool = False, deadline: float = float("inf")) -> Answers:
+        """Of models of this method. name: as `load_method` knows it. beside: as `learn_beside`. deadline: on the clock
+        `time.monotonic`; raises OutOfTime as soon as the folds that are done tell that the others will be late."""
+        few, backbone = self.lab.draw(self.task), self.lab.backbone(self.task.backbone)
+        beside = beside and self.task.augmentation != "none"
+        key = run_key(self.task, method, name, self.lab.machine, backbone.digest, split_digest(few))
+        key = f"{key[:24]}-{len(self)}{'-beside' * beside}"
+        file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"
+        if key not in self._known:
+            self._known[key] = (file and _read(file, len(self.rows))) or self._ask(method, beside, deadline)
+            if file:
+                kept = self._known[key]
+                tensors = {"table": torch.from_numpy(kept.table), "seconds": torch.tensor(kept.seconds)}
+                write_tensors(file, tensors)
+        return self._known[key]
+
+    def temperature(self, method: Method, name: str) -> float | None:
+        """That calibrates models of this method; None without folds."""
+        return metrics.temperature(self.answers(method, name).table, self.judged.labels) if self.parts else None
+
+    def _ask(self, method: Method, beside: bool, deadline: float) -> Answers:
+        started, tables = time.monotonic(), []
+        for part in self.parts:
+            out = set(part)
+            rest = self.images.subset(i for i in range(len(self.images)) if i not in out)
+            fitted = (learn_beside if beside else learn)(method, rest, self.task, self.lab)
+            stream = self.lab.train_cache(self.task).stream(self.images.subset(part), fitted.first)
+            tables += [table["it"] for table in answers({"it": fitted.score()}, stream)]
+            now, done = time.monotonic(), sum(map(len, tables))
+            if now + (now - started) * (len(self.rows) - done) / done > deadline:
+                raise OutOfTime
+        return Answers(torch.cat(tables).numpy(), time.monotonic() - started)
+
+
+def _read(file: Path, count: int) -> Answers | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(file)
+        return Answers(found["table"].numpy(), float(found["seconds"])) if len(found["table"]) == count else None
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None  # it is computed again
+
+
+def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> list[list[int]]:
+    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates share a fold.
+
+    A class whose images are all nearly the same is always trained on.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    together, labels = groups(looks(images.images, progress)), np.array(images.labels)
+    sizes = Counter(label for label, _ in {*zip(images.labels, together.tolist(), strict=True)})
+    rows = np.array([i for i, label in enumerate(images.labels) if sizes[label] > 1], int)
+    folds = min(folds, max((sizes[label] for label in sizes), default=0), len(set(together[rows].tolist())))
+    if folds < 2 or not len(rows):
+        return []
+    with warnings.catch_warnings():  # a class of two need not be in every fold
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        made = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        parts = list(made.split(rows, labels[rows], together[rows]))
+    found = []
+    for _, held in parts:
+        judged = rows[held]
+        rest = set(np.delete(labels, judged).tolist())
+        found.append([int(i) for i in judged if labels[i] in rest])
+    return [part for part in found if part]

@@ -1,0 +1,121 @@
+"""`--method auto`: which candidate is taken, against differences by hand; what is left out, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rmadapter import FewShotClassifier
+from rmadapter.backbones import Backbone
+from rmadapter.choose import ALONE, CANDIDATES, Auto, asked, choose, pick
+from rmadapter.data.images import read_images
+from rmadapter.errors import UserError
+from rmadapter.folds import Folds, OutOfTime
+from rmadapter.methods import METHODS
+from rmadapter.run import Lab
+from rmadapter.show import choice_table, told
+
+FEW = ("zero-shot", "linear-probe", "tip-adapter")
+
+
+def folds_of(backbone: Backbone, colors: Path, shots: int = 0, **settings: Any) -> tuple[Folds, Auto]:
+    wanted = asked({"shots": shots, "device": "cpu", "backbone": backbone.name, **settings}, data="x")
+    lab = Lab(wanted.machine, progress=False)
+    lab.add_backbone(backbone)
+    lab.add("x", {"all": read_images(colors)["train"]})
+    return Folds.make(wanted.task, lab, 3), wanted.method
+
+
+def test_the_first_within_one_standard_error_of_the_best_is_taken() -> None:
+    right = np.ones(100, bool)
+    three, four = right.copy(), right.copy()
+    three[:3], four[:4] = False, False
+    # behind by 1, with a standard error of 0.99; the paired error of 3 is 1.7 and of 4 is 1.96
+    one = right.copy()
+    one[0] = False
+    assert pick(np.stack([four, one, right])) == 2
+    assert pick(np.stack([right, one, four])) == 0
+    # as many right as the best, on other images: behind by nothing
+    other = np.roll(one, 50)
+    assert pick(np.stack([other, one])) == 0
+    # the difference of two that agree but for noise is small beside its error
+    noisy, best = right.copy(), right.copy()
+    noisy[:6], best[6:11] = False, False
+    assert pick(np.stack([noisy, best])) == 0
+    assert pick(np.stack([~right, ~right])) == 0
+
+
+def test_candidates_are_methods_and_are_asked_in_order(tiny_clip: Backbone, colors: Path) -> None:
+    assert {*CANDIDATES, ALONE} <= {*METHODS}
+    folds, auto = folds_of(tiny_clip, colors, candidates=FEW)
+    choice = choose(folds, auto)
+    assert [row.name for row in choice.rows] == [*FEW]
+    assert (choice.folds, choice.images) == (3, len(folds.rows))
+    labels, hits = np.array(folds.judged.labels), []
+    for row in choice.rows:
+        hits.append(folds.answers(auto.method(row.name), row.name).table.argmax(1) == labels)
+        assert row.accuracy == pytest.approx(100 * hits[-1].mean())
+        assert row.reason == ""
+    assert choice.chosen == FEW[pick(np.stack(hits))]
+    best = max(row.accuracy or 0 for row in choice.rows)
+    for row in choice.rows:
+        assert row.behind == pytest.approx(best - (row.accuracy or 0))
+    header, rows = choice_table(choice)
+    assert header[0] == "method"
+    assert [row[0].removesuffix(" (chosen)") for row in rows] == [*FEW]
+    assert f"auto: {choice.chosen}, the first within one standard error of the best, by 3-fold" in told(choice)
+
+
+def test_who_is_late_or_cannot_is_left_out_and_named(
+    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds, auto = folds_of(tiny_clip, colors, candidates=FEW)
+    real = folds.answers
+
+    def some(method: Any, name: str, **how: Any) -> Any:
+        if name == "tip-adapter":
+            raise OutOfTime
+        if name == "linear-probe":
+            raise UserError("it has a reason")
+        return real(method, name, **how)
+
+    monkeypatch.setattr(folds, "answers", some)
+    choice = choose(folds, auto)
+    assert choice.chosen == "zero-shot"
+    assert [row.reason for row in choice.rows] == ["", "it has a reason", "would not be done in time"]
+    assert choice_table(choice)[1][1] == ["linear-probe", "-", "it has a reason", ""]
+    with pytest.raises(UserError, match="no candidate can be asked; the first, linear-probe: it has a reason"):
+        choose(folds, Auto(candidates=("linear-probe",)))
+
+
+def test_with_one_image_a_class_it_says_that_it_did_not_choose(tiny_clip: Backbone, colors: Path) -> None:
+    choice = choose(*folds_of(tiny_clip, colors, shots=1))
+    assert (choice.chosen, choice.rows) == (ALONE, ())
+    assert "too few images a class to choose by" in told(choice)
+
+
+def test_settings_of_a_method_and_unknown_candidates_are_refused() -> None:
+    assert asked({"minutes": 2, "shots": 4}).method.minutes == 2
+    with pytest.raises(UserError, match=r"auto: unknown field 'rank'"):
+        asked({"rank": 4})
+    with pytest.raises(UserError, match="unknown method 'tip-adaptor'; did you mean"):
+        asked({"candidates": ["tip-adaptor"]})
+    with pytest.raises(UserError, match="minutes"):
+        asked({"minutes": 0})
+
+
+def test_auto_chooses_a_method_and_says_how(tiny_clip: Backbone, colors: Path) -> None:
+    paths = sorted((colors / "train").glob("*/*.png"))
+    names = [path.parent.name for path in paths]
+    few = FewShotClassifier(tiny_clip.name, method="auto", candidates=("zero-shot", "linear-probe"), device="cpu")
+    few.fit(paths, names)
+    assert few.choice_.chosen == "linear-probe"
+    assert few.fitted_.method.title == "linear probe"
+    assert few.fitted_.temperature != 1
+    plain = FewShotClassifier(tiny_clip.name, method="linear-probe", device="cpu").fit(paths, names)
+    images = sorted((colors / "test").glob("*/*.png"))
+    assert (few.predict(images) == plain.predict(images)).all()  # a temperature changes no answer
+    assert abs(few.predict_proba(images) - plain.predict_proba(images)).max() > 0.01

@@ -1,0 +1,122 @@
+"""Folds keep copies together, answers are those of fits by hand, and what was answered is not asked again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rmadapter.folds
+from rmadapter import metrics
+from rmadapter.backbones import Backbone
+from rmadapter.data.images import ImageSet, read_images
+from rmadapter.folds import Folds, OutOfTime, split
+from rmadapter.method import answers
+from rmadapter.request import Request
+from rmadapter.run import Lab, learn
+
+SETTINGS = {"shots": 0, "epochs": 2, "batch_size": 8, "device": "cpu", "first_block": 3, "rank": 4}
+
+
+def folds_of(
+    backbone: Backbone, train: ImageSet, folder: Path | None = None, **settings: Any
+) -> tuple[Request, Lab, Folds]:
+    wanted = Request.make({**SETTINGS, "backbone": backbone.name, **settings}, data="x")
+    lab = Lab(wanted.machine, folder=folder, progress=False)
+    lab.add_backbone(backbone)
+    lab.add("x", {"all": train})
+    return wanted, lab, Folds.make(wanted.task, lab, 3)
+
+
+def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [np.kron(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8)) for _ in range(16)]
+    images = [
+        *arrays[:12],
+        arrays[0],
+        arrays[3][:, ::-1],
+        *arrays[12:],
+        arrays[15],
+    ]  # 12 is 0, 13 is 3 mirrored, 18 is 17
+    labels = [*"aaabbbccccdd", "a", "b", *"abc", "e", "e"]
+    some = ImageSet.from_lists([Image.fromarray(image) for image in images], labels)
+    parts = split(some, 5, seed=1)
+    assert len(parts) == 5
+    assert sorted(row for part in parts for row in part) == list(range(17))  # each once, but for e: one image, twice
+    for part in parts:
+        assert {some.labels[i] for i in range(19) if i not in part} == set(range(5))
+        assert (0 in part) == (12 in part)
+        assert (3 in part) == (13 in part)
+    assert split(some, 5, seed=1) == parts != split(some, 5, seed=2)
+    assert split(some.subset([0, 3, 6]), 5, seed=1) == []  # one image a class
+
+
+def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, colors: Path) -> None:
+    train = read_images(colors)["train"]
+    wanted, _, folds = folds_of(tiny_clip, train)
+    assert folds.parts == split(train, 3, wanted.task.seed)
+    assert folds.rows == [row for part in folds.parts for row in part]
+    assert folds.judged.labels == tuple(train.labels[row] for row in folds.rows)
+    found = folds.answers(wanted.method, wanted.name)
+    _, fresh, _ = folds_of(tiny_clip, train)
+    rest = train.subset(i for i in range(len(train)) if i not in folds.parts[0])
+    fitted = learn(wanted.method, rest, wanted.task, fresh)
+    stream = fresh.test_cache(wanted.task).stream(train.subset(folds.parts[0]), fitted.first)
+    expected = np.concatenate([answer["it"].numpy() for answer in answers({"it": fitted.score()}, stream)])
+    np.testing.assert_allclose(found.table[: len(expected)], expected, atol=1e-5)
+    temperature = folds.temperature(wanted.method, wanted.name)
+    assert temperature == metrics.temperature(found.table, folds.judged.labels)
+
+
+def test_of_a_base_half_the_folds_are_those_of_its_shots(tiny_clip: Backbone, colors: Path) -> None:
+    train = read_images(colors)["train"]
+    _, _, folds = folds_of(tiny_clip, train, classes="base")
+    assert folds.images.classes == train.classes[:2]
+    assert {*folds.judged.labels} == {0, 1}
+
+
+def test_one_image_a_class_leaves_nothing_to_choose_by(tiny_clip: Backbone, colors: Path) -> None:
+    wanted, _, folds = folds_of(tiny_clip, read_images(colors)["train"], shots=1)
+    assert not folds
+    assert folds.temperature(wanted.method, wanted.name) is None
+
+
+def test_answers_in_the_labs_folder_are_not_asked_again(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = read_images(colors)["train"]
+    wanted, _, first = folds_of(tiny_clip, train, tmp_path)
+    found = first.answers(wanted.method, wanted.name)
+    [file] = tmp_path.iterdir()
+
+    asked = []
+    real = rmadapter.folds.learn
+    monkeypatch.setattr("rmadapter.folds.learn", lambda *args: asked.append(1) or real(*args))
+    _, _, again = folds_of(tiny_clip, train, tmp_path)
+    np.testing.assert_array_equal(again.answers(wanted.method, wanted.name).table, found.table)
+    assert again.answers(wanted.method, wanted.name).seconds == pytest.approx(found.seconds)
+    assert not asked
+    other, _, third = folds_of(tiny_clip, train, tmp_path, rank=2)  # another method's are its own
+    third.answers(other.method, other.name)
+    assert len(asked) == 3
+    file.write_bytes(b"torn")
+    _, _, fourth = folds_of(tiny_clip, train, tmp_path)
+    np.testing.assert_array_equal(fourth.answers(wanted.method, wanted.name).table, found.table)
+    assert len(asked) == 6
+
+
+def test_who_will_be_late_is_not_waited_for(tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = read_images(colors)["train"]
+    wanted, _, folds = folds_of(tiny_clip, train)
+    clock = iter(range(0, 1000, 10))  # every fold takes ten seconds
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    asked = []
+    real = rmadapter.folds.learn
+    monkeypatch.setattr("rmadapter.folds.learn", lambda *args: asked.append(1) or real(*args))
+    with pytest.raises(OutOfTime):
+        folds.answers(wanted.method, wanted.name, deadline=25)
+    assert len(asked) == 1
