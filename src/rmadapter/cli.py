@@ -86,7 +86,9 @@ def fit(
     names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call the classes.")] = None,
     config: Config = None,
     sets: Sets = None,
-    folds: Annotated[int, typer.Option(min=0, help="Of cross-validation, which judges or chooses; 0: none.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option(min=0, help="Of cross-validation, by default 5 if needed; 0: none.")
+    ] = None,
     skip_bad: SkipBad = False,
     outside: Outside = False,
     quiet: Quiet = False,

@@ -27,12 +27,12 @@ NOTHING = "no image was left to evaluate: add a test split, or more than one ima
 
 def fit(
     task: Task, method: Method | Auto, out: Path, lab: Lab, name: str = "", command: str = "",
-    notes: tuple[str, ...] = (), folds: int = FOLDS,
+    notes: tuple[str, ...] = (), folds: int | None = None,
 ) -> Record:  # fmt: skip
     """Do a task, and keep the model, the record and the report in a folder.
 
-    method: or how to choose one. folds: of the cross-validation that chooses, that calibrates, and that judges a run on
-    all classes where there are too few other images; 0 leaves judging out. A killed run goes on when called again; a
+    method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and judges a run on all classes
+    where there are too few other images; None for 5 where one of the three needs it, 0 to leave judging out. A killed run goes on when called again; a
     finished one is returned. Raises UserError when `out` holds another run, when another process is at work there, or
     when nothing can be written there.
     """
@@ -56,10 +56,10 @@ def fit(
     return record
 
 
-def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Unfinished, count: int) -> Outcome:
+def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Unfinished, count: int | None) -> Outcome:
     """The run, chosen, calibrated and judged as far as it was asked for and can be."""
-    judged, choice = count and task.classes == "all" and not task.tests, None
-    needed = isinstance(method, Auto) or (judged and not enough(lab, task))
+    judged, choice = count != 0 and task.classes == "all" and not task.tests, None
+    needed = count or isinstance(method, Auto) or (judged and not enough(lab, task))
     folds = Folds.make(task, lab, count or FOLDS) if needed else None
     if isinstance(method, Auto):
         choice = choose(folds, method)
