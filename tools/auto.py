@@ -2,38 +2,94 @@
 
     python tools/auto.py caltech101 rsscn7 pacs/photo --root DATA --out docs/results/auto.jsonl
 
-A line is one candidate on one task. Which of them `auto` takes follows from the lines: docs/auto.md. Finished lines are
-kept: start it again to go on.
+    python tools/auto.py --show docs/results/auto.jsonl
+
+A line is one candidate on one task; which of them `auto` takes follows from the lines, and --show says what that is
+worth. Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from rmadapter.choose import CANDIDATES
+from rmadapter.choose import CANDIDATES, pick
 from rmadapter.folds import Folds
+from rmadapter.judge import calibrated
+from rmadapter.metrics import confidence_interval
 from rmadapter.request import Request
 from rmadapter.run import Lab, run_task
 
 FOLDS = 3
+Task = tuple[str, int, int]  # data set, shots, seed
+
+
+AUTO, BEST = "auto", "best in hindsight"
+CHOOSING = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")  # on which the order of candidates was chosen
+
+
+def accuracies(lines: Sequence[Mapping[str, Any]], order: Sequence[str] = CANDIDATES) -> dict[Task, dict[str, float]]:
+    """Test accuracies of each task that has all candidates: of each one, of what `auto` takes, and of the best."""
+    tasks: dict[Task, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for line in lines:
+        tasks[line["data"], line["shots"], line["seed"]][line["candidate"]] = line
+    found = {}
+    for task, by_name in tasks.items():
+        if set(order) <= set(by_name):
+            bits = [np.frombuffer(bytes.fromhex(by_name[name]["right"]), np.uint8) for name in order]
+            hits = np.stack([np.unpackbits(b, count=by_name[order[0]]["images"]).astype(bool) for b in bits])
+            fixed = {name: float(by_name[name]["test"]) for name in order}
+            found[task] = {**fixed, AUTO: fixed[order[pick(hits)]], BEST: max(fixed.values())}
+    return found
+
+
+def regrets(found: Mapping[Task, Mapping[str, float]], shots: int | None = None) -> dict[str, dict[str, float]]:
+    """Points behind the best in hindsight, by set, over its shots and seeds: name -> set -> points."""
+    parts: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (data, few, _), values in found.items():
+        if shots in (None, few):
+            for name, value in values.items():
+                parts[name][data].append(values[BEST] - value)
+    return {name: {data: fmean(some) for data, some in sets.items()} for name, sets in parts.items()}
+
+
+def show(found: Mapping[Task, Mapping[str, float]]) -> None:
+    """Regrets over the sets for choosing and over the others, by shots, and the difference of each to `auto`."""
+    for title, chosen in (("sets for choosing", True), ("other sets", False)):
+        some = {task: values for task, values in found.items() if (task[0] in CHOOSING) == chosen}
+        shots = sorted({task[1] for task in some})
+        full, by_shots = regrets(some), [regrets(some, few) for few in shots]
+        print(f"\n{title}: {len({task[0] for task in some})} sets, {len(some)} tasks")
+        print(
+            f"{'points behind the best':24}", *(f"{few:>6}" for few in shots), "   all", "  beyond auto, 95 % interval"
+        )
+        for name, sets in full.items():
+            extra = np.array([points - full[AUTO][data] for data, points in sets.items()])
+            means = [fmean(part[name].values()) for part in by_shots]
+            interval = f"{extra.mean():+.1f} ± {confidence_interval(extra):.1f}" if name not in (AUTO, BEST) else ""
+            print(f"{name:24}", *(f"{mean:6.1f}" for mean in means), f"{fmean(sets.values()):6.1f}  {interval}")
 
 
 def trial(lab: Lab, data: str, shots: int, seed: int, name: str, folds: Folds | None) -> tuple[dict[str, Any], Folds]:
-    """One candidate: which images it names over the folds, as bits in hexadecimal, and how many of the test split."""
+    """One candidate: which images it names over the folds (bits in hexadecimal) and how many of the test split."""
     wanted = Request.make({"shots": shots, "seed": seed}, name, data=data)
     folds = folds or Folds.make(wanted.task, lab, FOLDS)
     found = folds.answers(wanted.method, name)
-    right = found.table.argmax(1) == np.array(folds.judged.labels)
+    labels = np.array(folds.judged.labels)
+    right, sure = found.table.argmax(1) == labels, calibrated(found.table, folds)[np.arange(len(labels)), labels]
     record = run_task(wanted.task, wanted.method, lab, name).record
     return {
         "folds": len(folds),
         "images": len(right),
         "right": np.packbits(right).tobytes().hex(),
+        "probability": sure.astype(np.float16).tobytes().hex(),
         "seconds": round(found.seconds, 1),
         "test_images": record.scores[0].images,
         "test": record.metric("all"),
@@ -46,13 +102,17 @@ def trial(lab: Lab, data: str, shots: int, seed: int, name: str, folds: Folds | 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", help="data sets below --root")
+    parser.add_argument("data", nargs="*", help="data sets below --root")
     parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="JSON lines, which are added to")
+    parser.add_argument("--show", type=Path, help="what such a file says")
     parser.add_argument("--candidates", nargs="+", default=CANDIDATES)
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 4, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
+    if args.show:
+        show(accuracies([json.loads(line) for line in args.show.read_text().splitlines()], args.candidates))
+        return
     lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     done = {(line["data"], line["shots"], line["seed"], line["candidate"]) for line in lines}
     for data in args.data:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import time
-import warnings
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,23 +111,22 @@ def _read(file: Path, count: int) -> Answers | None:
 def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> list[list[int]]:
     """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates share a fold.
 
-    A class whose images are all nearly the same is always trained on.
+    The images of each class are dealt in turn, so that no fold has more than its share, and of a class of few images at
+    most one. A class whose images are all nearly the same is always trained on.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     together, labels = groups(looks(images.images, progress)), np.array(images.labels)
-    sizes = Counter(label for label, _ in {*zip(images.labels, together.tolist(), strict=True)})
-    rows = np.array([i for i, label in enumerate(images.labels) if sizes[label] > 1], int)
-    folds = min(folds, max((sizes[label] for label in sizes), default=0), len(set(together[rows].tolist())))
-    if folds < 2 or not len(rows):
-        return []
-    with warnings.catch_warnings():  # a class of two need not be in every fold
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        made = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        parts = list(made.split(rows, labels[rows], together[rows]))
+    deck = random.Random(seed)
+    fold_of: dict[int, int] = {}
+    turn = 0
+    for label in range(len(images.classes)):
+        own = [group for group in dict.fromkeys(together[labels == label].tolist()) if group not in fold_of]
+        deck.shuffle(own)
+        for group in own:
+            fold_of[group] = turn % folds
+            turn += 1
+    place = np.array([fold_of[group] for group in together.tolist()], int)
     found = []
-    for _, held in parts:
-        judged = rows[held]
-        rest = set(np.delete(labels, judged).tolist())
-        found.append([int(i) for i in judged if labels[i] in rest])
-    return [part for part in found if part]
+    for fold in range(folds):
+        rest = set(labels[place != fold].tolist())
+        found.append([int(i) for i in np.flatnonzero(place == fold) if labels[i] in rest])
+    return [part for part in found if part] if folds > 1 else []
