@@ -55,6 +55,17 @@ def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
     assert split(some.subset([0, 3, 6]), 5, seed=1) == []  # one image a class
 
 
+def test_of_few_images_a_class_no_fold_takes_two() -> None:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)) for _ in range(14)]
+    some = ImageSet.from_lists(images, [*"aabbccddeefffg"])
+    parts = split(some, 3, seed=1)
+    assert sorted(row for part in parts for row in part) == list(range(13))  # g: one image
+    for part in parts:
+        assert len(part) in (4, 5)
+        assert len({some.labels[row] for row in part}) == len(part)
+
+
 def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, colors: Path) -> None:
     train = read_images(colors)["train"]
     wanted, _, folds = folds_of(tiny_clip, train)
