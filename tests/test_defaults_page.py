@@ -59,5 +59,23 @@ def test_the_learning_rates_are_compared_as_the_page_says() -> None:
     assert f"in the {'eleven' if len(pairs) == 11 else len(pairs)} pairs above" in text
 
 
+def test_more_passes_over_few_images_change_what_the_page_says() -> None:
+    text = (DOCS / "defaults.md").read_text(encoding="utf-8")
+    trials = [trial for trial in TRIALS if set(trial["fields"]) <= {"epochs"}]
+    plain, changes = load_method("rmadapter").recipe.epochs, []  # type: ignore[attr-defined]
+    means = {}
+    for shots, epochs in sorted({(t["shots"], t["fields"].get("epochs", plain)) for t in trials}):
+        found = [t for t in trials if (t["shots"], t["fields"].get("epochs", plain)) == (shots, epochs)]
+        assert {t["data"] for t in found} == {"rsscn7", "trashnet", "office_caltech/web"}
+        assert len(found) == 3
+        means[shots, epochs] = [sum(t[h] - t[f"zero_shot_{h}"] for t in found) / 3 for h in ("base", "novel")]
+        base, novel = means[shots, epochs]
+        assert f"| {shots} | {epochs} | {base:+.1f} / {novel:+.1f} |" in text
+        if epochs != plain:
+            changes.append([a - b for a, b in zip(means[shots, epochs], means[shots, plain], strict=True)])
+    low_high = [f"{min(half):+.1f} to {max(half):+.1f}" for half in zip(*changes, strict=True)]
+    assert f"changed base by {low_high[0]} points and novel by {low_high[1]}" in " ".join(text.split())
+
+
 def _same(one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...]) -> bool:
     return all(one[name] == other[name] for name in names)
