@@ -44,26 +44,28 @@ def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
     ]  # 12 is 0, 13 is 3 mirrored, 18 is 17
     labels = [*"aaabbbccccdd", "a", "b", *"abc", "e", "e"]
     some = ImageSet.from_lists([Image.fromarray(image) for image in images], labels)
-    parts = split(some, 5, seed=1)
-    assert len(parts) == 5
+    parts = split(some, 4, seed=1)
+    assert len(parts) == 4
     assert sorted(row for part in parts for row in part) == list(range(17))  # each once, but for e: one image, twice
     for part in parts:
         assert {some.labels[i] for i in range(19) if i not in part} == set(range(5))
         assert (0 in part) == (12 in part)
         assert (3 in part) == (13 in part)
-    assert split(some, 5, seed=1) == parts != split(some, 5, seed=2)
+    assert split(some, 4, seed=1) == parts != split(some, 4, seed=2)
     assert split(some.subset([0, 3, 6]), 5, seed=1) == []  # one image a class
 
 
-def test_of_few_images_a_class_no_fold_takes_two() -> None:
+def test_every_class_loses_as_many_images_to_a_fold() -> None:
     rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)) for _ in range(14)]
-    some = ImageSet.from_lists(images, [*"aabbccddeefffg"])
-    parts = split(some, 3, seed=1)
-    assert sorted(row for part in parts for row in part) == list(range(13))  # g: one image
-    for part in parts:
-        assert len(part) in (4, 5)
-        assert len({some.labels[row] for row in part}) == len(part)
+    images = [Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)) for _ in range(36)]
+    for each, folds, expected in ((2, 4, 2), (4, 4, 4), (4, 3, 3), (12, 4, 4)):
+        some = ImageSet.from_lists(images[: 3 * each], [*"abc"] * each)
+        parts = split(some, folds, seed=1)
+        assert len(parts) == expected
+        assert sorted(row for part in parts for row in part) == list(range(3 * each))
+        if not each % expected:
+            for part in parts:
+                assert sorted(some.labels[row] for row in part) == sorted([0, 1, 2] * (each // expected))
 
 
 def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, colors: Path) -> None:

@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 
 from rmadapter.choose import CANDIDATES, pick
-from rmadapter.folds import Folds
+from rmadapter.folds import FOLDS, Folds
 from rmadapter.judge import calibrated
 from rmadapter.metrics import confidence_interval
 from rmadapter.request import Request
 from rmadapter.run import Lab, run_task
 
-FOLDS = 3
 Task = tuple[str, int, int]  # data set, shots, seed
 
 

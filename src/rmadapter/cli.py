@@ -86,7 +86,7 @@ def fit(
     names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call the classes.")] = None,
     config: Config = None,
     sets: Sets = None,
-    folds: Annotated[int | None, typer.Option(min=0, help="Of cross-validation, 5 where needed; 0: none.")] = None,
+    folds: Annotated[int | None, typer.Option(min=0, help="Of cross-validation, 4 where needed; 0: none.")] = None,
     skip_bad: SkipBad = False,
     outside: Outside = False,
     quiet: Quiet = False,

@@ -32,7 +32,7 @@ def fit(
     """Do a task, and keep the model, the record and the report in a folder.
 
     method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and judges a run on all
-    classes where there are too few other images; None for 5 where one of these needs it, 0 to leave judging out. A
+    classes where there are too few other images; None for 4 where one of these needs it, 0 to leave judging out. A
     killed run goes on when called again; a finished one is returned. Raises UserError when `out` holds another run,
     when another process is at work there, or when nothing can be written there.
     """

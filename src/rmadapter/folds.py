@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from rmadapter.method import Method, answers
 from rmadapter.run import Lab, learn, learn_beside, run_key
 from rmadapter.task import Task
 
-FOLDS = 5
+FOLDS = 4  # into which 4, 8 and 16 shots a class go evenly
 
 
 class OutOfTime(Exception):
@@ -111,17 +113,22 @@ def _read(file: Path, count: int) -> Answers | None:
 def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> list[list[int]]:
     """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates share a fold.
 
-    The images of each class are dealt in turn, so that no fold has more than its share, and of a class of few images at
-    most one. A class whose images are all nearly the same is always trained on.
+    The images of each class are dealt in turn. There are no more folds than a class usually has images: each should
+    lose as many, for a model that has seen fewer images of a class answers it less often, and so would be wrong about
+    just those that are held out. A class whose images are all nearly the same is always trained on.
     """
     together, labels = groups(looks(images.images, progress)), np.array(images.labels)
-    deck = random.Random(seed)
-    fold_of: dict[int, int] = {}
-    turn = 0
-    for label in range(len(images.classes)):
-        own = [group for group in dict.fromkeys(together[labels == label].tolist()) if group not in fold_of]
-        deck.shuffle(own)
-        for group in own:
+    own: dict[int, list[int]] = defaultdict(list)
+    for group, label in dict(zip(together[::-1].tolist(), labels[::-1].tolist(), strict=True)).items():
+        own[label].append(group)
+    sizes = [len(some) for some in own.values() if len(some) > 1]
+    folds = min(folds, int(median(sizes))) if sizes else 0
+    if folds < 2:
+        return []
+    deck, fold_of, turn = random.Random(seed), {}, 0
+    for label in sorted(own):
+        deck.shuffle(own[label])
+        for group in own[label]:
             fold_of[group] = turn % folds
             turn += 1
     place = np.array([fold_of[group] for group in together.tolist()], int)
@@ -129,4 +136,4 @@ def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> li
     for fold in range(folds):
         rest = set(labels[place != fold].tolist())
         found.append([int(i) for i in np.flatnonzero(place == fold) if labels[i] in rest])
-    return [part for part in found if part] if folds > 1 else []
+    return [part for part in found if part]
