@@ -86,6 +86,18 @@ def test_some_of_held_images_are_not_computed_again(
     assert cache.source(some.subset([1]), first).batch(torch.tensor([0])).features.shape[0] == 1  # of some, fewer
 
 
+def test_for_an_expected_part_all_are_computed_at_once(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, computed = of(tiny_clip), []
+    real = cache._compute
+    monkeypatch.setattr(cache, "_compute", lambda some, *how: computed.append(len(some)) or real(some, *how))
+    cache.expect_parts(IMAGES)
+    for rows in ([5, 2], [0, 1, 3], [*range(7)]):
+        found = cache.source(IMAGES.subset(rows), 2).batch(torch.arange(len(rows)))
+        assert_same_states(found, tiny_clip.image.frozen(pixels(tiny_clip, rows), 2))
+    cache.source(ImageSet.from_lists([255 - ARRAYS[0]], ["a"]), 2)
+    assert computed == [7, 1]
+
+
 def test_some_of_augmented_images_are_others(tiny_clip: Backbone) -> None:
     """Augmentation depends on an image's place, so that a part is not what it was in the whole."""
     given: dict[str, Any] = {"augmentation": "standard", "views": 2}

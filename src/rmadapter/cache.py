@@ -119,11 +119,16 @@ class Cache:
 
     def __post_init__(self) -> None:
         self._held: OrderedDict[tuple[Any, ...], Held] = OrderedDict()
+        self._whole: ImageSet | None = None
         self.seconds = 0.0  # spent on computing activations so far
 
     @property
     def device(self) -> torch.device:
         return self.backbone.device
+
+    def expect_parts(self, images: ImageSet) -> None:
+        """Parts of these will be asked for: whoever asks for the first one waits for all, and nobody after that."""
+        self._whole = images
 
     def source(self, images: ImageSet, first: int | None = None, *, augmented: bool = False) -> Source:
         """Tokens into block `first` of the image encoder, its output and the features; None for features alone.
@@ -136,6 +141,9 @@ class Cache:
             return Live(self, images, first, augmented, views)
         key = (images.digest, first, augmented)
         if key not in self._held:
+            whole = self._whole
+            if whole is not None and not augmented and {*images.contents} < {*whole.contents}:
+                self.source(whole, first)
             found = self._among(images, first, augmented) or self._compute(images, first, augmented, views)
             if found is None:
                 return Live(self, images, first, augmented, views)

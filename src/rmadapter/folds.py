@@ -87,6 +87,7 @@ class Folds:
 
     def _ask(self, method: Method, beside: bool, deadline: float) -> Answers:
         started, tables = time.monotonic(), []
+        self.lab.train_cache(self.task).expect_parts(self.images)
         for part in self.parts:
             out = set(part)
             rest = self.images.subset(i for i in range(len(self.images)) if i not in out)
