@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,73 @@ def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
         assert (3 in part) == (13 in part)
     assert split(some, 5, seed=1) == parts != split(some, 5, seed=2)
     assert split(some.subset([0, 3, 6]), 5, seed=1) == []  # one image a class
+
+
+def grouped(labels: str, groups: Sequence[str], seed: int = 0) -> ImageSet:
+    """Noise, of which no two images are alike."""
+    rng = np.random.default_rng(seed)
+    images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in labels]
+    return ImageSet.from_lists(images, [*labels], groups=groups)
+
+
+def test_folds_keep_groups_together() -> None:
+    some = grouped("aaaaaabbbbbb", ["p", "p", "q", "q", "r", "r", "p", "s", "s", "t", "t", ""])
+    parts = split(some, 3, seed=1)
+    assert sorted(row for part in parts for row in part) == list(range(12))
+    fold = {row: number for number, part in enumerate(parts) for row in part}
+    assert len({fold[0], fold[1], fold[6]}) == 1  # p, of two classes
+    assert fold[2] == fold[3]
+    assert fold[7] == fold[8]
+
+
+def test_a_group_that_is_always_trained_on_judges_nothing() -> None:
+    """All of c is of p, so that c is never held out; nor are p's images of a, then."""
+    some = grouped("aaaabbbcc", [*"pqrsqrspp"])
+    parts = split(some, 3, seed=1)
+    assert sorted(row for part in parts for row in part) == [1, 2, 3, 4, 5, 6]
+    for seed in range(20):  # of d, both groups may fall into one fold: then nothing else of the two is judged there
+        some = grouped("aaaabbbbdd", [*"pqrspqrspq"])
+        for part in split(some, 2, seed=seed):
+            rest = set(range(len(some))) - {*part}
+            assert {some.labels[i] for i in rest} == {0, 1, 2}
+            assert not {some.groups[i] for i in part} & {some.groups[i] for i in rest}
+
+
+def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Backbone) -> None:
+    train, test = grouped("aabb", ["p", "q", "", "r"]), grouped("aaabbb", ["p", "x", "", "q", "p", "y"], seed=1)
+    record = judged(tiny_clip, {"train": train, "test": test}).record
+    assert record.judgement is not None
+    assert (record.scores[0].images, record.judgement.images) == (6, 3)
+    assert record.judgement.how == "on the test split, without 3 of a group that was trained on"
+    [note] = record.notes
+    assert note == (
+        "train and test share the group 'p' (and 1 more): 3 of 6 test images (all classes) flatter the accuracy; "
+        "the judgement leaves them out"
+    )
+    plain = ImageSet(train.images, train.labels, train.classes)
+    assert judged(tiny_clip, {"train": plain, "test": test}).record.notes == ()
+
+
+def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(tiny_clip: Backbone) -> None:
+    def how(images: ImageSet, shots: int) -> tuple[int, str, int]:
+        """Groups that were drawn, and by which and how many images it is judged."""
+        wanted, lab = lab_of(tiny_clip, {"all": images})
+        task = replace(wanted.task, shots=shots)
+        done = run_task(task, wanted.method, lab, wanted.name, beside=BESIDE)
+        record = judge(task, wanted.method, lab, done).record
+        if record.judgement is None:
+            return len(set(lab.draw(task).train.groups)), record.notes[-1], 0
+        return len(set(lab.draw(task).train.groups)), record.judgement.how, record.judgement.images
+
+    apart = grouped("aaaaaabbbbbb", [*"pqrstu"] * 2)
+    count, text, images = how(apart, 1)
+    assert text == f"on images that were not drawn, without {2 * count - 2} of a group that was trained on"
+    assert images == 12 - 2 * count
+    torn = grouped("a" * 21 + "b" * 21, [*"pqr"] * 14)
+    assert how(torn, 8) == (3, "by 3-fold cross-validation of the training images", 16)
+    assert how(ImageSet(torn.images, torn.labels, torn.classes), 8)[1:] == ("on images that were not drawn", 26)
+    pure = grouped("a" * 6 + "b" * 6, ["p"] * 6 + ["q"] * 6)
+    assert how(pure, 3) == (2, judging.NOBODY, 0)
 
 
 def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, colors: Path) -> None:

@@ -22,6 +22,7 @@ from rmadapter.task import Question, Task
 FOLDS = 5
 BESIDE = {"linear-probe": LinearProbe()}  # by the name that --method takes
 WIDE = 10.0  # points to either side of an accuracy, beyond which it says little
+NOBODY = "no image is left to judge by: each is nearly the same as one that was trained on, or of its group"
 LEVEL = 0.05  # of the test whether a simpler method is better
 
 
@@ -29,7 +30,8 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: int = FOLD
     """The outcome of a run on all classes with what it is worth: on the test split; without one on the images that
     were not drawn, where they are as many as the shots and of every class; else by cross-validation of the shots.
 
-    done: the run, with `BESIDE` asked along. Images nearly the same as one that was learnt from are not judged by.
+    done: the run, with `BESIDE` asked along. Images nearly the same as one that was learnt from, or of its group, judge
+    nothing.
     """
     record, evaluations, train = done.record, done.evaluations, lab.draw(task).train
     found, parts = (None, 0) if _enough(lab, task) else cross_validate(task, method, lab, folds)
@@ -44,20 +46,24 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: int = FOLD
     text = how.get(score.split, f"by {parts}-fold cross-validation of the training images")
     if score.split in how:
         copies = {i for i, _ in pairs(looks(first.images.images, lab.progress), looks(train.images, lab.progress))}
-        rows = [row for row in rows if row not in copies]
+        akin = {*first.images.akin(train)} - copies
+        rows = [row for row in rows if row not in copies | akin]
         text += f", without {len(copies)} nearly the same as a training image" if copies else ""
+        text += f", without {len(akin)} of a group that was trained on" if akin else ""
     judgement = _judgement(text, first, rows, method) if rows else None
-    record = record.model_copy(update={"judgement": judgement})
+    record = record.model_copy(update={"judgement": judgement, "notes": (*record.notes, *([] if rows else [NOBODY]))})
     return replace(done, record=record, evaluations=evaluations)
 
 
 def _enough(lab: Lab, task: Task) -> bool:
     """Whether there are other images than the shots to judge by."""
     train = lab.draw(task).train
-    return any(
-        tested or (len(images) >= len(train) and {*images.labels} == {*train.labels})
-        for _, images, tested in lab.tests(task)
-    )
+    for _, images, tested in lab.tests(task):
+        akin = {*images.akin(train)}
+        labels = [label for i, label in enumerate(images.labels) if i not in akin]
+        if tested or (len(labels) >= len(train) and {*labels} == {*train.labels}):
+            return True
+    return False
 
 
 def cross_validate(task: Task, method: Method, lab: Lab, folds: int = FOLDS) -> tuple[Evaluation | None, int]:
@@ -84,15 +90,17 @@ def _score(found: Evaluation) -> Score:
 
 
 def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> list[list[int]]:
-    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates share a fold.
+    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates, and images of one
+    group, share a fold.
 
-    A class whose images are all nearly the same is always trained on.
+    A class whose images all belong together is always trained on, and so is what belongs with them.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    together, labels = groups(looks(images.images, progress)), np.array(images.labels)
+    together, labels = groups(looks(images.images, progress), images.groups), np.array(images.labels)
     sizes = Counter(label for label, _ in {*zip(images.labels, together.tolist(), strict=True)})
-    rows = np.array([i for i, label in enumerate(images.labels) if sizes[label] > 1], int)
+    always = {together[i] for i, label in enumerate(images.labels) if sizes[label] < 2}
+    rows = np.array([i for i in range(len(images)) if together[i] not in always], int)
     folds = min(folds, max((sizes[label] for label in sizes), default=0), len(set(together[rows].tolist())))
     if folds < 2 or not len(rows):
         return []
@@ -104,7 +112,8 @@ def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> li
     for _, held in parts:
         judged = rows[held]
         rest = set(np.delete(labels, judged).tolist())
-        found.append([int(i) for i in judged if labels[i] in rest])
+        kept = {together[i] for i in judged if labels[i] not in rest}
+        found.append([int(i) for i in judged if together[i] not in kept])
     return [part for part in found if part]
 
 
