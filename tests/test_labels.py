@@ -61,15 +61,25 @@ def test_they_come_back_by_every_route(
     assert load(tmp_path / "copy", tiny_clip).labels == ("blue", "green", "night_sky", "red")
 
 
-@pytest.mark.parametrize("method", ["rmadapter", "zero-shot", "coop", "linear-probe-zero-shot", "mmrl", "clip-lora"])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("rmadapter", ["epochs=1", "first_block=3", "rank=4"]),
+        ("zero-shot", []),
+        ("coop", ["epochs=1"]),
+        ("linear-probe-zero-shot", ["epochs=1"]),
+        ("mmrl", ["epochs=1", "first_block=3"]),
+        ("clip-lora", ["iterations=2"]),
+    ],
+)
 def test_a_class_with_several_descriptions_keeps_its_label(
-    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, method: str
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, method: str, settings: list[str]
 ) -> None:
     (tmp_path / "names.csv").write_text("label,name\nred,scarlet\nblue,sea\nred,the red one\n")
-    more = [] if method == "zero-shot" else ["--set", "epochs=1" if method != "clip-lora" else "iterations=2"]
+    more = [word for setting in ["device=cpu", *settings] for word in ("--set", setting)]
     command = ["fit", colors, "--backbone", tiny_clip.name, "--shots", 2, "--names", tmp_path / "names.csv"]
     run = tmp_path / "run"
-    shown = rmadapter(*command, "--method", method, *more, "--set", "device=cpu", "--out", run)
+    shown = rmadapter(*command, "--method", method, *more, "--out", run)
     assert shown.code == 0, shown.err
     saved = load(run, tiny_clip)
     assert saved.names == ("sea", "green", "night sky", "scarlet | the red one")

@@ -28,7 +28,7 @@ from rmadapter.errors import UserError
 
 def add(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote; it stays as it is.")],
-    what: Annotated[list[str], typer.Argument(help="Names of new classes; or a folder or CSV of images, old and new.")],
+    what: Annotated[list[str], typer.Argument(help="Names of new classes; or a folder or table of images, old and new.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")],
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
@@ -68,7 +68,7 @@ def add(
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `fit` wrote; all are compared with the first.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder or CSV of images that no run was trained on.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder or table of images that no run was trained on.")],
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
     method: Name = "",
     backbone: Its = None,
