@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
@@ -26,6 +27,13 @@ CPU = {"device": "cpu"}
 # Weights that make every term of the loss count on a model of random weights.
 HEAVY: dict[str, Any] = {"lambda_image_rec": 1, "lambda_text_rec": 1, "lambda_image_con": 20, "lambda_text_con": 50}
 HEAVY |= {"consistency_unit": "feature"}
+
+
+def grouped(labels: str, groups: Sequence[str], seed: int = 0) -> ImageSet:
+    """Noise, of which no two images are alike."""
+    rng = np.random.default_rng(seed)
+    images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in labels]
+    return ImageSet.from_lists(images, [*labels], groups=groups)
 
 
 def noisy_colors(count: int = 4, seed: int = 0, size: int = 32, names: tuple[str, ...] = tuple(COLORS)) -> ImageSet:

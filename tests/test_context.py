@@ -107,3 +107,9 @@ def test_context_starts_as_words_or_as_small_noise_of_the_seed(tiny_clip: Backbo
     assert torch.equal(noise, draw(7, tiny_clip.text.width, 1))
     assert not torch.equal(noise, draw(7, tiny_clip.text.width, 2))
     assert draw(100, 100, 1).std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_of_several_descriptions_the_first_is_the_name(tiny_clip: Backbone) -> None:
+    context = context_of(tiny_clip.text.width, 3).float()
+    some, first = (PromptedText(tiny_clip, names, 3) for names in (("cat | a small pet", "dog"), ("cat", "dog")))
+    assert torch.equal(some.encode(context), first.encode(context))

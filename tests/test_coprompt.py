@@ -75,7 +75,7 @@ def write(folder: Path, value: Any) -> str:
 
 def test_descriptions_are_features_of_their_sentences(tiny_clip: Backbone, tmp_path: Path) -> None:
     file = write(tmp_path, {"Tree_House": ["a house in a tree", "a tree"], "cat": ["{it} purrs"], "dog": ["it barks"]})
-    found = CoPrompt(descriptions=file).read(tiny_clip, ["cat", "tree house"], ["{}"])
+    found = CoPrompt(descriptions=file).read(tiny_clip, ["cat", "tree house | hut"], ["{}"])
     assert found.counts.tolist() == [1, 2]
     tokens = tiny_clip.tokenizer(["{it} purrs", "a house in a tree", "a tree"])
     expected = F.normalize(tiny_clip.model.encode_text(tokens), dim=-1)  # type: ignore[operator]

@@ -47,6 +47,14 @@ def test_smooth_images_that_share_their_bits_are_not_the_same() -> None:
     assert len(set(groups(found).tolist())) == 2
 
 
+def test_named_groups_join_chains() -> None:
+    found = looks([scene(0), scene(1), scene(2), scene(0, 200), scene(3), scene(4)])
+    assert len(set(groups(found).tolist())) == 5
+    numbers = groups(found, ["", "p", "p", "p", "", ""]).tolist()  # 0 is nearly 3, which is of p
+    assert len({*numbers[:4]}) == 1
+    assert len({*numbers}) == 3
+
+
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     found = looks([scene(seed % 5) for seed in range(13)])
     whole = sorted(pairs(found, found))

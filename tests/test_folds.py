@@ -18,6 +18,7 @@ from rmadapter.folds import Folds, OutOfTime, split
 from rmadapter.method import answers
 from rmadapter.request import Request
 from rmadapter.run import Lab, learn
+from shots import grouped
 
 SETTINGS = {"shots": 0, "epochs": 2, "batch_size": 8, "device": "cpu", "first_block": 3, "rank": 4}
 
@@ -53,6 +54,29 @@ def test_folds_leave_every_class_to_learn_from_and_copies_together() -> None:
         assert (3 in part) == (13 in part)
     assert split(some, 4, seed=1) == parts != split(some, 4, seed=2)
     assert split(some.subset([0, 3, 6]), 5, seed=1) == []  # one image a class
+
+
+def test_folds_keep_groups_together() -> None:
+    some = grouped("aaaaaabbbbbb", ["p", "p", "q", "q", "r", "r", "p", "s", "s", "t", "t", ""])
+    parts = split(some, 3, seed=1)
+    assert sorted(row for part in parts for row in part) == list(range(12))
+    fold = {row: number for number, part in enumerate(parts) for row in part}
+    assert len({fold[0], fold[1], fold[6]}) == 1  # p, of two classes
+    assert fold[2] == fold[3]
+    assert fold[7] == fold[8]
+
+
+def test_a_group_that_is_always_trained_on_judges_nothing() -> None:
+    """All of c is of p, so that c is never held out; nor are p's images of a, then."""
+    some = grouped("aaaabbbcc", [*"pqrsqrspp"])
+    parts = split(some, 3, seed=1)
+    assert sorted(row for part in parts for row in part) == [1, 2, 3, 4, 5, 6]
+    for seed in range(20):  # of d, both groups may fall into one fold: then nothing else of the two is judged there
+        some = grouped("aaaabbbbdd", [*"pqrspqrspq"])
+        for part in split(some, 2, seed=seed):
+            rest = set(range(len(some))) - {*part}
+            assert {some.labels[i] for i in rest} == {0, 1, 2}
+            assert not {some.groups[i] for i in part} & {some.groups[i] for i in rest}
 
 
 def test_every_class_loses_as_many_images_to_a_fold() -> None:

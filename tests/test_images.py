@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from hostile import bombs as hostile
+from rmadapter.data.fewshot import half
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
 
@@ -176,10 +177,10 @@ def test_csv_keeps_its_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        (b"", "first line must be path,label"),
-        (b"path;label\na.png;cat\n", "not 'path;label'"),
+        (b"", "its first line is empty"),
+        (b"path|label\na.png|cat\n", r"none of its columns \(path\|label\) is called path"),
         (b"path,label\n", "no rows"),
-        (b"path,label\na.png,\n", "line 2: path or label is empty"),
+        (b"path,label\na.png,\n", "line 2: the label is empty"),
         (b"path,label,split\na.png,cat,all\n", "line 2: split is 'all'"),
         (b"path,label,split\na.png,cat\n", "line 2: split is ''"),
         (b"path,label\na.png,k\xe4fer\n", "not a readable CSV file in UTF-8"),
@@ -193,6 +194,31 @@ def test_bad_csv_files_are_refused(tmp_path: Path, text: bytes, hint: str) -> No
     plant(tmp_path, "a.png")
     (tmp_path / "table.csv").write_bytes(text)
     refused(tmp_path / "table.csv", hint)
+
+
+def test_a_table_with_columns_of_any_name_and_groups(tmp_path: Path) -> None:
+    plant(tmp_path, "1.png", "2.png", "3.png")
+    table = tmp_path / "t.tsv"
+    table.write_text("foto\tart\tpatient\n1.png\tcat\tp1\n2.png\tdog\tp2\n3.png\tdog\t\n")
+    found = read_images(table, columns={"image": "foto", "label": "art", "group": "patient", "split": ""})["all"]
+    assert (found.classes, found.labels, found.groups) == (("cat", "dog"), (0, 1, 1), ("p1", "p2", ""))
+    refused(table, r"none of its columns \(foto, art, patient\) is called path")
+    with pytest.raises(UserError, match="unknown kind 'labels'"):
+        read_images(table, columns={"labels": "art"})
+    with pytest.raises(UserError, match="a folder has no columns"):
+        read_images(tmp_path, columns={"label": "art"})
+
+
+def test_groups_go_along() -> None:
+    pixels = list(np.zeros((5, 4, 4, 3), np.uint8))
+    images = ImageSet.from_lists(pixels, [*"abcab"], groups=["p", "", "q", "r", "p"])
+    assert half(images, "base").groups == ("p", "", "r", "p")
+    assert images.subset([4, 2]).groups == ("p", "q")
+    assert images.akin(images.subset([0, 1])) == [0, 4]  # not 1, which stands alone
+    assert images.akin(ImageSet.from_lists(pixels, [*"abcab"])) == []
+    assert images.digest == ImageSet.from_lists(pixels, [*"abcab"]).digest
+    with pytest.raises(UserError, match="5 images and 1 groups"):
+        ImageSet.from_lists(pixels, [*"abcab"], groups=["p"])
 
 
 def test_lists() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from rmadapter.record import Evaluation
 from rmadapter.request import Request
 from rmadapter.run import Lab, Outcome, run_task
 from rmadapter.show import as_table
+from shots import grouped
 
 SETTINGS = {"shots": 0, "epochs": 2, "batch_size": 8, "device": "cpu", "first_block": 3, "rank": 4}
 
@@ -35,6 +37,43 @@ def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3) -> O
     wanted, lab = lab_of(backbone, splits)
     done = run_task(wanted.task, wanted.method, lab, wanted.name, beside=BESIDE)
     return judge(wanted.task, wanted.method, lab, done, Folds.make(wanted.task, lab, folds))
+
+
+def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Backbone) -> None:
+    train, test = grouped("aabb", ["p", "q", "", "r"]), grouped("aaabbb", ["p", "x", "", "q", "p", "y"], seed=1)
+    record = judged(tiny_clip, {"train": train, "test": test}).record
+    assert record.judgement is not None
+    assert (record.scores[0].images, record.judgement.images) == (6, 3)
+    assert record.judgement.how == "on the test split, without 3 of a group that was trained on"
+    [note] = record.notes
+    assert note == (
+        "train and test share the group 'p' (and 1 more): 3 of 6 test images (all classes) flatter the accuracy; "
+        "the judgement leaves them out"
+    )
+    plain = ImageSet(train.images, train.labels, train.classes)
+    assert judged(tiny_clip, {"train": plain, "test": test}).record.notes == ()
+
+
+def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(tiny_clip: Backbone) -> None:
+    def how(images: ImageSet, shots: int) -> tuple[int, str, int]:
+        """Groups that were drawn, and by which and how many images it is judged."""
+        wanted, lab = lab_of(tiny_clip, {"all": images})
+        task = replace(wanted.task, shots=shots)
+        done = run_task(task, wanted.method, lab, wanted.name, beside=BESIDE)
+        record = judge(task, wanted.method, lab, done, Folds.make(task, lab, 4)).record
+        if record.judgement is None:
+            return len(set(lab.draw(task).train.groups)), record.notes[-1], 0
+        return len(set(lab.draw(task).train.groups)), record.judgement.how, record.judgement.images
+
+    apart = grouped("aaaaaabbbbbb", [*"pqrstu"] * 2)
+    count, text, images = how(apart, 1)
+    assert text == f"on images that were not drawn, without {2 * count - 2} of a group that was trained on"
+    assert images == 12 - 2 * count
+    torn = grouped("a" * 21 + "b" * 21, [*"pqr"] * 14)
+    assert how(torn, 8) == (3, "by 3-fold cross-validation of the training images", 16)
+    assert how(ImageSet(torn.images, torn.labels, torn.classes), 8)[1:] == ("on images that were not drawn", 26)
+    pure = grouped("a" * 6 + "b" * 6, ["p"] * 6 + ["q"] * 6)
+    assert how(pure, 3) == (2, judging.NOBODY, 0)
 
 
 def test_without_a_test_split_the_shots_judge(tiny_clip: Backbone, colors: Path) -> None:

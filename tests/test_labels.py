@@ -6,11 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from rmadapter import FewShotClassifier, load
+from rmadapter import FewShotClassifier, load, read_images
 from rmadapter.backbones import Backbone
+from rmadapter.data.images import load_image
 from rmadapter.errors import UserError
+from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.record import read_record
 from shell import Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -54,6 +59,54 @@ def test_they_come_back_by_every_route(
     assert set(classifier.predict(paths)) <= set(classifier.classes_.tolist())
     classifier.save(tmp_path / "copy")
     assert load(tmp_path / "copy", tiny_clip).labels == ("blue", "green", "night_sky", "red")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("rmadapter", ["epochs=1", "first_block=3", "rank=4"]),
+        ("zero-shot", []),
+        ("coop", ["epochs=1"]),
+        ("linear-probe-zero-shot", ["epochs=1"]),
+        ("mmrl", ["epochs=1", "first_block=3"]),
+        ("clip-lora", ["iterations=2"]),
+    ],
+)
+def test_a_class_with_several_descriptions_keeps_its_label(
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, method: str, settings: list[str]
+) -> None:
+    (tmp_path / "names.csv").write_text("label,name\nred,scarlet\nblue,sea\nred,the red one\n")
+    more = [word for setting in ["device=cpu", *settings] for word in ("--set", setting)]
+    command = ["fit", colors, "--backbone", tiny_clip.name, "--shots", 2, "--names", tmp_path / "names.csv"]
+    run = tmp_path / "run"
+    shown = rmadapter(*command, "--method", method, *more, "--out", run)
+    assert shown.code == 0, shown.err
+    saved = load(run, tiny_clip)
+    assert saved.names == ("sea", "green", "night sky", "scarlet | the red one")
+    assert saved.labels == ("blue", "green", "night_sky", "red")
+    judgement = read_record(run / "run.json").judgement
+    assert judgement is not None
+    assert judgement.classes == ("sea", "green", "night sky", "scarlet")
+    assert "the red one" not in (run / "report.html").read_text("utf-8")
+    its = its_backbone(run)
+    found = json.loads(rmadapter("eval", run, colors, *its, "--json").out)
+    assert found["accuracy"] == read_record(run / "run.json").scores[0].accuracy
+    [answer] = json.loads(rmadapter("predict", run, colors / "test/red/0.png", *its, "--json").out)
+    assert {guess["class"] for guess in answer["classes"]} == set(saved.labels)
+
+
+def test_descriptions_in_python_and_beside_the_data(colors: Path, tmp_path: Path, tiny_clip: Backbone) -> None:
+    shutil.copytree(colors, tmp_path / "data")
+    (tmp_path / "data/classnames.json").write_text('{"red": "scarlet | the red one"}')
+    assert read_images(tmp_path / "data")["test"].classes[-1] == "scarlet | the red one"
+    images = [colors / f"test/{name}/0.png" for name in ("red", "blue")]
+    classifier = FewShotClassifier(tiny_clip.name, method="zero-shot", shots=0)
+    classifier.fit(images, [0, 1], class_names=["scarlet | the red one", "blue"])
+    weights = zero_shot_weights(tiny_clip, ["scarlet | the red one", "blue"], ["a photo of a {}."])
+    features = tiny_clip.image.frozen(torch.stack([tiny_clip.preprocess(load_image(path)) for path in images])).features
+    expected = cosine_logits(tiny_clip, features, weights).softmax(-1).detach().numpy()
+    np.testing.assert_allclose(classifier.predict_proba(images), expected, atol=1e-5)
+    assert classifier.classes_.tolist() == [0, 1]
 
 
 def test_a_score_refuses_what_is_no_class(named: Path, tiny_clip: Backbone, colors: Path) -> None:

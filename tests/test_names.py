@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.names import check_known, key, places, prompt_name, prompt_names, read_names
+from rmadapter.data.names import check_known, descriptions, key, places, prompt_name, prompt_names, read_names
 from rmadapter.errors import UserError
 
 
@@ -50,13 +50,24 @@ def test_names_from_a_csv_file(tmp_path: Path) -> None:
         check_known(given, ("n01", "crane-bird"), file)
 
 
+def test_several_names_describe_one_class(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text("label;name\nb;crane\na;ant\nb; a tall,  grey bird \nb;crane\n")
+    given = read_names(file)
+    assert given == {"b": "crane | a tall,  grey bird", "a": "ant"}
+    names = prompt_names(["a", "b", "x | y_z"], given)
+    assert names == {"a": "ant", "b": "crane | a tall, grey bird", "x | y_z": "x | y z"}
+    assert descriptions(names["b"]) == ("crane", "a tall, grey bird")
+    assert descriptions("either|or") == ("either|or",)
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("label;name\n", "first line must be label,name, not 'label;name'"),
+        ("label;called\n", r"none of its columns \(label, called\) is called name"),
+        ("label,name\n", "has no rows"),
         ("label,name\na,\n", "line 2: label or name is empty"),
         ("label,name\na\n", "line 2: label or name is empty"),
-        ("label,name\na,b\na,c\n", "line 3: a second name for 'a'"),
         ('label,name\n"a,b\n', "not a readable CSV file"),
     ],
 )

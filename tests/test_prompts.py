@@ -16,6 +16,7 @@ from rmadapter.prompts import (
     class_weights,
     cosine_logits,
     frozen_prompts,
+    prompts_each,
     raw_text_features,
     tokenize,
     zero_shot_weights,
@@ -54,6 +55,33 @@ def test_features_and_weights_are_open_clips(name: str, request: pytest.FixtureR
     torch.testing.assert_close(zero_shot_weights(backbone, NAMES, TEMPLATES), expected, rtol=1e-9, atol=1e-10)
     one = F.normalize(open_clip_features(backbone, ONE)[0], dim=-1)
     torch.testing.assert_close(zero_shot_weights(backbone, NAMES, ONE), one, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("templates", [ONE, TEMPLATES])
+def test_each_description_of_a_class_counts_alike(tiny_clip: Backbone, templates: tuple[str, ...]) -> None:
+    """1, 2 and 3 of them, against each prompt encoded alone and the plain average of its unit vector."""
+    backbone = double(tiny_clip)
+    some = [["cat"], ["dog", "a small hound"], ["bird", "crane", "a tall grey bird"]]
+    names = tuple(" | ".join(each) for each in some)
+    assert prompts_each(names, templates) == 6 * len(templates)
+    assert tokenize(backbone, names, templates).shape[0] == 3 * 6 * len(templates)
+    clip: Any = backbone.model
+    expected = []
+    for each in some:
+        texts = [t.format(text) for t in templates for text in each]
+        with torch.no_grad():
+            alone = [F.normalize(clip.encode_text(backbone.tokenizer([text])), dim=-1) for text in texts]
+        expected.append(F.normalize(torch.stack(alone).mean(0)[0], dim=-1))
+    found = zero_shot_weights(backbone, names, templates)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-10)
+    assert raw_text_features(backbone, names, templates).shape[:2] == (6 * len(templates), 3)
+
+
+def test_descriptions_whose_numbers_do_not_fit_are_refused() -> None:
+    names = [" | ".join("x" * count) for count in (1, 5, 7, 9)]
+    with pytest.raises(UserError, match="have 1, 5, 7, 9 descriptions, and 315 is the first number"):
+        prompts_each(names, ONE)
+    assert prompts_each(names[:3], TEMPLATES) == 3 * 35
 
 
 def test_templates_are_averaged_as_unit_vectors() -> None:

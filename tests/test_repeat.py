@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from rmadapter.backbones import Backbone
 from rmadapter.console import command
+from rmadapter.data.images import read_images
 from rmadapter.record import read_record
 from shell import Command, rmadapter
 
@@ -43,6 +45,48 @@ def test_a_run_is_repeated_by_its_report(
     again = read_record(Path("a run/run.json"))
     assert (again.key, again.scores, again.command) == (first.key, first.scores, first.command)
     assert Path("a run/model.safetensors").read_bytes() == weights
+
+
+def test_a_table_with_columns_of_any_name_is_repeated_asked_and_grown(
+    rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(colors, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    images = [path.relative_to("data") for path in sorted(Path("data").glob("*/*/*.png"))]
+    lines = [f"{image.as_posix()};{image.parts[1]};{image.parts[0]};p{image.stem}" for image in images]
+    Path("data/all of it.csv").write_text("\n".join(["foto;class;part of;patient", *lines]))
+    columns = ["--image-column", "foto", "--split-column", "part of", "--group-column", "patient"]
+    words = ["fit", "data/all of it.csv", "--backbone", tiny_clip.name, *columns, "--out", "run"]
+    code, _, err = rmadapter(*words, *QUICK)
+    assert code == 0, err
+    first = read_record(Path("run/run.json"))
+    assert first.judgement is not None
+    assert "of a group that was trained on" in first.judgement.how
+    assert any(note.startswith("train and test share the group 'p") for note in first.notes)
+    shutil.rmtree("run")
+    assert rmadapter(*shlex.split(first.command)[1:]).code == 0
+    again = read_record(Path("run/run.json"))
+    assert (again.key, again.judgement, again.notes) == (first.key, first.judgement, first.notes)
+
+    its = ["--backbone", tiny_clip.name, "--json"]
+    found = json.loads(rmadapter("eval", "run", "data/all of it.csv", *columns, *its).out)
+    assert found["accuracy"] == first.scores[0].accuracy
+    answer = rmadapter("eval", "run", "data/all of it.csv", *its)
+    assert answer.code == 2
+    assert "(foto, class, part of, patient) is called path or" in answer.err
+    assert "--image-column" in answer.err
+    assert "a folder has no columns" in rmadapter("eval", "run", "data", *its, "--label-column", "class").err
+    Path("data/new.tsv").write_text("foto\tclass\tpart of\tpatient\ntrain/red/5.png\tpink\ttrain\tq\n")
+    grown = rmadapter("add", "run", "data/new.tsv", *columns, "--out", "grown", *its)
+    assert grown.code == 0, grown.err
+    table = read_images("grown/images.csv", outside=True)
+    assert table["train"].groups[-1] == "q"
+    for images in (table["train"].subset(range(4)), table["test"]):  # the old ones are called p and their number
+        assert images.groups == tuple(f"p{Path(str(image)).stem}" for image in images.images)
+    Path("data/more.tsv").write_text("foto\tclass\tpart of\tpatient\ntrain/red/4.png\tmauve\ttrain\tq\n")
+    more = ["--allow-outside", "--out", "more", *its]
+    assert rmadapter("add", "grown", "data/more.tsv", *columns, *more).code == 0  # its own list has the usual names
+    assert read_images("more/images.csv", outside=True)["train"].groups[-2:] == ("q", "q")
 
 
 def test_quiet(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> None:

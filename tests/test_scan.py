@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hostile import tables
-from rmadapter.data.scan import order, scan_csv, scan_folder
+from rmadapter.data.scan import Row, order, scan_folder, scan_table
 from rmadapter.errors import UserError
 
 
@@ -22,7 +22,7 @@ def test_class_folders_are_rows_in_order(tmp_path: Path) -> None:
     plant(tmp_path, "b/2.png", "b/1.JPG", "A/deep/er/3.png", "A/notes.txt", ".cache/x.png", "__MACOSX/y.png")
     found = scan_folder(tmp_path)
     assert list(found) == ["all"]
-    rows = [(name, path.relative_to(tmp_path).as_posix()) for name, path in found["all"]]
+    rows = [(name, path.relative_to(tmp_path).as_posix()) for name, path, _ in found["all"]]
     assert rows == [("A", "A/deep/er/3.png"), ("b", "b/1.JPG"), ("b", "b/2.png")]
 
 
@@ -43,21 +43,32 @@ def test_links_that_would_bring_images_in_twice_are_not_followed(tmp_path: Path)
     plant(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "across").symlink_to(tmp_path / "b")
-    assert [name for name, _ in scan_folder(tmp_path)["all"]] == ["a", "b"]
+    assert [name for name, *_ in scan_folder(tmp_path)["all"]] == ["a", "b"]
 
 
 def test_a_csv_keeps_its_order(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("label,path,split\nb,2.png,test\na,1.png,train\nb,0.png,train\n")
-    found = scan_csv(table)
-    assert {split: [name for name, _ in rows] for split, rows in found.items()} == {"test": ["b"], "train": ["a", "b"]}
+    found = scan_table(table)
+    assert {split: [row.label for row in rows] for split, rows in found.items()} == {"test": ["b"], "train": ["a", "b"]}
+
+
+def test_groups_and_columns_of_other_names(tmp_path: Path) -> None:
+    table = tmp_path / "t.tsv"
+    table.write_text("group\tclass\tfile\tpatient\tsubset\na\tcat\t1.png\tp1\tTrain\nb\tdog\t2.png\t\tvalid\n")
+    rows = {"train": [Row("cat", tmp_path / "1.png", "a")], "val": [Row("dog", tmp_path / "2.png", "b")]}
+    assert scan_table(table) == rows
+    found = scan_table(table, columns={"image": "", "group": "patient", "label": "group"})
+    assert found == {"train": [Row("a", tmp_path / "1.png", "p1")], "val": [Row("b", tmp_path / "2.png")]}
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("file,class\na,b\n", "the first line must be path,label"),
-        ("path,label\n,b\n", "line 2: path or label is empty"),
+        ("file,species\na,b\n", r"none of its columns \(file, species\) is called label or class or category"),
+        ("path,label\n,b\n", "line 2: the path is empty"),
+        ("path,label\na,\n", "line 2: the label is empty"),
+        ("path,label\nhttp://x/a.png,b\n", "line 2: .* is a web address"),
         ("path,label,split\na,b,dev\n", "split is 'dev': write train, val or test"),
         ("path,label\n", "has no rows"),
         ('path,label\n"a,b\n', "not a readable CSV file"),
@@ -66,7 +77,7 @@ def test_a_csv_keeps_its_order(tmp_path: Path) -> None:
 def test_a_csv_that_says_nothing_clear_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=words):
-        scan_csv(tmp_path / "t.csv")
+        scan_table(tmp_path / "t.csv")
 
 
 def test_names_are_ordered_as_a_person_would() -> None:
@@ -77,16 +88,16 @@ def test_names_are_ordered_as_a_person_would() -> None:
 def test_a_csv_that_leads_out_of_its_folder_needs_the_users_word(tmp_path: Path, name: str) -> None:
     (tmp_path / "t.csv").write_text(f"path,label\na/1.png,a\n{name},b\n")
     with pytest.raises(UserError, match=r"t\.csv, line 3: .* lies outside .*--allow-outside \(outside=True\)"):
-        scan_csv(tmp_path / "t.csv")
-    assert scan_csv(tmp_path / "t.csv", outside=True)["all"][1] == ("b", tmp_path / name)
+        scan_table(tmp_path / "t.csv")
+    assert scan_table(tmp_path / "t.csv", outside=True)["all"][1] == Row("b", tmp_path / name)
 
 
 def outcome(path: Path) -> str:
     try:
-        rows = [row for rows in scan_csv(path).values() for row in rows]
+        rows = [row for rows in scan_table(path).values() for row in rows]
     except UserError as error:
         return str(error)
-    assert all(label and image.is_relative_to(path.parent) for label, image in rows)
+    assert all(label and image.is_relative_to(path.parent) for label, image, _ in rows)
     return ""
 
 

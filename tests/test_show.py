@@ -8,7 +8,7 @@ import pytest
 
 import synthetic_runs
 from rmadapter.record import Judgement, Rates, Score
-from rmadapter.show import show, show_score
+from rmadapter.show import lowest, show, show_score
 
 
 def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,11 +27,22 @@ def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str])
     for words in ("1,200 images", "guessing", "50.0", "most frequent class", "71.0", "55.4 to 64.6", "58.8", "3.2"):
         assert words in out
     assert "judged on the test split" in out
+    assert "\nlowest recall: b 60 %\n" in out
     assert err == "note: few images\n"
     assert "chance" not in out  # the table of scores would say it twice
     show(record, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["judgement"]["rows"][1]["accuracy"] == found["test, all classes"]["accuracy"] == 60
+
+
+def test_the_three_lowest_recalls_are_the_methods_own() -> None:
+    rates = {"accuracy": 60.0, "low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21}
+    rows = (
+        Rates(name="zero-shot", p=0.5, recalls=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], **rates),
+        Rates(name="RMAdapter", recalls=[50.0, 66.7, None, 12.5, 50.0, 100.0], **rates),
+    )
+    found = Judgement(how="", images=9, classes=(*"abcdef",), majority=50.0, rows=rows)
+    assert lowest(found) == "d 12 %, a 50 %, e 50 %"
 
 
 def test_halves_are_summed_up_and_a_set_without_an_answer_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,17 @@ import typer
 from rmadapter.bench import cli as bench_cli
 from rmadapter.console import (
     Config,
+    GroupColumn,
+    ImageColumn,
     Its,
     Json,
+    LabelColumn,
     Name,
     Outside,
     Quiet,
     Sets,
     SkipBad,
+    SplitColumn,
     command,
     note,
     plain,
@@ -74,7 +78,7 @@ def _options(
 
 
 def fit(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders, or CSV of path,label[,split].")],
+    data: Annotated[Path, typer.Argument(help="Folder of class folders, or table of path,label[,split].")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command resumes it.")],
     method: Name = "",
     backbone: Backbone = None,
@@ -83,7 +87,11 @@ def fit(
     classes: Which = None,
     effort: Annotated[str, typer.Option(help="fast, normal or thorough: how long it trains.")] = "normal",
     minutes: Annotated[float | None, typer.Option(help="With --method auto: for the choice, by default 10.")] = None,
-    names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call the classes.")] = None,
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
+    names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call a class.")] = None,
     config: Config = None,
     sets: Sets = None,
     folds: Annotated[int | None, typer.Option(min=0, help="Of cross-validation, 4 where needed; 0: none.")] = None,
@@ -106,7 +114,8 @@ def fit(
         note(explain_effort(wanted.name, effort))
     lab = Lab(wanted.machine)
     given = read_names(names) if names else {}
-    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given)
+    columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given, columns=columns)
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
     record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command(), folds=folds)
@@ -137,8 +146,12 @@ def _request(
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    data: Annotated[Path, typer.Argument(help="Folder or CSV of images.")],
+    data: Annotated[Path, typer.Argument(help="Folder or table of images.")],
     split: Annotated[str, typer.Option(help="Split of the data, or heldout: what fit did not draw.")] = "test",
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     classes: Which = None,
     method: Name = "",
     backbone: Its = None,
@@ -162,7 +175,8 @@ def evaluate(
     name, values = request.read_config(config)
     settings = request.split(values, name)[2] | parse_overrides(sets or [])
     saved = load(run, backbone, method=method, settings=settings)
-    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given)
+    columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given, columns=columns)
     _, scores = evaluate_saved(run, saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False))
     show_score(scores[0], as_json)
 

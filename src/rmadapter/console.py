@@ -31,6 +31,10 @@ Name = Annotated[str, typer.Option("--method", help="As `rmadapter methods` list
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=lambda on: hush(on), help="No bars and no notes; errors stay.")
 ]
+ImageColumn = Annotated[str, typer.Option(help="Of a table, that of paths; by default path, image, file or filename.")]
+LabelColumn = Annotated[str, typer.Option(help="That of classes; by default label, class or category.")]
+SplitColumn = Annotated[str, typer.Option(help="That of train, val or test; by default split or subset.")]
+GroupColumn = Annotated[str, typer.Option(help="That of what images share, as a patient; by default group.")]
 Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it is a folder or a repository.")]
 
 

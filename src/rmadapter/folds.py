@@ -112,16 +112,19 @@ def _read(file: Path, count: int) -> Answers | None:
 
 
 def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> list[list[int]]:
-    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates share a fold.
+    """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates, and images of one
+    group, share a fold.
 
     The images of each class are dealt in turn. There are no more folds than a class usually has images: each should
     lose as many, for a model that has seen fewer images of a class answers it less often, and so would be wrong about
-    just those that are held out. A class whose images are all nearly the same is always trained on.
+    just those that are held out. A class whose images all belong together is always trained on, and so is what belongs
+    with them.
     """
-    together, labels = groups(looks(images.images, progress)), np.array(images.labels)
-    own: dict[int, list[int]] = defaultdict(list)
-    for group, label in dict(zip(together[::-1].tolist(), labels[::-1].tolist(), strict=True)).items():
+    together, labels = groups(looks(images.images, progress), images.groups).tolist(), np.array(images.labels)
+    own: dict[int, list[int]] = defaultdict(list)  # of each class, what goes together, once
+    for group, label in dict.fromkeys(zip(together, images.labels, strict=True)):
         own[label].append(group)
+    always = {group for some in own.values() if len(some) < 2 for group in some}
     sizes = [len(some) for some in own.values() if len(some) > 1]
     folds = min(folds, int(median(sizes))) if sizes else 0
     if folds < 2:
@@ -130,11 +133,13 @@ def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> li
     for label in sorted(own):
         deck.shuffle(own[label])
         for group in own[label]:
-            fold_of[group] = turn % folds
-            turn += 1
-    place = np.array([fold_of[group] for group in together.tolist()], int)
+            if group not in always and group not in fold_of:
+                fold_of[group] = turn % folds
+                turn += 1
+    place = np.array([fold_of.get(group, -1) for group in together])
     found = []
     for fold in range(folds):
-        rest = set(labels[place != fold].tolist())
-        found.append([int(i) for i in np.flatnonzero(place == fold) if labels[i] in rest])
+        held, rest = np.flatnonzero(place == fold).tolist(), {*labels[place != fold].tolist()}
+        kept = {together[i] for i in held if labels[i] not in rest}
+        found.append([i for i in held if together[i] not in kept])
     return [part for part in found if part]

@@ -20,6 +20,7 @@ from rmadapter.task import Task
 ZERO_SHOT = "zero-shot"
 BESIDE = {"linear-probe": LinearProbe()}  # by the name that --method takes
 WIDE = 10.0  # points to either side of an accuracy, beyond which it says little
+NOBODY = "no image is left to judge by: each is nearly the same as one that was trained on, or of its group"
 LEVEL = 0.05  # of the test whether a simpler method is better
 
 
@@ -27,7 +28,8 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | No
     """The outcome of a run on all classes with what it is worth: on the test split or on images that were not drawn;
     where `enough` says that there are too few of them, on folds of the shots.
 
-    done: the run, with `BESIDE` asked along. Images nearly the same as one that was learnt from are not judged by.
+    done: the run, with `BESIDE` asked along. Images nearly the same as one that was learnt from, or of its group, judge
+    nothing.
     """
     record, evaluations, train = done.record, done.evaluations, lab.draw(task).train
     if folds and not enough(lab, task):
@@ -42,23 +44,27 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | No
     text = how.get(score.split, f"by {len(folds or ())}-fold cross-validation of the training images")
     if score.split in how:
         copies = {i for i, _ in pairs(looks(first.images.images, lab.progress), looks(train.images, lab.progress))}
-        rows = [row for row in rows if row not in copies]
+        akin = {*first.images.akin(train)} - copies
+        rows = [row for row in rows if row not in copies | akin]
         text += f", without {len(copies)} nearly the same as a training image" if copies else ""
+        text += f", without {len(akin)} of a group that was trained on" if akin else ""
     judgement = _judgement(text, first, rows, record.method.title, record.method.name) if rows else None
     if judgement and record.choice and score.split not in how and len(record.choice.rows) > 1:
         doubt = f"{record.method.title} was chosen on these images, too: elsewhere it is likely to be a little worse"
         judgement = judgement.model_copy(update={"doubts": (*judgement.doubts, doubt)})
-    record = record.model_copy(update={"judgement": judgement})
+    record = record.model_copy(update={"judgement": judgement, "notes": (*record.notes, *([] if rows else [NOBODY]))})
     return replace(done, record=record, evaluations=evaluations)
 
 
 def enough(lab: Lab, task: Task) -> bool:
     """Whether there are other images to judge by than the shots: a test split, or as many, of every class."""
     train = lab.draw(task).train
-    return any(
-        tested or (len(images) >= len(train) and {*images.labels} == {*train.labels})
-        for _, images, tested in lab.tests(task)
-    )
+    for _, images, tested in lab.tests(task):
+        akin = {*images.akin(train)}
+        labels = [label for i, label in enumerate(images.labels) if i not in akin]
+        if tested or (len(labels) >= len(train) and {*labels} == {*train.labels}):
+            return True
+    return False
 
 
 def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:

@@ -17,7 +17,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, States
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
-from rmadapter.prompts import CHUNK, class_weights, tokenize
+from rmadapter.prompts import CHUNK, class_weights, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.task import TEMPLATES
 
@@ -157,7 +157,8 @@ class AdaptedCLIP(nn.Module):
     def class_weights(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
         """Normalised class features [C, e] at the present alpha; differentiable with respect to the adapters."""
         chunks = self.frozen_text(tokenize(self.backbone, names, templates))
-        return class_weights(torch.cat([features for features, _ in self._text(chunks, False)]), len(templates))
+        features = torch.cat([features for features, _ in self._text(chunks, False)])
+        return class_weights(features, prompts_each(names, templates))
 
     def _text(self, chunks: Sequence[States], reconstruct: bool) -> list[tuple[Tensor, list[Tensor]]]:
         """`features` of each chunk; of several, one at a time is kept for the gradient."""

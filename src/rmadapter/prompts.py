@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,17 +13,35 @@ from torch import Tensor
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
+from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again when their gradient is needed
+MOST = 100  # prompts a class that descriptions make of a template
+
+
+def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
+    """How many prompts each class gets: of every template as many as the numbers of descriptions all divide, so that
+    shapes are the same and each description of a class counts alike. Raises UserError where that is beyond MOST."""
+    counts = sorted({len(descriptions(name)) for name in names})
+    if (turns := math.lcm(*counts)) > MOST:
+        raise UserError(
+            f"some classes have {', '.join(map(str, counts))} descriptions, and {turns} is the first number that these "
+            f"divide: give numbers that divide one of at most {MOST}, such as the same to all"
+        )
+    return len(templates) * turns
 
 
 def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Tokens [templates * C, L] of all prompts, template by template, on the backbone's device."""
+    """Tokens [`prompts_each` * C, L] of all prompts, template by template and in it description by description, on the
+    backbone's device."""
     if not names:
         raise UserError("no class names given: name at least one class")
-    return backbone.tokenizer([t.format(name) for t in templates for name in names]).to(backbone.device)
+    known = [descriptions(name) for name in names]
+    turns = range(prompts_each(names, templates) // len(templates))
+    texts = [t.format(some[turn % len(some)]) for t in templates for turn in turns for some in known]
+    return backbone.tokenizer(texts).to(backbone.device)
 
 
 def frozen_prompts(
@@ -32,11 +51,11 @@ def frozen_prompts(
     return [backbone.text.frozen(chunk, first) for chunk in tokenize(backbone, names, templates).split(CHUNK)]
 
 
-def class_weights(features: Tensor, templates: int = 1) -> Tensor:
-    """Text features [templates * C, e], template by template, -> normalised class features [C, e]."""
+def class_weights(features: Tensor, each: int = 1) -> Tensor:
+    """Text features [each * C, e], in the order of `tokenize`, -> normalised class features [C, e]."""
     weights = F.normalize(at_least_float32(features), dim=-1)
-    if templates > 1:
-        weights = F.normalize(weights.unflatten(0, (templates, -1)).mean(0), dim=-1)
+    if each > 1:
+        weights = F.normalize(weights.unflatten(0, (each, -1)).mean(0), dim=-1)
     return weights
 
 
@@ -55,10 +74,11 @@ def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Seque
 
 @lru_cache(maxsize=16)
 def _zero_shot_weights(backbone: Backbone, names: tuple[str, ...], templates: tuple[str, ...], device: Any) -> Tensor:
-    return class_weights(raw_text_features(backbone, names, templates).flatten(0, 1), len(templates))
+    features = raw_text_features(backbone, names, templates)
+    return class_weights(features.flatten(0, 1), len(features))
 
 
 def raw_text_features(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Features [templates, C, e] of the untouched text encoder, not normalised."""
+    """Features [`prompts_each`, C, e] of the untouched text encoder, not normalised."""
     features = torch.cat([states.features for states in frozen_prompts(backbone, names, templates)])
-    return at_least_float32(features).unflatten(0, (len(templates), -1))
+    return at_least_float32(features).unflatten(0, (-1, len(names)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
+from rmadapter.data.names import descriptions
 from rmadapter.errors import UserError, first_fault
 from rmadapter.files import read_text, write_text
 from rmadapter.metrics import harmonic_mean
@@ -227,7 +228,8 @@ class Evaluation:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.images.classes
+        """What they are called: of several descriptions the first."""
+        return tuple(descriptions(name)[0] for name in self.images.classes)
 
     @property
     def labels(self) -> np.ndarray:

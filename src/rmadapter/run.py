@@ -21,7 +21,7 @@ from rmadapter.cache import Cache
 from rmadapter.data.catalog import load_dataset
 from rmadapter.data.fewshot import FewShot, few_shot, half, split_digest
 from rmadapter.data.images import ImageSet
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, quoted
 from rmadapter.machine import describe, find_device, peak, reset_peak, versions
 from rmadapter.method import Fitted, Known, Method, NotApplicable, Shots, Unfinished, answers
 from rmadapter.methods.zero_shot import ZeroShot
@@ -167,9 +167,27 @@ def run_task(
         step_seconds=fitted.trained.step_seconds,
         **high,
         machine=describe(cache.device),
-        notes=(*few.short, *(note for images in lab.splits(task.data).values() for note in images.skipped)),
+        notes=(
+            *few.short,
+            *_shared(train, sets),
+            *(note for images in lab.splits(task.data).values() for note in images.skipped),
+        ),
     )  # fmt: skip
     return Outcome(record, fitted, evaluations)
+
+
+def _shared(train: ImageSet, sets: list[tuple[Question, ImageSet, bool]]) -> list[str]:
+    """A sentence for each test split of the same data that shares groups with the images that are trained on."""
+    found = []
+    for test, images, tested in sets:
+        rows = [] if test.data or not tested else images.akin(train)
+        if names := list(dict.fromkeys(images.groups[i] for i in rows)):
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            found.append(
+                f"train and test share the group {quoted(names[0])}{more}: {len(rows)} of {len(images)} test images "
+                f"({test.name} classes) flatter the accuracy; the judgement leaves them out"
+            )
+    return found
 
 
 def learn(

@@ -32,6 +32,7 @@ def show(record: Record, as_json: bool) -> None:
     if judged:
         table(*as_table(judged))
         print(f"judged {judged.how}; interval: Wilson's")
+        print(f"lowest recall: {lowest(judged)}")
     if judged and len(record.scores) == 1:
         return
     rows = [_row(score) for score in record.scores]
@@ -91,6 +92,13 @@ def choice_table(choice: Choice) -> tuple[list[str], list[list[str]]]:
         else:
             rows.append([name, f"{row.accuracy:.1f}", f"{row.behind:.1f} ± {row.error:.1f}", f"{row.seconds or 0:.0f}"])
     return ["method", "accuracy in %", "behind the best", "seconds"], rows
+
+
+def lowest(found: Judgement, count: int = 3) -> str:
+    """The classes that the method finds least often, "ant 0 %, cat 50 %"; of equal ones, the first."""
+    own = next(row for row in found.rows if row.p is None)
+    recalls = [(recall, name) for recall, name in zip(own.recalls, found.classes, strict=True) if recall is not None]
+    return ", ".join(f"{name} {recall:.0f} %" for recall, name in sorted(recalls, key=lambda pair: pair[0])[:count])
 
 
 def as_table(found: Judgement) -> tuple[list[str], list[list[str]]]:

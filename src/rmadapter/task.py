@@ -29,7 +29,7 @@ class Question:
 class Task:
     """One training and what is asked of it. tests: empty for the classes trained on, and for base the novel ones."""
 
-    data: str = option("", "name of a data set, folder of class folders, or CSV file")
+    data: str = option("", "name of a data set, folder of class folders, or table")
     backbone: str = option("pocket", "name that load_backbone understands")
     shots: int = option(16, "training images drawn per class; 0 takes all", ge=0, le=1_000_000)
     seed: int = option(1, "seed of the draw, the initialisation and the order of batches", ge=0, le=2**32 - 1)

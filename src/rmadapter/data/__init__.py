@@ -1,8 +1,9 @@
 """Labelled images and what the few-shot protocol does with them; nothing here knows a model.
 
-images      folder, CSV or lists -> ImageSet
-scan        what a folder or a CSV file says, nothing opened yet
+images      folder, table or lists -> ImageSet
+scan        what a folder or a table says, nothing opened yet
 names       a class's label and its prompt name: the rule between the two
+columns     a table's rows, and which of its columns is which
 inputs      files, folders, patterns, tables and stdin -> paths to ask about
 guard       a file of unknown origin, opened with bounds on what it may cost
 pixels      any image as upright RGB

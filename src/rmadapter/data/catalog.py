@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def table_of(dataset: Dataset, home: Path, outside: bool = False) -> Table:
 
 
 def load_dataset(name_or_path: str | Path, root: Path | None = None, *, outside: bool = False) -> dict[str, ImageSet]:
-    """A data set of the catalogue below `root`, by key or CoOp folder name; else a folder or CSV file, from `root` on.
+    """A data set of the catalogue below `root`, by key or CoOp folder name; else a folder or table, from `root` on.
 
     Returns split -> ImageSet with classes in label order and images in the order of the files that list them. A data
     set of the catalogue may also lie there as plain folders ([split/]class/image); its classes then get the
@@ -123,8 +123,8 @@ def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict
     renamed = {}
     for split, images in sets.items():
         rows = sorted((number[label], i) for i, label in enumerate(images.labels) if label in number)
-        paths, labels = tuple(images.images[i] for _, i in rows), tuple(label for label, _ in rows)
-        renamed[split] = ImageSet(paths, labels, classes, images.root, images.skipped, written)
+        part = images.subset(i for _, i in rows)
+        renamed[split] = replace(part, labels=tuple(label for label, _ in rows), classes=classes, written=written)
     return renamed
 
 

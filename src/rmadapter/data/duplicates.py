@@ -50,11 +50,16 @@ def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
         yield from ((start + int(i), int(j)) for i, j in np.argwhere(near))
 
 
-def groups(found: np.ndarray) -> np.ndarray:
-    """[N] numbers of `looks`: the same for images that a chain of near-duplicates connects."""
+def groups(found: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
+    """[N] numbers of `looks`: the same for images that a chain of near-duplicates connects.
+
+    named: N groups that are known, "" for none; those of one are connected, too.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    links = np.array([*pairs(found, found), *((i, i) for i in range(len(found)))], int).reshape(-1, 2)
+    first: dict[str, int] = {}
+    same = [(i, first.setdefault(name, i)) for i, name in enumerate(named) if name]
+    links = np.array([*pairs(found, found), *same, *((i, i) for i in range(len(found)))], int).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (len(found), len(found)))
     return connected_components(graph, directed=False)[1]

@@ -7,9 +7,10 @@ time, that of the processor, for whatever the others do not know.
 from __future__ import annotations
 
 import os
+import re
 import time
 from functools import cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -20,6 +21,7 @@ ALLOW = "--allow-outside (outside=True)"
 # Formats that Pillow lists and cannot draw by itself, where EPS and WMF would even start another program; and those
 # that hold an image of any other format and size than they say, or are unpacked at one go.
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF", "BLP", "FITS", "ICNS", "IPTC"}
+URL = re.compile(r"[a-z][a-z0-9+.]+://", re.IGNORECASE)
 LONGEST = 100  # times as long as wide
 BYTES = 300_000_000  # of a file
 PHOTO = 24_000_000  # pixels; a larger image is reduced while it becomes RGB
@@ -46,6 +48,17 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
     climbs = ".." in name and ".." in PurePath(name).parts
     if not outside and (climbs or os.path.isabs(name) or os.path.splitdrive(name)[0]):
         raise UserError(f"{where}: {name!r:.80} lies outside of the data's folder; {ALLOW} reads such images, too")
+
+
+def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
+    """The image that a row of a table names, from the table's folder on. Raises UserError, naming `where`, for an empty
+    path, a web address, and as `check_inside`."""
+    if not name:
+        raise UserError(f"{where}: the path is empty")
+    if URL.match(name):
+        raise UserError(f"{where}: {name!r:.200} is a web address; fetch the images first")
+    check_inside(name, where, outside)
+    return table.parent / name
 
 
 def open_image(file: BinaryIO) -> Image.Image:

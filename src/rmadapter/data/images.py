@@ -1,4 +1,4 @@
-"""A folder of class folders, a CSV file or plain lists become one ImageSet; any image becomes RGB."""
+"""A folder of class folders, a table or plain lists become one ImageSet; any image becomes RGB."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from numbers import Integral
 from pathlib import Path
 
 from rmadapter.console import track
+from rmadapter.data.columns import SUFFIXES
 from rmadapter.data.names import Label, classnames_json, places, prompt_name, prompt_names
 from rmadapter.data.pixels import ImageSource, complaint, content, load_image
-from rmadapter.data.scan import Rows, order, scan_csv, scan_folder
+from rmadapter.data.scan import Rows, order, scan_folder, scan_table
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
 
@@ -33,6 +34,7 @@ class ImageSet:
     root: the folder that names are relative to
     skipped: "path: reason" of every image that skip_bad left out
     written: the classes as the user writes them ("sea_horse", or a number); by default as in the prompt
+    groups: N names of what images have in common, as a patient; those of one never judge each other. "" stands alone
     """
 
     images: tuple[ImageSource, ...]
@@ -41,16 +43,21 @@ class ImageSet:
     root: Path | None = None
     skipped: tuple[str, ...] = ()
     written: tuple[Label, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.classes)
+        object.__setattr__(self, "groups", self.groups or ("",) * len(self.images))
+        if len(self.groups) != len(self.images):
+            raise UserError(f"{len(self.images)} images and {len(self.groups)} groups: give one group for each image")
         if len(self.written) != len(self.classes):
             raise ValueError(f"{len(self.written)} labels as written for {len(self.classes)} classes")
 
     @classmethod
     def from_lists(
-        cls, images: Iterable[ImageSource], labels: Iterable[str | int], classes: Sequence[str] | None = None
-    ) -> ImageSet:
+        cls, images: Iterable[ImageSource], labels: Iterable[str | int], classes: Sequence[str] | None = None,
+        groups: Iterable[str] = (),
+    ) -> ImageSet:  # fmt: skip
         """N images and N labels: class names (then `classes` may be left out), or indices into `classes`.
 
         Names become prompt names as `prompt_name` does it. Raises UserError for lists that do not fit together.
@@ -67,7 +74,7 @@ class ImageSet:
         found = places(labels, classes if text else range(len(classes)), names)
         spelled = dict(zip(found, labels, strict=True)) if text else {}
         written = tuple(spelled.get(i, name if text else i) for i, name in enumerate(classes))
-        return cls(images, tuple(found), names, written=written)
+        return cls(images, tuple(found), names, written=written, groups=tuple(groups))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,7 +82,17 @@ class ImageSet:
     def subset(self, indices: Iterable[int]) -> ImageSet:
         """These images in this order, with the same classes."""
         chosen = list(indices)
-        return replace(self, images=tuple(self.images[i] for i in chosen), labels=tuple(self.labels[i] for i in chosen))
+        return replace(
+            self,
+            images=tuple(self.images[i] for i in chosen),
+            labels=tuple(self.labels[i] for i in chosen),
+            groups=tuple(self.groups[i] for i in chosen),
+        )
+
+    def akin(self, others: ImageSet) -> list[int]:
+        """Indices of the images that share a group with one of the others."""
+        theirs = {*others.groups} - {""}
+        return [i for i, group in enumerate(self.groups) if group in theirs]
 
     def name(self, index: int) -> str:
         """Path relative to `root` with forward slashes, or "image 3" for an image that is no file."""
@@ -100,34 +117,39 @@ class ImageSet:
 
 def read_images(
     data: str | Path, *, skip_bad: bool = False, outside: bool = False, progress: bool = True,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None, columns: Mapping[str, str] | None = None,
 ) -> dict[str, ImageSet]:  # fmt: skip
-    """Read a folder of class folders, train/val/test folders of such, or a CSV file `path,label[,split]`.
+    """Read a folder of class folders, train/val/test folders of such, or a table `path,label[,split][,group]`.
 
+    columns: of a table (CSV with any of , ; and tab, or parquet), "image", "label", "split" or "group" -> what it is
+    called there, where that is none of the usual names.
     Returns split name ("train", "val", "test"; "all" where the data has no splits) -> ImageSet; all share the
     classes of train (of all splits where there is no train), sorted by folder name. A file classnames.json beside
     them (for one domain of several, beside the domains) may give other prompt names, and so does `names`: label ->
-    prompt name, which comes first. Every file is decoded once, so that what is found here can be used; bad ones
-    raise UserError, or with `skip_bad` are left out and listed in `skipped`. Raises UserError too for whatever makes
-    labels ambiguous, and for paths in a CSV file that lead out of its folder, unless `outside` allows them.
+    prompt name, which comes first; "crane | tall bird" are two descriptions of one class. Every file is decoded once,
+    so that what is found here can be used; bad ones raise UserError, or with `skip_bad` are left out and listed in
+    `skipped`. Raises UserError too for whatever makes labels ambiguous, and for paths in a table that lead out of its
+    folder, unless `outside` allows them.
     """
     path = user_path(data)
     if os.path.isdir(path):  # which never raises, however long the name
+        if any((columns or {}).values()):
+            raise UserError(f"{path}: a folder has no columns; --image-column and the like are for tables")
         root, found = path, scan_folder(path)
-    elif os.path.isfile(path) and path.suffix.lower() == ".csv":
-        root, found = path.parent, scan_csv(path, outside)
+    elif os.path.isfile(path) and path.suffix.lower() in SUFFIXES:
+        root, found = path.parent, scan_table(path, outside, columns)
     else:
         raise UserError(f"{path}: neither a folder of class folders nor a CSV file of path,label[,split]")
     given = {**classnames_json(root, path == root and "all" not in found), **(names or {})}
     written, called = _shared_names(found, given, path)
 
-    bad = _complaints([image for rows in found.values() for _, image in rows], progress)
+    bad = _complaints([row.image for rows in found.values() for row in rows], progress)
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
         raise UserError(f"{next(iter(bad.values()))}{more}; --skip-bad (skip_bad=True) goes on without such files")
-    good = {split: [row for row in rows if row[1] not in bad] for split, rows in found.items()}
+    good = {split: [row for row in rows if row.image not in bad] for split, rows in found.items()}
     leading = [good["train"]] if "train" in good else good.values()
-    left = {called[raw] for rows in leading for raw, _ in rows}
+    left = {called[row.label] for rows in leading for row in rows}
     classes = [name for name in written if name in left]
     if not classes:
         raise UserError(f"{path}: not one readable image {'in train' if 'train' in good else 'in it'}")
@@ -135,12 +157,12 @@ def read_images(
     numbers = {raw: number[name] for raw, name in called.items() if name in left}
     sets = {}
     for split, rows in good.items():
-        kept = [(image, numbers[raw]) for raw, image in rows if raw in numbers]
-        skipped = [f"{_relative(p, root)}: {bad[p].removeprefix(f'{p}: ')}" for _, p in found[split] if p in bad]
-        skipped += [f"{_relative(p, root)}: no train image of its class" for raw, p in rows if raw not in numbers]
-        paths, labels = tuple(p for p, _ in kept), tuple(n for _, n in kept)
-        labelled = tuple(written[name] for name in classes)
-        sets[split] = ImageSet(paths, labels, tuple(classes), root, tuple(skipped), labelled)
+        kept = [row for row in rows if row.label in numbers]
+        skipped = [f"{_relative(p, root)}: {bad[p].removeprefix(f'{p}: ')}" for _, p, _ in found[split] if p in bad]
+        skipped += [f"{_relative(p, root)}: no train image of its class" for raw, p, _ in rows if raw not in numbers]
+        paths, labels = tuple(row.image for row in kept), tuple(numbers[row.label] for row in kept)
+        labelled, groups = tuple(written[name] for name in classes), tuple(row.group for row in kept)
+        sets[split] = ImageSet(paths, labels, tuple(classes), root, tuple(skipped), labelled, groups)
     return sets
 
 
@@ -153,7 +175,7 @@ def _shared_names(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The classes in order, each with its label, and for every class as written, in any split, its name among them."""
     own = {
-        split: prompt_names(sorted({raw for raw, _ in rows}, key=order), given, f"{path} ({split}): ")
+        split: prompt_names(sorted({row.label for row in rows}, key=order), given, f"{path} ({split}): ")
         for split, rows in found.items()
     }
     leading = own["train"] if "train" in own else {raw: name for names in own.values() for raw, name in names.items()}

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import os
-import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
-from rmadapter.data.guard import check_inside, formats
+from rmadapter.data.columns import SUFFIXES, read_rows
+from rmadapter.data.guard import URL, formats, listed_image
 from rmadapter.data.scan import image_files, in_order
-from rmadapter.errors import UserError, nearest
-from rmadapter.files import read_text, user_path
-
-COLUMNS = ("path", "image", "file", "filename", "file_name")  # of a table, the first that it has
-URL = re.compile(r"[a-z][a-z0-9+.]+://", re.IGNORECASE)
+from rmadapter.errors import UserError
+from rmadapter.files import user_path
 
 
 @dataclass
@@ -41,8 +35,8 @@ class Inputs:
 
 
 def find_images(words: Sequence[str], column: str = "", outside: bool = False, none: bool = False) -> Inputs:
-    """words: files, folders (searched to any depth), patterns such as "photos/*.jpg", CSV or parquet tables, and - for
-    paths on stdin, one a line.
+    """words: files, folders (searched to any depth), patterns such as "photos/*.jpg", tables (CSV, TSV, parquet), and -
+    for paths on stdin, one a line.
 
     column: of a table, whose paths are relative to its folder; outside: whether they may lead out of it. A file that
     is named is taken as it is, whatever it holds. none: whether there may be no image any more, since all of them were
@@ -64,7 +58,7 @@ def _add(found: Inputs, name: str, column: str, outside: bool, none: bool) -> No
     path = user_path(name)
     if os.path.isdir(path):
         _search(found, path)
-    elif path.suffix.lower() in TABLES:
+    elif path.suffix.lower() in SUFFIXES:
         found.files += _of_table(path, column, outside)
     elif glob.has_magic(name) and not os.path.lexists(path):
         if not _match(found, path) and not none:
@@ -100,63 +94,6 @@ def _lines() -> Iterator[str]:
     return (os.fsdecode(line) for line in data.splitlines() if line)
 
 
-# Tables
-
-
 def _of_table(path: Path, column: str, outside: bool) -> list[Path]:
-    names = TABLES[path.suffix.lower()](path, column)
-    files = []
-    for number, name in enumerate(names, 1):
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{path}, row {number}: the path is empty")
-        if URL.match(name):
-            raise UserError(f"{path}, row {number}: {name!r:.200} is a web address; fetch the images first")
-        check_inside(name, f"{path}, row {number}", outside)
-        files.append(path.parent / PurePath(name.strip()))
-    if not files:
-        raise UserError(f"{path}: has no rows")
-    return files
-
-
-def _column(path: Path, wanted: str, there: Sequence[str]) -> str:
-    if chosen := next((name for name in ([wanted] if wanted else COLUMNS) if name in there), ""):
-        return chosen
-    if wanted:
-        raise UserError(f"{path}: has no column {wanted!r}{nearest(wanted, there)}")
-    raise UserError(
-        f"{path}: none of its columns is called {', '.join(COLUMNS)}; name the one of paths: --image-column"
-    )
-
-
-def _csv_names(path: Path, wanted: str) -> list[str]:
-    kind = "a readable CSV file in UTF-8"
-    reader = csv.DictReader(io.StringIO(read_text(path, kind), newline=""), strict=True)
-    try:
-        column = _column(path, wanted, reader.fieldnames or [])
-        return [row[column] for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{path}: not {kind} ({error})") from None
-
-
-def _parquet_names(path: Path, wanted: str) -> Iterable[Any]:
-    parquet = pyarrow("parquet", str(path))
-    try:
-        column = _column(path, wanted, parquet.read_schema(path).names)
-        return parquet.read_table(path, columns=[column]).column(column).to_pylist()
-    except UserError:
-        raise
-    except Exception as error:  # on broken files pyarrow raises nearly anything
-        raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
-
-
-def pyarrow(module: str, where: str) -> Any:
-    """A module of pyarrow. Raises UserError, naming `where`, when it is not installed."""
-    from importlib import import_module
-
-    try:
-        return import_module(f"pyarrow.{module}")
-    except ImportError:
-        raise UserError(f"{where}: parquet needs pyarrow; `pip install pyarrow` brings it, or use CSV") from None
-
-
-TABLES = {".csv": _csv_names, ".parquet": _parquet_names}
+    rows = read_rows(path, ["image"], named={"image": column})
+    return [listed_image(path, where, cells["image"], outside) for where, cells in rows]

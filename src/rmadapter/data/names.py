@@ -5,17 +5,17 @@ Labels come back exactly as they were written. Two spellings mean the same class
 
 from __future__ import annotations
 
-import csv
-import io
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from rmadapter.data.columns import read_rows
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.files import read_json, read_text, user_path
+from rmadapter.files import read_json, user_path
 
 Label: TypeAlias = str | int
+OR = " | "  # between descriptions of one class
 
 
 def prompt_name(written: str) -> str:
@@ -26,6 +26,11 @@ def prompt_name(written: str) -> str:
 def key(written: str) -> str:
     """What all spellings of a class share: its prompt name without regard to case, for CLIP reads lower case."""
     return prompt_name(written).casefold()
+
+
+def descriptions(name: str) -> tuple[str, ...]:
+    """ "crane | tall bird" -> the two descriptions of a class; the first is what it is called."""
+    return tuple(name.split(OR))
 
 
 def prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None, where: str = "") -> dict[str, str]:
@@ -77,23 +82,15 @@ def classnames_json(root: Path, split: bool) -> dict[str, str]:
 
 
 def read_names(path: str | Path) -> dict[str, str]:
-    """A CSV file `label,name`: label -> prompt name. Raises UserError for another file, and for a label in two rows."""
-    path, kind = user_path(path), "a readable CSV file in UTF-8"
-    reader = csv.DictReader(io.StringIO(read_text(path, kind), newline=""), strict=True)
-    given: dict[str, str] = {}
-    try:
-        if not {"label", "name"} <= set(columns := reader.fieldnames or []):
-            raise UserError(f"{path}: the first line must be label,name, not {','.join(columns)[:80]!r}")
-        for row in reader:
-            label, name = (nfc((row[column] or "").strip()) for column in ("label", "name"))
-            if not label or not name:
-                raise UserError(f"{path}, line {reader.line_num}: label or name is empty")
-            if label in given:
-                raise UserError(f"{path}, line {reader.line_num}: a second name for {quoted(label)}: keep one")
-            given[label] = name
-    except csv.Error as error:
-        raise UserError(f"{path}: not {kind} ({error})") from None
-    return given
+    """A CSV file `label,name`: label -> prompt name; the names of several rows are descriptions of one class. Raises
+    UserError for another file."""
+    given: dict[str, list[str]] = {}
+    for where, cells in read_rows(user_path(path), ("label", "name")):
+        label, name = nfc(cells["label"]), nfc(cells["name"])
+        if not label or not name:
+            raise UserError(f"{where}: label or name is empty")
+        given.setdefault(label, []).append(name)
+    return {label: OR.join(dict.fromkeys(names)) for label, names in given.items()}
 
 
 def check_known(given: Mapping[str, str], written: Sequence[Label], where: str | Path) -> None:

@@ -1,21 +1,28 @@
-"""What a folder of class folders or a CSV file says: rows of class and path, as written, nothing opened yet."""
+"""What a folder of class folders or a table says: rows of class and path, as written, nothing opened yet."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from rmadapter.data.guard import check_inside, formats
+from rmadapter.data.columns import read_rows
+from rmadapter.data.guard import formats, listed_image
 from rmadapter.errors import UserError
-from rmadapter.files import read_text
 
-Rows: TypeAlias = "list[tuple[str, Path]]"  # class as it is written on disk, image
+
+class Row(NamedTuple):
+    """label: as it is written on disk. group: of images that belong together; "" stands alone."""
+
+    label: str
+    image: Path
+    group: str = ""
+
+
+Rows: TypeAlias = list[Row]
 
 SYSTEM = {("/", name) for name in ("dev", "proc", "sys")}  # what is a file there may never end
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -65,7 +72,7 @@ def _scan_classes(parent: Path) -> Rows:
         if (below := _folders(folder)) and all(inner.name.casefold() in SPLITS for inner in below):
             raise UserError(f"{folder}: holds splits, so it is a data set and not a class: give that folder instead")
         seen = barred - ({folder.resolve()} if not folder.is_symlink() else set())
-        rows += [(folder.name, image) for image in image_files(folder, seen) or [folder]]
+        rows += [Row(folder.name, image) for image in image_files(folder, seen) or [folder]]
     return rows
 
 
@@ -93,29 +100,19 @@ def in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
 
 
-def scan_csv(path: Path, outside: bool = False) -> dict[str, Rows]:
-    """Split -> rows in the order of the file, on which draws depend; {"all": ...} without a column split.
+def scan_table(path: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> dict[str, Rows]:
+    """Split -> rows in the order of the table, on which draws depend; {"all": ...} without a column of splits.
 
-    outside: whether images may lie outside of the folder of the file.
+    outside: whether images may lie outside of the folder of the table. columns: as `read_rows` has `named`. Raises
+    UserError as it does, and for an empty label or another split than train, val and test.
     """
     found: dict[str, Rows] = {}
-    kind = "a readable CSV file in UTF-8"
-    reader = csv.DictReader(io.StringIO(read_text(path, kind), newline=""), strict=True)
-    try:
-        columns = reader.fieldnames or []
-        if not {"path", "label"} <= set(columns):
-            raise UserError(f"{path}: the first line must be path,label[,split], not {','.join(columns)[:80]!r}")
-        for row in reader:
-            name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
-            if not name or not label:
-                raise UserError(f"{path}, line {reader.line_num}: path or label is empty")
-            if "split" in columns and split.casefold() not in SPLITS:
-                raise UserError(f"{path}, line {reader.line_num}: split is {split!r:.80}: write train, val or test")
-            check_inside(name, f"{path}, line {reader.line_num}", outside)
-            split = SPLITS[split.casefold()] if "split" in columns else "all"
-            found.setdefault(split, []).append((label, path.parent / name))
-    except csv.Error as error:
-        raise UserError(f"{path}: not {kind} ({error})") from None
-    if not found:
-        raise UserError(f"{path}: has no rows below its first line")
+    for where, cells in read_rows(path, ("image", "label"), ("split", "group"), columns):
+        image, split = listed_image(path, where, cells["image"], outside), cells.get("split", "all")
+        if not cells["label"]:
+            raise UserError(f"{where}: the label is empty")
+        if "split" in cells and split.casefold() not in SPLITS:
+            raise UserError(f"{where}: split is {split!r:.80}: write train, val or test")
+        row = Row(cells["label"], image, cells.get("group", ""))
+        found.setdefault(SPLITS.get(split.casefold(), split), []).append(row)
     return found

@@ -23,7 +23,7 @@ from rmadapter.encoders import Encoder, Packed, States
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.prompts import CHUNK, class_weights, cosine_logits, tokenize
+from rmadapter.prompts import CHUNK, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -98,12 +98,12 @@ class UpdatedCLIP(Learner):
         layouts = [text.layout(chunk, share) for chunk in tokens.split(CHUNK)]
         return [(text.stem(layout), layout) for layout in layouts]
 
-    def class_weights(self, prompts: Sequence[tuple[Tensor, Packed]], templates: int) -> Tensor:
+    def class_weights(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
         """Normalised class features [C, e]; of several chunks, one at a time is kept for the gradient."""
         if len(prompts) == 1:
-            return class_weights(self._encode_text(*prompts[0]), templates)
+            return class_weights(self._encode_text(*prompts[0]), each)
         parts = [checkpoint(self._encode_text, *chunk, use_reentrant=False) for chunk in prompts]
-        return class_weights(torch.cat(parts), templates)
+        return class_weights(torch.cat(parts), each)
 
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         return self.backbone.text.encode(x, layout, views=self.views[1])
@@ -114,7 +114,8 @@ class UpdatedCLIP(Learner):
         return cosine_logits(self.backbone, features, weights)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        weights = self.class_weights(self.prompts(names, known.templates, share=True), len(known.templates))
+        prompts = self.prompts(names, known.templates, share=True)
+        weights = self.class_weights(prompts, prompts_each(names, known.templates))
         return lambda states: self.logits(states, weights)
 
 
@@ -143,11 +144,11 @@ class CLIPLoRA(ModuleMethod):
         return UpdatedCLIP(backbone, self.rank, self.alpha / math.sqrt(self.rank), self.dropout, seed)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, templates = self.module(backbone, shots.seed), len(shots.templates)
+        module, each = self.module(backbone, shots.seed), prompts_each(shots.classes, shots.templates)
         prompts = module.prompts(shots.classes, shots.templates, share=self.dropout == 0)
 
         def loss(batch: Batch) -> Tensor:
-            logits = module.logits(batch.images, module.class_weights(prompts, templates))
+            logits = module.logits(batch.images, module.class_weights(prompts, each))
             return F.cross_entropy(logits, batch.labels)
 
         done = minimise(module, loss, self.recipe, shots, shots.source(1))

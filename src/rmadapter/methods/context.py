@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
+from rmadapter.data.names import descriptions
 from rmadapter.errors import UserError
 from rmadapter.method import Known, Learner, Shots, ToLogits, Trained
 from rmadapter.prompts import cosine_logits
@@ -23,7 +24,8 @@ HOLDER = "X"  # one token in every vocabulary, or the one unknown token
 
 
 class PromptedText:
-    """The text encoder of a backbone on "X ... X name" + suffix, where n_ctx X are the context.
+    """The text encoder of a backbone on "X ... X name" + suffix, where n_ctx X are the context; of a name's
+    descriptions, the first.
 
     layout: the packed prompts of C classes, T tokens in all. words: their own embeddings [T, d]. positions: packed rows
     of the context tokens, [n_ctx] if the classes share them, else [C, n_ctx]. share=False keeps them apart in any case,
@@ -35,7 +37,8 @@ class PromptedText:
     ) -> None:
         self.encoder, device = backbone.text, backbone.device
         holders = " ".join([HOLDER] * n_ctx)
-        tokens = backbone.tokenizer([f"{holders} {name}{suffix}".strip() for name in classes]).to(device)
+        called = [descriptions(name)[0] for name in classes]
+        tokens = backbone.tokenizer([f"{holders} {name}{suffix}".strip() for name in called]).to(device)
         start = _start(backbone)
         if n_ctx < 1 or start + n_ctx + 2 > tokens.shape[1]:
             raise UserError(

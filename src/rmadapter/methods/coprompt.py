@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.console import note
-from rmadapter.data.names import key
+from rmadapter.data.names import descriptions, key
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.files import read_json, user_path
@@ -154,7 +154,7 @@ def _sentences(found: Any, names: Sequence[str], file: str) -> list[list[str]]:
     groups = {key(name): group for name, group in found.items()}
     sentences = []
     for name in names:
-        group = groups.get(key(name))
+        group = groups.get(key(descriptions(name)[0]))
         if not isinstance(group, list) or not group or not all(isinstance(s, str) for s in group):
             raise UserError(f"{file}: class {name!r} has no list of descriptions; add one")
         sentences.append(group)

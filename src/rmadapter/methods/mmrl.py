@@ -32,7 +32,7 @@ from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.methods.context import draw
 from rmadapter.methods.deep import check_room
-from rmadapter.prompts import CHUNK, class_weights, cosine_logits, tokenize
+from rmadapter.prompts import CHUNK, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Size
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -101,9 +101,9 @@ class Representations(Learner):
         chunks = tokenize(self.backbone, names, templates).split(CHUNK)
         return [widen(text, chunk, more, first) for chunk in chunks]
 
-    def class_features(self, prompts: Sequence[Prompts], templates: int) -> Tensor:
+    def class_features(self, prompts: Sequence[Prompts], each: int) -> Tensor:
         """Normalised, [C, e]."""
-        return class_weights(torch.cat([self._text(chunk) for chunk in prompts]), templates)
+        return class_weights(torch.cat([self._text(chunk) for chunk in prompts]), each)
 
     def _text(self, prompts: Prompts) -> Tensor:
         encoder, layout, x = self.backbone.text, prompts.wide, prompts.frozen.x
@@ -128,7 +128,7 @@ class Representations(Learner):
         return encoder.head(x[:, :-k], layout), encoder.top_norm(x[:, -k:]).mean(1) @ self.projection
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        w = self.class_features(self.prompts(names, known.templates), len(known.templates))
+        w = self.class_features(self.prompts(names, known.templates), prompts_each(names, known.templates))
         alpha = self.alpha if {*names} <= {*known.classes} else 1.0
 
         def score(states: States) -> Tensor:
@@ -163,12 +163,12 @@ class MMRL(ModuleMethod):
         return Representations(backbone, self.tokens, self.width, self.first_block, self.alpha, seed)
 
     def loss(
-        self, module: Representations, labels: Tensor, states: States, prompts: Sequence[Prompts], templates: int = 1
+        self, module: Representations, labels: Tensor, states: States, prompts: Sequence[Prompts], each: int = 1
     ) -> dict[str, Tensor]:
         """The loss and its terms, each with its weight in it, for labels [B]."""
         f_c, f_r = module.image_features(states)
-        w = module.class_features(prompts, templates)
-        w_0 = class_weights(torch.cat([chunk.frozen.features for chunk in prompts]), templates)
+        w = module.class_features(prompts, each)
+        w_0 = class_weights(torch.cat([chunk.frozen.features for chunk in prompts]), each)
         terms = {
             "ce": self.alpha * F.cross_entropy(cosine_logits(module.backbone, f_c, w), labels),
             "ce_representation": (1 - self.alpha) * F.cross_entropy(cosine_logits(module.backbone, f_r, w), labels),
@@ -178,11 +178,11 @@ class MMRL(ModuleMethod):
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, templates = self.module(backbone, shots.seed), len(shots.templates)
+        module, each = self.module(backbone, shots.seed), prompts_each(shots.classes, shots.templates)
         prompts = module.prompts(shots.classes, shots.templates)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
-            return self.loss(module, batch.labels, batch.images, prompts, templates)
+            return self.loss(module, batch.labels, batch.images, prompts, each)
 
         done = minimise(module, loss, self.recipe, shots, shots.source(module.first))
         return self.restore(backbone, shots.known, module.state_dict()).after(done)

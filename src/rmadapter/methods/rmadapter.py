@@ -17,7 +17,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
 from rmadapter.model import AdaptedCLIP
-from rmadapter.prompts import cosine_logits, tokenize
+from rmadapter.prompts import cosine_logits, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -42,7 +42,7 @@ class RMAdapter:
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if self.adapter.alpha == 0:
             raise UserError("alpha=0 trains nothing: the adapters' output would not count; give a number above 0")
-        model, count = self.model(backbone, shots.seed), len(shots.templates)
+        model, count = self.model(backbone, shots.seed), prompts_each(shots.classes, shots.templates)
         tokens, first = tokenize(backbone, shots.classes, shots.templates), model.first("image")
         text = model.frozen_text(tokens)
         features = torch.cat([chunk.features for chunk in text])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from rmadapter.console import Its, Json, Name, Outside, Quiet, SkipBad, bar, note, table, track
+from rmadapter.console import ImageColumn, Its, Json, Name, Outside, Quiet, SkipBad, bar, note, table, track
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def predict(
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot/--no-zero-shot", help="Ask the untouched backbone, too, which takes its time.")
     ] = True,
-    image_column: Annotated[str, typer.Option(help="Of a table; by default path, image, file or filename.")] = "",
+    image_column: ImageColumn = "",
     skip_bad: SkipBad = False,
     outside: Outside = False,
     method: Name = "",

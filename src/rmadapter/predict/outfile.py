@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rmadapter.data.inputs import pyarrow
+from rmadapter.data.columns import pyarrow
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, inert, opened
 

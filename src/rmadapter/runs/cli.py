@@ -8,14 +8,32 @@ from typing import Annotated
 
 import typer
 
-from rmadapter.console import Its, Json, Name, Outside, Quiet, SkipBad, command, note, table
+from rmadapter.console import (
+    GroupColumn,
+    ImageColumn,
+    Its,
+    Json,
+    LabelColumn,
+    Name,
+    Outside,
+    Quiet,
+    SkipBad,
+    SplitColumn,
+    command,
+    note,
+    table,
+)  # fmt: skip
 from rmadapter.errors import UserError
 
 
 def add(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote; it stays as it is.")],
-    what: Annotated[list[str], typer.Argument(help="Names of new classes; or a folder or CSV of images, old and new.")],
+    what: Annotated[list[str], typer.Argument(help="Names of new classes; or a folder or table of images of any.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")],
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     old_data: Annotated[Path | None, typer.Option(help="Where the run's own images lie by now.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="New images per class, by default as for the run.")] = None,
     method: Name = "",
@@ -27,12 +45,14 @@ def add(
 ) -> None:
     """A run that knows more: classes by name alone, or trained again with more images."""
     from rmadapter.checkpoint import load
+    from rmadapter.data.columns import SUFFIXES
     from rmadapter.runs.grow import add_images, add_names
     from rmadapter.show import show
 
     saved, data = load(run, backbone, method=method), Path(what[0])
-    if len(what) == 1 and (data.is_dir() or data.suffix.lower() == ".csv"):
-        record = add_images(run, saved, data, out, old_data, shots, skip_bad, outside, command())
+    columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
+    if len(what) == 1 and (data.is_dir() or data.suffix.lower() in SUFFIXES):
+        record = add_images(run, saved, data, out, old_data, shots, skip_bad, outside, command(), columns)
         for text in record.notes:
             note(text)
         show(record, as_json)
@@ -48,7 +68,7 @@ def add(
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `fit` wrote; all are compared with the first.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder or CSV of images that no run was trained on.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder or table of images that no run was trained on.")],
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
     method: Name = "",
     backbone: Its = None,

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rmadapter.checkpoint import CONFIG, IMAGES, MODEL, RECORD, Saved, save
@@ -14,7 +14,7 @@ from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.data.names import key, nfc, prompt_names
 from rmadapter.data.pixels import content
-from rmadapter.data.scan import Rows, scan_csv, scan_folder
+from rmadapter.data.scan import Row, Rows, scan_folder, scan_table
 from rmadapter.errors import UserError
 from rmadapter.files import user_path, write_json, write_text
 from rmadapter.fit import fit
@@ -55,19 +55,20 @@ def add_images(
     skip_bad: bool = False,
     outside: bool = False,
     command: str = "",
+    columns: Mapping[str, str] | None = None,
 ) -> Record:
     """Train again on the images that a run was trained on and on new ones, and evaluate again.
 
     data: of old and new classes, in any layout that `read_images` knows; `shots` of each class are drawn, by default as
     many as for the run. Its test split, or what was not drawn, joins the images that the run was tested on. old: where
-    the run's own data lies by now. Raises UserError when that is gone or has changed, when a class would be there
-    twice, and when `out` holds another run.
+    the run's own data lies by now. columns: of the tables of both, as `read_images` has them. Raises UserError when the
+    old data is gone or has changed, when a class would be there twice, and when `out` holds another run.
     """
     if not (run / RECORD).is_file():
         raise UserError(f"{run}: a model that was saved by itself does not say which images it was fitted to")
     record = read_record(run / RECORD)
     shots = record.task.shots if shots is None else shots
-    rows, counts = _grown(run, saved, record, user_path(data), old, shots, outside)
+    rows, counts = _grown(run, saved, record, user_path(data), old, shots, outside, columns)
     name, values = read_config(run / CONFIG)
     wanted = Request.make(values, name, data=str(out / IMAGES))
     task = configured(wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name})
@@ -80,12 +81,13 @@ def add_images(
     return fit(task, wanted.method, out, lab, name, command, notes)
 
 
-Listed = list[tuple[str, str, Path]]  # split, label, image
+Listed = list[tuple[str, Row]]  # split, row
 
 
 def _grown(
-    run: Path, saved: Saved, record: Record, data: Path, old: Path | None, shots: int, outside: bool
-) -> tuple[Listed, tuple[int, int]]:
+    run: Path, saved: Saved, record: Record, data: Path, old: Path | None, shots: int, outside: bool,
+    columns: Mapping[str, str] | None,
+) -> tuple[Listed, tuple[int, int]]:  # fmt: skip
     """Every image with its split and label, and how many old and new ones are trained on."""
     home = user_path(old or record.task.data)
     if not home.exists():
@@ -95,49 +97,50 @@ def _grown(
     except UserError as error:
         raise UserError(f"{run}: {error}; --old-data says where its data lies now") from None
     kept = {key(str(label)): str(label) for label in saved.labels}  # those that it was trained on
-    train, val = _known(_rows(few.train), kept), _known(_rows(few.val), kept)
-    there = _scan(home, outside)
+    there = _scan(home, outside, {} if home.name == IMAGES else columns)  # its own list has the usual names
+    groups = {row.image: row.group for rows in there.values() for row in rows}
+    train, val = (_known(_rows(images, groups), kept) for images in (few.train, few.val))
     tests = _known(there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept)
 
-    new, seen = _new(data, outside, kept), {_content(path) for _, path in train}
-    source = [row for row in new.get("train", new.get("all", [])) if _content(row[1]) not in seen]
+    new, seen = _new(data, outside, columns, kept), {_content(row.image) for row in train}
+    source = [row for row in new.get("train", new.get("all", [])) if _content(row.image) not in seen]
     rng = random.Random(record.task.seed)
     more = [source[i] for i in sample_shots(_numbers(source), shots, rng)]
     held = new.get("val", [])
     val += [held[i] for i in sample_shots(_numbers(held), min(shots, VAL_SHOTS), rng)]
     tests += new.get("test", source)
-    trained = seen | {_content(path) for _, path in more}
-    labels = {label for label, _ in [*train, *more]}
-    if lost := next((label for label, _ in tests if label not in labels), None):
+    trained = seen | {_content(row.image) for row in more}
+    labels = {row.label for row in [*train, *more]}
+    if lost := next((row.label for row in tests if row.label not in labels), None):
         raise UserError(f"{data}: class {lost!r} has test images and none to train on: add some, or remove it")
-    tested = [row for row in dict.fromkeys(tests) if _content(row[1]) not in trained]
+    tested = [row for row in dict.fromkeys(tests) if _content(row.image) not in trained]
     splits = {"train": [*train, *more], "val": val, "test": tested}
-    return [(split, *row) for split, rows in splits.items() for row in rows], (len(train), len(more))
+    return [(split, row) for split, rows in splits.items() for row in rows], (len(train), len(more))
 
 
-def _rows(images: ImageSet | None) -> Rows:
+def _rows(images: ImageSet | None, groups: Mapping[Path, str]) -> Rows:
     if images is None:
         return []
-    pairs = zip(images.labels, images.images, strict=True)
-    return [(str(images.written[label]), Path(str(image))) for label, image in pairs]
+    pairs = zip(images.labels, (Path(str(image)) for image in images.images), strict=True)
+    return [Row(str(images.written[label]), image, groups.get(image, "")) for label, image in pairs]
 
 
 def _known(rows: Rows, kept: dict[str, str]) -> Rows:
     """Of the classes that were trained on."""
-    return [(kept[key(label)], path) for label, path in rows if key(label) in kept]
+    return [row._replace(label=kept[key(row.label)]) for row in rows if key(row.label) in kept]
 
 
-def _new(data: Path, outside: bool, kept: dict[str, str]) -> dict[str, Rows]:
+def _new(data: Path, outside: bool, columns: Mapping[str, str] | None, kept: dict[str, str]) -> dict[str, Rows]:
     """The new images; a class that the run has already is called as there."""
-    found, spelled = _scan(data, outside), dict(kept)
+    found, spelled = _scan(data, outside, columns), dict(kept)
     for split in sorted(found, key=lambda split: split != "train"):
-        for label in prompt_names(list(dict.fromkeys(label for label, _ in found[split])), where=f"{data} ({split}): "):
+        for label in prompt_names(list(dict.fromkeys(row.label for row in found[split])), where=f"{data} ({split}): "):
             spelled.setdefault(key(label), label)
-    return {split: [(spelled[key(label)], path) for label, path in rows] for split, rows in found.items()}
+    return {split: [row._replace(label=spelled[key(row.label)]) for row in rows] for split, rows in found.items()}
 
 
-def _scan(data: Path, outside: bool) -> dict[str, Rows]:
-    return scan_csv(data, outside) if data.is_file() else scan_folder(data)
+def _scan(data: Path, outside: bool, columns: Mapping[str, str] | None) -> dict[str, Rows]:
+    return scan_table(data, outside, columns) if data.is_file() else scan_folder(data)
 
 
 def _content(path: Path) -> bytes:
@@ -146,16 +149,18 @@ def _content(path: Path) -> bytes:
 
 
 def _numbers(rows: Rows) -> list[int]:
-    places = {label: i for i, label in enumerate(dict.fromkeys(label for label, _ in rows))}
-    return [places[label] for label, _ in rows]
+    places = {label: i for i, label in enumerate(dict.fromkeys(row.label for row in rows))}
+    return [places[row.label] for row in rows]
 
 
 def _write_list(out: Path, rows: Listed, saved: Saved) -> None:
     """The data of the new run: a CSV file, and beside it the prompt names that do not follow from the labels."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "split"])
-    writer.writerows([Path(os.path.relpath(path, out)).as_posix(), label, split] for split, label, path in rows)
+    grouped = any(row.group for _, row in rows)
+    writer.writerow(["path", "label", "split", *["group"] * grouped])
+    for split, (label, path, group) in rows:
+        writer.writerow([Path(os.path.relpath(path, out)).as_posix(), label, split, *[group] * grouped])
     file = out / IMAGES
     if (out / RECORD).exists() and (not file.exists() or file.read_text("utf-8") != text.getvalue()):
         raise UserError(f"{out} holds another run: choose another --out or delete that folder")

@@ -1,0 +1,103 @@
+"""A table of images, as text or parquet: which column holds what, by its usual name or as the user says."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.files import read_text
+
+USUAL = {  # of several that a table has, the first
+    "image": ("path", "image", "file", "filename", "file_name"),
+    "label": ("label", "class", "category"),
+    "split": ("split", "subset"),
+    "group": ("group",),
+    "name": ("name",),
+}
+SUFFIXES = (".csv", ".tsv", ".parquet")
+DELIMITERS = ",;\t"  # where two make as many columns of the first line, the first
+
+Choice: TypeAlias = "Callable[[Sequence[str]], dict[str, str]]"  # the table's columns -> "image" -> one of them
+
+
+def read_rows(
+    path: Path, needed: Sequence[str], also: Sequence[str] = (), named: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row stands, for messages, and its cells by what they are, without space around them.
+
+    needed, also: keys of USUAL; of the latter, those that the table lacks are left out. named: key -> column, "" for
+    the usual names; None where the user cannot name any. Raises UserError for a table that is not readable, lacks a
+    column or has no rows.
+    """
+    if unknown := next((what for what in named or () if what not in USUAL), ""):
+        raise UserError(f"columns: unknown kind {quoted(unknown)}{nearest(unknown, USUAL)}")
+
+    def choose(there: Sequence[str]) -> dict[str, str]:
+        columns = {what: _column(path, what, there, named, what in needed) for what in (*needed, *also)}
+        return {what: column for what, column in columns.items() if column is not None}
+
+    where = ""
+    for where, cells in (_parquet if path.suffix.lower() == ".parquet" else _text)(path, choose):
+        yield f"{path}, {where}", {what: "" if cell is None else str(cell).strip() for what, cell in cells.items()}
+    if not where:
+        raise UserError(f"{path}: has no rows below its first line")
+
+
+def _column(path: Path, what: str, there: Sequence[str], named: Mapping[str, str] | None, needed: bool) -> str | None:
+    """The one of the table's columns that is named, or else has a usual name, in whatever case."""
+    if not there:
+        raise UserError(f"{path}: its first line is empty; write the names of its columns there")
+    wanted = (named or {}).get(what, "")
+    plain = {column.strip().casefold(): column for column in reversed(there)}
+    found = [wanted] if wanted in there else [plain[name] for name in USUAL[what] if name in plain and not wanted]
+    if found or not (wanted or needed):
+        return found[0] if found else None
+    called = quoted(wanted) if wanted else " or ".join(USUAL[what])
+    hint = f"; name one with --{what}-column (columns={{'{what}': ...}})" if named is not None and not wanted else ""
+    raise UserError(f"{path}: none of its columns ({', '.join(there):.200}) is called {called}{hint}")
+
+
+def _text(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
+    kind = "a readable CSV file in UTF-8"
+    text = read_text(path, kind)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        columns = choose(reader.fieldnames or [])
+        for row in reader:
+            yield f"line {reader.line_num}", {what: row[column] for what, column in columns.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}: not {kind} ({error})") from None
+
+
+def _delimiter(text: str) -> str:
+    """The one that makes the most columns of the first line; spreadsheets write ; where a comma stands in numbers."""
+    line = next(iter(text[:100_000].splitlines()), "")
+    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
+
+
+def _parquet(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
+    parquet = pyarrow("parquet", str(path))
+    try:
+        columns = choose(parquet.read_schema(path).names)
+        table = parquet.read_table(path, columns=[*columns.values()])
+        cells = [table.column(column).to_pylist() for column in columns.values()]
+    except UserError:
+        raise
+    except Exception as error:  # on broken files pyarrow raises nearly anything
+        raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
+    for number, row in enumerate(zip(*cells, strict=True), 1):
+        yield f"row {number}", dict(zip(columns, row, strict=True))
+
+
+def pyarrow(module: str, where: str) -> Any:
+    """A module of pyarrow. Raises UserError, naming `where`, when it is not installed."""
+    from importlib import import_module
+
+    try:
+        return import_module(f"pyarrow.{module}")
+    except ImportError:
+        raise UserError(f"{where}: parquet needs pyarrow; `pip install pyarrow` brings it, or use CSV") from None
