@@ -70,7 +70,7 @@ def test_finished_lines_are_kept(
     monkeypatch.setattr(sys, "argv", ["auto.py", "--show", str(out), "--candidates", "zero-shot", "linear-probe"])
     auto.main()
     shown = capsys.readouterr().out
-    assert "other sets: 1 sets, 1 tasks" in shown
+    assert "| other: 1 sets, 1 tasks | 3 shots | all | more than auto |" in shown
     best = max(lines[0]["test"], lines[1]["test"])
-    [row] = [text for text in shown.splitlines() if text.startswith("zero-shot ")]
-    assert row.split()[1:3] == [f"{best - lines[0]['test']:.1f}"] * 2
+    [row] = [text for text in shown.splitlines() if text.startswith("| zero-shot ")]
+    assert [cell.strip() for cell in row.split("|")[2:4]] == [f"{best - lines[0]['test']:.1f}"] * 2

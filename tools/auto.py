@@ -60,20 +60,24 @@ def regrets(found: Mapping[Task, Mapping[str, float]], shots: int | None = None)
 
 
 def show(found: Mapping[Task, Mapping[str, float]]) -> None:
-    """Regrets over the sets for choosing and over the others, by shots, and the difference of each to `auto`."""
-    for title, chosen in (("sets for choosing", True), ("other sets", False)):
+    """Points behind the best in hindsight over the sets for choosing and over the others, by shots; and how many more
+    than `auto`, with the 95 % interval over sets."""
+    for title, chosen in (("for choosing", True), ("other", False)):
         some = {task: values for task, values in found.items() if (task[0] in CHOOSING) == chosen}
         shots = sorted({task[1] for task in some})
         full, by_shots = regrets(some), [regrets(some, few) for few in shots]
-        print(f"\n{title}: {len({task[0] for task in some})} sets, {len(some)} tasks")
-        print(
-            f"{'points behind the best':24}", *(f"{few:>6}" for few in shots), "   all", "  beyond auto, 95 % interval"
-        )
+        heads = [
+            f"{title}: {len({task[0] for task in some})} sets, {len(some)} tasks",
+            *(f"{few} shots" for few in shots),
+        ]
+        print("\n| " + " | ".join([*heads, "all", "more than auto"]) + " |")
+        print("|---" * (len(heads) + 2) + "|")
         for name, sets in full.items():
             extra = np.array([points - full[AUTO][data] for data, points in sets.items()])
-            means = [fmean(part[name].values()) for part in by_shots]
+            means = [fmean(part[name].values()) for part in [*by_shots, full]]
             interval = f"{extra.mean():+.1f} ± {confidence_interval(extra):.1f}" if name not in (AUTO, BEST) else ""
-            print(f"{name:24}", *(f"{mean:6.1f}" for mean in means), f"{fmean(sets.values()):6.1f}  {interval}")
+            if name != BEST:
+                print("| " + " | ".join([name, *(f"{mean:.1f}" for mean in means), interval]) + " |")
 
 
 def trial(lab: Lab, data: str, shots: int, seed: int, name: str, folds: Folds | None) -> tuple[dict[str, Any], Folds]:

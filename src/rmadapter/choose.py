@@ -21,12 +21,11 @@ from rmadapter.record import Candidate, Choice
 from rmadapter.settings import STRICT, Machine, configured, option
 from rmadapter.task import Task
 
-# In the order in which they are preferred and tried.
+# In the order in which they are preferred and tried: the cheap ones first, and of these the best on the choosing sets.
 CANDIDATES = (
-    "zero-shot", "zero-shot-ensemble", "tip-adapter", "linear-probe-zero-shot", "linear-probe", "tip-adapter-f",
-    "rmadapter", "mmrl",
+    "linear-probe", "linear-probe-zero-shot", "tip-adapter-f", "zero-shot", "zero-shot-ensemble", "rmadapter", "mmrl",
 )  # fmt: skip
-ALONE = "tip-adapter-f"  # where there is nothing to choose by
+ERRORS = 2  # standard errors; by chance alone, one of several candidates is often ahead by one
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -34,7 +33,7 @@ class Auto:
     """Settings of the choice."""
 
     minutes: float = option(10.0, "time for the choice; who would take longer is left out", gt=0)
-    candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, the preferred first")
+    candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, the preferred first", min_length=1)
     effort: str = option("normal", "of the candidates")
 
     def method(self, name: str) -> Method:
@@ -60,12 +59,13 @@ def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> 
 
 
 def choose(folds: Folds | None, auto: Auto) -> Choice:
-    """The first candidate whose accuracy over the folds is within one standard error of the best one's.
+    """The first candidate whose accuracy over the folds is within two standard errors of the best one's.
 
-    The standard error is that of the difference, which is paired. Raises UserError when no candidate can be asked.
+    Without folds, the first of all. The standard error is that of the difference, which is paired. Raises UserError
+    when no candidate can be asked.
     """
     if not folds:
-        return Choice(chosen=ALONE, minutes=auto.minutes)
+        return Choice(chosen=auto.candidates[0], minutes=auto.minutes)
     deadline, labels = time.monotonic() + 60 * auto.minutes, np.array(folds.judged.labels)
     right, seconds, reasons = {}, {}, {}
     for place, name in enumerate(auto.candidates, 1):
@@ -93,10 +93,10 @@ def choose(folds: Folds | None, auto: Auto) -> Choice:
 
 
 def pick(hits: np.ndarray) -> int:
-    """hits: [K, M] bool, whether a candidate names an image; the place of the first that is within one standard error
+    """hits: [K, M] bool, whether a candidate names an image; the place of the first that is within two standard errors
     of the best."""
     behind, error = _behind(hits)
-    return int(np.flatnonzero(behind <= error)[0])
+    return int(np.flatnonzero(behind <= ERRORS * error)[0])
 
 
 def _behind(hits: np.ndarray) -> np.ndarray:

@@ -115,8 +115,8 @@ class Candidate(Value):
 
 
 class Choice(Value):
-    """What `auto` chose, and from what: rows in the order of preference, of which the first within one standard error
-    of the best was taken. Without folds there was nothing to choose by, and no rows."""
+    """What `auto` chose, and from what: rows in the order of preference, of which the first within two standard
+    errors of the best was taken. Without folds there was nothing to choose by, and no rows."""
 
     chosen: str
     minutes: Number

@@ -77,7 +77,7 @@ def told(choice: Choice) -> str:
     if not choice.rows:
         return f"auto: {choice.chosen}, for there were too few images a class to choose by"
     return (
-        f"auto: {choice.chosen}, the first within one standard error of the best, by {choice.folds}-fold "
+        f"auto: {choice.chosen}, the first within two standard errors of the best, by {choice.folds}-fold "
         f"cross-validation of {choice.images:,} training images"
     )
 
