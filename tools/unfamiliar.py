@@ -1,0 +1,194 @@
+"""Which score tells images that a model was not made for from those that it was? Its table is docs/unfamiliar.md.
+
+    python tools/unfamiliar.py --root DATA --out results.jsonl --seeds 1 2 3
+    python tools/unfamiliar.py --out results.jsonl --tables
+
+RMAdapter is fitted to the base classes of a set. Known are test images of these classes; near is a test image of the
+set's novel classes, far one of another set. Every score is higher for what is less familiar. The score is chosen on
+CHOOSE and reported on REPORT, which share no image; this was fixed before the first run. Finished lines are kept: start
+it again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.cache import Cache
+from rmadapter.data.fewshot import half, split_digest
+from rmadapter.data.images import ImageSet
+from rmadapter.machine import versions
+from rmadapter.method import Fitted
+from rmadapter.model import AdaptedCLIP
+from rmadapter.prompts import zero_shot_weights
+from rmadapter.request import Request
+from rmadapter.run import Lab, learn
+from rmadapter.task import TEMPLATES
+
+CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
+REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")
+RELATED = {"caltech101", "office_caltech/web", "pacs/photo"}  # which share photographs or classes
+MOST = 300  # test images of one kind, always the same ones
+TEMPERATURES = (1.0, 0.1, 0.01)  # of cosines, beside the backbone's own
+NEIGHBOURS = (1, 4, 16)
+
+
+class Seen(NamedTuple):
+    """What a model makes of N images: features [N, e] of the adapted and of the untouched encoder, both of unit length,
+    and the reconstruction error [N]: the mean over tokens, added up over adapters."""
+
+    adapted: Tensor
+    frozen: Tensor
+    error: Tensor
+
+
+@torch.no_grad()
+def look(model: AdaptedCLIP, cache: Cache, images: ImageSet) -> Seen:
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for states in cache.stream(images, model.first("image")):
+        features, errors = model.features("image", states, reconstruct=True)
+        error = torch.stack([error.mean(1) for error in errors]).sum(0)
+        found.append((F.normalize(features, dim=-1), F.normalize(states.features, dim=-1), error))
+    return Seen(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def scores(
+    seen: Seen, shots: Seen, weights: Mapping[str, Tensor], scale: float, untrained: Tensor
+) -> dict[str, Tensor]:
+    """Every score [N] of N images. weights: class features [C, e] by encoder; scale: what cosines are multiplied by;
+    untrained: reconstruction error of branches that learnt nothing."""
+    found: dict[str, Tensor] = {}
+    for encoder in ("adapted", "frozen"):
+        features = getattr(seen, encoder).double()  # in float32 many probabilities are 1
+        cosines = features @ weights[encoder].double().T
+        found[f"max-softmax, {encoder}"] = 1 - (scale * cosines).softmax(-1).amax(-1)
+        found[f"max-cosine, {encoder}"] = 1 - cosines.amax(-1)
+        found[f"energy, {encoder}"] = -(scale * cosines).logsumexp(-1) / scale
+        for t in TEMPERATURES:
+            found[f"MCM {t:g}, {encoder}"] = 1 - (cosines / t).softmax(-1).amax(-1)
+            found[f"energy {t:g}, {encoder}"] = -t * (cosines / t).logsumexp(-1)
+        nearest = (features @ getattr(shots, encoder).double().T).sort(-1, descending=True).values
+        for k in NEIGHBOURS:
+            found[f"neighbour {k}, {encoder}"] = 1 - nearest[:, k - 1]
+    for single in ("max-softmax", "max-cosine"):
+        for encoder in ("adapted", "frozen"):
+            for k in NEIGHBOURS:
+                other = f"neighbour {k}, {encoder}"
+                found[f"{single}, adapted + {other}"] = found[f"{single}, adapted"] + found[other]
+    return {**found, "reconstruction": seen.error, "reconstruction, untrained": untrained}
+
+
+def apart(known: Tensor, other: Tensor) -> tuple[float, float]:
+    """AUROC, and the share of unfamiliar images that pass as known where 95 % of the known do (FPR at 95 %)."""
+    from sklearn.metrics import roc_auc_score
+
+    labels = np.r_[np.zeros(len(known)), np.ones(len(other))]
+    area = roc_auc_score(labels, torch.cat([known, other]).double().numpy())
+    passed = other.double() <= known.double().quantile(0.95)
+    return round(float(area), 4), round(float(passed.double().mean()), 4)
+
+
+@dataclass(eq=False)
+class Study:
+    """The fitted models of one process, and what it has read and seen."""
+
+    lab: Lab
+    backbone: str = "pocket"
+    shots: int = 16
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._images: dict[tuple[str, str], ImageSet] = {}
+        self._untrained: dict[tuple[int, str], Tensor] = {}
+
+    def images(self, data: str, which: Any = "all") -> ImageSet:
+        """Test images, at most MOST of them."""
+        if (data, which) not in self._images:
+            found = half(self.lab.splits(data)["test"], which)
+            rows = sorted(random.Random(0).sample(range(len(found)), min(MOST, len(found))))
+            self._images[data, which] = found.subset(rows)
+        return self._images[data, which]
+
+    def lines(self, data: str, seed: int, far: Sequence[str]) -> list[dict[str, Any]]:
+        """Fit to the base classes of a set, and tell its test images from near and from far ones."""
+        given = {"backbone": self.backbone, "shots": self.shots, "seed": seed, "classes": "base", **self.settings}
+        wanted = Request.make(given, data=data)
+        few = self.lab.draw(wanted.task)
+        train = half(few.train, "base")
+        fitted = learn(wanted.method, train, wanted.task, self.lab)
+        model, cache = self._model(fitted, seed), self.lab.test_cache(wanted.task)
+        with torch.no_grad():
+            names, scale = fitted.classes, float(fitted.backbone.logit_scale)
+            weights = {
+                "adapted": model.class_weights(names),
+                "frozen": zero_shot_weights(fitted.backbone, names, TEMPLATES),
+            }
+        shots = look(model, self.lab.train_cache(wanted.task), train)
+
+        def score(images: ImageSet) -> tuple[Seen, dict[str, Tensor]]:
+            seen = look(model, cache, images)
+            return seen, scores(seen, shots, weights, scale, self._untrained_error(fitted, seed, cache, images))
+
+        known = self.images(data, "base")
+        seen, own = score(known)
+        right = (seen.adapted @ weights["adapted"].T).argmax(-1) == torch.tensor(known.labels)
+        about = {"data": data, "seed": seed, "shots": self.shots, "backbone": fitted.backbone.name}
+        facts = {"accuracy": round(float(right.double().mean()), 4), "known": len(known)}
+        made = {"digest": fitted.backbone.digest, "split": split_digest(few), "versions": versions()}
+        found = []
+        for other, images in [("", self.images(data, "novel")), *((name, self.images(name)) for name in far)]:
+            rated = {name: apart(own[name], values) for name, values in score(images)[1].items()}
+            found.append({**about, "far": other, **facts, "unfamiliar": len(images), "scores": rated, **made})
+        return found
+
+    def _model(self, fitted: Fitted | None, seed: int) -> AdaptedCLIP:
+        method: Any = Request.make(dict(self.settings)).method
+        model: AdaptedCLIP = method.model(self.lab.backbone(self.backbone), seed)
+        if fitted is not None:
+            model.adapters.load_state_dict(dict(fitted.tensors))
+        return model
+
+    def _untrained_error(self, fitted: Fitted, seed: int, cache: Cache, images: ImageSet) -> Tensor:
+        """It is the same for every set that is trained on."""
+        if (seed, images.digest) not in self._untrained:
+            self._untrained[seed, images.digest] = look(self._model(None, seed), cache, images).error
+        return self._untrained[seed, images.digest]
+
+
+def far_of(data: str) -> list[str]:
+    """The other sets of the same half, but for those that share photographs or classes."""
+    group = CHOOSE if data in CHOOSE else REPORT
+    return [other for other in group if other != data and not {data, other} <= RELATED]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", default=[*CHOOSE, *REPORT], help="sets to train on, below --root; all nine")
+    parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    args = parser.parse_args()
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    done = {(line["data"], line["seed"]) for line in map(json.loads, lines)}
+    study = Study(Lab(root=args.root, keep=True, progress=False))
+    for seed in args.seeds:
+        for data in args.data:
+            if (data, seed) not in done:
+                found = study.lines(data, seed, far_of(data))
+                with args.out.open("a") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in found)
+                print(f"{data}, seed {seed}: {len(found)} lines", flush=True)
+
+
+if __name__ == "__main__":
+    main()
