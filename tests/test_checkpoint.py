@@ -100,6 +100,12 @@ def test_round_trip(fitted: Fitted, tmp_path: Path, half: bool) -> None:
     content = json.loads((tmp_path / "model.json").read_text("utf-8"))
     assert content["transform"] == {"image_size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
     assert content["method"]["settings"]["rank"] == 4
+    assert loaded.examples is None
+    shown = fitted.fitted_to(torch.randn(6, 40, generator=torch.Generator().manual_seed(0)))
+    save(tmp_path, shown, "mma", half=half)
+    examples = load(tmp_path, fitted.backbone).fitted.examples
+    assert examples is not None
+    assert torch.equal(examples, shown.examples.float())  # type: ignore[union-attr]
 
 
 def test_a_folder_may_be_text_and_says_no_more_than_it_knows(fitted: Fitted, tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ import pytest
 
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
+from rmadapter.checkpoint import load
 from rmadapter.choose import CANDIDATES, Auto, asked, choose, pick
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
+from rmadapter.fit import fit
 from rmadapter.folds import Folds, OutOfTime
 from rmadapter.methods import METHODS
-from rmadapter.run import Lab
+from rmadapter.record import Record
+from rmadapter.run import Lab, learn
 from rmadapter.show import choice_table, told
 
 FEW = ("zero-shot", "linear-probe", "tip-adapter")
@@ -117,3 +120,49 @@ def test_auto_chooses_a_method_and_says_how(tiny_clip: Backbone, colors: Path) -
     images = sorted((colors / "test").glob("*/*.png"))
     assert (few.predict(images) == plain.predict(images)).all()  # a temperature changes no answer
     assert abs(few.predict_proba(images) - plain.predict_proba(images)).max() > 0.01
+
+
+def test_a_method_is_chosen_and_its_probabilities_are_calibrated(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"shots": 4, "device": "cpu", "backbone": tiny_clip.name, "candidates": ["zero-shot", "linear-probe"]}
+    wanted, splits = asked(settings, data="x"), {"all": read_images(colors)["train"]}
+
+    def run(out: Path) -> Record:
+        lab = Lab(wanted.machine, progress=False)
+        lab.add("x", splits)
+        return fit(wanted.task, wanted.method, out, lab, wanted.name, folds=3)
+
+    first = run(tmp_path / "one")
+    assert first.choice is not None
+    assert first.judgement is not None
+    assert first.choice.chosen == first.method.name == "linear-probe"
+    assert first.judgement.rows[-1].accuracy == pytest.approx(first.choice.rows[1].accuracy)
+    assert first.judgement.doubts[-1].startswith("linear probe was chosen on these images, too")
+    saved = load(tmp_path / "one", tiny_clip)
+    assert saved.fitted.temperature == first.temperature != 1
+    assert "Which method?" in (tmp_path / "one" / "report.html").read_text("utf-8")
+    assert run(tmp_path / "one") == first  # finished
+
+    real = Folds.answers  # killed after the first candidate, it goes on with the second
+
+    def dies(self: Any, method: Any, name: str, **how: Any) -> Any:
+        if name == "linear-probe":
+            raise KeyboardInterrupt
+        return real(self, method, name, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folds, "answers", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "two")
+    fitted: list[str] = []
+    monkeypatch.setattr(
+        "rmadapter.folds.learn", lambda method, *rest: fitted.append(method.title) or learn(method, *rest)
+    )
+    second = run(tmp_path / "two")
+    assert fitted == ["linear probe"] * 3
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert (second.key, second.temperature) == (first.key, first.temperature)
+    left = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert left[0] == left[1]

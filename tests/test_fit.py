@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-import rmadapter.folds
 import rmadapter.train
 from rmadapter.backbones import Backbone
 from rmadapter.cache import Cache
 from rmadapter.checkpoint import load
-from rmadapter.choose import asked
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
@@ -27,7 +25,7 @@ from rmadapter.fit import STATE, evaluate_saved, fit
 from rmadapter.locks import alone
 from rmadapter.record import Record, Score, read_record
 from rmadapter.request import Request
-from rmadapter.run import Lab, learn
+from rmadapter.run import Lab
 from rmadapter.settings import read_yaml
 
 MODEL = "model.safetensors"
@@ -255,49 +253,3 @@ def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbon
         saved_scores(finished, splits, "val")
     with pytest.raises(UserError, match="was trained on other images: --split heldout needs the data it was fitted to"):
         saved_scores(finished, {"train": splits["test"]}, "heldout")
-
-
-def test_a_method_is_chosen_and_its_probabilities_are_calibrated(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = {"shots": 4, "device": "cpu", "backbone": tiny_clip.name, "candidates": ["zero-shot", "linear-probe"]}
-    wanted, splits = asked(settings, data="x"), {"all": read_images(colors)["train"]}
-
-    def run(out: Path) -> Record:
-        lab = Lab(wanted.machine, progress=False)
-        lab.add("x", splits)
-        return fit(wanted.task, wanted.method, out, lab, wanted.name, folds=3)
-
-    first = run(tmp_path / "one")
-    assert first.choice is not None
-    assert first.judgement is not None
-    assert first.choice.chosen == first.method.name == "linear-probe"
-    assert first.judgement.rows[-1].accuracy == pytest.approx(first.choice.rows[1].accuracy)
-    assert first.judgement.doubts[-1].startswith("linear probe was chosen on these images, too")
-    saved = load(tmp_path / "one", tiny_clip)
-    assert saved.fitted.temperature == first.temperature != 1
-    assert "Which method?" in (tmp_path / "one" / "report.html").read_text("utf-8")
-    assert run(tmp_path / "one") == first  # finished
-
-    real = rmadapter.folds.Folds.answers  # killed after the first candidate, it goes on with the second
-    asked_for: list[str] = []
-
-    def dies(self: Any, method: Any, name: str, **how: Any) -> Any:
-        asked_for.append(name)
-        if name == "linear-probe":
-            raise KeyboardInterrupt
-        return real(self, method, name, **how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rmadapter.folds.Folds, "answers", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "two")
-    fitted: list[str] = []
-    monkeypatch.setattr(
-        "rmadapter.folds.learn", lambda method, *rest: fitted.append(method.title) or learn(method, *rest)
-    )
-    second = run(tmp_path / "two")
-    assert fitted == ["linear probe"] * 3
-    assert content(tmp_path / "two") == content(tmp_path / "one")
-    assert (second.key, second.temperature) == (first.key, first.temperature)
-    assert {path.name for path in (tmp_path / "two").iterdir()} == DONE - {"history.csv"}

@@ -95,3 +95,16 @@ def test_columns_of_known_names() -> None:
 
 def test_count_is_of_parameters() -> None:
     assert count(nn.Linear(3, 2)) == 8
+
+
+def test_unfamiliar_is_far_from_the_nearest_training_image(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = load_method("zero-shot").fit(tiny_clip, shots_of(tiny_clip))
+    with pytest.raises(UserError, match="does not hold what its training images looked like"):
+        fitted.unfamiliar(torch.ones(1, 2))
+    shown = fitted.fitted_to(torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
+    asked = torch.tensor([[5.0, 0.0], [0.8, 0.6], [0.0, -1.0]])
+    torch.testing.assert_close(shown.unfamiliar(asked), torch.tensor([0.0, 0.2, 1.0]), atol=1e-6, rtol=0)
+    monkeypatch.setattr("rmadapter.method.MOST_EXAMPLES", 2)
+    assert shown.fitted_to(torch.eye(5)).examples.tolist() == torch.eye(5)[[0, 3]].tolist()  # type: ignore[union-attr]

@@ -54,10 +54,12 @@ def test_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    file = started(tmp_path / "answers.parquet")
-    file.write([row("a.png"), row("b.png")])
+    rows = [row("a.png") | {"unfamiliar": 0.5}, row("b.png") | {"unfamiliar": 1.0}]
+    file = OutFile(tmp_path / "answers.parquet", [*COLUMNS, "unfamiliar"], "k")
+    file.open()
+    file.write(rows)
     file.finish()
-    assert parquet.read_table(file.path).to_pylist() == [row("a.png"), row("b.png")]
+    assert parquet.read_table(file.path).to_pylist() == rows
 
 
 def test_one_that_was_stopped_goes_on(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,29 @@ def test_without_the_untouched_backbone(rmadapter: Command, finished: Path, phot
     assert list(own[0]) == ["image", "label", "probability", "guess", "unsure"]
     assert [row["label"] for row in both] == [row["label"] for row in own]
     assert {row["zero_shot_label"] for row in both} != {row["label"] for row in both}
+
+
+def test_unfamiliar_images_are_far_from_those_of_training(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    from rmadapter.checkpoint import load, save
+    from rmadapter.data.fewshot import read_split
+
+    trained = set(map(str, read_split(finished / "split.json").images(colors).train.images))
+    images = [f"{colors}/train/*/*.png", *its_backbone(finished), "--unfamiliar"]
+    out = tmp_path / "a.csv"
+    assert rmadapter("predict", finished, *images, "--top", 1, "--no-zero-shot", "--out", out).code == 0
+    found = rows(out)
+    assert list(found[0]) == ["image", "label", "probability", "guess", "unsure", "unfamiliar"]
+    assert {row["image"] for row in sorted(found, key=lambda row: float(row["unfamiliar"]))[: len(trained)]} == trained
+    answers = json.loads(rmadapter("predict", finished, *images, "--json").out)
+    assert [round(answer["unfamiliar"], 4) for answer in answers] == [
+        round(float(row["unfamiliar"]), 4) for row in found
+    ]
+    assert "unfamiliar" in rmadapter("predict", finished, *images).out
+    kept = load(finished, its_backbone(finished)[1]).fitted
+    save(tmp_path / "earlier", replace(kept, examples=None), "rmadapter")
+    refused(rmadapter("predict", tmp_path / "earlier", *images), "--unfamiliar compares with training images, which")
 
 
 def test_unsure_images_have_a_folder(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:

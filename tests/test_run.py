@@ -15,7 +15,7 @@ from rmadapter.checkpoint import load
 from rmadapter.data.images import ImageSet, load_image, read_images
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.request import Request
-from rmadapter.run import Lab, evaluate, run_key
+from rmadapter.run import Lab, evaluate, run_key, run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Question, Task
 
@@ -108,3 +108,17 @@ def test_both_models_answer_as_the_backbone_with_and_without_hooks(
     before, after = (100 * np.mean(p.argmax(1) == images.labels) for p in (answers.zero_shot, answers.probabilities))
     assert (score.zero_shot, score.accuracy) == (round(before, 4), round(after, 4))
     assert (score.images, score.classes, score.chance) == (len(images), 4, 25)
+
+
+def test_a_fitted_model_knows_what_its_training_images_look_like(colors: Path, tiny_clip: Backbone) -> None:
+    """By the untouched encoder and without augmentation, whatever the method sees."""
+    for method, settings in (("linear-probe", {}), ("coop", {"epochs": 1, "augmentation": "standard"})):
+        wanted = Request.make({"backbone": tiny_clip.name, "shots": 2, **settings}, method, data=colors.name)
+        lab = Lab(wanted.machine, colors.parent, progress=False)
+        fitted = run_task(wanted.task, wanted.method, lab).fitted
+        pixels = torch.stack([tiny_clip.preprocess(load_image(path)) for path in lab.draw(wanted.task).train.images])
+        features: Any = tiny_clip.model
+        with torch.no_grad():
+            expected = F.normalize(features.encode_image(pixels), dim=-1)
+        torch.testing.assert_close(fitted.examples.float(), expected, atol=1e-3, rtol=0)  # type: ignore[union-attr]
+        assert fitted.unfamiliar(expected).max() < 1e-3

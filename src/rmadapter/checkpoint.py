@@ -38,6 +38,7 @@ WEIGHTS, MODEL, CONFIG, RECORD, HISTORY = "model.safetensors", "model.json", "co
 IMAGES = "images.csv"  # of a run that grew, in place of a folder of data
 FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, "split.json", "report.html", IMAGES)
 OLD = "adapter.safetensors"
+EXAMPLES = "fitted to"  # beside the method's own tensors, none of which can be called so
 
 
 class Saved(NamedTuple):
@@ -88,7 +89,8 @@ def _save(
 
     backbone, method = fitted.backbone, fitted.method
     (folder / SUMS).unlink(missing_ok=True)  # of what this replaces
-    write_tensors(folder / WEIGHTS, {key: kept(tensor) for key, tensor in fitted.tensors.items()})
+    examples = {} if fitted.examples is None else {EXAMPLES: fitted.examples}
+    write_tensors(folder / WEIGHTS, {key: kept(tensor) for key, tensor in {**fitted.tensors, **examples}.items()})
     settings = json.loads(json.dumps(settings_of(method)))
     model = Model(
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
@@ -181,8 +183,9 @@ def load(
 
 def _restored(folder: Path, method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
     moved = {name: tensor.to(backbone.device) for name, tensor in tensors.items()}
+    examples = moved.pop(EXAMPLES, None)
     try:
-        return method.restore(backbone, known, moved)
+        return replace(method.restore(backbone, known, moved), examples=examples)
     except (RuntimeError, KeyError) as error:  # what torch raises for names and shapes that do not fit
         first = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: its weights do not fit the settings of {method.title} ({first})") from None

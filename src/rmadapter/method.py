@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.cache import BATCH, Cache, Live, Source
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rmadapter.encoders import States
 
 ToLogits: TypeAlias = "Callable[[States], Tensor]"  # states of B images -> logits [B, C]
+MOST_EXAMPLES = 10_000
+NEIGHBOUR = 1  # chosen in docs/unfamiliar.md
 
 
 class NotApplicable(Exception):
@@ -129,7 +132,8 @@ class Fitted:
     for_classes(names) gives a function from the states of B images to logits [B, C]; it raises NotApplicable for names
     that the method cannot know. first: the block of the image encoder whose input these states hold; None for features
     alone. parameters: numbers that were trained. temperature: what `score` divides logits by, so that probabilities are
-    calibrated; no answer changes.
+    calibrated; no answer changes. examples: untouched features [N, e] of unit length, in float16, of images that it was
+    fitted to; None where nobody kept them.
     """
 
     method: Method
@@ -141,6 +145,7 @@ class Fitted:
     parameters: int = 0
     trained: Trained = field(default_factory=Trained)
     temperature: float = 1.0
+    examples: Tensor | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -149,6 +154,21 @@ class Fitted:
     def after(self, trained: Trained) -> Fitted:
         """The same, with how it was trained."""
         return replace(self, trained=trained)
+
+    def fitted_to(self, features: Tensor) -> Fitted:
+        """The same, with untouched features [N, e] of the images that it was fitted to; of very many, every so many."""
+        some = features[:: -(-len(features) // MOST_EXAMPLES)]
+        return replace(self, examples=F.normalize(some.float(), dim=-1).half())
+
+    def unfamiliar(self, features: Tensor) -> Tensor:
+        """[B], from 0 up: 1 - cosine of untouched features [B, e] to the nearest image that it was fitted to.
+
+        How far it is to be trusted: docs/unfamiliar.md. Raises UserError where these images are not known.
+        """
+        if self.examples is None:
+            raise UserError("it does not hold what its training images looked like, as none of earlier versions does")
+        cosines = F.normalize(features.float(), dim=-1) @ self.examples.float().T
+        return (1 - cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]).clamp(min=0)  # but for rounding
 
     def score(self, names: Sequence[str] | None = None) -> ToLogits:
         """`for_classes`, calibrated and without gradients; None for the classes that it was fitted to."""
@@ -174,9 +194,12 @@ class Fitted:
 
         models: this one as `score` gives it, which may stand first and alone, and those that read features.
         """
-        features = self.first is None or len(models) > 1
-        states = self.backbone.image.frozen(pixels.to(self.backbone.device), self.first, features=features)
-        return next(answers(models, [states]))
+        return next(answers(models, [self.states(pixels, features=len(models) > 1)]))
+
+    def states(self, pixels: Tensor, features: bool = False) -> States:
+        """Of pixels [B, 3, H, W]. features: those of the untouched encoder too, where the model does not read them."""
+        wanted = features or self.first is None
+        return self.backbone.image.frozen(pixels.to(self.backbone.device), self.first, features=wanted)
 
 
 class Method(Protocol):

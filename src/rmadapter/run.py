@@ -152,6 +152,7 @@ def run_task(
     fitted = replace(learn(method, train, task, lab, unfinished), temperature=temperature or 1.0)
     trained, frozen = time.perf_counter() - started, cache.seconds - before
     high = peak(cache.device)
+    fitted = fitted.fitted_to(cache.features(train)[0])
     others = {title: learn_beside(other, train, task, lab) for title, other in (beside or {}).items()} if sets else {}
     resumed = time.perf_counter()
     evaluations, scores = evaluate(fitted, sets, lab.test_cache(task), others)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rmadapter.predict.stream import Asker
 
 SHOWN = 20  # images in a table
+LAST = ("unfamiliar", "zero_shot_label", "sorted_to")  # columns that a file of answers may have
 
 
 def predict(
@@ -36,6 +37,9 @@ def predict(
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot/--no-zero-shot", help="Ask the untouched backbone, too, which takes its time.")
     ] = True,
+    unfamiliar: Annotated[
+        bool, typer.Option("--unfamiliar", help="Tell how unlike the training images each one is.")
+    ] = False,
     image_column: ImageColumn = "",
     skip_bad: SkipBad = False,
     outside: Outside = False,
@@ -57,13 +61,15 @@ def predict(
         asker = Asker(saved.fitted, asked, labels, top)
     except NotApplicable as error:
         raise UserError(f"--names: {error}") from None
+    if unfamiliar and saved.fitted.examples is None:
+        raise UserError(f"{run}: --unfamiliar compares with training images, which it does not hold; fit again")
     sorter = _sorter(sort_into, move, link, labels, unsure)
     path = sorter.root / "answers.csv" if sorter and not out else out
     if path is None:
         found = _found(find_images(images, image_column, outside))
-        _show(found.files, asker, unsure, skip_bad, as_json)
+        _show(found.files, asker, unsure, skip_bad, as_json, unfamiliar)
         return
-    header = columns(asker.top, sorter is not None, zero_shot)
+    header = columns(asker.top, sorter is not None, zero_shot, unfamiliar)
     settings = [header, unsure, *([] if sorter is None else sorter.settings)]
     file = OutFile(path, header, _key(run, asker, settings))
     found = _found(find_images(images, image_column, outside, none=file.partial.exists()))
@@ -107,10 +113,11 @@ def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], un
     return Sorter(root, [*labels, *([UNSURE] if unsure else [])], how)
 
 
-def columns(top: int, sort: bool = False, zero_shot: bool = True) -> list[str]:
-    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer."""
+def columns(top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False) -> list[str]:
+    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer;
+    unfamiliar: with how unlike the training images it is."""
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    last = [*(["zero_shot_label"] if zero_shot else []), *(["sorted_to"] if sort else [])]
+    last = [name for name, there in zip(LAST, (unfamiliar, zero_shot, sort), strict=True) if there]
     return ["image", "label", "probability", "guess", *more, "unsure", *last]
 
 
@@ -142,7 +149,7 @@ def write_answers(
         with bar(progress) as display:
             done = file.done.total()
             task = display.add_task("predicting", total=done + len(todo), completed=done, note="")
-            for some in asker.ask(todo, "zero_shot_label" in file.columns, bad):
+            for some in asker.ask(todo, "zero_shot_label" in file.columns, bad, "unfamiliar" in file.columns):
                 rows = [answer.row(unsure) for answer in some]
                 if sorter:
                     rows = [{**row, "sorted_to": str(sorter.place(Path(row["image"]), row["label"]))} for row in rows]
@@ -185,28 +192,30 @@ def _tell_bad(texts: Sequence[str]) -> None:
         note(f"{len(texts)} unreadable file{'s' * (len(texts) > 1)} left out")
 
 
-def _show(images: Sequence[Path], asker: Asker, unsure: float, skip_bad: bool, as_json: bool) -> None:
+def _show(images: Sequence[Path], asker: Asker, unsure: float, skip_bad: bool, as_json: bool, unfamiliar: bool) -> None:
     """Answers on stdout: all of them as JSON, or the first ones in a table."""
     from rmadapter.cache import BATCH
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     some = images if as_json else images[:SHOWN]
-    answered = track(asker.ask(some, bad=bad), -(-len(some) // BATCH), "predicting")
+    answered = track(asker.ask(some, bad=bad, unfamiliar=unfamiliar), -(-len(some) // BATCH), "predicting")
     answers = [answer for part in answered for answer in part]
     _tell_bad([text for _, text in bad or []])
     if as_json:
         found: list[dict[str, Any]] = []
         for answer in answers:
             best = [{"class": label, "probability": share} for label, share in answer.best]
-            doubt = {"unsure": answer.best[0][1] < unsure} if unsure else {}
-            found.append({"image": str(answer.image), "classes": best, **doubt})
+            more: dict[str, Any] = {"unsure": answer.best[0][1] < unsure} if unsure else {}
+            more |= {"unfamiliar": answer.unfamiliar} if unfamiliar else {}
+            found.append({"image": str(answer.image), "classes": best, **more})
         print(json.dumps(found))
         return
     lines = []
     for answer in answers:
         for place, (label, share) in enumerate(answer.best):
             shown = f"unsure: {label}" if not place and share < unsure else label
-            lines.append(["" if place else str(answer.image), shown, f"{100 * share:.1f} %"])
-    table(["image", "class", "probability"], lines)
+            far = [] if answer.unfamiliar is None else ["" if place else f"{answer.unfamiliar:.3f}"]
+            lines.append(["" if place else str(answer.image), shown, f"{100 * share:.1f} %", *far])
+    table(["image", "class", "probability", *(["unfamiliar"] if unfamiliar else [])], lines)
     if len(images) > SHOWN:
         print(f"the first {SHOWN} of {len(images):,} images; --out answers.csv answers all of them")

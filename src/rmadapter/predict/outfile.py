@@ -162,7 +162,8 @@ def _parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     from pyarrow.parquet import ParquetWriter
 
     def kind(column: str) -> Any:
-        return pa.bool_() if column == "unsure" else pa.float64() if column.startswith("probab") else pa.string()
+        number = column.startswith("probab") or column == "unfamiliar"
+        return pa.bool_() if column == "unsure" else pa.float64() if number else pa.string()
 
     schema = pa.schema([(column, kind(column)) for column in columns])
     with ParquetWriter(path, schema) as writer:

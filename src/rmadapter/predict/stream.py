@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rmadapter.cache import BATCH
 from rmadapter.data.transforms import decoded
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, Known
+from rmadapter.method import Fitted, Known, answers
 
 T = TypeVar("T")
 UNSURE = "unsure"
@@ -18,11 +18,13 @@ UNSURE = "unsure"
 
 @dataclass(frozen=True)
 class Answer:
-    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's label, if asked."""
+    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's label, if asked.
+    unfamiliar: as `Fitted.unfamiliar` has it, if asked."""
 
     image: Path
     best: tuple[tuple[str, float], ...]
     zero_shot: str = ""
+    unfamiliar: float | None = None
 
     def row(self, unsure: float = 0.0) -> dict[str, Any]:
         """As a line of a table. unsure: the probability below which the label is "unsure"; the guess is kept."""
@@ -36,7 +38,7 @@ class Answer:
         }
         for place, (label, share) in enumerate(others, 2):
             row |= {f"label_{place}": label, f"probability_{place}": share}
-        return {**row, "unsure": doubt, "zero_shot_label": self.zero_shot}
+        return {**row, "unsure": doubt, "unfamiliar": self.unfamiliar, "zero_shot_label": self.zero_shot}
 
 
 class Asker:
@@ -51,12 +53,16 @@ class Asker:
         self._own = fitted.score(self.names)
 
     def ask(
-        self, images: Iterable[Path], zero_shot: bool = False, bad: list[tuple[Path, str]] | None = None
+        self,
+        images: Iterable[Path],
+        zero_shot: bool = False,
+        bad: list[tuple[Path, str]] | None = None,
+        unfamiliar: bool = False,
     ) -> Iterator[list[Answer]]:
         """Answers in the order of the images, in batches; nothing else is kept.
 
-        zero_shot: whether to ask the untouched backbone, too. bad: as `decoded` has it. Raises UserError for an
-        unreadable image.
+        zero_shot: whether to ask the untouched backbone, too. bad: as `decoded` has it. unfamiliar: whether to tell how
+        much so each is. Raises UserError for an unreadable image, and as `Fitted.unfamiliar`.
         """
         from rmadapter.methods.zero_shot import ZeroShot
 
@@ -66,16 +72,21 @@ class Asker:
             known = Known(self.names, self.fitted.known.templates)
             models["untouched"] = ZeroShot().restore(backbone, known, {}).score()
         for some, pixels in _hinted(decoded(images, backbone.preprocess, BATCH, bad)):
-            tables = self.fitted.answers(models, pixels)
+            states = self.fitted.states(pixels, features=zero_shot or unfamiliar)
+            tables = next(answers(models, [states]))
             shares, places = (part[:, : self.top].tolist() for part in tables[title].sort(descending=True, stable=True))
             untouched = (
                 [self.labels[i] for i in tables["untouched"].argmax(-1).tolist()] if zero_shot else [""] * len(some)
             )
+            far = self.fitted.unfamiliar(states.features).tolist() if unfamiliar else [None] * len(some)
             yield [
                 Answer(
-                    image, tuple((self.labels[i], round(share, 6)) for i, share in zip(row, line, strict=True)), other
+                    image,
+                    tuple((self.labels[i], round(share, 6)) for i, share in zip(row, line, strict=True)),
+                    other,
+                    None if distance is None else round(distance, 6),
                 )
-                for image, row, line, other in zip(some, places, shares, untouched, strict=True)
+                for image, row, line, other, distance in zip(some, places, shares, untouched, far, strict=True)
             ]
 
 
