@@ -49,7 +49,7 @@ def predict(
     from rmadapter.data.inputs import find_images
     from rmadapter.method import NotApplicable
     from rmadapter.predict.outfile import OutFile
-    from rmadapter.predict.stream import Asker
+    from rmadapter.predict.stream import Asker, columns
 
     saved = load(run, backbone, method=method)
     asked, labels = _classes(saved, names)
@@ -105,13 +105,6 @@ def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], un
         return None
     how: Literal["copy", "move", "link"] = "move" if move else "link" if link else "copy"
     return Sorter(root, [*labels, *([UNSURE] if unsure else [])], how)
-
-
-def columns(top: int, sort: bool = False, zero_shot: bool = True) -> list[str]:
-    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer."""
-    more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    last = [*(["zero_shot_label"] if zero_shot else []), *(["sorted_to"] if sort else [])]
-    return ["image", "label", "probability", "guess", *more, "unsure", *last]
 
 
 def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:

@@ -39,6 +39,13 @@ class Answer:
         return {**row, "unsure": doubt, "zero_shot_label": self.zero_shot}
 
 
+def columns(top: int, sort: bool = False, zero_shot: bool = True) -> list[str]:
+    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer."""
+    more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
+    last = [*(["zero_shot_label"] if zero_shot else []), *(["sorted_to"] if sort else [])]
+    return ["image", "label", "probability", "guess", *more, "unsure", *last]
+
+
 class Asker:
     """A model and the classes that it chooses from.
 

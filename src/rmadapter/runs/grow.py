@@ -14,7 +14,7 @@ from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.data.names import key, nfc, prompt_names
 from rmadapter.data.pixels import content
-from rmadapter.data.scan import Rows, scan_csv, scan_folder
+from rmadapter.data.scan import Rows, scan
 from rmadapter.errors import UserError
 from rmadapter.files import user_path, write_json, write_text
 from rmadapter.fit import fit
@@ -96,7 +96,7 @@ def _grown(
         raise UserError(f"{run}: {error}; --old-data says where its data lies now") from None
     kept = {key(str(label)): str(label) for label in saved.labels}  # those that it was trained on
     train, val = _known(_rows(few.train), kept), _known(_rows(few.val), kept)
-    there = _scan(home, outside)
+    there = scan(home, outside)
     tests = _known(there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept)
 
     new, seen = _new(data, outside, kept), {_content(path) for _, path in train}
@@ -129,15 +129,11 @@ def _known(rows: Rows, kept: dict[str, str]) -> Rows:
 
 def _new(data: Path, outside: bool, kept: dict[str, str]) -> dict[str, Rows]:
     """The new images; a class that the run has already is called as there."""
-    found, spelled = _scan(data, outside), dict(kept)
+    found, spelled = scan(data, outside), dict(kept)
     for split in sorted(found, key=lambda split: split != "train"):
         for label in prompt_names(list(dict.fromkeys(label for label, _ in found[split])), where=f"{data} ({split}): "):
             spelled.setdefault(key(label), label)
     return {split: [(spelled[key(label)], path) for label, path in rows] for split, rows in found.items()}
-
-
-def _scan(data: Path, outside: bool) -> dict[str, Rows]:
-    return scan_csv(data, outside) if data.is_file() else scan_folder(data)
 
 
 def _content(path: Path) -> bytes:

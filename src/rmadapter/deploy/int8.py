@@ -1,0 +1,5 @@
+ASKED = 1000
+
+
+def search(stage, run, saved):
+    raise NotImplementedError
