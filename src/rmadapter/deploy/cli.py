@@ -15,9 +15,7 @@ from rmadapter.errors import UserError
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
     to: Annotated[str, typer.Option("--to", help="onnx.")] = "onnx",
-    precision: Annotated[
-        str, typer.Option(help="fp32; fp16, half the size; int8, faster, too.")
-    ] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32; fp16, half the size; int8, faster, too.")] = "fp32",
     out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images to compare on, by default the run's own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep a model that differs by more than it may.")] = False,

@@ -59,10 +59,12 @@ def _write(
     stage: Path, run: Path, saved: Saved, precision: str, data: Path | None, outside: bool, force: bool, command: str
 ) -> dict[str, Any]:
     from rmadapter.deploy import graph, int8
-    from rmadapter.deploy.parity import LIMITS, exported_table, fitted_table, measure, questions
+    from rmadapter.deploy.parity import LIMITS, exported_table, fitted_table, measure, questions, training
     from rmadapter.deploy.runtime import GRAPH, LABELS, TRANSFORM, Model
 
     asked = questions(run, saved, data, outside, int8.ASKED if precision == "int8" else graph.ASKED)
+    if precision == "int8" and not asked.labels:
+        raise UserError(f"{run}: int8 is judged by accuracy, and the run's images are not there; give others: --data")
     try:
         model = graph.trace(saved.fitted, saved.names)
     except NotApplicable as error:
@@ -70,7 +72,7 @@ def _write(
     write_json(stage / LABELS, saved.labels)
     write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
     graph.write(graph.halved(model) if precision == "fp16" else model, stage / GRAPH)
-    search = int8.search(stage, run, saved) if precision == "int8" else []
+    search = int8.search(stage, training(run)) if precision == "int8" else []
     write_sums(stage, (GRAPH, graph.BESIDE, LABELS, TRANSFORM))
     before, after = fitted_table(saved, asked.images), exported_table(Model(stage), asked.images)
     parity = measure(asked, before, after)

@@ -46,7 +46,7 @@ def trace(fitted: Fitted, names: Sequence[str]) -> Any:
     """
     size, module = fitted.backbone.image_size, Answers(fitted, names).eval()
     pixels = torch.zeros(2, 3, size, size, device=fitted.backbone.device)
-    with _quiet():
+    with quiet():
         try:
             return _onnx(module, pixels, {0: torch.export.Dim("batch")})
         except Exception:  # each image has prompts of its own, say
@@ -71,8 +71,8 @@ def _onnx(module: nn.Module, pixels: Tensor, batch: dict[int, Any] | None) -> An
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter narrates, warns of its own parts, and logs what it does not fold."""
+def quiet() -> Iterator[None]:
+    """Exporters narrate, warn of their own parts, and log what they do not fold."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

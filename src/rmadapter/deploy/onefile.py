@@ -45,7 +45,7 @@ class _Module:
     def source(self, node: ast.stmt) -> str:
         """With its decorators and the comment above it."""
         start = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))]) - 1
-        while start and self.lines[start - 1].startswith("# ") and self.lines[start - 2].strip():
+        while start and self.lines[start - 1].startswith("# "):
             start -= 1
         return "\n".join(self.lines[start : node.end_lineno])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,14 +109,31 @@ def questions(run: Path, saved: Saved, data: Path | None, outside: bool, most: i
     """
     if data is not None:
         return _of(user_path(data), saved, set(), outside, most)
-    if (run / RECORD).is_file() and (run / WEIGHTS).is_file():  # a run of this version
-        home = Path(read_record(run / RECORD).task.data)
-        try:
-            drawn = {name for name, _, _ in read_split(run / "split.json").train}
-            return _of(user_path(home), saved, drawn, True, most)
-        except UserError:  # moved, changed, or all of it was trained on
-            pass
+    with suppress(UserError):  # moved, changed, or all of it was trained on
+        return _of(_home(run), saved, _drawn(run), True, most)
     return Questions("generated", generated(GENERATED))
+
+
+def training(run: Path, most: int = 256) -> Sequence[ImageSource]:
+    """Images that the run was trained on, at most so many, where they are still there, else generated ones."""
+    with suppress(UserError):
+        home, names = _home(run), sorted(_drawn(run))
+        random.Random(0).shuffle(names)
+        root = home.parent if home.is_file() else home
+        if found := [root / name for name in names[:most] if not complaint(root / name)]:
+            return found
+    return generated(GENERATED)
+
+
+def _home(run: Path) -> Path:
+    """Of the run's images. Raises UserError where nothing says it."""
+    if not (run / WEIGHTS).is_file():
+        raise UserError(f"{run}: not a run of this version")
+    return user_path(read_record(run / RECORD).task.data)
+
+
+def _drawn(run: Path) -> set[str]:
+    return {name for name, _, _ in read_split(run / "split.json").train}
 
 
 def _of(data: Path, saved: Saved, drawn: set[str], outside: bool, most: int) -> Questions:

@@ -76,27 +76,31 @@ class Model:
     Raises UserError for a folder that holds no model, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0) -> None:
+    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = GRAPH) -> None:
         folder = Path(folder)
-        if not (folder / GRAPH).is_file():
-            raise UserError(f"{folder}: no exported model; it lacks {GRAPH}")
+        if not (folder / graph).is_file():
+            raise UserError(f"{folder}: no exported model; it lacks {graph}")
         check_sums(folder)
         try:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
-            self._session = _session(folder / GRAPH, threads)
+            self._session = _session(folder / graph, threads)
         except ImportError:
             raise UserError("onnxruntime is missing; `pip install onnxruntime` brings it") from None
         except Exception as error:  # of a damaged file, onnxruntime raises types of its own
             raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
-        (self._input,) = self._session.get_inputs()
-        size = self._input.shape[0]
+        (taken,) = self._session.get_inputs()
+        self.input, size = taken.name, taken.shape[0]
         self.batch = size if isinstance(size, int) else BATCH  # a number where the graph takes so many at a time
+
+    def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
+        """float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
+        return np.stack([self.transform(load_image(image)) for image in images])
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [B, 3, size, size] -> [B, C]"""
         parts = [pixels[i : i + self.batch] for i in range(0, len(pixels), self.batch)]
-        return np.concatenate([self._session.run(None, {self._input.name: part})[0] for part in parts])
+        return np.concatenate([self._session.run(None, {self.input: part})[0] for part in parts])
 
     def answers(
         self, images: Iterable[ImageSource], bad: list[str] | None = None
