@@ -26,7 +26,7 @@ from rmadapter.sums import sha256, write_sums
 
 PRECISIONS = ("fp32", "fp16", "int8")
 FACTS, README, PREDICT, NEEDS = "export.json", "README.md", "predict.py", "requirements.txt"
-REQUIREMENTS = "numpy>=1.26\npillow>=12.3\nonnxruntime>=1.20\n"
+REQUIREMENTS = "numpy>=1.26\npillow>=12.3\nonnxruntime>=1.22\n"
 MODULES = {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"}
 
 
@@ -141,14 +141,16 @@ def whole(out: Path) -> Iterator[Path]:
     """
     stage = out.with_name(f".{out.name}.part")
     try:
-        try:
-            with alone(stage):
+        with alone(stage):
+            try:
                 for left in stage.iterdir():
                     if left.name != DOOR:
                         left.unlink()
                 yield stage
-            os.rename(stage, out)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            except BaseException:
+                shutil.rmtree(stage, ignore_errors=True)
+                raise
+        os.rename(stage, out)
     except OSError as error:
+        shutil.rmtree(stage, ignore_errors=True)
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from error
