@@ -10,6 +10,8 @@ from rmadapter.record import read_record
 
 FACTS: dict[str, Any] = {
     "precision": "fp32",
+    "to": "onnx",
+    "files": ["model.onnx"],
     "opset": 20,
     "bytes": 12_345_678,
     "sha256": "a" * 64,

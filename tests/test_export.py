@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rmadapter.checkpoint import Saved, load
 from rmadapter.deploy import export as exporting
 from rmadapter.deploy import parity
 from rmadapter.deploy.export import PREDICT, check_wishes, export, whole
+from rmadapter.deploy.runtime import Model
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
 from rmadapter.sums import check_sums
@@ -85,6 +87,22 @@ def test_the_code_of_its_page(exported: Path, colors: Path) -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_openvino(precision: str, finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="pip install 'rmadapter[openvino]'")
+    out = tmp_path / "model"
+    facts = export(finished, saved, out, precision, colors, to="openvino")
+    assert {file.name for file in out.iterdir()} == (FILES - {"model.onnx"}) | {"model.xml", "model.bin"}
+    assert facts["files"] == ["model.xml", "model.bin"]
+    assert (out / "requirements.txt").read_text().endswith("openvino>=2025\n")
+    assert facts["parity"]["difference"] <= {"fp32": 1e-4}.get(precision, 1e-2)
+    before = parity.fitted_table(saved, sorted(colors.glob("test/*/*.png")))
+    found = Model(out, threads=1)
+    after = parity.exported_table(found, sorted(colors.glob("test/*/*.png")))
+    assert (before.argmax(1) == after.argmax(1)).all()
+    assert found.probabilities(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 4)
+
+
 def test_other_answers_are_refused(
     finished: Path, saved: Saved, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,16 +132,19 @@ def test_a_full_disk(finished: Path, saved: Saved, colors: Path, tmp_path: Path)
 
 
 def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_wishes(tmp_path / "new", "fp32")
+    check_wishes(tmp_path / "new", "onnx", "fp32")
     os.symlink(tmp_path / "nowhere", tmp_path / "link")
     for there in (tmp_path, tmp_path / "link"):
         with pytest.raises(UserError, match="is there already; choose another --out"):
-            check_wishes(there, "fp32")
-    with pytest.raises(UserError, match="--precision fp8: write one of fp32, fp16, int8"):
-        check_wishes(tmp_path / "new", "fp8")
-    monkeypatch.setitem(exporting.MODULES, "onnxruntime", "a_module_that_is_not_there")
-    with pytest.raises(UserError, match=r"^export needs onnxruntime; `pip install 'rmadapter\[export\]'`"):
-        check_wishes(tmp_path / "new", "fp32")
+            check_wishes(there, "onnx", "fp32")
+    with pytest.raises(UserError, match="--precision fp8: write one of fp32, fp16, int8 for --to onnx"):
+        check_wishes(tmp_path / "new", "onnx", "fp8")
+    with pytest.raises(UserError, match="--to tflite: write one of onnx, openvino"):
+        check_wishes(tmp_path / "new", "tflite", "fp32")
+    missing = exporting.TARGETS["onnx"]._replace(modules=("onnx", "no_such_module"))
+    monkeypatch.setitem(exporting.TARGETS, "onnx", missing)
+    with pytest.raises(UserError, match=r"^export needs no_such_module; `pip install 'rmadapter\[export\]'`"):
+        check_wishes(tmp_path / "new", "onnx", "fp32")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])

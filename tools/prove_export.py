@@ -1,6 +1,6 @@
 """Exported models in an environment without torch, beside `predict`: image by image, method by method.
 
-    python tools/prove_export.py DATA --out DIR [--images 200] [--methods rmadapter mma] [--json]
+    python tools/prove_export.py DATA --out DIR [--images 200] [--methods rmadapter mma] [--to openvino] [--json]
 
 Each method is fitted to four shots a class of DATA (a folder with a test split), exported, and asked about test images
 by `predict` and by the export's own predict.py. The environment is made by venv and pip; its size is told. Ends with 1
@@ -80,15 +80,21 @@ def compare(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[st
     return {"images": len(ours), "other answers": others, "largest difference": max(differences)}
 
 
-def prove(method: str, data: Path, images: list[Path], out: Path, python: Path | None) -> tuple[dict[str, Any], Path]:
+def prove(
+    method: str, to: str, data: Path, images: list[Path], out: Path, python: Path | None
+) -> tuple[dict[str, Any], Path]:
     """What was found for a method, and the interpreter, which the first one makes."""
-    run, export = out / method, out / f"{method}-onnx"
+    run, export = out / method, out / f"{method}-{to}"
     rmadapter("fit", data, "--method", method, "--out", run, *FIT)
-    rmadapter("export", run, "--out", export)
+    rmadapter("export", run, "--to", to, "--out", export)
     rmadapter("predict", run, *images, "--no-zero-shot", "--out", out / f"{method}.csv", "--quiet")
     python = python or fresh(out / "venv", export / "requirements.txt")
-    found = compare(rows(out / f"{method}.csv"), asked(python, export, images, out / f"{method}-onnx.csv"))
-    return {"method": method, **found, "MB": round((export / "model.onnx").stat().st_size / 1e6, 1)}, python
+    found = compare(rows(out / f"{method}.csv"), asked(python, export, images, out / f"{method}-{to}.csv"))
+    return {
+        "method": method,
+        **found,
+        "MB": round(json.loads((export / "export.json").read_text(encoding="utf-8"))["bytes"] / 1e6, 1),
+    }, python
 
 
 def main() -> None:
@@ -97,6 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--to", default="onnx")
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
     files = sorted(path for path in (words.data / "test").rglob("*") if path.is_file())
@@ -104,7 +111,7 @@ def main() -> None:
     words.out.mkdir(parents=True)
     python, found = None, []
     for method in words.methods:
-        row, python = prove(method, words.data, images, words.out, python)
+        row, python = prove(method, words.to, words.data, images, words.out, python)
         print(row, file=sys.stderr)
         found.append(row)
     facts = {"environment MB": round(megabytes(words.out / "venv"), 1), "methods": found}

@@ -8,7 +8,7 @@ from rmadapter.record import Record
 
 TEXT = """# {title}: {classes} classes
 
-An image classifier, exported by rmadapter {version} as ONNX ({precision}, opset {opset}, {megabytes:.1f} MB). It runs \
+An image classifier, exported by rmadapter {version} to {form} ({precision}, {megabytes:.1f} MB). It runs \
 without torch:
 
 ```
@@ -31,7 +31,7 @@ for label, probability in model.predict(["cat.jpg"], top=3)[0]:
 - licence of the weights: {licence}; of predict.py: MIT
 - input `pixels`: float32 [batch, 3, {size}, {size}], made as preprocess.json says; output `probabilities`: \
 [batch, {classes}], in the order of labels.json
-- model.onnx has the SHA-256 {sha256}; SHA256SUMS has those of the other files, too
+- {file} has the SHA-256 {sha256}; SHA256SUMS has those of the other files, too
 
 ## What it is worth
 
@@ -51,7 +51,8 @@ def card(facts: dict[str, Any], record: Record | None, size: int) -> str:
         classes=facts["classes"],
         version=facts["versions"]["rmadapter"],
         precision=facts["precision"],
-        opset=facts["opset"],
+        form=f"ONNX of opset {facts['opset']}" if facts["to"] == "onnx" else "OpenVINO",
+        file=facts["files"][0],
         megabytes=facts["bytes"] / 1e6,
         backbone=facts["backbone"]["name"],
         digest=facts["backbone"]["digest"][:12],

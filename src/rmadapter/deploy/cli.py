@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from rmadapter.console import Its, Json, Name, Outside, Quiet, command, table
-from rmadapter.errors import UserError
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    to: Annotated[str, typer.Option("--to", help="onnx.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32; fp16, half the size; int8, faster, too.")] = "fp32",
-    out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx.")] = None,
+    to: Annotated[str, typer.Option("--to", help="onnx or openvino.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (onnx), bf16 (openvino).")] = "fp32",
+    out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx or RUN-openvino.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images to compare on, by default the run's own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep a model that differs by more than it may.")] = False,
     method: Name = "",
@@ -30,12 +29,10 @@ def export(
     from rmadapter.deploy import export as exporting
     from rmadapter.deploy.parity import HEADER, Parity
 
-    if to != "onnx":
-        raise UserError(f"--to {to}: write onnx")
     out = out or run.with_name(f"{run.resolve().name}-{to}")
-    exporting.check_wishes(out, precision)
+    exporting.check_wishes(out, to, precision)
     saved = load(run, backbone, method=method, device="cpu")
-    facts = exporting.export(run, saved, out, precision, data, outside=outside, force=force, command=command())
+    facts = exporting.export(run, saved, out, precision, data, to=to, outside=outside, force=force, command=command())
     if as_json:
         print(json.dumps({"export": str(out), **facts}))
         return

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.pocket import LICENCE, POCKETS
@@ -24,43 +24,67 @@ from rmadapter.method import NotApplicable
 from rmadapter.record import Record, read_record
 from rmadapter.sums import sha256, write_sums
 
-PRECISIONS = ("fp32", "fp16", "int8")
 FACTS, README, PREDICT, NEEDS = "export.json", "README.md", "predict.py", "requirements.txt"
-REQUIREMENTS = "numpy>=1.26\npillow>=12.3\nonnxruntime>=1.22\n"
-MODULES = {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"}
+COMMON = "numpy>=1.26\npillow>=12.3\n"
 
 
-def check_wishes(out: Path, precision: str) -> None:
+class Target(NamedTuple):
+    """precisions: in which it can be had. modules: that write it. needs: what its requirements.txt names."""
+
+    precisions: tuple[str, ...]
+    modules: tuple[str, ...]
+    needs: str
+
+
+ONNX = ("onnx", "onnxruntime", "onnxscript")
+TARGETS = {
+    "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
+    "openvino": Target(("fp32", "fp16", "bf16"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
+}
+
+
+def check_wishes(out: Path, to: str, precision: str) -> None:
     """Before anything costs time. Raises UserError for a folder that exists, and for what is unknown or missing."""
+    if to not in TARGETS:
+        raise UserError(f"--to {to}: write one of {', '.join(TARGETS)}")
     if os.path.lexists(out):
         raise UserError(f"{out}: is there already; choose another --out, or delete it")
-    if precision not in PRECISIONS:
-        raise UserError(f"--precision {precision}: write one of {', '.join(PRECISIONS)}")
-    if missing := [name for name, module in MODULES.items() if importlib.util.find_spec(module) is None]:
-        raise UserError(f"export needs {', '.join(missing)}; `pip install 'rmadapter[export]'` brings what is missing")
+    target = TARGETS[to]
+    if precision not in target.precisions:
+        raise UserError(f"--precision {precision}: write one of {', '.join(target.precisions)} for --to {to}")
+    if missing := [name for name in target.modules if importlib.util.find_spec(name) is None]:
+        extra = "openvino" if to == "openvino" else "export"
+        raise UserError(f"export needs {', '.join(missing)}; `pip install 'rmadapter[{extra}]'` brings what is missing")
 
 
 def export(
     run: Path, saved: Saved, out: Path, precision: str = "fp32", data: Path | None = None, *,
-    outside: bool = False, force: bool = False, command: str = "",
+    to: str = "onnx", outside: bool = False, force: bool = False, command: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Write a run as ONNX into a folder that must not exist yet, after it has answered images as the run does.
+    """Write a run into a folder that must not exist yet, after the written model has answered images as the run does.
 
-    data: images for that, as `questions` has it. force: keep a model that differs by more than its precision may.
-    Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does not become a graph, for a
+    to: one of TARGETS. data: images for that, as `questions` has it. force: keep a model that differs by more than its
+    precision may. Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does not become a graph, for a
     model that answers otherwise, and where nothing can be written.
     """
-    check_wishes(out, precision)
+    check_wishes(out, to, precision)
     with whole(out) as stage:
-        return _write(stage, run, saved, precision, data, outside, force, command)
+        facts, record = _write_model(stage, run, saved, to, precision, data, outside, force)
+        facts["command"] = command
+        write_json(stage / FACTS, facts)
+        write_text(stage / PREDICT, one_file("rmadapter.deploy.runtime", _header()))
+        write_text(stage / NEEDS, TARGETS[to].needs)
+        write_text(stage / README, card(facts, record, saved.fitted.backbone.image_size))
+    return facts
 
 
-def _write(
-    stage: Path, run: Path, saved: Saved, precision: str, data: Path | None, outside: bool, force: bool, command: str
-) -> dict[str, Any]:
+def _write_model(
+    stage: Path, run: Path, saved: Saved, to: str, precision: str, data: Path | None, outside: bool, force: bool
+) -> tuple[dict[str, Any], Record | None]:
+    """What export.json says of it, and the run's record, where there is one."""
     from rmadapter.deploy import graph, int8
     from rmadapter.deploy.parity import LIMITS, exported_table, fitted_table, measure, questions, training
-    from rmadapter.deploy.runtime import GRAPH, LABELS, TRANSFORM, Model
+    from rmadapter.deploy.runtime import GRAPH, LABELS, OPENVINO, TRANSFORM, Model
 
     asked = questions(run, saved, data, outside, int8.ASKED if precision == "int8" else graph.ASKED)
     if precision == "int8" and not asked.labels:
@@ -71,33 +95,31 @@ def _write(
         raise UserError(f"{run}: {error}") from None
     write_json(stage / LABELS, saved.labels)
     write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
-    graph.write(graph.halved(model) if precision == "fp16" else model, stage / GRAPH)
+    graph.write(graph.halved(model) if (to, precision) == ("onnx", "fp16") else model, stage / GRAPH)
     search = int8.search(stage, training(run)) if precision == "int8" else []
-    write_sums(stage, (GRAPH, graph.BESIDE, LABELS, TRANSFORM))
+    if to == "openvino":
+        graph.write_openvino(stage, precision)
+    files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS) if (stage / name).exists()]
+    write_sums(stage, (*files, LABELS, TRANSFORM))
     before, after = fitted_table(saved, asked.images), exported_table(Model(stage), asked.images)
     parity = measure(asked, before, after)
     if (fault := parity.fault(LIMITS[precision])) and not force:
         raise UserError(f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it all the same")
     record = read_record(run / RECORD) if (run / RECORD).is_file() and (run / WEIGHTS).is_file() else None
-    facts = {
+    return {
         "format": 1,
-        "to": "onnx",
+        "to": to,
         "precision": precision,
         "opset": graph.OPSET,
-        "bytes": sum(file.stat().st_size for file in stage.glob(f"{GRAPH}*")),
-        "sha256": sha256(stage / GRAPH),
+        "files": files,
+        "bytes": sum((stage / name).stat().st_size for name in files),
+        "sha256": sha256(stage / files[0]),
         **_run_facts(saved, record),
         "parity": parity.json(),
         "kept in spite of": fault,
         "search": search,
-        "versions": versions() | {name: metadata.version(name) for name in MODULES},
-        "command": command,
-    }
-    write_json(stage / FACTS, facts)
-    write_text(stage / PREDICT, one_file("rmadapter.deploy.runtime", _header()))
-    write_text(stage / NEEDS, REQUIREMENTS)
-    write_text(stage / README, card(facts, record, saved.fitted.backbone.image_size))
-    return facts
+        "versions": versions() | {name: metadata.version(name) for name in TARGETS[to].modules},
+    }, record  # fmt: skip
 
 
 def _header() -> str:

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rmadapter.deploy.runtime import GRAPH, HINT, INPUT, OPENVINO
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted
 
 OPSET = 20
 ASKED = 200  # images before an export is done
 LARGEST = 2_000_000_000  # bytes of a graph in one file: protobuf ends at 2^31
-BESIDE = "model.onnx.data"  # the weights of a larger one
+BESIDE = f"{GRAPH}.data"  # the weights of a larger one
+WEIGHTS = "model.bin"  # those of an OpenVINO model
 
 
 class Answers(nn.Module):
@@ -64,7 +66,7 @@ def _onnx(module: nn.Module, pixels: Tensor, batch: dict[int, Any] | None) -> An
     named = None if batch is None else ({0: "batch"},)
     found = torch.onnx.export(
         program, (), dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
-        input_names=["pixels"], output_names=["probabilities"], dynamic_shapes=named,
+        input_names=[INPUT], output_names=["probabilities"], dynamic_shapes=named,
     )  # fmt: skip
     assert found is not None
     return found.model_proto
@@ -91,6 +93,21 @@ def write(model: Any, file: Path) -> None:
         file.write_bytes(model.SerializeToString())
     else:
         onnx.save(model, str(file), save_as_external_data=True, location=BESIDE)
+
+
+def write_openvino(folder: Path, precision: str) -> None:
+    """Put OpenVINO's form in the place of the ONNX graph in a folder. precision: fp32; fp16, of the weights alone; or
+    bf16, of the products, where the processor has them. Raises OSError."""
+    import openvino
+
+    model = openvino.convert_model(folder / GRAPH)
+    model.set_rt_info("bf16" if precision == "bf16" else "f32", HINT)
+    try:
+        openvino.save_model(model, folder / OPENVINO, compress_to_fp16=precision != "fp32")
+    except RuntimeError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
+    for file in (GRAPH, BESIDE):
+        (folder / file).unlink(missing_ok=True)
 
 
 def halved(model: Any) -> Any:

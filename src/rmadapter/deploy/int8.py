@@ -15,7 +15,7 @@ import numpy as np
 
 from rmadapter.data.images import ImageSource
 from rmadapter.deploy.graph import quiet
-from rmadapter.deploy.runtime import BATCH, GRAPH, Model
+from rmadapter.deploy.runtime import BATCH, GRAPH, INPUT, Model
 
 ASKED = 1000  # images before an export is done: half a point of accuracy is five of them
 ENOUGH = 0.995  # share of equal answers from which the faster model is taken
@@ -55,7 +55,7 @@ def search(stage: Path, images: Sequence[ImageSource]) -> list[dict[str, Any]]:
     wanted, rows, kept = model.probabilities(pixels), [], []
     for way in WAYS:
         with quiet():
-            _quantise(stage / GRAPH, file, way, pixels, model.input)
+            _quantise(stage / GRAPH, file, way, pixels)
         found, seconds = _asked(Model(stage, threads=1, graph=CANDIDATE), pixels)
         same = float((found.argmax(-1) == wanted.argmax(-1)).mean())
         rows.append({
@@ -81,7 +81,7 @@ def _asked(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, float]:
     return model.probabilities(pixels), time.process_time() - started
 
 
-def _quantise(source: Path, target: Path, way: Way, pixels: np.ndarray, name: str) -> None:
+def _quantise(source: Path, target: Path, way: Way, pixels: np.ndarray) -> None:
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -97,7 +97,7 @@ def _quantise(source: Path, target: Path, way: Way, pixels: np.ndarray, name: st
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             part = next(self.parts, None)
-            return None if part is None else {name: part}
+            return None if part is None else {INPUT: part}
 
     model = onnx.load(str(source))
     large, others = _products(model)

@@ -36,7 +36,12 @@ class Limit:
     loss: float = 100.0
 
 
-LIMITS = {"fp32": Limit(0.0, 1e-4), "fp16": Limit(difference=1e-2), "int8": Limit(loss=0.5)}
+LIMITS = {
+    "fp32": Limit(0.0, 1e-4),
+    "fp16": Limit(difference=1e-2),
+    "bf16": Limit(difference=1e-2),
+    "int8": Limit(loss=0.5),
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Answers of an exported model without torch: NumPy, Pillow and onnxruntime are all that it takes.
+"""Answers of an exported model without torch: NumPy, Pillow and onnxruntime or OpenVINO are all that it takes.
 
     python predict.py IMAGES > answers.csv
 
@@ -15,11 +15,11 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,9 @@ from rmadapter.predict.outfile import cell
 from rmadapter.predict.stream import Answer, columns
 from rmadapter.sums import check_sums
 
-GRAPH, LABELS, TRANSFORM = "model.onnx", "labels.json", "preprocess.json"
+GRAPH, OPENVINO, LABELS, TRANSFORM = "model.onnx", "model.xml", "labels.json", "preprocess.json"
+INPUT = "pixels"
+HINT = ["rmadapter", "precision"]  # where an OpenVINO model says what it is to be computed in
 BATCH = 32  # images
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -70,28 +72,27 @@ class Transform:
 
 
 class Model:
-    """An exported folder. labels: of the classes, in the order of the probabilities. threads: of onnxruntime, by
-    default as many as there are cores.
+    """An exported folder. labels: of the classes, in the order of the probabilities. threads: by default as many as
+    there are cores. graph: its file, by default the one that is there.
 
-    Raises UserError for a folder that holds no model, or a damaged one.
+    Raises UserError for a folder that holds no model, or a damaged one, and where its engine is not installed.
     """
 
-    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = GRAPH) -> None:
+    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = "") -> None:
         folder = Path(folder)
+        graph = graph or (OPENVINO if (folder / OPENVINO).is_file() else GRAPH)
         if not (folder / graph).is_file():
             raise UserError(f"{folder}: no exported model; it lacks {graph}")
         check_sums(folder)
         try:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
-            self._session = _session(folder / graph, threads)
-        except ImportError:
-            raise UserError("onnxruntime is missing; `pip install onnxruntime` brings it") from None
-        except Exception as error:  # of a damaged file, onnxruntime raises types of its own
+            self._run, batch = (_openvino if graph == OPENVINO else _onnx)(folder / graph, threads)
+        except ImportError as error:
+            raise UserError(f"{error.name} is missing; `pip install {error.name}` brings it") from None
+        except Exception as error:  # of a damaged file, either engine raises types of its own
             raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
-        (taken,) = self._session.get_inputs()
-        self.input, size = taken.name, taken.shape[0]
-        self.batch = size if isinstance(size, int) else BATCH  # a number where the graph takes so many at a time
+        self.batch = batch or BATCH
 
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
         """float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
@@ -100,7 +101,7 @@ class Model:
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [B, 3, size, size] -> [B, C]"""
         parts = [pixels[i : i + self.batch] for i in range(0, len(pixels), self.batch)]
-        return np.concatenate([self._session.run(None, {self.input: part})[0] for part in parts])
+        return np.concatenate([self._run(part) for part in parts])
 
     def answers(
         self, images: Iterable[ImageSource], bad: list[str] | None = None
@@ -140,13 +141,31 @@ class Model:
         return [(self.labels[i], round(float(probabilities[i]), 6)) for i in order]
 
 
-def _session(file: Path, threads: int) -> Any:
+# What a graph is asked by, and how many images it takes at a time where that number is fixed
+Engine: TypeAlias = "tuple[Callable[[np.ndarray], np.ndarray], int]"
+
+
+def _onnx(file: Path, threads: int) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    size = session.get_inputs()[0].shape[0]
+    return (lambda pixels: session.run(None, {INPUT: pixels})[0]), size if isinstance(size, int) else 0
+
+
+def _openvino(file: Path, threads: int) -> Engine:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": str(model.get_rt_info(HINT).astype(str))}
+    settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    compiled = core.compile_model(model, "CPU", settings)
+    size = model.input(INPUT).partial_shape[0]
+    return (lambda pixels: compiled([pixels])[0]), 0 if size.is_dynamic else size.get_length()
 
 
 def _files(words: Sequence[str]) -> list[Path]:
