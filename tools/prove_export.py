@@ -90,11 +90,8 @@ def prove(
     rmadapter("predict", run, *images, "--no-zero-shot", "--out", out / f"{method}.csv", "--quiet")
     python = python or fresh(out / "venv", export / "requirements.txt")
     found = compare(rows(out / f"{method}.csv"), asked(python, export, images, out / f"{method}-{to}.csv"))
-    return {
-        "method": method,
-        **found,
-        "MB": round(json.loads((export / "export.json").read_text(encoding="utf-8"))["bytes"] / 1e6, 1),
-    }, python
+    size = json.loads((export / "export.json").read_text(encoding="utf-8"))["bytes"]
+    return {"method": method, **found, "MB": round(size / 1e6, 1)}, python
 
 
 def main() -> None:

@@ -64,8 +64,8 @@ def export(
     """Write a run into a folder that must not exist yet, after the written model has answered images as the run does.
 
     to: one of TARGETS. data: images for that, as `questions` has it. force: keep a model that differs by more than its
-    precision may. Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does not become a graph, for a
-    model that answers otherwise, and where nothing can be written.
+    precision may. Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does not become
+    a graph, for a model that answers otherwise, and where nothing can be written.
     """
     check_wishes(out, to, precision)
     with whole(out) as stage:
