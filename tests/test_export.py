@@ -139,7 +139,7 @@ def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.Monke
             check_wishes(there, "onnx", "fp32")
     with pytest.raises(UserError, match="--precision fp8: write one of fp32, fp16, int8 for --to onnx"):
         check_wishes(tmp_path / "new", "onnx", "fp8")
-    with pytest.raises(UserError, match="--to tflite: write one of onnx, openvino"):
+    with pytest.raises(UserError, match="--to tflite: write one of onnx, web, openvino"):
         check_wishes(tmp_path / "new", "tflite", "fp32")
     missing = exporting.TARGETS["onnx"]._replace(modules=("onnx", "no_such_module"))
     monkeypatch.setitem(exporting.TARGETS, "onnx", missing)

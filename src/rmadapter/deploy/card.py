@@ -10,7 +10,7 @@ TEXT = """# {title}: {classes} classes
 
 An image classifier, exported by rmadapter {version} to {form} ({precision}, {megabytes:.1f} MB). It runs \
 without torch:
-
+{page}
 ```
 pip install -r requirements.txt
 python predict.py IMAGES > answers.csv
@@ -42,6 +42,16 @@ export.json, with the versions that made it.
 """
 
 
+PAGE = """
+```
+python -m http.server
+```
+
+serves it as a web page at http://localhost:8000; any server of files does. Images never leave the browser. Its engine, \
+onnxruntime-web, has the MIT licence. The same folder answers on a command line, too:
+"""
+
+
 def card(facts: dict[str, Any], record: Record | None, size: int) -> str:
     """facts: what export.json holds. size: of an image, in pixels."""
     parity = facts["parity"]
@@ -51,7 +61,8 @@ def card(facts: dict[str, Any], record: Record | None, size: int) -> str:
         classes=facts["classes"],
         version=facts["versions"]["rmadapter"],
         precision=facts["precision"],
-        form=f"ONNX of opset {facts['opset']}" if facts["to"] == "onnx" else "OpenVINO",
+        page=PAGE if facts["to"] == "web" else "",
+        form="OpenVINO" if facts["to"] == "openvino" else f"ONNX of opset {facts['opset']}",
         file=facts["files"][0],
         megabytes=facts["bytes"] / 1e6,
         backbone=facts["backbone"]["name"],

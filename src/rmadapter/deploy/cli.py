@@ -13,9 +13,9 @@ from rmadapter.console import Its, Json, Name, Outside, Quiet, command, table
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    to: Annotated[str, typer.Option("--to", help="onnx or openvino.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, or web: a page.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (onnx), bf16 (openvino).")] = "fp32",
-    out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx or RUN-openvino.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx and so on.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images to compare on, by default the run's own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep a model that differs by more than it may.")] = False,
     method: Name = "",

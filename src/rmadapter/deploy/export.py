@@ -39,6 +39,7 @@ class Target(NamedTuple):
 ONNX = ("onnx", "onnxruntime", "onnxscript")
 TARGETS = {
     "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
+    "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "openvino": Target(("fp32", "fp16", "bf16"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
 }
 
@@ -82,7 +83,7 @@ def _write_model(
     stage: Path, run: Path, saved: Saved, to: str, precision: str, data: Path | None, outside: bool, force: bool
 ) -> tuple[dict[str, Any], Record | None]:
     """What export.json says of it, and the run's record, where there is one."""
-    from rmadapter.deploy import graph, int8
+    from rmadapter.deploy import graph, int8, web
     from rmadapter.deploy.parity import LIMITS, exported_table, fitted_table, measure, questions, training
     from rmadapter.deploy.runtime import GRAPH, LABELS, OPENVINO, TRANSFORM, Model
 
@@ -95,10 +96,12 @@ def _write_model(
         raise UserError(f"{run}: {error}") from None
     write_json(stage / LABELS, saved.labels)
     write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
-    graph.write(graph.halved(model) if (to, precision) == ("onnx", "fp16") else model, stage / GRAPH)
+    graph.write(graph.halved(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH)
     search = int8.search(stage, training(run)) if precision == "int8" else []
     if to == "openvino":
         graph.write_openvino(stage, precision)
+    if to == "web":
+        web.write_page(stage)
     files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS) if (stage / name).exists()]
     write_sums(stage, (*files, LABELS, TRANSFORM))
     before, after = fitted_table(saved, asked.images), exported_table(Model(stage), asked.images)
