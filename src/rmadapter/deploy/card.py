@@ -47,8 +47,8 @@ PAGE = """
 python -m http.server
 ```
 
-serves it as a web page at http://localhost:8000; any server of files does. Images never leave the browser. Its engine, \
-onnxruntime-web, has the MIT licence. The same folder answers on a command line, too:
+serves it as a web page at http://localhost:8000; any server of files does. Images never leave the browser. Its \
+engine, onnxruntime-web, has the MIT licence. The same folder answers on a command line, too:
 """
 
 

@@ -50,28 +50,36 @@ def search(stage: Path, images: Sequence[ImageSource]) -> list[dict[str, Any]]:
     Taken is the fastest one that answers them as the model in float32 does, or else the one that does so most often.
     Returns what was found of each way, the chosen one marked.
     """
-    model, file = Model(stage), stage / CANDIDATE
+    model, file, best = Model(stage, threads=1), stage / CANDIDATE, stage / f"best.{CANDIDATE}"
     pixels = np.concatenate([model.pixels(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
-    wanted, rows, kept = model.probabilities(pixels), [], []
+    wanted, seconds = _asked(model, pixels)
+    rows, kept = [_row("none: fp32", stage / GRAPH, wanted, wanted, seconds)], []
     for way in WAYS:
         with quiet():
             _quantise(stage / GRAPH, file, way, pixels)
         found, seconds = _asked(Model(stage, threads=1, graph=CANDIDATE), pixels)
-        same = float((found.argmax(-1) == wanted.argmax(-1)).mean())
-        rows.append({
-            "weights in 8 bits": way.name,
-            "MB": round(file.stat().st_size / 1e6, 1),
-            "same answers in %": round(100 * same, 1),
-            "mean difference": float(f"{np.abs(found - wanted).mean():.2g}"),
-            "images per CPU second": round(len(pixels) / seconds, 1),
-        })  # fmt: skip
-        kept.append((min(same, ENOUGH), -seconds))
+        rows.append(_row(way.name, file, found, wanted, seconds))
+        kept.append((min(_same(found, wanted), ENOUGH), -seconds))
         if kept[-1] == max(kept):
-            file.replace(stage / f"best.{CANDIDATE}")
-    (stage / f"best.{CANDIDATE}").replace(stage / GRAPH)
+            file.replace(best)
+    best.replace(stage / GRAPH)
     file.unlink(missing_ok=True)
-    chosen = kept.index(max(kept))
+    chosen = 1 + kept.index(max(kept))
     return [{**row, "chosen": place == chosen} for place, row in enumerate(rows)]
+
+
+def _row(name: str, file: Path, found: np.ndarray, wanted: np.ndarray, seconds: float) -> dict[str, Any]:
+    return {
+        "weights in 8 bits": name,
+        "MB": round(file.stat().st_size / 1e6, 1),
+        "same answers in %": round(100 * _same(found, wanted), 1),
+        "mean difference": float(f"{np.abs(found - wanted).mean():.2g}"),
+        "images per CPU second": round(len(found) / seconds, 1),
+    }
+
+
+def _same(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float((found.argmax(-1) == wanted.argmax(-1)).mean())
 
 
 def _asked(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, float]:

@@ -16,9 +16,7 @@ from rmadapter.errors import UserError
 
 PAGE = Path(__file__).parents[1] / "assets/web"
 NAME, VERSION = "onnxruntime-web", "1.30.0"
-INTEGRITY = (
-    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-)
+INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 TARBALL = f"{NAME}-{VERSION}.tgz"
 ENGINE = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # of what is in it
 
