@@ -88,7 +88,7 @@ class Model:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
             self._run, batch = (_openvino if graph == OPENVINO else _onnx)(folder / graph, threads)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise UserError(f"{error.name} is missing; `pip install {error.name}` brings it") from None
         except Exception as error:  # of a damaged file, either engine raises types of its own
             raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
