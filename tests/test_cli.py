@@ -22,6 +22,7 @@ VERBS = {
     "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --quiet --json",
     "add": "--out --old-data --shots --backbone --quiet --json",
     "compare": "--data --split --backbone --json",
+    "export": "--to --precision --out --data --force --backbone --allow-outside --quiet --json",
     "params": "--backbone --method --config --set --json",
     "demo": "--out --seed --quiet",
     "doctor": "--json",
@@ -56,7 +57,8 @@ def test_help_of_every_verb(rmadapter: Command, monkeypatch: pytest.MonkeyPatch,
 def test_help_begins_with_what_somebody_new_needs(rmadapter: Command) -> None:
     out = rmadapter("--help").out
     places = [
-        out.index(f" {verb} ") for verb in ("demo", "fit", "predict", "eval", "add", "compare", "bench", "doctor")
+        out.index(f" {verb} ")
+        for verb in ("demo", "fit", "predict", "eval", "add", "compare", "export", "bench", "doctor")
     ]
     assert places == sorted(places)
 

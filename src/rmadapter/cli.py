@@ -31,6 +31,7 @@ from rmadapter.console import (
     streams,
     table,
 )  # fmt: skip
+from rmadapter.deploy import cli as deploy_cli
 from rmadapter.errors import UserError
 from rmadapter.predict import cli as predict_cli
 from rmadapter.runs import cli as runs_cli
@@ -244,8 +245,8 @@ def doctor(as_json: Json = False) -> None:
 
 # In the order in which somebody new needs them.
 VERBS = (
-    demo, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, bench_cli.bench, bench_cli.report,
-    bench_cli.methods, params, bench_cli.data, backbones, doctor,
+    demo, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
+    bench_cli.bench, bench_cli.report, bench_cli.methods, params, bench_cli.data, backbones, doctor,
 )  # fmt: skip
 for verb in VERBS:
     app.command("eval" if verb is evaluate else None)(verb)

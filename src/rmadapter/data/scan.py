@@ -39,6 +39,11 @@ def _folders(path: Path) -> list[Path]:
     return sorted(inside, key=lambda entry: order(entry.name))
 
 
+def scan(data: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> dict[str, Rows]:
+    """Either of the two that follow."""
+    return scan_table(data, outside, columns) if data.is_file() else scan_folder(data)
+
+
 def scan_folder(root: Path) -> dict[str, Rows]:
     """Split -> rows sorted by class and file; {"all": ...} where no split folders lie above the class folders."""
     if (real := root.resolve()).parts[:2] in SYSTEM:

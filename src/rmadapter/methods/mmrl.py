@@ -123,7 +123,7 @@ class Representations(Learner):
         own, some = x.shape[1], encoder.reads_some(layout)
         wide = replace(layout, last=k)
         for i in range(self.lowest["image"], encoder.depth + 1):
-            x = torch.cat([x[:, :own], self.tokens("image", i).expand(len(x), -1, -1)], 1)
+            x = torch.cat([x[:, :own], self.tokens("image", i).expand(x.shape[0], -1, -1)], 1)
             x = encoder.step(i, x, encoder.norm(i, x), wide, i == encoder.depth and some)
         return encoder.head(x[:, :-k], layout), encoder.top_norm(x[:, -k:]).mean(1) @ self.projection
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rmadapter.predict.stream import Asker
 
 SHOWN = 20  # images in a table
-LAST = ("unfamiliar", "zero_shot_label", "sorted_to")  # columns that a file of answers may have
 
 
 def predict(
@@ -53,7 +52,7 @@ def predict(
     from rmadapter.data.inputs import find_images
     from rmadapter.method import NotApplicable
     from rmadapter.predict.outfile import OutFile
-    from rmadapter.predict.stream import Asker
+    from rmadapter.predict.stream import Asker, columns
 
     saved = load(run, backbone, method=method)
     asked, labels = _classes(saved, names)
@@ -111,14 +110,6 @@ def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], un
         return None
     how: Literal["copy", "move", "link"] = "move" if move else "link" if link else "copy"
     return Sorter(root, [*labels, *([UNSURE] if unsure else [])], how)
-
-
-def columns(top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False) -> list[str]:
-    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer;
-    unfamiliar: with how unlike the training images it is."""
-    more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    last = [name for name, there in zip(LAST, (unfamiliar, zero_shot, sort), strict=True) if there]
-    return ["image", "label", "probability", "guess", *more, "unsure", *last]
 
 
 def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:

@@ -140,10 +140,10 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows([_cell(column, row[column]) for column in columns] for row in rows)
+        writer.writerows([cell(column, row[column]) for column in columns] for row in rows)
 
 
-def _cell(column: str, value: Any) -> Any:
+def cell(column: str, value: Any) -> Any:
     """No formula for a spreadsheet, and of an image still a path that leads to it."""
     if column == "image" and value.startswith(("=", "+", "-", "@")):
         return f"./{value}"

@@ -14,6 +14,7 @@ from rmadapter.method import Fitted, Known, answers
 
 T = TypeVar("T")
 UNSURE = "unsure"
+LAST = ("unfamiliar", "zero_shot_label", "sorted_to")  # columns that a file of answers may have
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class Answer:
         for place, (label, share) in enumerate(others, 2):
             row |= {f"label_{place}": label, f"probability_{place}": share}
         return {**row, "unsure": doubt, "unfamiliar": self.unfamiliar, "zero_shot_label": self.zero_shot}
+
+
+def columns(top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False) -> list[str]:
+    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer;
+    unfamiliar: with how unlike the training images it is."""
+    more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
+    last = [name for name, there in zip(LAST, (unfamiliar, zero_shot, sort), strict=True) if there]
+    return ["image", "label", "probability", "guess", *more, "unsure", *last]
 
 
 class Asker:

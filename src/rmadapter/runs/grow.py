@@ -14,7 +14,7 @@ from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.data.names import key, nfc, prompt_names
 from rmadapter.data.pixels import content
-from rmadapter.data.scan import Row, Rows, scan_folder, scan_table
+from rmadapter.data.scan import Row, Rows, scan
 from rmadapter.errors import UserError
 from rmadapter.files import user_path, write_json, write_text
 from rmadapter.fit import fit
@@ -97,7 +97,7 @@ def _grown(
     except UserError as error:
         raise UserError(f"{run}: {error}; --old-data says where its data lies now") from None
     kept = {key(str(label)): str(label) for label in saved.labels}  # those that it was trained on
-    there = _scan(home, outside, {} if home.name == IMAGES else columns)  # its own list has the usual names
+    there = scan(home, outside, {} if home.name == IMAGES else columns)  # its own list has the usual names
     groups = {row.image: row.group for rows in there.values() for row in rows}
     train, val = (_known(_rows(images, groups), kept) for images in (few.train, few.val))
     tests = _known(there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept)
@@ -132,15 +132,11 @@ def _known(rows: Rows, kept: dict[str, str]) -> Rows:
 
 def _new(data: Path, outside: bool, columns: Mapping[str, str] | None, kept: dict[str, str]) -> dict[str, Rows]:
     """The new images; a class that the run has already is called as there."""
-    found, spelled = _scan(data, outside, columns), dict(kept)
+    found, spelled = scan(data, outside, columns), dict(kept)
     for split in sorted(found, key=lambda split: split != "train"):
         for label in prompt_names(list(dict.fromkeys(row.label for row in found[split])), where=f"{data} ({split}): "):
             spelled.setdefault(key(label), label)
     return {split: [row._replace(label=spelled[key(row.label)]) for row in rows] for split, rows in found.items()}
-
-
-def _scan(data: Path, outside: bool, columns: Mapping[str, str] | None) -> dict[str, Rows]:
-    return scan_table(data, outside, columns) if data.is_file() else scan_folder(data)
 
 
 def _content(path: Path) -> bytes:

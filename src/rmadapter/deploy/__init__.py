@@ -1,0 +1,12 @@
+"""A fitted model leaves the package: a folder that answers as `predict` does, without torch.
+
+cli        the verb
+export     run -> folder: what lies in it, and how it is written whole or not at all
+graph      a fitted method as one ONNX graph, or OpenVINO's form of it: pixels in, probabilities out
+int8       that graph with weights of 8 bits, chosen among several by their answers
+parity     the exported model asked about the same images as the fitted one
+runtime    the model's answers by NumPy, Pillow and onnxruntime alone
+card       README.md of the folder
+web        a static page around the graph
+onefile    that module and all that it takes from this package, as one file
+"""

@@ -1,0 +1,181 @@
+"""A run becomes a folder that answers without this package; it appears whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rmadapter.backbones import Backbone
+from rmadapter.backbones.pocket import LICENCE, POCKETS
+from rmadapter.checkpoint import RECORD, WEIGHTS, Saved
+from rmadapter.deploy.card import card
+from rmadapter.deploy.onefile import one_file
+from rmadapter.errors import UserError
+from rmadapter.files import write_json, write_text
+from rmadapter.locks import DOOR, alone
+from rmadapter.machine import versions
+from rmadapter.method import NotApplicable
+from rmadapter.record import Record, read_record
+from rmadapter.sums import sha256, write_sums
+
+FACTS, README, PREDICT, NEEDS = "export.json", "README.md", "predict.py", "requirements.txt"
+COMMON = "numpy>=1.26\npillow>=12.3\n"
+
+
+class Target(NamedTuple):
+    """precisions: in which it can be had. modules: that write it. needs: what its requirements.txt names."""
+
+    precisions: tuple[str, ...]
+    modules: tuple[str, ...]
+    needs: str
+
+
+ONNX = ("onnx", "onnxruntime", "onnxscript")
+TARGETS = {
+    "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
+    "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
+    "openvino": Target(("fp32", "fp16", "bf16"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
+}
+
+
+def check_wishes(out: Path, to: str, precision: str) -> None:
+    """Before anything costs time. Raises UserError for a folder that exists, and for what is unknown or missing."""
+    if to not in TARGETS:
+        raise UserError(f"--to {to}: write one of {', '.join(TARGETS)}")
+    if os.path.lexists(out):
+        raise UserError(f"{out}: is there already; choose another --out, or delete it")
+    target = TARGETS[to]
+    if precision not in target.precisions:
+        raise UserError(f"--precision {precision}: write one of {', '.join(target.precisions)} for --to {to}")
+    if missing := [name for name in target.modules if importlib.util.find_spec(name) is None]:
+        extra = "openvino" if to == "openvino" else "export"
+        raise UserError(f"export needs {', '.join(missing)}; `pip install 'rmadapter[{extra}]'` brings what is missing")
+
+
+def export(
+    run: Path, saved: Saved, out: Path, precision: str = "fp32", data: Path | None = None, *,
+    to: str = "onnx", outside: bool = False, force: bool = False, command: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Write a run into a folder that must not exist yet, after the written model has answered images as the run does.
+
+    to: one of TARGETS. data: images for that, as `questions` has it. force: keep a model that differs by more than its
+    precision may. Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does not become
+    a graph, for a model that answers otherwise, and where nothing can be written.
+    """
+    check_wishes(out, to, precision)
+    with whole(out) as stage:
+        facts, record = _write_model(stage, run, saved, to, precision, data, outside, force)
+        facts["command"] = command
+        write_json(stage / FACTS, facts)
+        write_text(stage / PREDICT, one_file("rmadapter.deploy.runtime", _header()))
+        write_text(stage / NEEDS, TARGETS[to].needs)
+        write_text(stage / README, card(facts, record, saved.fitted.backbone.image_size))
+    return facts
+
+
+def _write_model(
+    stage: Path, run: Path, saved: Saved, to: str, precision: str, data: Path | None, outside: bool, force: bool
+) -> tuple[dict[str, Any], Record | None]:
+    """What export.json says of it, and the run's record, where there is one."""
+    from rmadapter.deploy import graph, int8, web
+    from rmadapter.deploy.parity import LIMITS, exported_table, fitted_table, measure, questions, training
+    from rmadapter.deploy.runtime import GRAPH, LABELS, OPENVINO, TRANSFORM, Model
+
+    asked = questions(run, saved, data, outside, int8.ASKED if precision == "int8" else graph.ASKED)
+    if precision == "int8" and not asked.labels:
+        raise UserError(f"{run}: int8 is judged by accuracy, and the run's images are not there; give others: --data")
+    try:
+        model = graph.trace(saved.fitted, saved.names)
+    except NotApplicable as error:
+        raise UserError(f"{run}: {error}") from None
+    write_json(stage / LABELS, saved.labels)
+    write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
+    graph.write(graph.halved(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH)
+    search = int8.search(stage, training(run)) if precision == "int8" else []
+    if to == "openvino":
+        graph.write_openvino(stage, precision)
+    if to == "web":
+        web.write_page(stage)
+    files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS) if (stage / name).exists()]
+    write_sums(stage, (*files, LABELS, TRANSFORM))
+    before, after = fitted_table(saved, asked.images), exported_table(Model(stage), asked.images)
+    parity = measure(asked, before, after)
+    if (fault := parity.fault(LIMITS[precision])) and not force:
+        raise UserError(f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it all the same")
+    record = read_record(run / RECORD) if (run / RECORD).is_file() and (run / WEIGHTS).is_file() else None
+    return {
+        "format": 1,
+        "to": to,
+        "precision": precision,
+        "opset": graph.OPSET,
+        "files": files,
+        "bytes": sum((stage / name).stat().st_size for name in files),
+        "sha256": sha256(stage / files[0]),
+        **_run_facts(saved, record),
+        "parity": parity.json(),
+        "kept in spite of": fault,
+        "search": search,
+        "versions": versions() | {name: metadata.version(name) for name in TARGETS[to].modules},
+    }, record  # fmt: skip
+
+
+def _header() -> str:
+    return f"Written by rmadapter {metadata.version('rmadapter')}, of whose own code it consists; MIT licence"
+
+
+def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:
+    fitted = saved.fitted
+    pocket = fitted.backbone.name in POCKETS
+    return {
+        "method": {"name": saved.name, "title": fitted.method.title, "source": fitted.method.source},
+        "backbone": {"name": fitted.backbone.name, "digest": fitted.backbone.digest},
+        "classes": len(saved.labels),
+        "licence of the weights": LICENCE if pocket else "its publisher's: read it where the backbone comes from",
+        "run": None if record is None else {"key": record.key, "split_digest": record.split_digest},
+    }
+
+
+def transform_of(backbone: Backbone) -> dict[str, Any]:
+    """What `runtime.Transform` takes: in words what `backbone.preprocess` does."""
+    from open_clip.transform import PreprocessCfg
+
+    visual: Any = backbone.model.visual
+    config = PreprocessCfg(**visual.preprocess_cfg)
+    return {
+        "size": backbone.image_size,
+        "resize": config.resize_mode,
+        "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",  # as open_clip has it
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "fill": config.fill_color,
+    }
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, which takes that name when the block ends well, and vanishes otherwise.
+
+    What a killed process left of it is removed first. Raises UserError when another process is at work on it, and
+    where nothing can be written, as on a full disk.
+    """
+    stage = out.with_name(f".{out.name}.part")
+    try:
+        with alone(stage):
+            try:
+                for left in stage.iterdir():
+                    if left.name != DOOR:
+                        left.unlink()
+                yield stage
+            except BaseException:
+                shutil.rmtree(stage, ignore_errors=True)
+                raise
+        os.rename(stage, out)
+    except OSError as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from error

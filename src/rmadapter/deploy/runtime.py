@@ -1,0 +1,212 @@
+"""Answers of an exported model without torch: NumPy, Pillow and onnxruntime or OpenVINO are all that it takes.
+
+    python predict.py IMAGES > answers.csv
+
+    from predict import Model
+    for label, probability in Model("this folder").predict(["cat.jpg"])[0]: ...
+
+The same images become the same tensors as in the package that it was exported from, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from rmadapter.data.pixels import ImageSource, load_image
+from rmadapter.data.scan import image_files
+from rmadapter.errors import UserError
+from rmadapter.predict.outfile import cell
+from rmadapter.predict.stream import Answer, columns
+from rmadapter.sums import check_sums
+
+GRAPH, OPENVINO, LABELS, TRANSFORM = "model.onnx", "model.xml", "labels.json", "preprocess.json"
+INPUT = "pixels"
+HINT = ["rmadapter", "precision"]  # where an OpenVINO model says what it is to be computed in
+BATCH = 32  # images
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Transform:
+    """An RGB image -> float32 [3, size, size], as preprocess.json says.
+
+    resize: "shortest" side, and the middle of the rest; "longest" side, and `fill` around it; or "squash". mean, std:
+    of RGB in 0..1.
+    """
+
+    def __init__(
+        self, size: int, resize: str, interpolation: str, mean: Sequence[float], std: Sequence[float], fill: int = 0
+    ) -> None:
+        self.size, self.resize, self.fill, self.filter = size, resize, fill, FILTERS[interpolation]
+        self.mean, self.std = (np.array(numbers, np.float32)[:, None, None] for numbers in (mean, std))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        values = np.asarray(self._square(image)).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+        return (values - self.mean) / self.std
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        size, (width, height) = self.size, image.size
+        if self.resize == "squash":
+            return image.resize((size, size), self.filter)
+        if self.resize == "longest":
+            ratio = max(width / size, height / size)
+            small = image.resize((round(width / ratio), round(height / ratio)), self.filter)
+            found = Image.new("RGB", (size, size), (self.fill,) * 3)
+            found.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+            return found
+        short = min(width, height)
+        small = image.resize((int(size * width / short), int(size * height / short)), self.filter)
+        left, top = (round((side - size) / 2) for side in small.size)
+        return small.crop((left, top, left + size, top + size))
+
+
+class Model:
+    """An exported folder. labels: of the classes, in the order of the probabilities. threads: by default as many as
+    there are cores. graph: its file, by default the one that is there.
+
+    Raises UserError for a folder that holds no model, or a damaged one, and where its engine is not installed.
+    """
+
+    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = "") -> None:
+        folder = Path(folder)
+        graph = graph or (OPENVINO if (folder / OPENVINO).is_file() else GRAPH)
+        if not (folder / graph).is_file():
+            raise UserError(f"{folder}: no exported model; it lacks {graph}")
+        check_sums(folder)
+        try:
+            self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
+            self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
+            self._run, batch = (_openvino if graph == OPENVINO else _onnx)(folder / graph, threads)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is missing; `pip install {error.name}` brings it") from None
+        except Exception as error:  # of a damaged file, either engine raises types of its own
+            raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
+        self.batch = batch or BATCH
+
+    def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
+        """float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
+        return np.stack([self.transform(load_image(image)) for image in images])
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [B, 3, size, size] -> [B, C]"""
+        parts = [pixels[i : i + self.batch] for i in range(0, len(pixels), self.batch)]
+        return np.concatenate([self._run(part) for part in parts])
+
+    def answers(
+        self, images: Iterable[ImageSource], bad: list[str] | None = None
+    ) -> Iterator[tuple[list[ImageSource], np.ndarray]]:
+        """Images, some at a time, and their probabilities [B, C]; threads decode them.
+
+        bad: takes a sentence for each unreadable image, which is then left out; without it the first one raises
+        UserError.
+        """
+
+        def load(image: ImageSource) -> np.ndarray | UserError:
+            try:
+                return self.transform(load_image(image))
+            except UserError as error:
+                return error
+
+        rest = iter(images)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            while some := list(islice(rest, BATCH)):
+                found = list(zip(some, pool.map(load, some), strict=True))
+                for error in [tensor for _, tensor in found if isinstance(tensor, UserError)]:
+                    if bad is None:
+                        raise error
+                    bad.append(str(error))
+                good = [(image, tensor) for image, tensor in found if isinstance(tensor, np.ndarray)]
+                if good:
+                    kept = [image for image, _ in good]
+                    yield kept, self.probabilities(np.stack([tensor for _, tensor in good]))
+
+    def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
+        """For each image (a path, a PIL image or an array) labels and probabilities, the most probable first."""
+        return [self.best(row, top) for _, table in self.answers(images) for row in table]
+
+    def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
+        """Of one image, [C]."""
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.labels[i], round(float(probabilities[i]), 6)) for i in order]
+
+
+# What a graph is asked by, and how many images it takes at a time where that number is fixed
+Engine: TypeAlias = "tuple[Callable[[np.ndarray], np.ndarray], int]"
+
+
+def _onnx(file: Path, threads: int) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    size = session.get_inputs()[0].shape[0]
+    return (lambda pixels: session.run(None, {INPUT: pixels})[0]), size if isinstance(size, int) else 0
+
+
+def _openvino(file: Path, threads: int) -> Engine:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": str(model.get_rt_info(HINT).astype(str))}
+    settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    compiled = core.compile_model(model, "CPU", settings)
+    size = model.input(INPUT).partial_shape[0]
+    return (lambda pixels: compiled([pixels])[0]), 0 if size.is_dynamic else size.get_length()
+
+
+def _files(words: Sequence[str]) -> list[Path]:
+    """Files as they are named, and the images of folders."""
+    found: list[Path] = []
+    for word in words:
+        found += image_files(Path(word), set()) if os.path.isdir(word) else [Path(word)]
+    if not found:
+        raise UserError(f"{', '.join(words)[:200]}: no image in it")
+    return found
+
+
+def _write(model: Model, files: Sequence[Path], top: int, bad: list[str] | None) -> None:
+    """CSV, as `rmadapter predict --no-zero-shot --out` writes it."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
+    writer, header = csv.writer(sys.stdout), columns(top, zero_shot=False)
+    writer.writerow(header)
+    for some, table in model.answers(files, bad):
+        for image, line in zip(some, table, strict=True):
+            row = Answer(Path(str(image)), tuple(model.best(line, top))).row()
+            writer.writerow([cell(column, row[column]) for column in header])
+
+
+def main() -> None:
+    """The command line; a UserError becomes one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(description="The most probable classes of images, as CSV on stdout.")
+    parser.add_argument("images", nargs="+", help="files, or folders, which are searched to any depth")
+    parser.add_argument("--top", type=int, default=5, help="answers per image, by default 5")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without unreadable images and report them")
+    parser.add_argument("--threads", type=int, default=0, help="by default as many as there are cores")
+    words = parser.parse_args()
+    bad: list[str] | None = [] if words.skip_bad else None
+    try:
+        model = Model(threads=max(words.threads, 0))
+        _write(model, _files(words.images), min(max(words.top, 1), len(model.labels)), bad)
+    except UserError as error:
+        print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    for text in bad or []:
+        print("left out:", text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
