@@ -61,7 +61,7 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
     code, _, err = rmadapter(*command(data, tiny_clip, out, "--shots", 4))
     assert code == 0, err
     assert [re.sub(r",.*| from .* %", "", line) for line in err.splitlines()] == [
-        "note: no test split: judging by 4-fold cross-validation of the 7 training images",
+        "note: no test split: judging by 3-fold cross-validation of the 7 training images",
         "note: class 'dog' has 1 image", "note: class 'owl' has 2 images",
         "note: 6 images are too few to judge by: any accuracy is plausible; add images",
         "note: no image to judge by: dog",

@@ -16,8 +16,9 @@ import typer
 from rmadapter.backbones import Backbone
 from rmadapter.bench.cli import common_and_own
 from rmadapter.bench.protocols import AXES, PROTOCOLS
+from rmadapter.choose import Auto, asked
 from rmadapter.method import Known
-from rmadapter.methods import METHODS, load_method
+from rmadapter.methods import AUTO, METHODS, load_method
 from rmadapter.request import COMMON, Request
 from rmadapter.settings import parse_overrides, settings_of
 
@@ -98,6 +99,8 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
         Request.make(task | machine)
         for name in {*filter(None, given["methods"].split(",")), *own} - {*PLACEHOLDERS}:
             load_method(name, own.get(name, {}))
+    elif named == AUTO and verb == "fit":
+        asked(sets, given["effort"])
     elif named not in PLACEHOLDERS:
         Request.make(sets, named, given.get("effort") or "normal")
 
@@ -124,7 +127,8 @@ def test_a_wrong_command_is_noticed(line: str, complaint: str) -> None:
 def test_settings_exist(page: Path) -> None:
     """--set NAME=... anywhere, with or without a command around it."""
     methods = [*METHODS, f"{ROOT}/examples/nearest_mean.py:NearestMean"]
-    every = {name for method in methods for name in settings_of(load_method(method))} | {*COMMON}
+    owners = [*map(load_method, methods), Auto()]
+    every = {name for owner in owners for name in settings_of(owner)} | {*COMMON}
     for name in re.findall(r"--set ([\w.-]+)=", page.read_text(encoding="utf-8")):
         method, dot, field = name.rpartition(".")
         assert not name.islower() or field in (settings_of(load_method(method)) if dot else every), name

@@ -9,6 +9,7 @@ from pathlib import Path
 from rmadapter.cache import Cache
 from rmadapter.checkpoint import drawn, finished, save_run
 from rmadapter.choose import Auto, choose
+from rmadapter.console import note
 from rmadapter.data.fewshot import few_shot, half, save_split, split_digest
 from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts
@@ -59,8 +60,11 @@ def fit(
 def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Unfinished, count: int | None) -> Outcome:
     """The run, chosen, calibrated and judged as far as it was asked for and can be."""
     judged, choice = count != 0 and task.classes == "all" and not task.tests, None
-    needed = count or isinstance(method, Auto) or (judged and not enough(lab, task))
-    folds = Folds.make(task, lab, count or FOLDS) if needed else None
+    judging = judged and not enough(lab, task)
+    folds = Folds.make(task, lab, count or FOLDS) if count or judging or isinstance(method, Auto) else None
+    if folds and judging:
+        images = len(folds.images)
+        note(f"no test split: judging by {len(folds)}-fold cross-validation of the {images:,} training images")
     if isinstance(method, Auto):
         choice = choose(folds, method)
         method, name = method.method(choice.chosen), choice.chosen
