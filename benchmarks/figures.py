@@ -86,8 +86,9 @@ def predict(r: dict[str, Any]) -> str:
     rows = [[row["run"], f"{row['images_per_second']:.1f}", f"{row['times_predict']:.2f}"] for row in r["rows"]]
     columns = ["run", "images/s", "time, of predict's"]
     title = f"From files to probabilities, {r['backbone']}, {r['images']} images, {r['classes']} classes (`predict.py`)"
-    text = f"\nEncoding every image once instead of twice: {r['ratio']:.2f} times as fast. `file` is `predict --out`\n"
-    text += f"with the untouched backbone's column: the model is at work {100 * r['share_of_model']:.0f} % of the time.\n"
+    share = f"{100 * r['share_of_model']:.0f} %"
+    text = f"\nEncoding every image once instead of twice: {r['ratio']:.2f} times as fast. In `file`, which is\n"
+    text += f"`predict --out` with the untouched backbone's column, the model is at work {share} of the time.\n"
     return table(title, columns, rows) + text + about(r["machine"])
 
 
