@@ -36,9 +36,7 @@ class Answers(nn.Module):
         self.fitted, self.score = fitted, fitted.score(names)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        first = self.fitted.first
-        states = self.fitted.backbone.image.frozen(pixels, first, features=first is None)
-        return self.score(states).float().softmax(-1)
+        return self.score(self.fitted.states(pixels)).float().softmax(-1)
 
 
 def trace(fitted: Fitted, names: Sequence[str]) -> Any:
