@@ -11,7 +11,7 @@ import pytest
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load
-from rmadapter.choose import CANDIDATES, Auto, asked, choose, pick
+from rmadapter.choose import CANDIDATES, FEW, FOR_FEW, Auto, asked, choose, pick, preferred
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
 from rmadapter.fit import fit
@@ -21,7 +21,7 @@ from rmadapter.record import Record
 from rmadapter.run import Lab, learn
 from rmadapter.show import choice_table, told
 
-FEW = ("zero-shot", "linear-probe", "tip-adapter")
+THREE = ("zero-shot", "linear-probe", "tip-adapter")
 
 
 def folds_of(backbone: Backbone, colors: Path, shots: int = 0, **settings: Any) -> tuple[Folds, Auto]:
@@ -51,29 +51,29 @@ def test_the_first_within_two_standard_errors_of_the_best_is_taken() -> None:
 
 def test_candidates_are_methods_and_are_asked_in_order(tiny_clip: Backbone, colors: Path) -> None:
     assert {*CANDIDATES} <= {*METHODS}
-    folds, auto = folds_of(tiny_clip, colors, candidates=FEW)
+    folds, auto = folds_of(tiny_clip, colors, candidates=THREE)
     choice = choose(folds, auto)
-    assert [row.name for row in choice.rows] == [*FEW]
+    assert [row.name for row in choice.rows] == [*THREE]
     assert (choice.folds, choice.images) == (3, len(folds.rows))
     labels, hits = np.array(folds.judged.labels), []
     for row in choice.rows:
         hits.append(folds.answers(auto.method(row.name), row.name).table.argmax(1) == labels)
         assert row.accuracy == pytest.approx(100 * hits[-1].mean())
         assert row.reason == ""
-    assert choice.chosen == FEW[pick(np.stack(hits))]
+    assert choice.chosen == THREE[pick(np.stack(hits))]
     best = max(row.accuracy or 0 for row in choice.rows)
     for row in choice.rows:
         assert row.behind == pytest.approx(best - (row.accuracy or 0))
     header, rows = choice_table(choice)
     assert header[0] == "method"
-    assert [row[0].removesuffix(" (chosen)") for row in rows] == [*FEW]
+    assert [row[0].removesuffix(" (chosen)") for row in rows] == [*THREE]
     assert f"auto: {choice.chosen}, the first within two standard errors of the best, by 3-fold" in told(choice)
 
 
 def test_who_is_late_or_cannot_is_left_out_and_named(
     tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folds, auto = folds_of(tiny_clip, colors, candidates=FEW)
+    folds, auto = folds_of(tiny_clip, colors, candidates=THREE)
     real = folds.answers
 
     def some(method: Any, name: str, **how: Any) -> Any:
@@ -94,8 +94,19 @@ def test_who_is_late_or_cannot_is_left_out_and_named(
 
 def test_with_one_image_a_class_it_says_that_it_did_not_choose(tiny_clip: Backbone, colors: Path) -> None:
     choice = choose(*folds_of(tiny_clip, colors, shots=1))
-    assert (choice.chosen, choice.rows) == (CANDIDATES[0], ())
+    assert (choice.chosen, choice.rows) == (FOR_FEW, ())
     assert "too few images a class to choose by" in told(choice)
+
+
+def test_both_probes_are_preferred_for_few_images_alone(tiny_clip: Backbone, colors: Path) -> None:
+    assert preferred(CANDIDATES, 16) == preferred(CANDIDATES, FEW) == [*CANDIDATES]
+    first, *others = preferred(CANDIDATES, FEW - 1)
+    assert first == FOR_FEW
+    assert others == [name for name in CANDIDATES if name != FOR_FEW]
+    assert preferred(("zero-shot", "linear-probe"), 2) == ["zero-shot", "linear-probe"]
+    folds, auto = folds_of(tiny_clip, colors, candidates=("zero-shot", FOR_FEW))
+    assert np.median(np.bincount(folds.images.labels)) < FEW
+    assert [row.name for row in choose(folds, auto).rows] == [FOR_FEW, "zero-shot"]
 
 
 def test_settings_of_a_method_and_unknown_candidates_are_refused() -> None:

@@ -16,6 +16,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.folds import Folds, OutOfTime, split
 from rmadapter.method import answers
+from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.request import Request
 from rmadapter.run import Lab, learn
 from shots import grouped
@@ -120,6 +121,13 @@ def test_one_image_a_class_leaves_nothing_to_choose_by(tiny_clip: Backbone, colo
     wanted, _, folds = folds_of(tiny_clip, read_images(colors)["train"], shots=1)
     assert not folds
     assert folds.temperature(wanted.method, wanted.name) is None
+
+
+def test_probes_of_one_image_a_class_make_none_of_two_surer(tiny_clip: Backbone, colors: Path) -> None:
+    _, _, folds = folds_of(tiny_clip, read_images(colors)["train"], shots=2)
+    probe = LinearProbe()
+    assert metrics.temperature(folds.answers(probe, "linear-probe").table, folds.judged.labels) < 1
+    assert (len(folds), folds.temperature(probe, "linear-probe")) == (2, 1)
 
 
 def test_answers_in_the_labs_folder_are_not_asked_again(

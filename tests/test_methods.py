@@ -23,7 +23,7 @@ from shots import noisy_colors, shots_of
 
 QUICK = {"epochs": 2, "iterations": 4, "batch_size": 3, "first_block": 3, "rank": 4, "layer": 3, "n_ctx": 2}
 UNTRAINED = ("zero-shot", "zero-shot-ensemble", "tip-adapter")
-CLOSED = ("linear-probe", "linear-probe-zero-shot", "tip-adapter", "tip-adapter-f")  # cannot name new classes
+CLOSED = ("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "tip-adapter", "tip-adapter-f")
 TRAINED = [name for name in METHODS if name not in (*UNTRAINED, "linear-probe")]  # step by step
 OTHERS = ("house", "tree", "car", "bird")
 GUEST = f"{Path(__file__).with_name('guests.py')}:Guest"

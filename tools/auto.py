@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from rmadapter.choose import CANDIDATES, pick
+from rmadapter.choose import CANDIDATES, pick, preferred
 from rmadapter.folds import FOLDS, Folds
 from rmadapter.judge import calibrated
 from rmadapter.metrics import confidence_interval
@@ -42,10 +42,11 @@ def accuracies(lines: Sequence[Mapping[str, Any]], order: Sequence[str] = CANDID
     found = {}
     for task, by_name in tasks.items():
         if set(order) <= set(by_name):
-            bits = [np.frombuffer(bytes.fromhex(by_name[name]["right"]), np.uint8) for name in order]
-            hits = np.stack([np.unpackbits(b, count=by_name[order[0]]["images"]).astype(bool) for b in bits])
+            names = preferred(order, task[1])
+            bits = [np.frombuffer(bytes.fromhex(by_name[name]["right"]), np.uint8) for name in names]
+            hits = np.stack([np.unpackbits(b, count=by_name[names[0]]["images"]).astype(bool) for b in bits])
             fixed = {name: float(by_name[name]["test"]) for name in order}
-            found[task] = {**fixed, AUTO: fixed[order[pick(hits)]], BEST: max(fixed.values())}
+            found[task] = {**fixed, AUTO: fixed[names[pick(hits)]], BEST: max(fixed.values())}
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,10 @@ from rmadapter.task import Task
 
 # In the order in which they are preferred and tried: the cheap ones first, and of these the best on the choosing sets.
 CANDIDATES = (
-    "linear-probe", "linear-probe-zero-shot", "tip-adapter-f", "zero-shot", "zero-shot-ensemble", "rmadapter", "mmrl",
+    "linear-probe", "linear-probe-pair", "linear-probe-zero-shot", "tip-adapter-f", "zero-shot", "zero-shot-ensemble",
+    "rmadapter", "mmrl",
 )  # fmt: skip
+FOR_FEW, FEW = "linear-probe-pair", 8  # which is preferred where a class has fewer images than that
 ERRORS = 2  # standard errors; by chance alone, one of several candidates is often ahead by one
 
 
@@ -49,6 +51,11 @@ class Asked(NamedTuple):
     name: str = AUTO
 
 
+def preferred(candidates: Sequence[str], images: float) -> list[str]:
+    """The candidates in their order, but for `FOR_FEW`, where a class usually has so few images."""
+    return sorted(candidates, key=lambda name: images >= FEW or name != FOR_FEW)
+
+
 def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> Asked:
     """From flat names: of the task, of the machine, of `Auto`. Raises UserError for others, a method's among them."""
     task, machine, own = request.split(values, AUTO)
@@ -58,18 +65,19 @@ def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> 
     return Asked(configured(Task(data=data), task), configured(Machine(), machine), auto)
 
 
-def choose(folds: Folds | None, auto: Auto) -> Choice:
-    """The first candidate whose accuracy over the folds is within two standard errors of the best one's.
+def choose(folds: Folds, auto: Auto) -> Choice:
+    """The first, as they are preferred, whose accuracy over the folds is within two standard errors of the best one's.
 
-    Without folds, the first of all. The standard error is that of the difference, which is paired. Raises UserError
-    when no candidate can be asked.
+    Where there is nothing to judge by, the first of all. The standard error is that of the difference, which is paired.
+    Raises UserError when no candidate can be asked.
     """
+    candidates = preferred(auto.candidates, float(np.median(np.bincount(folds.images.labels))))
     if not folds:
-        return Choice(chosen=auto.candidates[0], minutes=auto.minutes)
+        return Choice(chosen=candidates[0], minutes=auto.minutes)
     deadline, labels = time.monotonic() + 60 * auto.minutes, np.array(folds.judged.labels)
     right, seconds, reasons = {}, {}, {}
-    for place, name in enumerate(auto.candidates, 1):
-        note(f"auto: {name} ({place} of {len(auto.candidates)})")
+    for place, name in enumerate(candidates, 1):
+        note(f"auto: {name} ({place} of {len(candidates)})")
         try:
             found = folds.answers(auto.method(name), name, deadline=deadline)
         except (OutOfTime, NotApplicable, UserError) as error:
@@ -82,7 +90,7 @@ def choose(folds: Folds | None, auto: Auto) -> Choice:
     hits = np.stack(list(right.values()))
     behind = dict(zip(right, _behind(hits).T.tolist(), strict=True))
     rows = []
-    for name in auto.candidates:
+    for name in candidates:
         row = Candidate(name=name, title=auto.method(name).title, reason=reasons.get(name, ""))
         if name in right:
             figures = {"accuracy": 100 * float(right[name].mean()), "seconds": seconds[name]}

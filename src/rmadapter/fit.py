@@ -66,6 +66,7 @@ def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Un
         images = len(folds.images)
         note(f"no test split: judging by {len(folds)}-fold cross-validation of the {images:,} training images")
     if isinstance(method, Auto):
+        assert folds is not None
         choice = choose(folds, method)
         method, name = method.method(choice.chosen), choice.chosen
     temperature = folds.temperature(method, name) if folds else None

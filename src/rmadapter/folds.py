@@ -82,8 +82,15 @@ class Folds:
         return self._known[key]
 
     def temperature(self, method: Method, name: str) -> float | None:
-        """That calibrates models of this method; None without folds."""
-        return metrics.temperature(self.answers(method, name).table, self.judged.labels) if self.parts else None
+        """That calibrates models of this method; None without folds.
+
+        Of two images a class the models of the folds saw one, and are less sure than one that saw both: this does not
+        make it surer still.
+        """
+        if not self.parts:
+            return None
+        found = metrics.temperature(self.answers(method, name).table, self.judged.labels)
+        return max(found, 1.0) if len(self) == 2 else found
 
     def _ask(self, method: Method, beside: bool, deadline: float) -> Answers:
         started, tables = time.monotonic(), []

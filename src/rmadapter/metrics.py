@@ -94,8 +94,8 @@ def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
     return softmax(_logs(probabilities) / temperature, axis=1)
 
 
-def temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """The divisor of the logits with the least cross-entropy (Guo et al., 2017), between 1/20 and 20.
+def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0) -> float:
+    """The divisor of the logits with the least cross-entropy (Guo et al., 2017), between 1 / most and most.
 
     probabilities: [N, C]; labels: [N] int. Targets are smoothed as if of one image more nothing were known (after
     Platt, 1999), lest a few images that are all right ask for certainty. Raises ValueError as `accuracy`.
@@ -110,9 +110,9 @@ def temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
     targets[np.arange(count), wanted] += count / (count + 1)
 
     def loss(power: float) -> float:
-        return -float((targets * log_softmax(logs / 20.0**power, axis=1)).sum())
+        return -float((targets * log_softmax(logs / most**power, axis=1)).sum())
 
-    return float(20.0 ** minimize_scalar(loss, bounds=(-1, 1), method="bounded").x)
+    return float(most ** minimize_scalar(loss, bounds=(-1, 1), method="bounded").x)
 
 
 def _logs(probabilities: ArrayLike) -> np.ndarray:

@@ -26,6 +26,7 @@ METHODS: dict[str, str] = {
     "zero-shot-ensemble": "zero_shot:ENSEMBLE",
     "linear-probe": "linear_probe:LinearProbe",
     "linear-probe-zero-shot": "linear_probe:ZeroShotProbe",
+    "linear-probe-pair": "probe_pair:ProbePair",
     "clip-adapter": "clip_adapter:CLIPAdapter",
     "tip-adapter": "tip_adapter:TipAdapter",
     "tip-adapter-f": "tip_adapter:TipAdapterF",
@@ -45,8 +46,8 @@ METHODS: dict[str, str] = {
 }
 # Those that read an image's features alone, and so can share what came with another method's tokens.
 ON_FEATURES = (
-    *("zero-shot", "zero-shot-ensemble", "linear-probe", "linear-probe-zero-shot", "clip-adapter", "tip-adapter"),
-    *("tip-adapter-f", "coop", "cocoop", "kgcoop", "tcp"),
+    *("zero-shot", "zero-shot-ensemble", "linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
+    *("clip-adapter", "tip-adapter", "tip-adapter-f", "coop", "cocoop", "kgcoop", "tcp"),
 )
 DEFAULT = "rmadapter"
 AUTO = "auto"  # no method: choose.py

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, columns
 from rmadapter.methods.held_out import held_out
+from rmadapter.metrics import temperature
 from rmadapter.prompts import cosine_logits, raw_text_features
 from rmadapter.settings import Count, Positive
 from rmadapter.train import Batch, Recipe, minimise
@@ -27,7 +29,9 @@ class LinearProbe:
     """Logistic regression on normalised features, with an L2 penalty whose strength validation images decide.
 
     Those are the validation images, else parts of the shots held out in turn; of one shot a class nothing can be held
-    out, and `C` stays as given. Knows the classes of its shots alone.
+    out, and `C` stays as given. The strength also decides how sure the probe sounds, from not at all to entirely, so
+    its logits are divided by the temperature that suits the same images; no answer changes. Knows the classes of its
+    shots alone.
     """
 
     title: ClassVar[str] = "linear probe"
@@ -43,11 +47,11 @@ class LinearProbe:
         if len(shots.classes) < 2:
             raise UserError("linear probe: one class leaves nothing to tell apart; give at least two")
         views, labels = F.normalize(shots.features(), dim=-1), shots.labels
-        strength = self._search(views, labels, held_out(shots)) if self.search_steps else self.C
+        strength, heat = self._search(views, labels, held_out(shots)) if self.search_steps else (self.C, 1.0)
         model = self._regression(views, labels, strength)
         tensors = {
-            "weight": torch.from_numpy(model.coef_).float().to(shots.device),
-            "bias": torch.from_numpy(model.intercept_).float().to(shots.device),
+            "weight": torch.from_numpy(model.coef_ / heat).float().to(shots.device),
+            "bias": torch.from_numpy(model.intercept_ / heat).float().to(shots.device),
         }
         return self.restore(backbone, shots.known, tensors)
 
@@ -79,24 +83,31 @@ class LinearProbe:
             model = LogisticRegression(C=strength, max_iter=self.iterations)  # L-BFGS and L2
             return model.fit(views.flatten(0, 1).cpu().numpy(), labels.repeat(len(views)).cpu().numpy())
 
-    def _search(self, views: Tensor, labels: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
-        """The even power of ten with most hits, then its better neighbour in half the distance, again and again.
+    def _search(
+        self, views: Tensor, labels: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[float, float]:
+        """The even power of ten with most hits, then its better neighbour in half the distance, again and again; and
+        the temperature of the probes of that strength.
 
         parts: as `held_out` gives them.
         """
         if not parts:
-            return self.C
-        judges = [(rows, F.normalize(x, dim=-1).cpu().numpy(), y.cpu().numpy()) for rows, x, y in parts]
+            return self.C, 1.0
+        judges = [(rows, F.normalize(x, dim=-1).double().cpu().numpy()) for rows, x, _ in parts]
+        wanted = torch.cat([y for _, _, y in parts]).cpu().numpy()
 
         @cache
+        def table(exponent: float) -> np.ndarray:
+            fitted = [(self._regression(views[:, rows], labels[rows], 10.0**exponent), x) for rows, x in judges]
+            return np.concatenate([model.predict_proba(x) for model, x in fitted])
+
         def hits(exponent: float) -> int:
-            fitted = [(self._regression(views[:, rows], labels[rows], 10.0**exponent), x, y) for rows, x, y in judges]
-            return sum(int((model.predict(x) == y).sum()) for model, x, y in fitted)
+            return int((table(exponent).argmax(1) == wanted).sum())
 
         best = float(max(range(6, -7, -2), key=hits))  # the weakest penalty among equals
         for step in range(self.search_steps):
             best = max((best, best + 0.5**step, best - 0.5**step), key=hits)
-        return 10.0**best
+        return 10.0**best, temperature(table(best), wanted, most=1e8)  # the weakest probes are as good as silent
 
 
 @dataclass(frozen=True)
