@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmadapter.data.fewshot import few_shot, half, sample_shots, save_split, split_digest
+from rmadapter.data.fewshot import few_shot, half, has_digest, order_digest, sample_shots, save_split, split_digest
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
 
@@ -120,3 +120,17 @@ def test_split_is_written_with_a_digest(tmp_path: Path) -> None:
     again = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
     other = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 2)
     assert split_digest(again) == split_digest(few) != split_digest(other)
+
+
+def test_the_digest_of_a_split_is_that_of_the_set() -> None:
+    few = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
+    back = replace(few, train=few.train.subset(range(len(few.train))[::-1]))
+    assert split_digest(back) == split_digest(few)
+    assert order_digest(back) != order_digest(few)
+    relabelled = replace(few.train, labels=((few.train.labels[0] + 1) % 3, *few.train.labels[1:]))
+    fewer, none = few.train.subset(range(1, len(few.train))), replace(few, val=None)
+    for other in (replace(few, train=relabelled), replace(few, train=fewer), none):
+        assert split_digest(other) != split_digest(few)
+        assert not has_digest(few, split_digest(other))
+    assert has_digest(few, split_digest(few))
+    assert has_digest(few, order_digest(few))  # of runs of the first versions

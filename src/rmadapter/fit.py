@@ -10,7 +10,7 @@ from rmadapter.cache import Cache
 from rmadapter.checkpoint import drawn, finished, save_run
 from rmadapter.choose import Auto, choose
 from rmadapter.console import note
-from rmadapter.data.fewshot import few_shot, half, save_split, split_digest
+from rmadapter.data.fewshot import few_shot, half, has_digest, order_digest, save_split
 from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts
 from rmadapter.folds import FOLDS, Folds
@@ -41,7 +41,7 @@ def fit(
         for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
             left.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
-        key = run_key(task, method, name, lab.machine, backbone.digest, split_digest(few))
+        key = run_key(task, method, name, lab.machine, backbone.digest, order_digest(few))
         record = finished(out, key)
         if record is None:
             save_split(few, out / "split.json")
@@ -89,7 +89,7 @@ def evaluate_saved(
     if split == "heldout":
         shots, seed, digest = drawn(folder)
         few = few_shot(splits, shots, seed)
-        if split_digest(few) != digest:
+        if not has_digest(few, digest):
             raise UserError(f"{folder} was trained on other images: --split heldout needs the data it was fitted to")
     images = half(few.heldout if split == "heldout" else splits[split], classes)
     if not len(images):

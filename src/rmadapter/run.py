@@ -19,7 +19,7 @@ import torch
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.cache import Cache
 from rmadapter.data.catalog import load_dataset
-from rmadapter.data.fewshot import FewShot, few_shot, half, split_digest
+from rmadapter.data.fewshot import FewShot, few_shot, half, order_digest, split_digest
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError, quoted
 from rmadapter.machine import describe, find_device, peak, reset_peak, versions
@@ -269,7 +269,7 @@ def evaluate(
 
 def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot | None, **found: Any) -> Record:
     """The record of a run, whatever became of it. few: what was drawn, if anything."""
-    backbone, digest = lab.backbone(task.backbone), "" if few is None else split_digest(few)
+    backbone = lab.backbone(task.backbone)
     settings = json.loads(json.dumps(settings_of(method)))
     return Record(
         format=FORMAT,
@@ -277,16 +277,16 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
         backbone=BackboneName(name=backbone.name, digest=backbone.digest),
         precision=lab.machine.precision,
-        key=run_key(task, method, name, lab.machine, backbone.digest, digest) if few else "",
-        split_digest=digest,
+        key=run_key(task, method, name, lab.machine, backbone.digest, order_digest(few)) if few else "",
+        split_digest=split_digest(few) if few else "",
         versions=versions(),
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **found,
     )
 
 
-def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, split: str) -> str:
+def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, order: str) -> str:
     """Tells all that a run's figures depend on; where data and activations lie, and who computes them, do not count."""
     asked = {**asdict(task), "data": PurePath(task.data).name, "tests": [asdict(test) for test in task.asked]}
-    parts = [asked, name, settings_of(method), machine.precision, backbone, split]
+    parts = [asked, name, settings_of(method), machine.precision, backbone, order]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

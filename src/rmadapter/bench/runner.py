@@ -110,7 +110,7 @@ def check_settings(plan: Plan) -> None:
 
 def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
     """Raises UserError for a data set or backbone that is missing, and for answers that were found with others."""
-    from rmadapter.data.fewshot import split_digest
+    from rmadapter.data.fewshot import has_digest
 
     for job in left:
         for name in (job.task.data, *(test.data for test in job.task.tests if test.data)):
@@ -125,7 +125,7 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
         if job not in left and (old := read_record(path)).status == "finished":
             if old.backbone.digest != backbone.digest:
                 raise UserError(f"{path} was run on other weights than {backbone.name} has now: {CHOOSE}")
-            if job.images in drawn and old.split_digest != split_digest(lab.draw(job.task)):
+            if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
                 raise UserError(f"{path} was run on other images than {job.task.data} has now: {CHOOSE}")
 
 
@@ -235,7 +235,7 @@ def do(job: Job, plan: Plan, lab: Any, known: dict[str, Path]) -> Record:
     A training that another protocol asked for already, such as an ablation's row that is RMAdapter itself, is not
     done again; its record says where the figures are from.
     """
-    from rmadapter.data.fewshot import split_digest
+    from rmadapter.data.fewshot import order_digest
     from rmadapter.method import NotApplicable
     from rmadapter.run import describe_run, run_key, run_task
 
@@ -243,7 +243,7 @@ def do(job: Job, plan: Plan, lab: Any, known: dict[str, Path]) -> Record:
     backbone = lab.backbone(task.backbone)  # without it there is nothing to record
     try:
         few = lab.draw(task)
-        key = run_key(task, method, job.method, plan.machine, backbone.digest, split_digest(few))
+        key = run_key(task, method, job.method, plan.machine, backbone.digest, order_digest(few))
         if key in known:
             origin = known[key].relative_to(plan.out).as_posix()
             record = read_record(known[key])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -94,9 +95,24 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
 
 
 def split_digest(few: FewShot) -> str:
-    """SHA-256 of the images drawn, their labels and their classes; file names and the seed do not count."""
+    """SHA-256 of the set of images drawn, each with its label, and of the classes; their order, file names and the seed
+    do not count."""
+    parts = [
+        part and (part.classes, sorted(zip(part.labels, map(bytes.hex, part.contents), strict=True)))
+        for part in (few.train, few.val)
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def order_digest(few: FewShot) -> str:
+    """The same of the images as they follow each other, on which a training depends too."""
     parts = [few.train.digest, "" if few.val is None else few.val.digest]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def has_digest(few: FewShot, digest: str) -> bool:
+    """Whether these images were drawn; the first versions kept what is now `order_digest`."""
+    return digest in (split_digest(few), order_digest(few))
 
 
 def save_split(few: FewShot, path: Path) -> None:
@@ -140,7 +156,7 @@ class Split(BaseModel):
         train, val = found(self.train), None if self.val is None else found(self.val)
         few = FewShot(train, val, train.subset([]), 0, 0, ())
         try:
-            same = split_digest(few) == self.digest
+            same = has_digest(few, self.digest)
         except UserError as error:
             raise UserError(f"an image that it was trained on cannot be read any more ({error})") from None
         if not same:
