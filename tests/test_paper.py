@@ -82,7 +82,9 @@ def test_ablations_repeat_the_average_that_does_not_add_up() -> None:
         assert "80.62" in note
         assert "80.78" in note
     variants = [("MMA (its own configuration)", "MMA (no reconstruction, no constraint)"), ("RMAdapter", "RMAdapter")]
-    for variant, printed in [*variants, ("something else", None)]:
+    variants += [("RMAdapter's adapters + constraint", "MMA + constraint")]
+    alone = "RMAdapter's adapters, no reconstruction, no constraint"  # of which nothing is printed
+    for variant, printed in [*variants, (alone, None), ("something else", None)]:
         ours = record("rmadapter", "dtd", 1, {}, protocol="ablation-components", variant=variant)
         assert paper.printed_name(ours, list(paper.ablation("ablation-components"))) == printed
 

@@ -76,9 +76,9 @@ NO_CONSTRAINT = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
 COMPONENTS = (
     Variant("MMA (its own configuration)", method="mma"),
     Variant("RMAdapter's adapters, no reconstruction, no constraint", {**NO_RECONSTRUCTION, **NO_CONSTRAINT}),
-    Variant("MMA + constraint", NO_RECONSTRUCTION),
-    Variant("MMA + constraint + text reconstruction", {"lambda_image_rec": 0.0}),
-    Variant("MMA + constraint + visual reconstruction", {"lambda_text_rec": 0.0}),
+    Variant("RMAdapter's adapters + constraint", NO_RECONSTRUCTION),
+    Variant("RMAdapter's adapters + constraint + text reconstruction", {"lambda_image_rec": 0.0}),
+    Variant("RMAdapter's adapters + constraint + visual reconstruction", {"lambda_text_rec": 0.0}),
     Variant("RMAdapter"),
 )
 SHARING = (  # Table 5
