@@ -1,37 +1,62 @@
 // An exported model in a web page: image files in, labels and probabilities out. Nothing leaves the page.
 
 import * as ort from "./ort.wasm.bundle.min.mjs";
-import { tensor } from "./pixels.mjs";
+import { halve, LARGEST, LONGEST, PHOTO, tensor } from "./pixels.mjs";
 
 const here = (name) => new URL(name, import.meta.url).href;
-ort.env.wasm.wasmPaths = { wasm: here("ort-wasm-simd-threaded.wasm") };
 ort.env.wasm.numThreads = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
 
-// A file, blob or video frame as RGB bytes, upright and on white.
+// A file, blob or video frame as RGB bytes, upright and on white. What Python refuses, or reduces first, so does this.
 export async function decode(source) {
   const options = { imageOrientation: "from-image", premultiplyAlpha: "none", colorSpaceConversion: "none" };
-  const bitmap = await createImageBitmap(source, options);
-  const { width, height } = bitmap, canvas = new OffscreenCanvas(width, height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const bitmap = await createImageBitmap(source, options).catch(() => {
+    throw Error("is no image that this browser can read");
+  });
+  const { width, height } = bitmap;
+  if (width * height > LARGEST) throw Error(`has ${width} x ${height} pixels, which is too large: make it smaller`);
+  if (Math.max(width, height) > LONGEST * Math.min(width, height))
+    throw Error(`has ${width} x ${height} pixels: more than ${LONGEST} times as long as wide`);
+  const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d", { willReadFrequently: true });
   context.fillStyle = "white";
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   const rgba = context.getImageData(0, 0, width, height).data, data = new Uint8Array(width * height * 3);
   for (let i = 0, at = 0; i < rgba.length; i++) if (i % 4 !== 3) data[at++] = rgba[i];
-  return { width, height, data };
+  const image = { width, height, data };
+  return width * height > PHOTO ? halve(image) : image;
 }
 
+async function bytes(name) {
+  const found = await fetch(here(name)).catch(() => ({ status: "no answer from the server" }));
+  if (!found.ok) throw Error(`${name} is missing (${found.status}): copy the whole folder to the server.`);
+  return found.arrayBuffer();
+}
+
+// A file that is the one that was exported. Browsers compute sums for https and localhost alone.
+async function checked(name, sums) {
+  const found = await bytes(name), digest = await crypto.subtle?.digest("SHA-256", found);
+  const sum = digest && [...new Uint8Array(digest)].map((each) => each.toString(16).padStart(2, "0")).join("");
+  if (sum && !sums.includes(sum)) throw Error(`${name} is damaged: copy the folder again, or export it once more.`);
+  return found;
+}
+
+// Raises an Error whose message says what to do.
 export async function load() {
-  const json = async (name) => (await fetch(here(name))).json();
-  const [labels, transform, session] = await Promise.all([
-    json("labels.json"), json("preprocess.json"), ort.InferenceSession.create(here("model.onnx")),
-  ]);
-  return async (source) => {
-    const pixels = tensor(await decode(source), transform), { size } = transform;
+  const text = (found) => new TextDecoder().decode(found), sums = text(await bytes("SHA256SUMS"));
+  const [labels, transform, model] = await Promise.all(
+    ["labels.json", "preprocess.json", "model.onnx"].map((name) => checked(name, sums)));
+  const steps = JSON.parse(text(transform)), { size } = steps, names = JSON.parse(text(labels)).map(String);
+  ort.env.wasm.wasmBinary = await bytes("ort-wasm-simd-threaded.wasm"); // whatever type the server says it has
+  const session = await ort.InferenceSession.create(model).catch((error) => {
+    throw Error(`The model cannot be started (${error.message}): use a newer browser, or copy the folder again.`);
+  });
+  const ask = async (source) => {
+    const pixels = tensor(await decode(source), steps);
     const { probabilities } = await session.run({ pixels: new ort.Tensor("float32", pixels, [1, 3, size, size]) });
-    return labels
-      .map((label, i) => ({ label: String(label), probability: probabilities.data[i] }))
+    return names
+      .map((label, i) => ({ label, probability: probabilities.data[i] }))
       .sort((a, b) => b.probability - a.probability);
   };
+  return { ask, labels: names };
 }

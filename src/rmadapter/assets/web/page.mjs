@@ -1,0 +1,107 @@
+// What the page does: images in, a card for each, and one sentence about them all for those who listen.
+
+import { load } from "./answer.mjs";
+
+const SHOWN = 5; // answers on a card
+const [state, drop, files, camera, shoot, video, answers, known] =
+  ["state", "drop", "files", "camera", "shoot", "video", "answers", "known"].map((id) => document.getElementById(id));
+
+function element(name, ...inside) {
+  const found = document.createElement(name);
+  found.append(...inside);
+  return found;
+}
+
+// A name in any script, which does not turn the text around it.
+const own = (name) => element("bdi", name);
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+function row({ label, probability }) {
+  const full = element("i"), bar = element("span", full);
+  full.style.width = percent(probability).replace(" ", "");
+  bar.className = "bar";
+  return element("li", element("span", own(label)), element("span", percent(probability)), bar);
+}
+
+function card(blob, name, found) {
+  const image = element("img");
+  image.alt = "";
+  image.src = URL.createObjectURL(blob);
+  image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
+  return element("li", image, element("h2", own(name), ": ", own(found[0].label)),
+    element("ol", ...found.slice(0, SHOWN).map(row)));
+}
+
+// Adds a card, and returns what is to be said of it.
+async function show(ask, blob, name) {
+  try {
+    const found = await ask(blob);
+    answers.prepend(card(blob, name, found));
+    return [own(name), ": ", own(found[0].label), `, ${percent(found[0].probability)}. `];
+  } catch (error) {
+    answers.prepend(element("li", element("h2", own(name), " ", error.message)));
+    return [own(name), ` ${error.message}. `];
+  }
+}
+
+async function showAll(ask, blobs) {
+  const told = [];
+  for (const [i, blob] of blobs.entries()) {
+    const name = blob.name ?? "camera image";
+    state.replaceChildren("Looking at ", own(name), blobs.length > 1 ? `, ${i + 1} of ${blobs.length}.` : ".");
+    told.push(...(await show(ask, blob, name)));
+  }
+  const all = element("span", ...told);
+  all.className = blobs.length > 1 ? "heard" : ""; // the cards show it
+  if (blobs.length) state.replaceChildren(blobs.length > 1 ? `${blobs.length} images. ` : "", all);
+}
+
+function stop() {
+  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
+  video.srcObject = null;
+  video.hidden = shoot.hidden = true;
+  camera.textContent = "Use the camera";
+}
+
+async function watch() {
+  if (video.srcObject) return stop();
+  try {
+    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    await video.play();
+    video.hidden = shoot.hidden = false;
+    camera.textContent = "Stop the camera";
+    state.textContent = "The camera is on.";
+  } catch {
+    stop();
+    state.textContent = "There is no camera that this page may use.";
+  }
+}
+
+async function frame() {
+  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  return canvas.convertToBlob();
+}
+
+// Raises an Error whose message tells the user what to do.
+export async function start() {
+  const { ask, labels } = await load();
+  let last = Promise.resolve(); // the model takes one image after the other
+  const take = (blobs) => (last = last.then(() => showAll(ask, blobs)));
+
+  files.addEventListener("change", () => take([...files.files]));
+  for (const kind of ["dragover", "dragleave", "drop"])
+    document.addEventListener(kind, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", kind === "dragover");
+      if (kind === "drop") take([...event.dataTransfer.files]);
+    });
+  document.addEventListener("paste", (event) => take([...event.clipboardData.files]));
+  camera.addEventListener("click", watch);
+  shoot.addEventListener("click", async () => take([await frame()]));
+
+  known.firstChild.textContent = `What it knows (${labels.length})`;
+  known.lastChild.replaceChildren(...labels.map((label) => element("li", own(label))));
+  known.hidden = files.disabled = camera.disabled = false;
+  state.textContent = "Ready.";
+}

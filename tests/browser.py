@@ -1,0 +1,161 @@
+"""A headless Chromium, driven through a pipe by its own protocol: keys to press, and what is heard and seen then."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import functools
+import json
+import os
+import select
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmadapter.deploy import web
+from rmadapter.errors import UserError
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe")
+STATE = "document.getElementById('state').textContent"  # of an exported page
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+
+
+def engine() -> None:
+    """Skips where the page's engine cannot be had."""
+    try:
+        web.engine()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder on this machine."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Tab:
+    """One page of a browser of its own."""
+
+    def __init__(self, home: Path, flags: Sequence[str] = ()) -> None:
+        (theirs, self._out), (self._in, answers) = os.pipe(), os.pipe()
+        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs, answers)]
+
+        def pipes() -> None:  # the browser reads from 3 and writes to 4
+            os.dup2(high[0], 3)
+            os.dup2(high[1], 4)
+
+        self._process = subprocess.Popen(
+            [str(BROWSER), *FLAGS, f"--user-data-dir={home}", *flags, "about:blank"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=pipes,
+        )  # fmt: skip
+        for end in (theirs, answers, *high):
+            os.close(end)
+        self._count, self._rest, self._session, self.events = 0, b"", "", []  # type: ignore[var-annotated]
+        target = next(each for each in self("Target.getTargets")["targetInfos"] if each["type"] == "page")
+        found = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = found["sessionId"]
+        for domain in ("Page", "DOM", "Runtime", "Accessibility"):
+            self(f"{domain}.enable")
+
+    def __call__(self, method: str, seconds: float = 120, **parameters: Any) -> dict[str, Any]:
+        """What a command of the protocol returns; what happens meanwhile goes to `events`."""
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters}
+        message |= {"sessionId": self._session} if self._session else {}
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        until = time.monotonic() + seconds
+        while True:
+            found = self._next(until)
+            if found.get("id") == self._count:
+                assert "error" not in found, found["error"]
+                return found["result"]
+            self.events.append(found)
+
+    def _next(self, until: float) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            assert select.select([self._in], [], [], max(until - time.monotonic(), 0))[0], "the browser is silent"
+            block = os.read(self._in, 1 << 16)
+            assert block, "the browser has ended"
+            self._rest += block
+        line, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(line)
+
+    def event(self, method: str, seconds: float = 30) -> dict[str, Any]:
+        """Parameters of the first such event that is not asked for yet."""
+        until = time.monotonic() + seconds
+        while True:
+            for event in self.events:
+                if event.get("method") == method:
+                    self.events.remove(event)
+                    return event["params"]
+            self.events.append(self._next(until))
+
+    def script(self, code: str) -> Any:
+        """The value of an expression in the page, awaited."""
+        found = self("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def until(self, code: str, seconds: float = 120) -> Any:
+        """The first value of an expression that is true."""
+        end = time.monotonic() + seconds
+        while not (found := self.script(code)):
+            assert time.monotonic() < end, f"{code} is not so: {self.script('document.body.innerText')}"
+            time.sleep(0.05)
+        return found
+
+    def go(self, address: str) -> None:
+        self("Page.navigate", url=address)
+        self.event("Page.loadEventFired")
+
+    def press(self, key: str) -> None:
+        code, text = KEYS[key]
+        for kind in ("keyDown", "keyUp"):
+            more = {"text": text} if text and kind == "keyDown" else {}
+            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+
+    def heard(self) -> list[tuple[str, str]]:
+        """Role and name of whatever a screen reader is told of, in order."""
+        nodes = self("Accessibility.getFullAXTree")["nodes"]
+        told = [node for node in nodes if not node["ignored"]]
+        return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told]
+
+    def shot(self, file: Path) -> None:
+        file.write_bytes(base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+        os.close(self._in)
+        os.close(self._out)
+
+
+@contextmanager
+def tab(home: Path, *flags: str) -> Iterator[Tab]:
+    opened = Tab(home, flags)
+    try:
+        yield opened
+    finally:
+        opened.close()

@@ -1,0 +1,190 @@
+"""The exported page in a browser: by keys alone, for a screen reader, on narrow and wide screens, and when broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from browser import STATE, Tab, engine, needs_browser, served, tab
+from rmadapter.deploy import web
+from rmadapter.deploy.runtime import GRAPH, LABELS, TRANSFORM
+from rmadapter.sums import write_sums
+
+NAMES = [f"a class whose name is rather long, as those of some data sets are, number {i}" for i in range(17)]
+NAMES += ["تفاحة خضراء كبيرة", "非常に長い日本語のクラス名と緑色のりんご", "Donaudampfschifffahrtsgesellschaftskapitän"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page around a small graph, which says the more to its class 1 the redder an image is."""
+    engine()
+    out, weights = tmp_path_factory.mktemp("site"), np.zeros((3, len(NAMES)), np.float32)
+    weights[:, 1], weights[0, 18], weights[2, 17] = (9, -9, -9), 8, 5
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pixels"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])
+    shares = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", len(NAMES)])
+    graph = helper.make_graph(nodes, "red", [pixels], [shares], [onnx.numpy_helper.from_array(weights, "weights")])
+    opset = helper.make_opsetid("", 20)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), out / GRAPH)
+    (out / LABELS).write_text(json.dumps(NAMES))
+    numbers = {"size": 32, "resize": "shortest", "interpolation": "bicubic", "fill": 0}
+    (out / TRANSFORM).write_text(json.dumps(numbers | {"mean": [0, 0, 0], "std": [1, 1, 1]}))
+    write_sums(out, (GRAPH, LABELS, TRANSFORM))
+    web.write_page(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A red image, one of a single pixel, a tall one, a file that is no image, and a line."""
+    folder = tmp_path_factory.mktemp("pictures")
+    Image.new("RGB", (300, 200), "red").save(folder / "red.png")
+    Image.new("RGB", (1, 1), "blue").save(folder / "pixel.png")
+    Image.radial_gradient("L").resize((60, 400)).save(folder / "تفاحة.png")
+    (folder / "an unreadable file with a long_name_without_any_place_to_break_it_in_two_parts.jpg").write_bytes(b"no")
+    Image.new("RGB", (301, 3), "red").save(folder / "line.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+@pytest.fixture(scope="module")
+def browser(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tab, str]]:
+    camera = "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
+    with served(site) as address, tab(tmp_path_factory.mktemp("home"), *camera) as opened:
+        yield opened, address
+
+
+def choose(browser: Tab, files: list[str]) -> str:
+    """What is said in the end, after files were chosen by keys alone."""
+    browser("Page.setInterceptFileChooserDialog", enabled=True)
+    browser.until(f"{STATE} === 'Ready.'")
+    browser.press("Tab")
+    assert browser.script("document.activeElement.id") == "files"
+    browser.press("Enter")
+    node = browser.event("Page.fileChooserOpened")["backendNodeId"]
+    browser("DOM.setFileInputFiles", files=files, backendNodeId=node)
+    browser.until(f"document.querySelectorAll('#answers > li').length === {len(files)}")
+    return browser.until(f"!{STATE}.startsWith('Looking') && {STATE}")
+
+
+@needs_browser
+def test_by_keys_and_ears_alone(browser: tuple[Tab, str], pictures: list[str]) -> None:
+    page, address = browser
+    page.go(address)
+    said = choose(page, pictures)
+    assert f"red.png: {NAMES[1]}, 73.0 %. " in said
+    assert "break_it_in_two_parts.jpg is no image that this browser can read. " in said
+    assert "line.png has 301 x 3 pixels: more than 100 times as long as wide. " in said
+    assert page.script("getComputedStyle(document.activeElement.parentElement).outlineStyle") == "solid"
+    seen = []
+    for _ in range(2):
+        page.press("Tab")
+        seen.append(page.script("document.activeElement.textContent"))
+    assert seen == ["Use the camera", f"What it knows ({len(NAMES)})"]
+    page.press("Enter")
+    assert page.script("document.querySelector('details').open")
+    heard = page.heard()
+    assert {("main", ""), ("heading", "What is on this image?"), ("list", "Answers, the last image first")} <= {*heard}
+    assert {("button", "Use the camera"), ("heading", f"red.png: {NAMES[1]}")} <= {*heard}
+    assert sum(role == "status" for role, _ in heard) == 1
+    assert not [name for role, name in heard if role in ("image", "Video")]
+
+
+@needs_browser
+def test_the_camera_by_keys(browser: tuple[Tab, str]) -> None:
+    page, address = browser
+    page.go(address)
+    page.until(f"{STATE} === 'Ready.'")
+    for key in ("Tab", "Tab", "Enter"):
+        page.press(key)
+    page.until(f"{STATE} === 'The camera is on.'")
+    for key in ("Tab", "Enter"):
+        page.press(key)
+    assert page.until(f"{STATE}.startsWith('camera image: ') && {STATE}").endswith(" %. ")
+    page("Input.dispatchKeyEvent", type="rawKeyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9, modifiers=8)
+    assert page.script("document.activeElement.textContent") == "Stop the camera"
+    page.press("Enter")
+    assert page.until("document.getElementById('video').srcObject === null && document.activeElement.id") == "camera"
+    assert ("button", "Take this one") not in page.heard()
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_is_cut_off(browser: tuple[Tab, str], pictures: list[str], width: int) -> None:
+    page, address = browser
+    page("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    page.go(address)
+    choose(page, pictures)
+    assert page.script("document.documentElement.scrollWidth") <= width
+    every = "[...document.querySelectorAll('main *:not(.heard)')]"
+    assert page.script(f"{every}.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.outerHTML)") == []
+    heights = page.script("[...document.querySelectorAll('#answers > li')].map((e) => e.offsetHeight)")
+    assert all(40 < height < 900 for height in heights)
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_axe_finds(browser: tuple[Tab, str], pictures: list[str], scheme: str, axe: str) -> None:
+    page, address = browser
+    page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.go(address)
+    choose(page, pictures)
+    page.script(f"{axe}; 0")
+    found = page.script("axe.run()")
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
+    assert "color-contrast" in [each["id"] for each in found["passes"]]
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """axe-core, which knows the rules of accessible pages, by npm."""
+    folder, npm = tmp_path_factory.mktemp("axe"), shutil.which("npm")
+    command = [str(npm), "install", "axe-core@4.11.0", "--prefix", str(folder), "--ignore-scripts", "--silent"]
+    if npm is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("npm cannot fetch axe-core")
+    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        (GRAPH, None, "model.onnx is missing (404): copy the whole folder to the server."),
+        (GRAPH, b"damaged", "model.onnx is damaged: copy the folder again, or export it once more."),
+        (web.ENGINE[1], None, "ort-wasm-simd-threaded.wasm is missing (404): copy the whole folder"),
+        (web.ENGINE[1], b"damaged", "The model cannot be started ("),
+        (web.ENGINE[0], None, "A file of this page (page.mjs, answer.mjs, pixels.mjs or ort.wasm.bundle.min.mjs) is"),
+    ],
+)
+def test_a_page_that_cannot_start(
+    site: Path, browser: tuple[Tab, str], tmp_path: Path, name: str, damage: bytes | None, told: str
+) -> None:
+    broken = tmp_path / "site"
+    shutil.copytree(site, broken)
+    (broken / name).unlink()
+    if damage:
+        (broken / name).write_bytes(damage)
+    with served(broken) as address:
+        browser[0].go(address)
+        assert told in browser[0].until(f"{STATE} !== 'The model is loading.' && {STATE}")
+    assert browser[0].script("document.getElementById('files').disabled")
+
+
+@needs_browser
+def test_a_page_opened_as_a_file(site: Path, browser: tuple[Tab, str]) -> None:
+    browser[0].go((site / "index.html").as_uri())
+    told = browser[0].until(f"{STATE} !== 'The model is loading.' && {STATE}")
+    assert "run “python -m http.server” and open http://localhost:8000." in told
