@@ -14,7 +14,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from browser import STATE, engine, needs_browser, served, tab
+from pages import STATE, engine, needs_browser, served, tab
 from rmadapter.deploy import web
 from rmadapter.deploy.runtime import Transform
 from rmadapter.errors import UserError

@@ -18,24 +18,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from rmadapter.deploy import web
-from rmadapter.errors import UserError
-
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe")
 STATE = "document.getElementById('state').textContent"  # of an exported page
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-
-
-def engine() -> None:
-    """Skips where the page's engine cannot be had."""
-    try:
-        web.engine()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @contextmanager
@@ -133,7 +119,7 @@ class Tab:
     def press(self, key: str) -> None:
         code, text = KEYS[key]
         for kind in ("keyDown", "keyUp"):
-            more = {"text": text} if text and kind == "keyDown" else {}
+            more: dict[str, Any] = {"text": text} if text and kind == "keyDown" else {}
             self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
     def heard(self) -> list[tuple[str, str]]:
