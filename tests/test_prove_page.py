@@ -18,8 +18,11 @@ import prove_page
 
 
 def test_tall_and_large_images() -> None:
-    assert prove_page.tall(Image.new("RGB", (400, 300))).size == (100, 300)
-    assert prove_page.tall(Image.new("RGB", (20, 300))).size == (20, 300)
+    image = Image.new("RGB", (400, 300))
+    image.paste((255, 0, 0), (150, 0, 250, 300))  # its middle strip
+    found = prove_page.tall(image)
+    assert (found.size, found.getcolors()) == ((300, 900), [(300 * 900, (255, 0, 0))])
+    assert prove_page.tall(Image.new("RGB", (20, 300))).size == (300, 900)
     found = prove_page.large(Image.new("RGB", (40, 30)))
     assert 24_000_000 < found.width * found.height < 26_000_000
 

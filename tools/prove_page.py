@@ -3,7 +3,7 @@
     python tools/prove_page.py PAGE DATA [--images 200] [--large 40] [--json]
 
 PAGE is what `rmadapter export --to web` wrote, DATA a folder with a test split. Its images are asked about as they are;
-as tall ones, the middle strip of each, three times as high as wide; and some of them as large ones, enlarged to 25
+as tall ones, the middle strip of each, enlarged to 300 x 900 pixels; and some of them as large ones, enlarged to 25
 megapixels, as JPEG and as PNG. Ends with 1 where more than 1 answer in 200 is another one.
 """
 
@@ -33,10 +33,10 @@ ASK = """(async () => {
 
 
 def tall(image: Image.Image) -> Image.Image:
-    """The middle strip, three times as high as wide."""
+    """The middle strip, larger than what a model sees, so that Pillow resizes its height first."""
     width = min(max(image.height // 3, 1), image.width)
     left = (image.width - width) // 2
-    return image.crop((left, 0, left + width, image.height))
+    return image.crop((left, 0, left + width, image.height)).resize((300, 900), Image.Resampling.LANCZOS)
 
 
 def large(image: Image.Image) -> Image.Image:
