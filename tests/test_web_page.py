@@ -156,6 +156,14 @@ def test_a_page_that_cannot_start(
 
 
 @needs_browser
+@pytest.mark.parametrize(("suffix", "told"), [(".mjs", "does not send it as JavaScript"), (".wasm", "Ready.")])
+def test_a_server_that_tells_wrong_types(site: Path, browser: tuple[Tab, str], suffix: str, told: str) -> None:
+    with served(site, {suffix: "text/plain"}) as address:
+        browser[0].go(address)
+        assert told in browser[0].until(f"{STATE} !== 'The model is loading.' && {STATE}")
+
+
+@needs_browser
 def test_a_page_opened_as_a_file(site: Path, browser: tuple[Tab, str]) -> None:
     browser[0].go((site / "index.html").as_uri())
     told = browser[0].until(f"{STATE} !== 'The model is loading.' && {STATE}")

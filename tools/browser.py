@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,10 +25,12 @@ STATE = "document.getElementById('state').textContent"  # of an exported page
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a folder on this machine."""
+def served(folder: Path, types: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address of a folder on this machine. types: suffix -> MIME type, where it is not to be the usual one."""
 
     class Handler(SimpleHTTPRequestHandler):
+        extensions_map = SimpleHTTPRequestHandler.extensions_map | dict(types or {})
+
         def log_message(self, *_: Any) -> None:
             pass
 
