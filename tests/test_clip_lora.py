@@ -11,9 +11,11 @@ from torch.func import functional_call
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
+from rmadapter.method import Known
 from rmadapter.methods import clip_lora
 from rmadapter.methods.clip_lora import CLIPLoRA, LowRank, UpdatedCLIP
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.prompts import cosine_logits
 from rmadapter.settings import configured
 from rounding import double
 from shots import gradients, logits_of, meaningless, shots_of, untrained
@@ -80,7 +82,10 @@ def test_logits_and_gradients_are_those_of_merged_weights(
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=random).double()
 
     states = backbone.image.frozen(images, 1)
-    lean = model.logits(states, model.class_weights(model.prompts(NAMES, templates, share=True), len(templates)))
+    w = model.class_weights(model.prompts(NAMES, templates, share=True), len(templates))
+    lean = cosine_logits(backbone, model.image_features(states, model.views[0]), w)
+    answers = model.for_classes(NAMES, Known(NAMES, templates))(states)  # with updates in copies of the weights
+    torch.testing.assert_close(answers, lean, rtol=1e-9, atol=1e-9)
     prompts = [backbone.tokenizer([t.format(n) for n in NAMES]) for t in templates]
     weights = {f"clip.{key}": value for key, value in merged(name, model).items()}
     whole = functional_call(Both(backbone.model), weights, (images, prompts))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -62,6 +63,24 @@ def class_weights(features: Tensor, each: int = 1) -> Tensor:
 def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tensor:
     """Image features [B, e], normalised here, against class weights [C, e], over CLIP's temperature -> [B, C]."""
     return backbone.logit_scale * F.normalize(at_least_float32(features), dim=-1) @ weights.T
+
+
+def untouched(states: States) -> Tensor:
+    """Features [B, e] of the untouched encoder."""
+    return states.features
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """What scores by `cosine_logits` alone, its parts in reach: features of the states of B images [B, e], and class
+    weights [C, e]."""
+
+    backbone: Backbone
+    features: Callable[[States], Tensor]
+    weights: Tensor
+
+    def __call__(self, states: States) -> Tensor:
+        return cosine_logits(self.backbone, self.features(states), self.weights)
 
 
 def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -110,8 +110,11 @@ class Packed:
 def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, share: bool = True) -> Packed:
     """Lay out prompts [C, L] of which the first `lengths` [C] tokens are real; read: [C] position of the one read.
 
-    share: keep a common beginning once, which is exact under causal attention alone.
+    share: keep a common beginning once, which is exact under causal attention alone. In a graph that is traced for any
+    tokens, what is not real is laid out, too, as no number of tokens may depend on them.
     """
+    if torch.compiler.is_compiling():
+        return _whole(tokens, lengths, read, causal)
     count, device = len(tokens), tokens.device
     prefix = 0
     if causal and share:  # only then are the states of equal beginnings equal
@@ -136,3 +139,20 @@ def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, sha
     weight = torch.ones(len(ids), device=device)
     weight[:prefix] = count
     return Packed(ids, positions, prefix, slots, (count, width), mask, read_index, read_mask, weight)
+
+
+def _whole(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool) -> Packed:
+    """Nothing cut and nothing shared; a weight of 0 marks what is not real."""
+    count, width = tokens.shape
+    column = torch.arange(width, device=tokens.device)
+    rows = torch.arange(count, device=tokens.device)
+    real = column < lengths[:, None]
+    mask = column <= column[:, None] if causal else real[:, None, None, :]
+    read_index = read_mask = None
+    if read is not None:
+        read_index = rows * width + read
+        read_mask = (column <= (read if causal else lengths - 1)[:, None])[:, None, None, :]
+    slots = torch.arange(count * width, device=tokens.device)
+    weight = real.flatten().float()
+    grid = (count, width)
+    return Packed(tokens.flatten(), column.repeat(count), 0, slots, grid, mask, read_index, read_mask, weight)

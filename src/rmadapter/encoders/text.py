@@ -103,5 +103,5 @@ class BertText(TextEncoder):
         from transformers.modeling_outputs import BaseModelOutput
 
         hidden = layout.pad(x)
-        mask = layout.pad(torch.ones_like(x[:, :1]))[..., 0].long()
+        mask = layout.pad((layout.weight[:, None] > 0).to(x.dtype))[..., 0].long()
         return self.text.proj(self.text.pooler(BaseModelOutput(last_hidden_state=hidden), mask))

@@ -13,7 +13,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -33,7 +33,7 @@ class Bottleneck(Learner):
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         weights = zero_shot_weights(self.backbone, names, known.templates)
-        return lambda states: cosine_logits(self.backbone, self(states.features), weights)
+        return Cosines(self.backbone, lambda states: self(states.features), weights)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
     q, k, v = W n + (alpha / sqrt(r)) B A drop(n)        n: tokens after the block's first norm, A: [r, d], B: [d, r]
 
-The backbone's weights stay as they are: a block is seen through a view that adds the second term. The image encoder
-is trained from its first block on, whose input is all that is frozen.
+The backbone's weights stay as they are: a block is seen through a view that adds the second term, in training as it
+stands, and in answers to a copy of the weights, W + (alpha / sqrt(r)) B A. The image encoder is trained from its first
+block on, whose input is all that is frozen.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +25,7 @@ from rmadapter.encoders import Encoder, Packed, States
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.prompts import CHUNK, class_weights, cosine_logits, prompts_each, tokenize
+from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -57,6 +59,30 @@ class UpdatedBlock:
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
         return tuple(x + update(n) for x, update in zip(self.view.qkv(n), self.updates, strict=True))
+
+
+class MergedBlock:
+    """An updated block without dropout, whose updates are in its weights. These are read off what it makes of unit
+    vectors, so that any make of block has them."""
+
+    def __init__(self, block: UpdatedBlock, unit: Tensor) -> None:
+        """unit: the identity [d, d]."""
+        self.norm, self.heads, self.close = block.norm, block.heads, block.close
+        self.bias = torch.cat(block.qkv(torch.zeros_like(unit[:1])), -1)  # [1, 3d]
+        self.weight = torch.cat(block.qkv(unit), -1) - self.bias  # [d, 3d]
+
+    def _project(self, n: Tensor, start: int, stop: int) -> Tensor:
+        columns = slice(start * n.shape[-1], stop * n.shape[-1])
+        return n @ self.weight[:, columns] + self.bias[0, columns]
+
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self._project(n, 0, 3).chunk(3, -1)
+
+    def query(self, n: Tensor) -> Tensor:
+        return self._project(n, 0, 1)
+
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self._project(n, 1, 3).chunk(2, -1)
 
 
 class UpdatedCLIP(Learner):
@@ -108,15 +134,21 @@ class UpdatedCLIP(Learner):
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         return self.backbone.text.encode(x, layout, views=self.views[1])
 
-    def logits(self, states: States, weights: Tensor) -> Tensor:
-        """[B, C] from what enters the image encoder's first block."""
-        features = self.backbone.image.encode(states.x, states.layout, views=self.views[0])
-        return cosine_logits(self.backbone, features, weights)
+    @torch.no_grad()
+    def merged(self) -> list[MergedBlock]:
+        """Views of the image encoder's blocks for answers."""
+        like = next(self.parameters())
+        unit = torch.eye(self.backbone.image.width, device=like.device, dtype=like.dtype)
+        return [MergedBlock(view, unit) for view in self.views[0]]
+
+    def image_features(self, states: States, views: Sequence[Any]) -> Tensor:
+        """[B, e] from what enters the image encoder's first block."""
+        return self.backbone.image.encode(states.x, states.layout, views=views)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         prompts = self.prompts(names, known.templates, share=True)
         weights = self.class_weights(prompts, prompts_each(names, known.templates))
-        return lambda states: self.logits(states, weights)
+        return Cosines(self.backbone, partial(self.image_features, views=self.merged()), weights)
 
 
 @dataclass(frozen=True)
@@ -148,7 +180,8 @@ class CLIPLoRA(ModuleMethod):
         prompts = module.prompts(shots.classes, shots.templates, share=self.dropout == 0)
 
         def loss(batch: Batch) -> Tensor:
-            logits = module.logits(batch.images, module.class_weights(prompts, each))
+            features = module.image_features(batch.images, module.views[0])
+            logits = cosine_logits(backbone, features, module.class_weights(prompts, each))
             return F.cross_entropy(logits, batch.labels)
 
         done = minimise(module, loss, self.recipe, shots, shots.source(1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
 from rmadapter.errors import UserError
 from rmadapter.method import Known, Learner, Shots, ToLogits, Trained
-from rmadapter.prompts import cosine_logits
+from rmadapter.prompts import Cosines, cosine_logits, untouched
 from rmadapter.train import Batch, Recipe, minimise
 
 HOLDER = "X"  # one token in every vocabulary, or the one unknown token
@@ -69,6 +70,7 @@ class PromptedText:
         return self.encoder.encode(x, self.layout, edit=edit)
 
 
+@lru_cache(maxsize=16)
 def _start(backbone: Backbone) -> int:
     """How many tokens the tokenizer puts before a text."""
     one, other = backbone.tokenizer([HOLDER, "photo"])
@@ -104,7 +106,7 @@ class ContextLearner(Learner):
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         weights = self.bind(names, known.templates)()
-        return lambda states: cosine_logits(self.backbone, states.features, weights)
+        return Cosines(self.backbone, untouched, weights)
 
 
 def train_context(

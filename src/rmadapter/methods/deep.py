@@ -18,7 +18,7 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.method import Known, Learner, ToLogits
 from rmadapter.methods.context import PromptedText, draw, init_words
-from rmadapter.prompts import cosine_logits
+from rmadapter.prompts import Cosines, cosine_logits
 
 
 def check_room(backbone: Backbone, method: str) -> None:
@@ -106,5 +106,5 @@ class Prompted(Learner):
         return self.adapt("image", encode_image(self.backbone, states, self.into_image()))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        classes = self.class_features(self.text(names))
-        return lambda states: logits(self.backbone, self.image_features(states), classes)
+        classes = F.normalize(self.class_features(self.text(names)), dim=-1)
+        return Cosines(self.backbone, self.image_features, classes)

@@ -19,7 +19,7 @@ from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, columns
 from rmadapter.methods.held_out import held_out
 from rmadapter.metrics import temperature
-from rmadapter.prompts import cosine_logits, raw_text_features
+from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
 from rmadapter.settings import Count, Positive
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -140,7 +140,7 @@ class ZeroShotProbe:
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             chosen = trained[columns(self.title, known.classes, names)]
-            return lambda states: cosine_logits(backbone, states.features, chosen)
+            return Cosines(backbone, untouched, chosen)
 
         return Fitted(self, backbone, known, tensors, for_classes, parameters=trained.numel())
 

@@ -32,7 +32,7 @@ from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.methods.context import draw
 from rmadapter.methods.deep import check_room
-from rmadapter.prompts import CHUNK, class_weights, cosine_logits, prompts_each, tokenize
+from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Size
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -130,6 +130,9 @@ class Representations(Learner):
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         w = self.class_features(self.prompts(names, known.templates), prompts_each(names, known.templates))
         alpha = self.alpha if {*names} <= {*known.classes} else 1.0
+
+        if alpha == 1:
+            return Cosines(self.backbone, lambda states: self.image_features(states)[0], w)
 
         def score(states: States) -> Tensor:
             f_c, f_r = self.image_features(states)

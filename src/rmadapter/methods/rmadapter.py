@@ -17,7 +17,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
 from rmadapter.model import AdaptedCLIP
-from rmadapter.prompts import cosine_logits, prompts_each, tokenize
+from rmadapter.prompts import Cosines, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -64,7 +64,7 @@ class RMAdapter:
     def _fitted(self, model: AdaptedCLIP, known: Known) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:
             weights = model.class_weights(names, known.templates)
-            return lambda states: cosine_logits(model.backbone, model.features("image", states)[0], weights)
+            return Cosines(model.backbone, lambda states: model.features("image", states)[0], weights)
 
         tensors, count = model.adapters.state_dict(), model.adapters.parameter_counts()[0]
         return Fitted(self, model.backbone, known, tensors, for_classes, model.first("image"), count)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
-from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.prompts import Cosines, untouched, zero_shot_weights
 from rmadapter.task import check_templates
 
 PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
@@ -43,7 +43,7 @@ class ZeroShot:
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:
             weights = zero_shot_weights(backbone, names, self.templates or known.templates)
-            return lambda states: cosine_logits(backbone, states.features, weights)
+            return Cosines(backbone, untouched, weights)
 
         return Fitted(self, backbone, known, {}, for_classes)
 
