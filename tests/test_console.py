@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rmadapter import console
-from rmadapter.console import CONTROL, bar, hush, note, plain, streams, table, track
+from rmadapter.console import CONTROL, bar, hush, named_columns, note, plain, streams, table, track
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -133,3 +133,7 @@ def test_ctrl_c_that_becomes_another_error_on_its_way_still_ends_with_130(capsys
     with pytest.raises(ImportError), console.stoppable():
         raise ImportError("of its own")
     signal.signal(signal.SIGINT, before)
+
+
+def test_of_the_columns_those_that_were_named() -> None:
+    assert named_columns("", "art", "", "patient") == {"label": "art", "group": "patient"}

@@ -38,7 +38,7 @@ def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings:
     wanted = Request.make(values, values.pop("method"), data="colors")
     lab = Lab(wanted.machine, progress=False)
     lab.add("colors", splits)
-    return fit(wanted.task, wanted.method, out, lab, wanted.name)
+    return fit(wanted.task, wanted.method, out, lab, wanted.name, columns={"label": "art"})
 
 
 def content(run: Path) -> bytes:
@@ -99,6 +99,7 @@ def test_a_run_that_lost_its_model_is_made_again(finished: Path, colors: Path, t
     (out / MODEL).unlink()
     again(finished, read_images(colors), out)
     assert content(out) == content(finished)
+    assert read_record(out / "run.json").columns == {"label": "art"}
 
 
 KILLED = """

@@ -25,6 +25,7 @@ from rmadapter.console import (
     SkipBad,
     SplitColumn,
     command,
+    named_columns,
     note,
     plain,
     stoppable,
@@ -115,11 +116,11 @@ def fit(
         note(explain_effort(wanted.name, effort))
     lab = Lab(wanted.machine)
     given = read_names(names) if names else {}
-    columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
+    columns = named_columns(image_column, label_column, split_column, group_column)
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given, columns=columns)
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
-    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command(), folds=folds)
+    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command(), folds=folds, columns=columns)
     for text in record.notes:
         note(text)
     show(record, as_json)
@@ -176,7 +177,7 @@ def evaluate(
     name, values = request.read_config(config)
     settings = request.split(values, name)[2] | parse_overrides(sets or [])
     saved = load(run, backbone, method=method, settings=settings)
-    columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
+    columns = named_columns(image_column, label_column, split_column, group_column)
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given, columns=columns)
     _, scores = evaluate_saved(run, saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False))
     show_score(scores[0], as_json)

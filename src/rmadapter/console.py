@@ -38,6 +38,12 @@ GroupColumn = Annotated[str, typer.Option(help="That of what images share, as a 
 Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it is a folder or a repository.")]
 
 
+def named_columns(image: str, label: str, split: str, group: str) -> dict[str, str]:
+    """Of those four options what was given, as `read_images` takes it."""
+    given = {"image": image, "label": label, "split": split, "group": group}
+    return {kind: name for kind, name in given.items() if name}
+
+
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in
 AGAIN = "rmadapter: stopped; the same command starts again, and an unfinished `fit` or `predict --out` goes on"
 EVERY = 10.0  # seconds between two lines in a pipe

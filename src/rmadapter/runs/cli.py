@@ -20,6 +20,7 @@ from rmadapter.console import (
     SkipBad,
     SplitColumn,
     command,
+    named_columns,
     note,
     table,
 )  # fmt: skip
@@ -50,7 +51,7 @@ def add(
     from rmadapter.show import show
 
     saved, data = load(run, backbone, method=method), Path(what[0])
-    columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
+    columns = named_columns(image_column, label_column, split_column, group_column)
     if len(what) == 1 and (data.is_dir() or data.suffix.lower() in SUFFIXES):
         record = add_images(run, saved, data, out, old_data, shots, skip_bad, outside, command(), columns)
         for text in record.notes:

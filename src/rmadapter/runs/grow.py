@@ -61,8 +61,8 @@ def add_images(
 
     data: of old and new classes, in any layout that `read_images` knows; `shots` of each class are drawn, by default as
     many as for the run. Its test split, or what was not drawn, joins the images that the run was tested on. old: where
-    the run's own data lies by now. columns: of the tables of both, as `read_images` has them. Raises UserError when the
-    old data is gone or has changed, when a class would be there twice, and when `out` holds another run.
+    the run's own data lies by now. columns: of its table, as `read_images` has them. Raises UserError when the old data
+    is gone or has changed, when a class would be there twice, and when `out` holds another run.
     """
     if not (run / RECORD).is_file():
         raise UserError(f"{run}: a model that was saved by itself does not say which images it was fitted to")
@@ -97,7 +97,8 @@ def _grown(
     except UserError as error:
         raise UserError(f"{run}: {error}; --old-data says where its data lies now") from None
     kept = {key(str(label)): str(label) for label in saved.labels}  # those that it was trained on
-    there = scan(home, outside, {} if home.name == IMAGES else columns)  # its own list has the usual names
+    its = record.columns or ({} if home.name == IMAGES else columns)  # its own list has the usual names
+    there = scan(home, outside, its)
     groups = {row.image: row.group for rows in there.values() for row in rows}
     train, val = (_known(_rows(images, groups), kept) for images in (few.train, few.val))
     tests = _known(there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept)
