@@ -32,11 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fetched
 import psutil
+from left import files, records
 
 from conftest import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_colors, write_model
 from rmadapter import cli, train
 from rmadapter.console import table
-from rmadapter.errors import UserError
 from rmadapter.record import read_record
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -44,22 +44,24 @@ FAULTS = (
     *("other weights", "leftovers", "missing files", "lost records"),
     *("orphans", "tracebacks", "odd exits", "hangs"),
 )
+FITTED = ("model.safetensors", "history.csv", "split.json", "config.yaml")
+EXPORTED = ("model.onnx", "labels.json", "preprocess.json", "predict.py", "SHA256SUMS")
 HANG, PATIENCE = 900.0, 60.0  # seconds, on a busy machine: of a command, and that its children may outlive it
 IMPORTED = ("open_clip", "sklearn.linear_model", "rmadapter.fit", "rmadapter.classifier", "rmadapter.bench.runner")
+IMPORTED += ("rmadapter.deploy.export", "rmadapter.deploy.graph", "rmadapter.deploy.web", "rmadapter.deploy.int8")
+IMPORTED += ("onnxruntime", "onnxscript", "torch.onnx")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A command without its folder, which the option or variable `place` names. prepare: is called before it."""
+    """A command without its folder, which the option or variable `place` names. prepare: is called before it. alike:
+    files that must be the same, bit for bit."""
 
     name: str
     words: tuple[str, ...]
     place: str = "--out"
     prepare: Callable[[], None] = lambda: None
-
-    @property
-    def is_fit(self) -> bool:
-        return self.words[0] == "fit"
+    alike: tuple[str, ...] = ()
 
 
 def kinds(backbone: str, data: Path) -> list[Kind]:
@@ -68,7 +70,7 @@ def kinds(backbone: str, data: Path) -> list[Kind]:
 
     def fit(method: str, *pairs: str, name: str = "") -> Kind:
         words = ("fit", str(data), "--backbone", backbone, "--method", method, "--shots", "4")
-        return Kind(f"fit {method}{name}", (*words, *sets("device=cpu", *pairs)))
+        return Kind(f"fit {method}{name}", (*words, *sets("device=cpu", *pairs)), alike=FITTED)
 
     short, file = ("first_block=3", "rank=4", "epochs=12", "batch_size=4"), "cache_memory=0"
     methods = "zero-shot,mma,rmadapter,coop,tip-adapter-f"
@@ -163,29 +165,13 @@ def session(leader: int) -> list[psutil.Process]:
     return found
 
 
-def files(out: Path) -> set[str]:
-    return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-
-
-def records(out: Path) -> dict[str, bytes]:
-    """All that are whole."""
-    found = {}
-    for path in [out / "run.json"] if (out / "run.json").exists() else out.glob("base-to-novel/**/[!.]*.json"):
-        try:
-            read_record(path)
-        except UserError:
-            continue
-        found[path.relative_to(out).as_posix()] = path.read_bytes()
-    return found
-
-
 def result(kind: Kind, out: Path) -> object:
     """What must be the same whoever was killed: files bit for bit, or the figures of every record."""
     if kind.place != "--out":  # a model folder names its own place
         there = {name: (out / name).read_bytes().replace(str(out).encode(), b"") for name in sorted(files(out))}
         return {name: hashlib.sha256(content).hexdigest() for name, content in there.items()}
-    if kind.is_fit:
-        there = [out / name for name in ("model.safetensors", "history.csv", "split.json", "config.yaml")]
+    if kind.alike:
+        there = [out / name for name in kind.alike]
         return [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "" for path in there]
     found = {name: read_record(out / name) for name in sorted(records(out))}
     return [(name, record.key, record.scores) for name, record in found.items()]
@@ -212,6 +198,9 @@ def trial(kind: Kind, whole: Undisturbed, folder: Path, rng: random.Random, time
     for _ in range(times):
         number, after = rng.choice(SIGNALS), rng.uniform(0, whole.seconds)
         hits += kill(start(kind, out, log), number, after, faults)
+        if kind.name == "export" and out.exists():  # whole or not at all, and not taken again
+            faults["missing files"] += len(whole.files - files(out))
+            shutil.rmtree(out)
         kept |= {name: line for name, line in records(out).items() if name not in kept}
     code = end(last := start(kind, out, log), HANG)
     if code is None:
@@ -222,6 +211,7 @@ def trial(kind: Kind, whole: Undisturbed, folder: Path, rng: random.Random, time
     now = records(out)
     faults["lost records"] += sum(now.get(name) != line for name, line in kept.items())
     left, gone = files(out) - whole.files, whole.files - files(out)
+    left |= {path.name for path in folder.iterdir()} - {out.name, log.name}
     faults["leftovers"] += len(left)
     faults["missing files"] += len(gone)
     if left or gone:
@@ -238,6 +228,11 @@ def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
     backbone = write_model(root / "backbone", {"vision_cfg": vision, "text_cfg": CLIP_TEXT})
     found = kinds(str(backbone), write_colors(root / "colors"))
     with ExitStack() as stack:
+        if "export".startswith(only):
+            run, probe = root / "run", next(kind for kind in found if kind.name == "fit linear-probe")
+            assert end(start(probe, run, root / "run.log"), HANG) == 0, (root / "run.log").read_text()
+            words = ("export", str(run), "--backbone", str(backbone), "--data", str(root / "colors"), "--json")
+            found.append(Kind("export", words, alike=EXPORTED))
         if "data".startswith(only):
             prepare = stack.enter_context(fetched.data_set())
             found.append(Kind("data", ("data", "eurosat", "--download"), "--root", prepare))
