@@ -7,16 +7,19 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rmadapter.checkpoint import Saved, load
+from rmadapter.data.images import load_image
 from rmadapter.deploy import export as exporting
 from rmadapter.deploy import parity
 from rmadapter.deploy.export import PREDICT, check_wishes, export, whole
-from rmadapter.deploy.runtime import Model
+from rmadapter.deploy.runtime import Model, _torch
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
 from rmadapter.sums import check_sums
@@ -139,7 +142,7 @@ def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.Monke
             check_wishes(there, "onnx", "fp32")
     with pytest.raises(UserError, match="--precision fp8: write one of fp32, fp16, int8 for --to onnx"):
         check_wishes(tmp_path / "new", "onnx", "fp8")
-    with pytest.raises(UserError, match="--to tflite: write one of onnx, web, openvino"):
+    with pytest.raises(UserError, match="--to tflite: write one of onnx, web, torch, openvino"):
         check_wishes(tmp_path / "new", "tflite", "fp32")
     missing = exporting.TARGETS["onnx"]._replace(modules=("onnx", "no_such_module"))
     monkeypatch.setitem(exporting.TARGETS, "onnx", missing)
@@ -169,3 +172,79 @@ def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
         assert stage.is_dir()
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_features_too(to: str, finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "model", sorted(colors.glob("test/*/*.png"))
+    facts = export(finished, saved, out, data=colors, to=to, embeddings=True)
+    assert facts["parity"]["features"] < 1e-5
+    features = Model(out, threads=1).embed(images[:3])
+    whole = saved.fitted.for_classes(saved.names)
+    pixels = np.stack([Model(out).transform(load_image(image)) for image in images[:3]])
+    states = saved.fitted.states(torch.from_numpy(pixels))
+    expected = torch.nn.functional.normalize(whole.features(states), dim=-1)  # type: ignore[attr-defined]
+    assert np.abs(features - expected.detach().numpy()).max() < 1e-5
+    command = [sys.executable, out / PREDICT, *images, "--embeddings", tmp_path / "all.npy"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert np.abs(np.load(tmp_path / "all.npy")[:3] - features).max() < 1e-5
+    assert "`features` [batch, length]" in (out / "README.md").read_text()
+
+
+def test_without_features_it_says_so(exported: Path, colors: Path) -> None:
+    with pytest.raises(UserError, match="gives no features; `rmadapter export RUN --embeddings` makes one"):
+        Model(exported).embed(sorted(colors.glob("test/*/*.png")))
+
+
+def test_torch_without_this_package(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    facts = export(finished, saved, out, data=colors, to="torch")
+    assert {file.name for file in out.iterdir()} == (FILES - {"model.onnx"}) | {"model.pt2"}
+    assert facts["parity"]["same"] == 1
+    alone = ALONE.replace("sys.modules['torch'] = ", "sys.modules['open_clip'] = ")
+    command = [sys.executable, "-c", alone, out / PREDICT, colors / "test/red"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 + 4
+    with zipfile.ZipFile(out / "model.pt2") as parts:
+        assert not [name for name in parts.namelist() if b"\x80\x02}" in parts.read(name)[:4] or name.endswith(".pkl")]
+
+
+def test_a_pickle_in_a_graph_of_torch_is_not_opened(tmp_path: Path) -> None:
+    class Doubled(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return 2 * pixels
+
+    program = torch.export.export(Doubled(), (torch.ones(2),))
+    torch.export.save(program, tmp_path / "model.pt2")  # with its example, pickled
+    with pytest.raises(UserError, match="not a graph without pickles"):
+        _torch(tmp_path / "model.pt2", 1)
+    program.example_inputs = None
+    torch.export.save(program, tmp_path / "model.pt2")
+    run, size = _torch(tmp_path / "model.pt2", 0)
+    assert size == 2
+    assert run(np.ones(2, np.float32))[0].tolist() == [2, 2]
+
+
+def test_a_class_more(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "model", sorted(colors.glob("test/*/*.png"))
+    facts = export(finished, saved, out, data=colors, text=True)
+    assert facts["parity"]["added"] < 1e-4
+    assert facts["parity"]["features"] < 1e-4
+    assert {file.name for file in out.iterdir()} == FILES | {
+        "text.onnx",
+        "tokenizer.json",
+        "prompts.json",
+        "weights.npy",
+    }
+    command = [sys.executable, "-c", ALONE, out / PREDICT, *images, "--add", "olive_green", "--top", "5"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    table = next(saved.fitted.probabilities(images, (*saved.names, "olive green"))).tolist()
+    for row, shares in zip(rows, table, strict=True):
+        found = {row[f"label{n}"]: float(row[f"probability{n}"]) for n in ("", "_2", "_3", "_4", "_5")}
+        assert found == pytest.approx(dict(zip([*saved.labels, "olive_green"], shares, strict=True)), abs=1e-4)
+    with pytest.raises(UserError, match="--text goes with --to onnx alone"):
+        check_wishes(tmp_path / "new", "openvino", "fp32", text=True)

@@ -113,3 +113,24 @@ def test_the_exporter_is_silent(tiny_clip: Backbone, capfd: pytest.CaptureFixtur
     fitted = zero_shot(tiny_clip)
     graph.trace(fitted, fitted.classes)
     assert capfd.readouterr() == ("", "")
+
+
+def products(model: Any) -> tuple[int, int]:
+    """How many there are, and numbers in all weights."""
+    count = sum(node.op_type in ("MatMul", "Gemm") for node in model.graph.node)
+    return count, sum(int(np.prod(weight.dims)) for weight in model.graph.initializer)
+
+
+def test_low_rank_updates_and_maps_of_tokens_are_folded(tiny_clip: Backbone) -> None:
+    plain, weights = products(graph.trace(zero_shot(tiny_clip), ("cat", "dog")))
+    found = {}
+    for name in ("clip-lora", "mmrl"):
+        fitted = fitted_by(name, tiny_clip, **METHODS[name])
+        model = graph.trace(fitted, fitted.classes)
+        found[name] = products(model)
+        large = [node for node in model.graph.node if node.op_type == "Transpose"]
+        assert not {node.input[0] for node in large} & {weight.name for weight in model.graph.initializer}
+    # Three products more: in the top block query, key and value are not one product, and none runs for all tokens.
+    assert found["clip-lora"][0] <= plain + 3
+    assert found["clip-lora"][1] == pytest.approx(weights, abs=100)
+    assert found["mmrl"][0] <= plain + 10

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rmadapter.checkpoint import Saved, load
-from rmadapter.deploy.parity import LIMITS, Limit, Parity, Questions, generated, measure, questions, training
+from rmadapter.deploy.cli import SEARCHED
+from rmadapter.deploy.int8 import WAYS
+from rmadapter.deploy.parity import HEADER, LIMITS, Limit, Parity, Questions, generated, measure, questions, training
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
 
@@ -88,3 +91,26 @@ def test_generated_images_are_always_the_same() -> None:
     first, second = generated(3), generated(3)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert len({image.shape for image in first}) > 1
+
+
+def test_its_own_table_whose_columns_have_names_of_their_own(
+    saved: Saved, finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    run, home = shutil.copytree(finished, tmp_path / "run"), shutil.copytree(colors, tmp_path / "colors")
+    lines = [f"{file.relative_to(home)};{file.parts[-2]};{file.parts[-3]}" for file in home.glob("t*/*/*.png")]
+    (home / "all.csv").write_text("\n".join(["foto;art;teil", *lines]))
+    record = read_record(run / "run.json")
+    task, named = replace(record.task, data=str(home / "all.csv")), {"image": "foto", "label": "art", "split": "teil"}
+    for columns, title in ((named, "test images of all.csv"), ({}, "generated")):
+        record.model_copy(update={"task": task, "columns": columns}).save(run / "run.json")
+        assert questions(run, saved, None, False, 100).title == title
+
+
+def test_tables_fit_into_80_columns() -> None:
+    row = Parity("test images of sign_digits", 1000, 0.995, 2.8e-5, 100.0, 100.0).row()
+    assert width(HEADER, row) <= 80
+    assert width(SEARCHED, [WAYS[2].name, "1234.5", "100.0", "0.0042", "1234.5", "*"]) <= 80
+
+
+def width(*rows: list[str]) -> int:
+    return 1 + sum(3 + max(map(len, cells)) for cells in zip(*rows, strict=True))

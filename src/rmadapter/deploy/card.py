@@ -9,7 +9,7 @@ from rmadapter.record import Record
 TEXT = """# {title}: {classes} classes
 
 An image classifier, exported by rmadapter {version} to {form} ({precision}, {megabytes:.1f} MB). It runs \
-without torch:
+{needs}:
 {page}
 ```
 pip install -r requirements.txt
@@ -30,7 +30,7 @@ for label, probability in model.predict(["cat.jpg"], top=3)[0]:
 - backbone: {backbone} (weights {digest})
 - licence of the weights: {licence}; of predict.py: MIT
 - input `pixels`: float32 [batch, 3, {size}, {size}], made as preprocess.json says; output `probabilities`: \
-[batch, {classes}], in the order of labels.json
+[batch, {classes}], in the order of labels.json{features}
 - {file} has the SHA-256 {sha256}; SHA256SUMS has those of the other files, too
 
 ## What it is worth
@@ -41,6 +41,7 @@ fitted model, and the largest difference between two probabilities is {differenc
 export.json, with the versions that made it.
 """
 
+FEATURES = ", and `features` [batch, length] of unit length, for `Model().embed` and `predict.py --embeddings FILE.npy`"
 
 PAGE = """
 ```
@@ -62,7 +63,9 @@ def card(facts: dict[str, Any], record: Record | None, size: int) -> str:
         version=facts["versions"]["rmadapter"],
         precision=facts["precision"],
         page=PAGE if facts["to"] == "web" else "",
-        form="OpenVINO" if facts["to"] == "openvino" else f"ONNX of opset {facts['opset']}",
+        form={"openvino": "OpenVINO", "torch": "a graph of torch"}.get(facts["to"], f"ONNX of opset {facts['opset']}"),
+        needs="without this package" if facts["to"] == "torch" else "without torch",
+        features=FEATURES if facts["embeddings"] else "",
         file=facts["files"][0],
         megabytes=facts["bytes"] / 1e6,
         backbone=facts["backbone"]["name"],

@@ -10,13 +10,17 @@ import typer
 
 from rmadapter.console import Its, Json, Name, Outside, Quiet, command, table
 
+SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # of `int8.search`, within 80 columns
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino, or web: a page.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch, or web: a page.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (onnx), bf16 (openvino).")] = "fp32",
     out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx and so on.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images to compare on, by default the run's own.")] = None,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="Give the features of images, too.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Let classes be added by name; gives features, too.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Keep a model that differs by more than it may.")] = False,
     method: Name = "",
     backbone: Its = None,
@@ -30,13 +34,19 @@ def export(
     from rmadapter.deploy.parity import HEADER, Parity
 
     out = out or run.with_name(f"{run.resolve().name}-{to}")
-    exporting.check_wishes(out, to, precision)
+    exporting.check_wishes(out, to, precision, text)
     saved = load(run, backbone, method=method, device="cpu")
-    facts = exporting.export(run, saved, out, precision, data, to=to, outside=outside, force=force, command=command())
+    facts = exporting.export(
+        run, saved, out, precision, data,
+        to=to, outside=outside, force=force, command=command(), embeddings=embeddings, text=text,
+    )  # fmt: skip
     if as_json:
         print(json.dumps({"export": str(out), **facts}))
         return
     if facts["search"]:
-        table(list(facts["search"][0]), [[str(value) for value in row.values()] for row in facts["search"]])
+        table(SEARCHED, [[*map(str, list(row.values())[:-1]), "*" * row["chosen"]] for row in facts["search"]])
     table(HEADER, [Parity(**facts["parity"]).row()])
+    for what, title in (("features", "features differ"), ("added", "with a class added by name, probabilities differ")):
+        if facts["parity"][what] is not None:
+            print(f"{title} by at most {facts['parity'][what]:.1e}")
     print(f"export: {out}, {facts['bytes'] / 1e6:.1f} MB in {precision}")

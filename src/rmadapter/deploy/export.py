@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.pocket import LICENCE, POCKETS
@@ -23,6 +23,9 @@ from rmadapter.machine import versions
 from rmadapter.method import NotApplicable
 from rmadapter.record import Record, read_record
 from rmadapter.sums import sha256, write_sums
+
+if TYPE_CHECKING:
+    from rmadapter.deploy.parity import Questions
 
 FACTS, README, PREDICT, NEEDS = "export.json", "README.md", "predict.py", "requirements.txt"
 COMMON = "numpy>=1.26\npillow>=12.3\n"
@@ -40,11 +43,12 @@ ONNX = ("onnx", "onnxruntime", "onnxscript")
 TARGETS = {
     "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
+    "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>=2.9\n"),
     "openvino": Target(("fp32", "fp16", "bf16"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
 }
 
 
-def check_wishes(out: Path, to: str, precision: str) -> None:
+def check_wishes(out: Path, to: str, precision: str, text: bool = False) -> None:
     """Before anything costs time. Raises UserError for a folder that exists, and for what is unknown or missing."""
     if to not in TARGETS:
         raise UserError(f"--to {to}: write one of {', '.join(TARGETS)}")
@@ -53,6 +57,8 @@ def check_wishes(out: Path, to: str, precision: str) -> None:
     target = TARGETS[to]
     if precision not in target.precisions:
         raise UserError(f"--precision {precision}: write one of {', '.join(target.precisions)} for --to {to}")
+    if text and to != "onnx":
+        raise UserError("--text goes with --to onnx alone")
     if missing := [name for name in target.modules if importlib.util.find_spec(name) is None]:
         extra = "openvino" if to == "openvino" else "export"
         raise UserError(f"export needs {', '.join(missing)}; `pip install 'rmadapter[{extra}]'` brings what is missing")
@@ -60,52 +66,95 @@ def check_wishes(out: Path, to: str, precision: str) -> None:
 
 def export(
     run: Path, saved: Saved, out: Path, precision: str = "fp32", data: Path | None = None, *,
-    to: str = "onnx", outside: bool = False, force: bool = False, command: str = "",
+    to: str = "onnx", outside: bool = False, force: bool = False, command: str = "", embeddings: bool = False,
+    text: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a run into a folder that must not exist yet, after the written model has answered images as the run does.
 
     to: one of TARGETS. data: images for that, as `questions` has it. force: keep a model that differs by more than its
-    precision may. Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does not become
-    a graph, for a model that answers otherwise, and where nothing can be written.
+    precision may. embeddings: whether it gives features, too. text: whether classes can be added to it by name, for
+    which it gives features. Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does
+    not become a graph, for a model that answers otherwise, and where nothing can be written.
     """
-    check_wishes(out, to, precision)
+    check_wishes(out, to, precision, text)
     with whole(out) as stage:
-        facts, record = _write_model(stage, run, saved, to, precision, data, outside, force)
+        asked = _questions(run, saved, data, outside, precision)
+        facts, record = _write_model(stage, run, saved, asked, to, precision, force, embeddings or text, text)
         facts["command"] = command
         write_json(stage / FACTS, facts)
         write_text(stage / PREDICT, one_file("rmadapter.deploy.runtime", _header()))
-        write_text(stage / NEEDS, TARGETS[to].needs)
+        write_text(stage / NEEDS, TARGETS[to].needs + "tokenizers>=0.20\n" * text)
         write_text(stage / README, card(facts, record, saved.fitted.backbone.image_size))
     return facts
 
 
-def _write_model(
-    stage: Path, run: Path, saved: Saved, to: str, precision: str, data: Path | None, outside: bool, force: bool
-) -> tuple[dict[str, Any], Record | None]:
-    """What export.json says of it, and the run's record, where there is one."""
-    from rmadapter.deploy import graph, int8, web
-    from rmadapter.deploy.parity import LIMITS, exported_table, fitted_table, measure, questions, training
-    from rmadapter.deploy.runtime import GRAPH, LABELS, OPENVINO, TRANSFORM, Model
+def _questions(run: Path, saved: Saved, data: Path | None, outside: bool, precision: str) -> Questions:
+    from rmadapter.deploy import graph, int8
+    from rmadapter.deploy.parity import questions
 
     asked = questions(run, saved, data, outside, int8.ASKED if precision == "int8" else graph.ASKED)
     if precision == "int8" and not asked.labels:
         raise UserError(f"{run}: int8 is judged by accuracy, and the run's images are not there; give others: --data")
+    return asked
+
+
+def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, embeddings: bool) -> list[Any]:
+    """Returns how int8 was chosen."""
+    from rmadapter.deploy import graph, int8, web
+    from rmadapter.deploy.parity import training
+    from rmadapter.deploy.runtime import GRAPH, TORCH
+
     try:
-        model = graph.trace(saved.fitted, saved.names)
+        if to == "torch":
+            graph.write_torch(graph.program(saved.fitted, saved.names, embeddings), stage / TORCH)
+            return []
+        model = graph.trace(saved.fitted, saved.names, embeddings)
     except NotApplicable as error:
         raise UserError(f"{run}: {error}") from None
-    write_json(stage / LABELS, saved.labels)
-    write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
     graph.write(graph.halved(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH)
     search = int8.search(stage, training(run)) if precision == "int8" else []
     if to == "openvino":
         graph.write_openvino(stage, precision)
     if to == "web":
         web.write_page(stage)
-    files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS) if (stage / name).exists()]
-    write_sums(stage, (*files, LABELS, TRANSFORM))
-    before, after = fitted_table(saved, asked.images), exported_table(Model(stage), asked.images)
-    parity = measure(asked, before, after)
+    return search
+
+
+def write_tower(stage: Path, run: Path, saved: Saved) -> tuple[str, ...]:
+    """The text encoder; returns its files."""
+    from rmadapter.deploy.adding import KNOWN, PROMPTS, TOWER, WORDS
+    from rmadapter.deploy.tower import write_text
+
+    try:
+        write_text(saved.fitted, saved.names, stage)
+    except NotApplicable as error:
+        raise UserError(f"{run}: {error}; leave --text out") from None
+    return TOWER, WORDS, PROMPTS, KNOWN
+
+
+def _write_model(
+    stage: Path,
+    run: Path,
+    saved: Saved,
+    asked: Questions,
+    to: str,
+    precision: str,
+    force: bool,
+    embeddings: bool,
+    text: bool,
+) -> tuple[dict[str, Any], Record | None]:
+    """What export.json says of it, and the run's record, where there is one."""
+    from rmadapter.deploy import graph
+    from rmadapter.deploy.parity import LIMITS, compare
+    from rmadapter.deploy.runtime import GRAPH, LABELS, OPENVINO, TORCH, TRANSFORM, Model
+
+    write_json(stage / LABELS, saved.labels)
+    write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
+    search = _write_graph(stage, run, saved, to, precision, embeddings)
+    files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH) if (stage / name).exists()]
+    more = write_tower(stage, run, saved) if text else ()
+    write_sums(stage, (*files, LABELS, TRANSFORM, *more))
+    parity = compare(saved, Model(stage), asked, embeddings, text)
     if (fault := parity.fault(LIMITS[precision])) and not force:
         raise UserError(f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it all the same")
     record = read_record(run / RECORD) if (run / RECORD).is_file() and (run / WEIGHTS).is_file() else None
@@ -113,7 +162,9 @@ def _write_model(
         "format": 1,
         "to": to,
         "precision": precision,
-        "opset": graph.OPSET,
+        "opset": None if to == "torch" else graph.OPSET,
+        "embeddings": embeddings,
+        "text": text,
         "files": files,
         "bytes": sum((stage / name).stat().st_size for name in files),
         "sha256": sha256(stage / files[0]),

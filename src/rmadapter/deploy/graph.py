@@ -1,4 +1,4 @@
-"""A fitted method as one ONNX graph: pixels [B, 3, H, W] in, probabilities [B, C] out.
+"""A fitted method as one graph, of ONNX or of torch: pixels [B, 3, H, W] in, probabilities [B, C] out.
 
 Nothing asks which method it is: its own scoring is traced, and what does not depend on the image (class features, a
 cache of shots, tokens that were learned) becomes numbers in the graph.
@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmadapter.deploy.runtime import GRAPH, HINT, INPUT, OPENVINO
+from rmadapter.adapter import at_least_float32
+from rmadapter.deploy.runtime import GRAPH, HINT, INPUT, OPENVINO, OUTPUTS
+from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted
+from rmadapter.method import Fitted, NotApplicable, ToLogits
+from rmadapter.prompts import Cosines, cosine_logits, untouched
 
+T = TypeVar("T")
 OPSET = 20
 ASKED = 200  # images before an export is done
 LARGEST = 2_000_000_000  # bytes of a graph in one file: protobuf ends at 2^31
@@ -29,44 +34,82 @@ WEIGHTS = "model.bin"  # those of an OpenVINO model
 
 
 class Answers(nn.Module):
-    """What `Fitted.answers` does, of one model. names: of the classes. Raises NotApplicable as `Fitted.score`."""
+    """What `Fitted.answers` does, of one model. names: of the classes. embeddings: whether features [B, e] of unit
+    length follow the probabilities: those that it compares with class features, of classes that it never saw where
+    these differ, else those of the untouched encoder.
 
-    def __init__(self, fitted: Fitted, names: Sequence[str]) -> None:
+    Raises NotApplicable as `Fitted.score`, and for embeddings where a method reads no features.
+    """
+
+    def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
-        self.fitted, self.score = fitted, fitted.score(names)
+        with torch.no_grad():
+            self.fitted, self.found = fitted, fitted.for_classes(tuple(names))
+            self.features = _features(fitted, names, self.found) if embeddings else None
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.score(self.fitted.states(pixels)).float().softmax(-1)
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        states, found = self.fitted.states(pixels), self.found
+        features = self.features(states) if self.features else None
+        same = isinstance(found, Cosines) and features is not None  # so that nothing is computed twice
+        logits = cosine_logits(found.backbone, features, found.weights) if same else found(states)  # type: ignore
+        answers = (logits / self.fitted.temperature).float().softmax(-1)
+        return answers if features is None else (answers, F.normalize(at_least_float32(features), dim=-1))
 
 
-def trace(fitted: Fitted, names: Sequence[str]) -> Any:
+def _features(fitted: Fitted, names: Sequence[str], found: ToLogits) -> Callable[[States], Tensor]:
+    if isinstance(found, Cosines):
+        return found.features
+    if fitted.first is None:
+        return untouched
+    other = fitted.for_classes((*names, "something else"))
+    if not isinstance(other, Cosines):
+        raise NotApplicable(f"{fitted.method.title} has no features of images to give: leave --embeddings out")
+    return other.features
+
+
+def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> Any:
     """An onnx.ModelProto whose batch axis is free, or 1 where a method treats each image by itself.
 
-    Raises UserError for a method that cannot be traced, and NotApplicable as `Fitted.score`.
+    embeddings: as `Answers` has it. Raises UserError for a method that cannot be traced, and NotApplicable as it does.
     """
-    size, module = fitted.backbone.image_size, Answers(fitted, names).eval()
-    pixels = torch.zeros(2, 3, size, size, device=fitted.backbone.device)
+    return _traced(Answers(fitted, names, embeddings), _onnx, "an ONNX graph")
+
+
+def program(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> torch.export.ExportedProgram:
+    """The same as torch's own graph."""
+    return _traced(Answers(fitted, names, embeddings), _program, "a graph of torch")
+
+
+def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
+    fitted = module.eval().fitted
+    pixels = torch.zeros(2, 3, *[fitted.backbone.image_size] * 2, device=fitted.backbone.device)
     with quiet():
         try:
-            return _onnx(module, pixels, {0: torch.export.Dim("batch")})
+            return make(module, pixels, ({0: torch.export.Dim("batch")},))
         except Exception:  # each image has prompts of its own, say
             pass
         try:
-            return _onnx(module, pixels[:1], None)
+            return make(module, pixels[:1], None)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{fitted.method.title} does not become an ONNX graph ({reason})") from error
+            raise UserError(f"{fitted.method.title} does not become {what} ({reason})") from error
 
 
-def _onnx(module: nn.Module, pixels: Tensor, batch: dict[int, Any] | None) -> Any:
-    shapes = None if batch is None else (batch,)
-    program = torch.export.export(module, (pixels,), dynamic_shapes=shapes, strict=False)
-    named = None if batch is None else ({0: "batch"},)
+def _program(module: nn.Module, pixels: Tensor, batch: Any) -> torch.export.ExportedProgram:
+    return torch.export.export(module, (pixels,), dynamic_shapes=batch, strict=False)
+
+
+def _onnx(module: Answers, pixels: Tensor, batch: Any) -> Any:
+    from onnxscript.optimizer import fold_constants
+
     found = torch.onnx.export(
-        program, (), dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
-        input_names=[INPUT], output_names=["probabilities"], dynamic_shapes=named,
+        _program(module, pixels, batch), (), dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
+        input_names=[INPUT], output_names=list(OUTPUTS if module.features else OUTPUTS[:1]),
+        dynamic_shapes=batch and ({0: "batch"},),
     )  # fmt: skip
     assert found is not None
+    fold_constants(found.model, input_size_limit=LARGEST, output_size_limit=LARGEST)  # weights that are turned, say
     return found.model_proto
 
 
@@ -91,6 +134,16 @@ def write(model: Any, file: Path) -> None:
         file.write_bytes(model.SerializeToString())
     else:
         onnx.save(model, str(file), save_as_external_data=True, location=BESIDE)
+
+
+def write_torch(found: torch.export.ExportedProgram, file: Path) -> None:
+    """Write torch's graph, without the example that torch would pickle. Raises OSError."""
+    found.example_inputs = None
+    try:
+        with quiet():
+            torch.export.save(found, file)
+    except RuntimeError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
 
 
 def write_openvino(folder: Path, precision: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rmadapter.checkpoint import RECORD, WEIGHTS, Saved
 from rmadapter.data.fewshot import read_split
@@ -17,14 +18,16 @@ from rmadapter.data.images import ImageSource
 from rmadapter.data.names import key
 from rmadapter.data.pixels import complaint
 from rmadapter.data.scan import scan
-from rmadapter.deploy.runtime import Model
+from rmadapter.data.transforms import decoded
+from rmadapter.deploy.graph import Answers
+from rmadapter.deploy.runtime import BATCH, Model
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
 from rmadapter.metrics import accuracy
 from rmadapter.record import read_record
 
 GENERATED = 64  # images
-HEADER = ["images", "n", "same answers in %", "largest difference", "accuracy before", "accuracy exported"]
+HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Questions:
 @dataclass(frozen=True)
 class Parity:
     """same: share of equal answers. difference: the largest one between two probabilities. before, after: accuracies
-    in percent of the fitted and of the exported model, where labels are known."""
+    in percent of the fitted and of the exported model, where labels are known. features: the largest difference between
+    two of their numbers, where they are exported. added: the largest difference of a probability when a class was
+    added by name."""
 
     title: str
     images: int
@@ -64,6 +69,8 @@ class Parity:
     difference: float
     before: float | None = None
     after: float | None = None
+    features: float | None = None
+    added: float | None = None
 
     def fault(self, limit: Limit) -> str:
         """What is beyond a limit, or ""."""
@@ -71,6 +78,10 @@ class Parity:
             return f"{100 * (1 - self.same):.1f} % of its answers are others"
         if not self.difference <= limit.difference:
             return f"a probability differs by {self.difference:.1g}, and {limit.difference:g} is allowed"
+        if self.features is not None and not self.features <= limit.difference:
+            return f"a number of the features differs by {self.features:.1g}, and {limit.difference:g} is allowed"
+        if self.added is not None and not self.added <= limit.difference:
+            return f"with a class more a probability differs by {self.added:.1g}, and {limit.difference:g} is allowed"
         if self.before is not None and self.after is not None and not self.before - self.after <= limit.loss:
             lost, allowed = self.before - self.after, limit.loss
             return f"it loses {lost:.1f} points of accuracy ({self.before:.1f} % before), and {allowed} is allowed"
@@ -89,6 +100,14 @@ def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
     return np.concatenate([part.numpy() for part in saved.fitted.probabilities(images, saved.names)])
 
 
+@torch.no_grad()
+def embedded(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
+    """Features [N, e] of the fitted model, as `Answers` has them."""
+    module = Answers(saved.fitted, saved.names, embeddings=True)
+    stream = decoded(images, saved.fitted.backbone.preprocess, BATCH)
+    return np.concatenate([module(pixels)[1].cpu().numpy() for _, pixels in stream])
+
+
 def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:
     """The same of an exported model."""
     return np.concatenate([table for _, table in model.answers(images)])
@@ -103,6 +122,21 @@ def measure(asked: Questions, before: np.ndarray, after: np.ndarray) -> Parity:
     return replace(found, before=accuracy(before, asked.labels), after=accuracy(after, asked.labels))
 
 
+def compare(saved: Saved, model: Model, asked: Questions, embeddings: bool = False, text: bool = False) -> Parity:
+    """A fitted and an exported model. embeddings, text: whether to compare features, and a class that is added to the
+    exported model, too."""
+    found = measure(asked, fitted_table(saved, asked.images), exported_table(model, asked.images))
+    if not embeddings:
+        return found
+    found = replace(found, features=float(np.abs(embedded(saved, asked.images) - model.embed(asked.images)).max()))
+    if not text:
+        return found
+    name = next(name for name in ("sundial", "quince", "yurt") if name not in {key(str(each)) for each in saved.labels})
+    model.add_class(name)
+    wanted = fitted_table(saved._replace(names=(*saved.names, name)), asked.images)
+    return replace(found, added=float(np.abs(wanted - exported_table(model, asked.images)).max()))
+
+
 # What to ask about
 
 
@@ -115,7 +149,7 @@ def questions(run: Path, saved: Saved, data: Path | None, outside: bool, most: i
     if data is not None:
         return _of(user_path(data), saved, set(), outside, most)
     with suppress(UserError):  # moved, changed, or all of it was trained on
-        return _of(_home(run), saved, _drawn(run), True, most)
+        return _of(_home(run), saved, _drawn(run), True, most, read_record(run / RECORD).columns)
     return Questions("generated", generated(GENERATED))
 
 
@@ -141,10 +175,12 @@ def _drawn(run: Path) -> set[str]:
     return {name for name, _, _ in read_split(run / "split.json").train}
 
 
-def _of(data: Path, saved: Saved, drawn: set[str], outside: bool, most: int) -> Questions:
+def _of(
+    data: Path, saved: Saved, drawn: set[str], outside: bool, most: int, columns: Mapping[str, str] | None = None
+) -> Questions:
     if not data.exists():
         raise UserError(f"{data}: neither a folder of class folders nor a CSV file of path,label[,split]")
-    there = scan(data, outside)
+    there = scan(data, outside, columns)
     root = data.parent if data.is_file() else data
     rows = there.get("test") or [row for part in there.values() for row in part if _name(row.image, root) not in drawn]
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}

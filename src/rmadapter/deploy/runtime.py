@@ -1,4 +1,4 @@
-"""Answers of an exported model without torch: NumPy, Pillow and onnxruntime or OpenVINO are all that it takes.
+"""Answers of an exported model: NumPy, Pillow and onnxruntime, OpenVINO or torch are all that it takes.
 
     python predict.py IMAGES > answers.csv
 
@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -26,13 +27,15 @@ from PIL import Image
 
 from rmadapter.data.pixels import ImageSource, load_image
 from rmadapter.data.scan import image_files
+from rmadapter.deploy.adding import Naming
 from rmadapter.errors import UserError
 from rmadapter.predict.outfile import cell
 from rmadapter.predict.stream import Answer, columns
 from rmadapter.sums import check_sums
 
-GRAPH, OPENVINO, LABELS, TRANSFORM = "model.onnx", "model.xml", "labels.json", "preprocess.json"
-INPUT = "pixels"
+GRAPH, OPENVINO, TORCH = "model.onnx", "model.xml", "model.pt2"
+LABELS, TRANSFORM = "labels.json", "preprocess.json"
+INPUT, OUTPUTS = "pixels", ("probabilities", "features")  # the second one where it was asked for
 HINT = ["rmadapter", "precision"]  # where an OpenVINO model says what it is to be computed in
 BATCH = 32  # images
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -80,19 +83,31 @@ class Model:
 
     def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = "") -> None:
         folder = Path(folder)
-        graph = graph or (OPENVINO if (folder / OPENVINO).is_file() else GRAPH)
+        graph = graph or next((name for name in ENGINES if (folder / name).is_file()), GRAPH)
         if not (folder / graph).is_file():
             raise UserError(f"{folder}: no exported model; it lacks {graph}")
         check_sums(folder)
         try:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
-            self._run, batch = (_openvino if graph == OPENVINO else _onnx)(folder / graph, threads)
+            self._run, batch = ENGINES.get(graph, _onnx)(folder / graph, threads)
+        except UserError:
+            raise
         except ModuleNotFoundError as error:
             raise UserError(f"{error.name} is missing; `pip install {error.name}` brings it") from None
         except Exception as error:  # of a damaged file, either engine raises types of its own
             raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
-        self.batch = batch or BATCH
+        self.batch, self.folder = batch or BATCH, folder
+        self.naming: Naming | None = None
+
+    def add_class(self, label: str) -> None:
+        """Answer one more class, by its name alone. Raises UserError for one that is there already, and for a model
+        that was exported without --text."""
+        try:
+            self.naming = self.naming or Naming(self.folder)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is missing; `pip install {error.name}` brings it") from None
+        self.naming.add(label, self.labels)
 
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
         """float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
@@ -100,16 +115,32 @@ class Model:
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [B, 3, size, size] -> [B, C]"""
-        parts = [pixels[i : i + self.batch] for i in range(0, len(pixels), self.batch)]
-        return np.concatenate([self._run(part) for part in parts])
+        return self._outputs(pixels)[0]
+
+    def _outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """As many of OUTPUTS as there are."""
+        parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
+        found = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        return [self.naming.probabilities(found[1]), *found[1:]] if self.naming else found
+
+    def embed(self, images: Iterable[ImageSource]) -> np.ndarray:
+        """Features [N, e] of unit length, which are alike where images are. Raises UserError for an unreadable image,
+        and for a model that was exported without --embeddings."""
+        return np.concatenate([outputs[1] for _, outputs in self.outputs(images, wanted=2)])
 
     def answers(
         self, images: Iterable[ImageSource], bad: list[str] | None = None
     ) -> Iterator[tuple[list[ImageSource], np.ndarray]]:
-        """Images, some at a time, and their probabilities [B, C]; threads decode them.
+        """`outputs`, of which the probabilities [B, C]."""
+        return ((kept, outputs[0]) for kept, outputs in self.outputs(images, bad))
+
+    def outputs(
+        self, images: Iterable[ImageSource], bad: list[str] | None = None, wanted: int = 1
+    ) -> Iterator[tuple[list[ImageSource], list[np.ndarray]]]:
+        """Images, some at a time, their probabilities [B, C], and features [B, e] if it has them; threads decode.
 
         bad: takes a sentence for each unreadable image, which is then left out; without it the first one raises
-        UserError.
+        UserError. wanted: how many outputs there must be.
         """
 
         def load(image: ImageSource) -> np.ndarray | UserError:
@@ -129,7 +160,10 @@ class Model:
                 good = [(image, tensor) for image, tensor in found if isinstance(tensor, np.ndarray)]
                 if good:
                     kept = [image for image, _ in good]
-                    yield kept, self.probabilities(np.stack([tensor for _, tensor in good]))
+                    outputs = self._outputs(np.stack([tensor for _, tensor in good]))
+                    if len(outputs) < wanted:
+                        raise UserError("this model gives no features; `rmadapter export RUN --embeddings` makes one")
+                    yield kept, outputs
 
     def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
         """For each image (a path, a PIL image or an array) labels and probabilities, the most probable first."""
@@ -142,7 +176,7 @@ class Model:
 
 
 # What a graph is asked by, and how many images it takes at a time where that number is fixed
-Engine: TypeAlias = "tuple[Callable[[np.ndarray], np.ndarray], int]"
+Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
 
 
 def _onnx(file: Path, threads: int) -> Engine:
@@ -153,7 +187,7 @@ def _onnx(file: Path, threads: int) -> Engine:
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     size = session.get_inputs()[0].shape[0]
-    return (lambda pixels: session.run(None, {INPUT: pixels})[0]), size if isinstance(size, int) else 0
+    return (lambda pixels: session.run(None, {INPUT: pixels})), size if isinstance(size, int) else 0
 
 
 def _openvino(file: Path, threads: int) -> Engine:
@@ -165,7 +199,36 @@ def _openvino(file: Path, threads: int) -> Engine:
     settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
     compiled = core.compile_model(model, "CPU", settings)
     size = model.input(INPUT).partial_shape[0]
-    return (lambda pixels: compiled([pixels])[0]), 0 if size.is_dynamic else size.get_length()
+    return (lambda pixels: list(compiled([pixels]).values())), 0 if size.is_dynamic else size.get_length()
+
+
+def _torch(file: Path, threads: int) -> Engine:
+    """Raises UserError for a file that holds a pickle, which torch would open."""
+    import torch
+
+    with zipfile.ZipFile(file) as parts:
+        inside = {part.filename: part for part in parts.infolist()}
+        settings = [json.loads(parts.read(name)) for name in inside if name.endswith("_config.json")]
+    examples = [part for name, part in inside.items() if "/sample_inputs/" in name]
+    weights = [weight for setting in settings for weight in setting["config"].values()]
+    if len(settings) != 2 or len(examples) != 1 or examples[0].file_size or any(w["use_pickle"] for w in weights):
+        raise UserError(f"{file}: not a graph without pickles, as torch from 2.9 on writes it")
+    if threads:
+        torch.set_num_threads(threads)
+    program = torch.export.load(str(file))
+    (name,) = program.graph_signature.user_inputs
+    (size,) = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == name]
+    module = program.module()
+
+    def run(pixels: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            found = module(torch.from_numpy(pixels))
+        return [tensor.numpy() for tensor in (found if isinstance(found, (tuple, list)) else [found])]
+
+    return run, size if isinstance(size, int) else 0
+
+
+ENGINES = {OPENVINO: _openvino, TORCH: _torch, GRAPH: _onnx}
 
 
 def _files(words: Sequence[str]) -> list[Path]:
@@ -178,15 +241,21 @@ def _files(words: Sequence[str]) -> list[Path]:
     return found
 
 
-def _write(model: Model, files: Sequence[Path], top: int, bad: list[str] | None) -> None:
-    """CSV, as `rmadapter predict --no-zero-shot --out` writes it."""
+def _write(model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str) -> None:
+    """CSV, as `rmadapter predict --no-zero-shot --out` writes it; embeddings: file of the features, in its order."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
     writer, header = csv.writer(sys.stdout), columns(top, zero_shot=False)
     writer.writerow(header)
-    for some, table in model.answers(files, bad):
-        for image, line in zip(some, table, strict=True):
+    features = []
+    for some, outputs in model.outputs(files, bad, 2 if embeddings else 1):
+        features += outputs[1:]
+        for image, line in zip(some, outputs[0], strict=True):
             row = Answer(Path(str(image)), tuple(model.best(line, top))).row()
             writer.writerow([cell(column, row[column]) for column in header])
+    if embeddings and features:
+        with open(f"{embeddings}.part", "wb") as file:
+            np.save(file, np.concatenate(features))
+        os.replace(f"{embeddings}.part", embeddings)
 
 
 def main() -> None:
@@ -194,14 +263,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The most probable classes of images, as CSV on stdout.")
     parser.add_argument("images", nargs="+", help="files, or folders, which are searched to any depth")
     parser.add_argument("--top", type=int, default=5, help="answers per image, by default 5")
+    parser.add_argument("--add", action="append", default=[], help="name of one more class; may be repeated")
+    parser.add_argument("--embeddings", default="", help="file.npy for the features [N, e] of the images")
     parser.add_argument("--skip-bad", action="store_true", help="go on without unreadable images and report them")
     parser.add_argument("--threads", type=int, default=0, help="by default as many as there are cores")
     words = parser.parse_args()
     bad: list[str] | None = [] if words.skip_bad else None
     try:
         model = Model(threads=max(words.threads, 0))
-        _write(model, _files(words.images), min(max(words.top, 1), len(model.labels)), bad)
-    except UserError as error:
+        for label in words.add:
+            model.add_class(label)
+        _write(model, _files(words.images), min(max(words.top, 1), len(model.labels)), bad, words.embeddings)
+    except (UserError, OSError) as error:
         print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     for text in bad or []:

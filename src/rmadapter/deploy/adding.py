@@ -1,0 +1,53 @@
+"""Classes that an exported model is told by name: the text encoder beside it, by onnxruntime and tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rmadapter.data.names import OR, key, prompt_name
+from rmadapter.errors import UserError
+
+TOWER, WORDS, PROMPTS, KNOWN = "text.onnx", "tokenizer.json", "prompts.json", "weights.npy"
+TOKENS = "tokens"
+
+
+class Naming:
+    """weights: features of classes [C, e]; scale: of their cosines to those of images. Raises UserError where the
+    export has no text encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / TOWER).is_file():
+            raise UserError("this model knows no other classes; `rmadapter export RUN --text` makes one that does")
+        import onnxruntime
+        import tokenizers
+
+        facts = json.loads((folder / PROMPTS).read_text("utf-8"))
+        self.templates, self.scale = facts["templates"], float(facts["scale"])
+        self.weights: np.ndarray = np.load(folder / KNOWN, allow_pickle=False)
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / WORDS))
+        self._session = onnxruntime.InferenceSession(str(folder / TOWER), providers=["CPUExecutionProvider"])
+
+    def tokens(self, name: str) -> np.ndarray:
+        """Of all prompts of a class, int64 [N, L]."""
+        texts = [template.replace("{}", name) for template in self.templates]
+        return np.array([self._tokenizer.encode(text).ids for text in texts], np.int64)
+
+    def add(self, label: str, labels: list[str]) -> None:
+        """Append a class, and its label to the others. Raises UserError for one that is there, or has no name."""
+        name = prompt_name(label)
+        if not name or OR in label:
+            raise UserError(f"class {label!r}: give it one name, of at least a word")
+        if key(label) in {key(other) for other in labels}:
+            raise UserError(f"class {label!r}: is there already")
+        (weights,) = self._session.run(None, {TOKENS: self.tokens(name)})
+        self.weights = np.concatenate([self.weights, weights])
+        labels.append(label)
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Features [B, e] of unit length -> [B, C]"""
+        logits = self.scale * features @ self.weights.T
+        found = np.exp(logits - logits.max(-1, keepdims=True))
+        return found / found.sum(-1, keepdims=True)

@@ -1,0 +1,151 @@
+"""The text encoder of a fitted method as a graph of its own, with what turns a class name into tokens.
+
+The method itself makes class features of a name, as it does in the package, and is watched: its prompts are what it
+asks the tokenizer for, and what it does with their tokens is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.deploy import graph
+from rmadapter.deploy.adding import KNOWN, PROMPTS, TOKENS, TOWER, WORDS, Naming
+from rmadapter.errors import UserError
+from rmadapter.files import write_json
+from rmadapter.method import Fitted, NotApplicable
+from rmadapter.prompts import Cosines
+
+NAMES = ("anything", "something")  # one to see the prompts of, one to trace: nothing that is kept of a name is traced
+ODD = ("Éclair au café", "7 1/2's  don't", "日本", "x" * 400)  # that both tokenizers must read alike
+
+
+class _Tokenizer:
+    """A backbone's own, but for prompts of NAMES: these it notes, or gives other tokens for."""
+
+    def __init__(self, own: Any) -> None:
+        self.own, self.asked = own, list[str]()
+        self.tokens: Tensor | None = None
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        if not any(name in texts[0] for name in NAMES):
+            return self.own(texts)
+        start = len(self.asked)
+        self.asked += texts
+        return self.own(texts) if self.tokens is None else self.tokens[start : len(self.asked)]
+
+
+class Tower(nn.Module):
+    """Tokens [N, L] of all prompts of one class -> its normalised features [1, e].
+
+    templates: N prompts, one {} each. Raises NotApplicable for a method that does not score by class features alone.
+    """
+
+    def __init__(self, fitted: Fitted) -> None:
+        super().__init__()
+        self.tokenizer = _Tokenizer(fitted.backbone.tokenizer)
+        backbone = replace(fitted.backbone, tokenizer=self.tokenizer)
+        self.fitted = fitted.method.restore(backbone, fitted.known, fitted.tensors)
+        with torch.no_grad():
+            weights_of(self.fitted, NAMES[:1])
+        self.templates = [text.replace(NAMES[0], "{}") for text in self.tokenizer.asked]
+        self.example = fitted.backbone.tokenizer(self.tokenizer.asked)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.tokenizer.tokens, self.tokenizer.asked = tokens, []
+        return weights_of(self.fitted, NAMES[1:]).weights
+
+
+def weights_of(fitted: Fitted, names: Sequence[str]) -> Cosines:
+    """Raises NotApplicable."""
+    found = fitted.for_classes(tuple(names))
+    if not isinstance(found, Cosines):
+        raise NotApplicable(f"{fitted.method.title} does not compare images with class features alone")
+    return found
+
+
+def write_text(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
+    """Put the text encoder beside an exported graph. names: of its classes. Raises NotApplicable for a method that
+    cannot know a class by name, UserError where its text encoder or tokenizer cannot leave torch, and OSError."""
+    tower = Tower(fitted).eval()
+    with torch.no_grad():
+        known = weights_of(fitted, (*names, NAMES[0]))
+    try:
+        with graph.quiet():
+            program = torch.export.export(tower, (tower.example,), strict=False)
+            found = torch.onnx.export(
+                program, (), dynamo=True, opset_version=graph.OPSET, verbose=False,
+                input_names=[TOKENS], output_names=["weights"],
+            )  # fmt: skip
+        assert found is not None
+        graph.write(found.model_proto, folder / TOWER)
+    except OSError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the text encoder of {fitted.method.title} does not become a graph ({reason})") from error
+    scale = float(fitted.backbone.logit_scale) / fitted.temperature
+    write_json(folder / PROMPTS, {"templates": tower.templates, "scale": scale})
+    np.save(folder / KNOWN, known.weights[:-1].detach().cpu().numpy())
+    tokenizer_of(fitted.backbone).save(str(folder / WORDS))
+    check_words(fitted.backbone, names, folder)
+
+
+def check_words(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
+    """Raises UserError unless the written tokenizer reads names, and odd ones, as the backbone's own does."""
+    naming = Naming(folder)
+    for name in (*names, *ODD):
+        texts = [template.replace("{}", name) for template in naming.templates]
+        if not np.array_equal(naming.tokens(name), backbone.tokenizer(texts).numpy()):
+            raise UserError(f"the tokenizer of {backbone.name} cannot be written: it reads {name[:50]!r} otherwise")
+
+
+def tokenizer_of(backbone: Backbone) -> Any:
+    """A tokenizers.Tokenizer that does what the backbone's own does. Raises UserError for a kind that has none."""
+    from open_clip import SimpleTokenizer
+    from open_clip.tokenizer import HFTokenizer
+    from tokenizers import Tokenizer
+
+    own: Any = backbone.tokenizer
+    if type(own) is SimpleTokenizer:
+        return _clip(own)
+    inner = getattr(getattr(own, "tokenizer", None), "backend_tokenizer", None)
+    if type(own) is not HFTokenizer or inner is None or own.tokenizer_mode or own.strip_sep_token:
+        raise UserError(f"the tokenizer of {backbone.name} is of a kind that --text cannot write")
+    found = Tokenizer.from_str(inner.to_str())
+    found.enable_truncation(own.context_length)
+    found.enable_padding(
+        length=own.context_length, pad_id=own.tokenizer.pad_token_id, pad_token=own.tokenizer.pad_token
+    )
+    return found
+
+
+def _clip(own: Any) -> Any:
+    """CLIP's byte-pair encoding."""
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    start, end = (own.decoder[number] for number in own.all_special_ids[:2])
+    found = Tokenizer(BPE(own.encoder, list(own.bpe_ranks), end_of_word_suffix="</w>"))
+    found.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(words, behavior="removed", invert=True)
+    found.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    found.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, own.sot_token_id), (end, own.eot_token_id)]
+    )
+    found.enable_truncation(own.context_length)
+    found.enable_padding(length=own.context_length, pad_id=0, pad_token="!")
+    return found
