@@ -12,6 +12,7 @@ FACTS: dict[str, Any] = {
     "precision": "fp32",
     "to": "onnx",
     "files": ["model.onnx"],
+    "embeddings": False,
     "opset": 20,
     "bytes": 12_345_678,
     "sha256": "a" * 64,

@@ -31,7 +31,9 @@ def test_a_table_or_json(rmadapter: Command, finished: Path, colors: Path, tmp_p
 
 
 def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path) -> None:
-    refused(rmadapter("export", finished, "--to", "tflite"), "--to tflite: write one of onnx, web, torch, openvino")
+    refused(
+        rmadapter("export", finished, "--to", "tflite"), "--to tflite: write one of onnx, web, torch, litert, openvino"
+    )
     refused(rmadapter("export", finished, "--precision", "x", "--out", tmp_path / "a"), "--precision x: write one of")
     refused(rmadapter("export", tmp_path, "--out", tmp_path / "a"), "not a finished run")
     gone = ["--data", tmp_path / "gone", *its_backbone(finished), "--out", tmp_path / "a"]

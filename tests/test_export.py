@@ -19,7 +19,7 @@ from rmadapter.data.images import load_image
 from rmadapter.deploy import export as exporting
 from rmadapter.deploy import parity
 from rmadapter.deploy.export import PREDICT, check_wishes, export, whole
-from rmadapter.deploy.runtime import Model, _torch
+from rmadapter.deploy.runtime import Model
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
 from rmadapter.sums import check_sums
@@ -142,7 +142,7 @@ def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.Monke
             check_wishes(there, "onnx", "fp32")
     with pytest.raises(UserError, match="--precision fp8: write one of fp32, fp16, int8 for --to onnx"):
         check_wishes(tmp_path / "new", "onnx", "fp8")
-    with pytest.raises(UserError, match="--to tflite: write one of onnx, web, torch, openvino"):
+    with pytest.raises(UserError, match="--to tflite: write one of onnx, web, torch, litert, openvino"):
         check_wishes(tmp_path / "new", "tflite", "fp32")
     missing = exporting.TARGETS["onnx"]._replace(modules=("onnx", "no_such_module"))
     monkeypatch.setitem(exporting.TARGETS, "onnx", missing)
@@ -209,22 +209,6 @@ def test_torch_without_this_package(finished: Path, saved: Saved, colors: Path, 
     assert len(done.stdout.splitlines()) == 1 + 4
     with zipfile.ZipFile(out / "model.pt2") as parts:
         assert not [name for name in parts.namelist() if b"\x80\x02}" in parts.read(name)[:4] or name.endswith(".pkl")]
-
-
-def test_a_pickle_in_a_graph_of_torch_is_not_opened(tmp_path: Path) -> None:
-    class Doubled(torch.nn.Module):
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return 2 * pixels
-
-    program = torch.export.export(Doubled(), (torch.ones(2),))
-    torch.export.save(program, tmp_path / "model.pt2")  # with its example, pickled
-    with pytest.raises(UserError, match="not a graph without pickles"):
-        _torch(tmp_path / "model.pt2", 1)
-    program.example_inputs = None
-    torch.export.save(program, tmp_path / "model.pt2")
-    run, size = _torch(tmp_path / "model.pt2", 0)
-    assert size == 2
-    assert run(np.ones(2, np.float32))[0].tolist() == [2, 2]
 
 
 def test_a_class_more(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:

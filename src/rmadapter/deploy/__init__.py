@@ -7,6 +7,7 @@ tower      its text encoder as another graph, with the tokenizer
 int8       that graph with weights of 8 bits, chosen among several by their answers
 parity     the exported model asked about the same images as the fitted one
 runtime    the model's answers by NumPy, Pillow and onnxruntime alone
+engines    what computes the graph: onnxruntime, OpenVINO, torch or LiteRT
 adding     classes that the model is told by name
 card       README.md of the folder
 web        a static page around the graph

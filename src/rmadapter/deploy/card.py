@@ -41,6 +41,7 @@ fitted model, and the largest difference between two probabilities is {differenc
 export.json, with the versions that made it.
 """
 
+FORMS = {"openvino": "OpenVINO", "torch": "a graph of torch", "litert": "LiteRT"}
 FEATURES = ", and `features` [batch, length] of unit length, for `Model().embed` and `predict.py --embeddings FILE.npy`"
 
 PAGE = """
@@ -63,7 +64,7 @@ def card(facts: dict[str, Any], record: Record | None, size: int) -> str:
         version=facts["versions"]["rmadapter"],
         precision=facts["precision"],
         page=PAGE if facts["to"] == "web" else "",
-        form={"openvino": "OpenVINO", "torch": "a graph of torch"}.get(facts["to"], f"ONNX of opset {facts['opset']}"),
+        form=FORMS.get(facts["to"], f"ONNX of opset {facts['opset']}"),
         needs="without this package" if facts["to"] == "torch" else "without torch",
         features=FEATURES if facts["embeddings"] else "",
         file=facts["files"][0],

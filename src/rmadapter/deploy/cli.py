@@ -15,7 +15,7 @@ SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch, or web: a page.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch, litert (phones), or web: a page.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (onnx), bf16 (openvino).")] = "fp32",
     out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx and so on.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images to compare on, by default the run's own.")] = None,
@@ -34,7 +34,7 @@ def export(
     from rmadapter.deploy.parity import HEADER, Parity
 
     out = out or run.with_name(f"{run.resolve().name}-{to}")
-    exporting.check_wishes(out, to, precision, text)
+    exporting.check_wishes(out, to, precision, text, embeddings)
     saved = load(run, backbone, method=method, device="cpu")
     facts = exporting.export(
         run, saved, out, precision, data,

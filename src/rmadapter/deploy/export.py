@@ -44,11 +44,12 @@ TARGETS = {
     "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>=2.9\n"),
+    "litert": Target(("fp32",), ("litert_torch",), f"{COMMON}ai-edge-litert>=2\n"),
     "openvino": Target(("fp32", "fp16", "bf16"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
 }
 
 
-def check_wishes(out: Path, to: str, precision: str, text: bool = False) -> None:
+def check_wishes(out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False) -> None:
     """Before anything costs time. Raises UserError for a folder that exists, and for what is unknown or missing."""
     if to not in TARGETS:
         raise UserError(f"--to {to}: write one of {', '.join(TARGETS)}")
@@ -59,8 +60,10 @@ def check_wishes(out: Path, to: str, precision: str, text: bool = False) -> None
         raise UserError(f"--precision {precision}: write one of {', '.join(target.precisions)} for --to {to}")
     if text and to != "onnx":
         raise UserError("--text goes with --to onnx alone")
+    if embeddings and to == "litert":
+        raise UserError("--embeddings does not go with --to litert")
     if missing := [name for name in target.modules if importlib.util.find_spec(name) is None]:
-        extra = "openvino" if to == "openvino" else "export"
+        extra = to if to in ("openvino", "litert") else "export"
         raise UserError(f"export needs {', '.join(missing)}; `pip install 'rmadapter[{extra}]'` brings what is missing")
 
 
@@ -76,7 +79,7 @@ def export(
     which it gives features. Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does
     not become a graph, for a model that answers otherwise, and where nothing can be written.
     """
-    check_wishes(out, to, precision, text)
+    check_wishes(out, to, precision, text, embeddings)
     with whole(out) as stage:
         asked = _questions(run, saved, data, outside, precision)
         facts, record = _write_model(stage, run, saved, asked, to, precision, force, embeddings or text, text)
@@ -101,12 +104,15 @@ def _questions(run: Path, saved: Saved, data: Path | None, outside: bool, precis
 def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, embeddings: bool) -> list[Any]:
     """Returns how int8 was chosen."""
     from rmadapter.deploy import graph, int8, web
+    from rmadapter.deploy.engines import GRAPH, LITERT, TORCH
     from rmadapter.deploy.parity import training
-    from rmadapter.deploy.runtime import GRAPH, TORCH
 
     try:
         if to == "torch":
             graph.write_torch(graph.program(saved.fitted, saved.names, embeddings), stage / TORCH)
+            return []
+        if to == "litert":
+            graph.write_litert(saved.fitted, saved.names, stage / LITERT)
             return []
         model = graph.trace(saved.fitted, saved.names, embeddings)
     except NotApplicable as error:
@@ -145,13 +151,14 @@ def _write_model(
 ) -> tuple[dict[str, Any], Record | None]:
     """What export.json says of it, and the run's record, where there is one."""
     from rmadapter.deploy import graph
+    from rmadapter.deploy.engines import GRAPH, LITERT, OPENVINO, TORCH
     from rmadapter.deploy.parity import LIMITS, compare
-    from rmadapter.deploy.runtime import GRAPH, LABELS, OPENVINO, TORCH, TRANSFORM, Model
+    from rmadapter.deploy.runtime import LABELS, TRANSFORM, Model
 
     write_json(stage / LABELS, saved.labels)
     write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
     search = _write_graph(stage, run, saved, to, precision, embeddings)
-    files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH) if (stage / name).exists()]
+    files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT) if (stage / name).exists()]
     more = write_tower(stage, run, saved) if text else ()
     write_sums(stage, (*files, LABELS, TRANSFORM, *more))
     parity = compare(saved, Model(stage), asked, embeddings, text)
@@ -162,7 +169,7 @@ def _write_model(
         "format": 1,
         "to": to,
         "precision": precision,
-        "opset": None if to == "torch" else graph.OPSET,
+        "opset": None if to in ("torch", "litert") else graph.OPSET,
         "embeddings": embeddings,
         "text": text,
         "files": files,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
-from rmadapter.deploy.runtime import GRAPH, HINT, INPUT, OPENVINO, OUTPUTS
+from rmadapter.deploy.engines import GRAPH, HINT, INPUT, OPENVINO, OUTPUTS
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, NotApplicable, ToLogits
@@ -144,6 +144,16 @@ def write_torch(found: torch.export.ExportedProgram, file: Path) -> None:
             torch.export.save(found, file)
     except RuntimeError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
+
+
+def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
+    """A graph for LiteRT, of one image. Raises OSError, UserError for what does not become one, and NotApplicable."""
+    import litert_torch
+
+    def convert(module: Answers, pixels: Tensor, batch: Any) -> Any:
+        return litert_torch.convert(module, (pixels[:1],))
+
+    _traced(Answers(fitted, names), convert, "a graph of LiteRT").export(str(file))
 
 
 def write_openvino(folder: Path, precision: str) -> None:

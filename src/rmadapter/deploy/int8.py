@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmadapter.data.images import ImageSource
+from rmadapter.deploy.engines import GRAPH, INPUT
 from rmadapter.deploy.graph import quiet
-from rmadapter.deploy.runtime import BATCH, GRAPH, INPUT, Model
+from rmadapter.deploy.runtime import BATCH, Model
 
 ASKED = 1000  # images before an export is done: half a point of accuracy is five of them
 ENOUGH = 0.995  # share of equal answers from which the faster model is taken

@@ -15,12 +15,10 @@ import csv
 import json
 import os
 import sys
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -28,15 +26,13 @@ from PIL import Image
 from rmadapter.data.pixels import ImageSource, load_image
 from rmadapter.data.scan import image_files
 from rmadapter.deploy.adding import Naming
+from rmadapter.deploy.engines import ENGINES, GRAPH
 from rmadapter.errors import UserError
 from rmadapter.predict.outfile import cell
 from rmadapter.predict.stream import Answer, columns
 from rmadapter.sums import check_sums
 
-GRAPH, OPENVINO, TORCH = "model.onnx", "model.xml", "model.pt2"
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
-INPUT, OUTPUTS = "pixels", ("probabilities", "features")  # the second one where it was asked for
-HINT = ["rmadapter", "precision"]  # where an OpenVINO model says what it is to be computed in
 BATCH = 32  # images
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -90,7 +86,7 @@ class Model:
         try:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
-            self._run, batch = ENGINES.get(graph, _onnx)(folder / graph, threads)
+            self._run, batch = ENGINES.get(graph, ENGINES[GRAPH])(folder / graph, threads)
         except UserError:
             raise
         except ModuleNotFoundError as error:
@@ -173,62 +169,6 @@ class Model:
         """Of one image, [C]."""
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.labels[i], round(float(probabilities[i]), 6)) for i in order]
-
-
-# What a graph is asked by, and how many images it takes at a time where that number is fixed
-Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
-
-
-def _onnx(file: Path, threads: int) -> Engine:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    size = session.get_inputs()[0].shape[0]
-    return (lambda pixels: session.run(None, {INPUT: pixels})), size if isinstance(size, int) else 0
-
-
-def _openvino(file: Path, threads: int) -> Engine:
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(file)
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": str(model.get_rt_info(HINT).astype(str))}
-    settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-    compiled = core.compile_model(model, "CPU", settings)
-    size = model.input(INPUT).partial_shape[0]
-    return (lambda pixels: list(compiled([pixels]).values())), 0 if size.is_dynamic else size.get_length()
-
-
-def _torch(file: Path, threads: int) -> Engine:
-    """Raises UserError for a file that holds a pickle, which torch would open."""
-    import torch
-
-    with zipfile.ZipFile(file) as parts:
-        inside = {part.filename: part for part in parts.infolist()}
-        settings = [json.loads(parts.read(name)) for name in inside if name.endswith("_config.json")]
-    examples = [part for name, part in inside.items() if "/sample_inputs/" in name]
-    weights = [weight for setting in settings for weight in setting["config"].values()]
-    if len(settings) != 2 or len(examples) != 1 or examples[0].file_size or any(w["use_pickle"] for w in weights):
-        raise UserError(f"{file}: not a graph without pickles, as torch from 2.9 on writes it")
-    if threads:
-        torch.set_num_threads(threads)
-    program = torch.export.load(str(file))
-    (name,) = program.graph_signature.user_inputs
-    (size,) = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == name]
-    module = program.module()
-
-    def run(pixels: np.ndarray) -> list[np.ndarray]:
-        with torch.no_grad():
-            found = module(torch.from_numpy(pixels))
-        return [tensor.numpy() for tensor in (found if isinstance(found, (tuple, list)) else [found])]
-
-    return run, size if isinstance(size, int) else 0
-
-
-ENGINES = {OPENVINO: _openvino, TORCH: _torch, GRAPH: _onnx}
 
 
 def _files(words: Sequence[str]) -> list[Path]:
