@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from rmadapter.settings import AdapterSettings as AdapterSettings
     from rmadapter.settings import LossSettings as LossSettings
     from rmadapter.settings import Machine as Machine
+    from rmadapter.suspects.apply import apply_decisions as apply_decisions
+    from rmadapter.suspects.find import find_suspects as find_suspects
     from rmadapter.task import Question as Question
     from rmadapter.task import Task as Task
     from rmadapter.train import Batch as Batch
@@ -53,6 +55,8 @@ _HOMES = {
     "record": ["Record"],
     "run": ["Lab", "run_task"],
     "settings": ["AdapterSettings", "LossSettings", "Machine"],
+    "suspects.apply": ["apply_decisions"],
+    "suspects.find": ["find_suspects"],
     "task": ["Question", "Task"],
     "train": ["Batch", "Recipe", "minimise"],
 }

@@ -36,6 +36,7 @@ from rmadapter.deploy import cli as deploy_cli
 from rmadapter.errors import UserError
 from rmadapter.predict import cli as predict_cli
 from rmadapter.runs import cli as runs_cli
+from rmadapter.suspects import cli as suspects_cli
 
 app = typer.Typer(
     help="Adapt a CLIP-like model with a few images per class without losing what it already knows.",
@@ -246,7 +247,7 @@ def doctor(as_json: Json = False) -> None:
 
 # In the order in which somebody new needs them.
 VERBS = (
-    demo, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
+    demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
     bench_cli.bench, bench_cli.report, bench_cli.methods, params, bench_cli.data, backbones, doctor,
 )  # fmt: skip
 for verb in VERBS:

@@ -118,16 +118,20 @@ def _read(file: Path, count: int) -> Answers | None:
         return None  # it is computed again
 
 
-def split(images: ImageSet, folds: int, seed: int, progress: bool = False) -> list[list[int]]:
+def split(
+    images: ImageSet, folds: int, seed: int, progress: bool = False, together: np.ndarray | None = None
+) -> list[list[int]]:
     """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates, and images of one
     group, share a fold.
 
     The images of each class are dealt in turn. There are no more folds than a class usually has images: each should
     lose as many, for a model that has seen fewer images of a class answers it less often, and so would be wrong about
     just those that are held out. A class whose images all belong together is always trained on, and so is what belongs
-    with them.
+    with them. together: the `groups` of the images, where somebody has them already.
     """
-    together, labels = groups(looks(images.images, progress), images.groups).tolist(), np.array(images.labels)
+    if together is None:
+        together = groups(looks(images.images, progress), images.groups)
+    together, labels = together.tolist(), np.array(images.labels)
     own: dict[int, list[int]] = defaultdict(list)  # of each class, what goes together, once
     for group, label in dict.fromkeys(zip(together, images.labels, strict=True)):
         own[label].append(group)

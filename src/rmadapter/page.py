@@ -64,7 +64,7 @@ def write_page(
     answered = [number for number, score in enumerate(record.scores) if score.accuracy is not None]
     behind = dict(zip(answered, evaluations, strict=True))
     rows = [_row(score, behind.get(number)) for number, score in enumerate(record.scores)]
-    html = template("report.html.j2", percent=_percent, count=lambda n: f"{n:,}", duration=plots.duration).render(
+    html = template("report.html.j2", percent=percent, count=lambda n: f"{n:,}", duration=plots.duration).render(
         record=record,
         judged=record.judgement and as_table(record.judgement),
         choice=record.choice and (*choice_table(record.choice), told(record.choice)),
@@ -160,16 +160,16 @@ def _card(e: Evaluation, i: int) -> dict[str, Any]:
         best = int(row.argmax())
         answers.append((name, e.classes[best], best == e.labels[i], 100 * float(row[best])))
     true = e.classes[e.labels[i]]
-    return {"file": e.images.name(i), "src": _thumbnail(e.images, i), "true": true, "answers": answers}
+    return {"file": e.images.name(i), "src": thumbnail(e.images, i), "true": true, "answers": answers}
 
 
-def _thumbnail(images: ImageSet, index: int) -> str:
-    """The image as a data: address, or nothing when the file has gone since it was evaluated."""
+def thumbnail(images: ImageSet, index: int, side: int = THUMBNAIL) -> str:
+    """The image as a data: address, its longer side of at most `side` pixels; nothing when the file has gone since."""
     try:
         image = load_image(images.images[index])
     except UserError:
         return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -215,7 +215,7 @@ def template(name: str, **filters: Any) -> Any:
     return environment.get_template(name)
 
 
-def _percent(value: float | None, digits: int = 1, sign: bool = False) -> str:
+def percent(value: float | None, digits: int = 1, sign: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"

@@ -17,6 +17,9 @@ USUAL = {  # of several that a table has, the first
     "split": ("split", "subset"),
     "group": ("group",),
     "name": ("name",),
+    "given": ("given",),
+    "suggested": ("suggested",),
+    "decision": ("decision",),
 }
 SUFFIXES = (".csv", ".tsv", ".parquet")
 DELIMITERS = ",;\t"  # where two make as many columns of the first line, the first

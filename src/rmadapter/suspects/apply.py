@@ -1,0 +1,169 @@
+"""What somebody decided about suspects, as a cleaned copy of the data set; the data set itself is never touched."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmadapter.data.columns import read_rows
+from rmadapter.data.scan import Row, Rows, scan
+from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.files import user_path, write_text
+from rmadapter.suspects.find import training
+from rmadapter.suspects.sheet import image_cell, label_cell
+
+KEEP, DROP, RELABEL = "keep", "drop", "relabel"
+NAMES = "classnames.json"
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """images: in the copy, of all splits. without: classes of which no training image is left."""
+
+    images: int
+    relabelled: int
+    dropped: int
+    without: tuple[str, ...] = ()
+
+
+def apply_decisions(
+    data: str | Path, decisions: str | Path, out: str | Path, *,
+    columns: Mapping[str, str] | None = None, outside: bool = False,
+) -> Cleaned:  # fmt: skip
+    """Write a copy of a data set in which training images are dropped or have another label.
+
+    data: a folder of class folders, of which the images and classnames.json are copied, or a table, of which a list
+    path,label[,split][,group] is written. decisions: a table of the columns image and decision, as suspects.csv has
+    them with given and suggested: keep or nothing, drop, relabel (as suggested) or relabel:CLASS. out: a folder, or for
+    a table a .csv file. columns, outside: as `read_images` has them.
+    Raises UserError, and writes nothing, for a decision, class or image that is not known, for two decisions on one
+    image, and where `out` is there already or lies in the data.
+    """
+    path, target = user_path(data), user_path(out)
+    _check(path, target)
+    found = scan(path, outside, columns)
+    rows = training(found, path)
+    root = path if path.is_dir() else path.parent
+    chosen = _decided(user_path(decisions), rows, root, path)
+    splits = {name: [(row, row.label) for row in some] for name, some in found.items()}
+    own = "train" if "train" in found else "all"
+    splits[own] = [(row, chosen.get(i, row.label)) for i, row in enumerate(rows) if chosen.get(i) != DROP_IT]
+    if path.is_dir():
+        with _whole(target) as folder:
+            _copy(path, splits, folder)
+    else:
+        _list(splits, target)
+    left = {label for _, label in splits[own]}
+    return Cleaned(
+        images=sum(map(len, splits.values())),
+        relabelled=sum(row.label != label for row, label in splits[own]),
+        dropped=len(rows) - len(splits[own]),
+        without=tuple(sorted({row.label for row in rows} - left)),
+    )
+
+
+DROP_IT = ""  # in place of a label, which is never empty
+Labelled = list[tuple[Row, str]]  # images, and the labels that they get
+
+
+def _check(path: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        raise UserError(f"{target}: is there already; choose another --out, or delete it")
+    if not path.is_dir() and target.suffix.lower() != ".csv":
+        raise UserError(f"--out {target}: the data is a table, so write a name that ends in .csv")
+    if path.is_dir() and path.resolve() in target.resolve().parents:
+        raise UserError(f"{target}: lies in {path}, which stays as it is; choose another --out")
+
+
+def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, str]:
+    """Row -> its label from now on, or DROP_IT; of those that are not kept as they are."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        name = row.image.relative_to(root) if row.image.is_relative_to(root) else row.image
+        places[image_cell(name.as_posix()).strip()].append(i)
+    classes = {label_cell(row.label).strip(): row.label for row in rows}
+    found: dict[int, str] = {}
+    for where, cells in read_rows(decisions, ("image", "decision"), ("given", "suggested")):
+        given = cells.get("given")
+        some = [i for i in places.get(cells["image"], []) if not given or label_cell(rows[i].label).strip() == given]
+        if not some:
+            like = f" with the label {quoted(given)}" if given and cells["image"] in places else ""
+            raise UserError(f"{where}: {quoted(cells['image'])} is no training image of {data}{like}")
+        label = _label(cells["decision"], cells.get("suggested", ""), classes, where)
+        for i in some:
+            if found.setdefault(i, rows[i].label if label is None else label) != (label or rows[i].label):
+                raise UserError(f"{where}: {quoted(cells['image'])} was decided otherwise above")
+    return found
+
+
+def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str) -> str | None:
+    """The label that a decision gives an image: None for its own, DROP_IT for no place in the copy."""
+    word, colon, name = (part.strip() for part in decision.partition(":"))
+    if (word.casefold(), colon) in (("", ""), (KEEP, "")):
+        return None
+    if (word.casefold(), colon) == (DROP, ""):
+        return DROP_IT
+    if word.casefold() != RELABEL:
+        raise UserError(f"{where}: decision {quoted(decision)}: write {KEEP}, {DROP}, {RELABEL} or {RELABEL}:CLASS")
+    wanted = name if colon else suggested
+    if not wanted:
+        raise UserError(f"{where}: nothing is suggested there: write {RELABEL}:CLASS")
+    if wanted not in classes:
+        raise UserError(f"{where}: {quoted(wanted)} is no class of the data{nearest(wanted, classes)}")
+    return classes[wanted]
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder beside another, which takes its place when the block ends well and vanishes otherwise."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+        try:
+            inside = temporary / "it"  # mkdtemp's own is private
+            inside.mkdir()
+            yield inside
+            os.rename(inside, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); nothing was changed there") from None
+
+
+def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
+    depth, taken = 0 if "all" in splits else 1, set()
+    for labelled in splits.values():
+        for row, label in sorted(labelled, key=lambda pair: pair[0].label != pair[1]):  # who stays keeps the name
+            if row.image.is_dir():  # a class without images
+                continue
+            parts = row.image.relative_to(root).parts
+            place = wanted = folder.joinpath(*parts[:depth], label, *parts[depth + 1 :])
+            number = 1
+            while str(place).casefold() in taken:
+                number += 1
+                place = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+            taken.add(str(place).casefold())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(row.image, place)
+    if (root / NAMES).is_file():
+        shutil.copy2(root / NAMES, folder / NAMES)
+
+
+def _list(splits: Mapping[str, Labelled], target: Path) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    split, group = "all" not in splits, any(row.group for some in splits.values() for row, _ in some)
+    writer.writerow(["path", "label", *["split"] * split, *["group"] * group])
+    for name, labelled in splits.items():
+        for row, label in labelled:
+            path = Path(os.path.relpath(row.image, target.parent)).as_posix()
+            writer.writerow([path, label, *[name] * split, *[row.group] * group])
+    write_text(target, text.getvalue())

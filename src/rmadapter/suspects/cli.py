@@ -1,0 +1,123 @@
+"""The verb `suspects`; every import that costs time waits for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmadapter.console import (
+    GroupColumn,
+    ImageColumn,
+    Json,
+    LabelColumn,
+    Outside,
+    Quiet,
+    Sets,
+    SplitColumn,
+    note,
+    table,
+)  # fmt: skip
+from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    from rmadapter.suspects.find import Found
+
+FIRST = 20  # suspects in a table
+METHOD = "linear-probe"
+
+
+def suspects(
+    data: Annotated[Path, typer.Argument(help="Folder of class folders, or table of path,label[,split].")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder, or .csv, of the list and its page.")] = None,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", help="Decided suspects.csv: write a cleaned copy or list to --out.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="What judges labels, as `rmadapter methods` lists.")] = METHOD,
+    backbone: Annotated[str | None, typer.Option(help="As for `fit`; pocket is the default.")] = None,
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
+    sets: Sets = None,
+    outside: Outside = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Training images with a wrong label, copies, and images that are broken or odd; and a data set without them."""
+    from rmadapter.settings import parse_overrides
+    from rmadapter.suspects.apply import apply_decisions
+    from rmadapter.suspects.find import find_suspects
+
+    columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
+    if apply:
+        if out is None:
+            raise UserError("--apply: say where the cleaned copy goes, with --out")
+        _tell_cleaned(out, vars(apply_decisions(data, apply, out, columns=columns, outside=outside)), as_json)
+        return
+    files = _files(out) if out else None
+    settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
+    found = find_suspects(data, method, settings, columns=columns, outside=outside, progress=not quiet)
+    if not found.judged:
+        note("no label was judged: that takes two images a class that are no copies")
+    if files:
+        _write(found, files, data, method, as_json)
+    else:
+        _show(found, as_json)
+
+
+def _files(out: Path) -> tuple[Path, Path]:
+    """Of the list and of the page. Raises UserError where one is there, which may hold decisions."""
+    listed = out if out.suffix.lower() == ".csv" else out / "suspects.csv"
+    files = listed, listed.with_suffix(".html")
+    for file in files:
+        if file.exists():
+            raise UserError(f"{file}: is there already; choose another --out, or delete it")
+    return files
+
+
+def _write(found: Found, files: tuple[Path, Path], data: Path, method: str, as_json: bool) -> None:
+    from rmadapter.suspects.sheet import write_csv, write_page
+
+    write_page(files[1], found, str(data), method, str(files[0]))
+    write_csv(files[0], found)
+    facts = {"suspects": str(files[0]), "page": str(files[1]), "images": found.total, "found": found.counts()}
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(f"{len(found.suspects):,} of {found.total:,} images: {_counted(found)}")
+    print(f"suspects: {files[0]}\npage: {files[1]}")
+
+
+def _counted(found: Found) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in found.counts().items()) or "nothing to look at"
+
+
+def _show(found: Found, as_json: bool) -> None:
+    """On stdout: all of them as JSON, or the first ones in a table."""
+    if as_json:
+        print(json.dumps([one.json() for one in found.suspects]))
+        return
+    rows = []
+    for one in found.suspects[:FIRST]:
+        sure = "" if one.confidence is None else f"{100 * one.confidence:.0f} %"
+        suggested = "" if one.suggested is None else str(one.suggested)
+        rows.append([one.image, str(one.given), suggested, sure, "; ".join(one.reasons)])
+    if rows:
+        table(["image", "given", "suggested", "confidence", "reasons"], rows)
+    print(f"{len(found.suspects):,} of {found.total:,} images: {_counted(found)}")
+    if found.suspects:
+        print("--out FOLDER writes all as suspects.csv, and a page with the images")
+
+
+def _tell_cleaned(out: Path, facts: dict[str, Any], as_json: bool) -> None:
+    for label in facts["without"]:
+        note(f"class {label!r} has no training image left")
+    if as_json:
+        print(json.dumps({"cleaned": str(out), **facts}))
+        return
+    print(
+        f"{out}: {facts['images']:,} images, {facts['relabelled']:,} with another label; {facts['dropped']:,} left out"
+    )

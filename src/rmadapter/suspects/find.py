@@ -1,0 +1,177 @@
+"""From a data set to its suspects: every training image is judged by models that learnt from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.names import Label
+from rmadapter.data.pixels import complaint
+from rmadapter.data.scan import scan
+from rmadapter.errors import UserError
+from rmadapter.files import user_path
+from rmadapter.folds import FOLDS, Folds, split
+from rmadapter.request import Request
+from rmadapter.run import Lab
+from rmadapter.suspects import oddities, rules
+
+METHOD = "linear-probe"
+PROBE = {"search_steps": 0, "C": 10.0}  # chosen in docs/suspects.md, and many times faster than a search for C
+WRONG = "wrong label"
+ORDER = ("broken", "two labels", WRONG, "same file", "nearly the same", "one colour", "tiny", "blurred", "unlike")
+SHOWN = 5  # neighbours of a suspect
+
+
+class Neighbour(NamedTuple):
+    """row: its place among the images. similarity: cosine of the untouched features."""
+
+    row: int
+    image: str
+    label: Label
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An image to look at.
+
+    image: as `ImageSet.name` has it. given: its label. suggested: another one, with the probability (confidence) that
+    models give it that did not learn from this image; None where the label is not suspicious. reasons: each begins with
+    a word of ORDER. neighbours: the nearest images that are no copies of it. row: its place among the images, None for
+    a broken one.
+    """
+
+    image: str
+    given: Label
+    reasons: tuple[str, ...]
+    suggested: Label | None = None
+    confidence: float | None = None
+    neighbours: tuple[Neighbour, ...] = ()
+    row: int | None = None
+
+    def json(self) -> dict[str, Any]:
+        near = [{name: value for name, value in one._asdict().items() if name != "row"} for one in self.neighbours]
+        facts = {name: value for name, value in vars(self).items() if name != "row"}
+        return {**facts, "neighbours": near}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """images: all that can be read. judged: of how many of them the label was judged. suspects: the worst first."""
+
+    images: ImageSet
+    judged: int
+    suspects: tuple[Suspect, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of training images, broken ones among them."""
+        return len(self.images) + sum(one.row is None for one in self.suspects)
+
+    def counts(self) -> dict[str, int]:
+        """How many suspects have each kind of reason."""
+        heads = [{kind(reason) for reason in one.reasons} for one in self.suspects]
+        return {kind: n for kind in ORDER if (n := sum(kind in some for some in heads))}
+
+
+def find_suspects(
+    data: str | Path | ImageSet, method: str = METHOD, settings: Mapping[str, Any] | None = None, *,
+    columns: Mapping[str, str] | None = None, outside: bool = False, progress: bool = True, lab: Lab | None = None,
+) -> Found:  # fmt: skip
+    """Training images with a label that looks wrong, images that are there twice, and those that are broken, blurred,
+    tiny, of one colour or unlike all others. Nothing is written.
+
+    data: a folder of class folders, a table, or images in memory; of one with splits, train. method, settings: what
+    answers about images that it did not learn from, as `fit --method` and `--set` have them; the linear probe takes
+    C = 10 unless told otherwise. columns, outside: as `read_images` has them. lab: with a backbone that is there
+    already.
+    The rules and what they are worth: docs/suspects.md. Raises UserError as `read_images`, for a data set without
+    training images and for an unknown setting.
+    """
+    if isinstance(data, ImageSet):
+        images, broken = data, []
+    else:
+        path = user_path(data)
+        splits = read_images(path, skip_bad=True, outside=outside, progress=progress, columns=columns)
+        images, broken = training(splits, path), _broken(path, splits, columns, outside)
+    asked = Request.make({**(PROBE if method == METHOD else {}), **(settings or {}), "shots": 0}, method, data="it")
+    lab = lab or Lab(asked.machine, progress=progress)
+    lab.add("it", {"train": images})
+    images, seen = lab.draw(asked.task).train, looks(images.images, progress)
+    together = groups(seen, images.groups)
+    folds = Folds(asked.task, lab, images, split(images, FOLDS, asked.task.seed, together=together))
+    features = lab.train_cache(asked.task).features(images)[0].float().cpu().numpy()
+    near = rules.nearest(features, together)
+    wrong, odd = _wrong(folds, asked, near), oddities.odd(oddities.measure(images.images, progress))
+    unlike = oddities.outliers(near.cosines[:, 0])
+    suspects = []
+    for i, copies in enumerate(oddities.copies(images, seen)):
+        label, reasons = wrong.get(i), [*copies, *odd[i], *["unlike all other images"] * bool(unlike[i])]
+        if label or reasons:
+            suspects.append((_suspect(images, i, label, reasons, near), label.score if label else 0.0))
+    suspects.sort(key=lambda pair: (ORDER.index(kind(pair[0].reasons[0])), -pair[1]))
+    return Found(images, len(folds.rows), (*broken, *(one for one, _ in suspects)))
+
+
+def training(splits: Mapping[str, Any], path: Path) -> Any:
+    """What is trained on, of `read_images` or `scan`. Raises UserError where nothing is."""
+    found = splits.get("train", splits.get("all"))
+    if not found:
+        raise UserError(f"{path}: no train images: the data has only {', '.join(splits)}; add a train split")
+    return found
+
+
+def _broken(
+    path: Path, splits: Mapping[str, ImageSet], columns: Mapping[str, str] | None, outside: bool
+) -> list[Suspect]:
+    """The training files that cannot be read."""
+    images = training(splits, path)
+    good, rows = {*images.images}, training(scan(path, outside, columns), path)
+    bad = [row for row in rows if row.image not in good and not row.image.is_dir()]
+    named = replace(images, images=tuple(row.image for row in bad), labels=(0,) * len(bad), groups=())
+    reasons = [complaint(row.image).removeprefix(f"{row.image}: ") for row in bad]
+    return [Suspect(named.name(i), row.label, (f"broken: {reasons[i]}",)) for i, row in enumerate(bad)]
+
+
+class _Label(NamedTuple):
+    suggested: int
+    confidence: float
+    score: float
+
+
+def _wrong(folds: Folds, asked: Request, near: rules.Near) -> dict[int, _Label]:
+    """Of images whose label looks wrong, what they look like."""
+    if not len(folds):
+        return {}
+    rows, labels = np.array(folds.rows), np.array(folds.judged.labels)
+    table = folds.answers(asked.method, asked.name).table.astype(float)
+    scores, better = rules.margin(table, labels), rules.confident(table, labels)
+    return {
+        int(row): _Label(int(better[i]), float(table[i, better[i]]), float(scores[i]))
+        for i, row in enumerate(rows)
+        if better[i] not in (-1, labels[i])
+    }
+
+
+def _suspect(images: ImageSet, row: int, label: _Label | None, reasons: list[str], near: rules.Near) -> Suspect:
+    neighbours = tuple(
+        Neighbour(int(j), images.name(int(j)), images.written[images.labels[j]], float(cosine))
+        for j, cosine in zip(near.rows[row, :SHOWN], near.cosines[row, :SHOWN], strict=True)
+        if np.isfinite(cosine)
+    )
+    ordered = sorted([*[WRONG] * (label is not None), *reasons], key=lambda reason: ORDER.index(kind(reason)))
+    suggested = None if label is None else images.written[label.suggested]
+    confidence = None if label is None else label.confidence
+    given = images.written[images.labels[row]]
+    return Suspect(images.name(row), given, tuple(ordered), suggested, confidence, neighbours, row)
+
+
+def kind(reason: str) -> str:
+    """The word of ORDER that a reason begins with."""
+    return next(kind for kind in ORDER if reason.startswith(kind))

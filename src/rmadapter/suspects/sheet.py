@@ -1,0 +1,97 @@
+"""Suspects as a CSV file, with a column to decide in, and as a page with the images side by side."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data.names import Label
+from rmadapter.files import inert, write_text
+from rmadapter.page import percent, template, thumbnail
+from rmadapter.suspects.find import ORDER, Found, Suspect, kind
+
+COLUMNS = ("image", "given", "suggested", "confidence", "reasons", "neighbours", "decision")
+MOST, SMALL = 60, 96  # suspects of one kind on the page; pixels of the longer side of a neighbour
+MEANINGS = {
+    "broken": "Files that cannot be read.",
+    "two labels": "The same picture, or nearly, under different labels: at least one of them is wrong.",
+    "wrong label": "Another class is confidently more probable than the label. The surest ones come first.",
+    "same file": "Byte for byte another training image of the same class, and so without use.",
+    "nearly the same": "Another size, a mirror image or a neighbour in a burst of an image of the same class.",
+    "one colour": "Hardly anything to see.",
+    "tiny": "Far smaller than the other images.",
+    "blurred": "Far less sharp than the other images.",
+    "unlike": "Far from every other image, as the untouched model sees them.",
+}
+
+
+def write_csv(path: Path, found: Found) -> None:
+    """One suspect a row, the worst first; the decision is empty, which keeps the image as it is. Atomic."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in found.suspects:
+        near = "; ".join(f"{other.image} ({other.label}, {other.similarity:.2f})" for other in one.neighbours)
+        unsure = ("", "") if one.confidence is None else (label_cell(one.suggested), f"{one.confidence:.3f}")
+        cells = (*map(inert, ("; ".join(one.reasons), near)), "")
+        writer.writerow([image_cell(one.image), label_cell(one.given), *unsure, *cells])
+    write_text(path, text.getvalue())
+
+
+def image_cell(name: str) -> str:
+    """No formula for a spreadsheet, and still a path that leads to the image."""
+    return _written(f"./{name}" if name.startswith(("=", "+", "-", "@")) else name)
+
+
+def label_cell(label: Label | None) -> str:
+    return _written(inert(str(label)))
+
+
+def _written(text: str) -> str:
+    """As it is read back: file names that are not UTF-8 are written with backslashes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def write_page(path: Path, found: Found, data: str, method: str, table: str) -> None:
+    """The page, atomically; it needs no network and no script. data, method, table: as the page names them."""
+    html = template("suspects.html.j2", percent=percent, count=lambda n: f"{n:,}").render(
+        data=data,
+        method=method,
+        table=table,
+        total=len(found.suspects),
+        images=found.total,
+        judged=found.judged,
+        sections=list(_sections(found)),
+    )
+    write_text(path, html)
+
+
+def _sections(found: Found) -> Iterator[dict[str, Any]]:
+    """By the worst reason of each suspect."""
+    for which in ORDER:
+        some = [one for one in found.suspects if kind(one.reasons[0]) == which]
+        if some:
+            cards = [_card(found, one) for one in some[:MOST]]
+            yield {"title": which, "meaning": MEANINGS[which], "count": len(some), "cards": cards}
+
+
+def _card(found: Found, one: Suspect) -> dict[str, Any]:
+    return {
+        "image": one.image,
+        "src": "" if one.row is None else thumbnail(found.images, one.row),
+        "given": one.given,
+        "suggested": one.suggested,
+        "confidence": None if one.confidence is None else 100 * one.confidence,
+        "reasons": one.reasons,
+        "neighbours": [
+            {
+                **other._asdict(),
+                "src": thumbnail(found.images, other.row, SMALL),
+                "suggested": one.suggested is not None and other.label == one.suggested,
+            }
+            for other in one.neighbours
+        ],
+    }
