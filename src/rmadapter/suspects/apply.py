@@ -99,7 +99,8 @@ def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, s
             raise UserError(f"{where}: {quoted(cells['image'])} is no training image of {data}{like}")
         label = _label(cells["decision"], cells.get("suggested", ""), classes, where)
         for i in some:
-            if found.setdefault(i, rows[i].label if label is None else label) != (label or rows[i].label):
+            new = rows[i].label if label is None else label
+            if found.setdefault(i, new) != new:
                 raise UserError(f"{where}: {quoted(cells['image'])} was decided otherwise above")
     return found
 

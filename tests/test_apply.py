@@ -1,0 +1,159 @@
+"""A cleaned copy holds what was decided, the data set is as it was, and a mistake writes nothing."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rmadapter.data.images import read_images
+from rmadapter.errors import UserError
+from rmadapter.suspects.apply import Cleaned, apply_decisions
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def decisions(path: Path, *rows: tuple[str, ...], columns: str = "image,given,suggested,decision") -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns.split(","), *rows])
+    return path
+
+
+@pytest.fixture
+def data(colors: Path, tmp_path: Path) -> Path:
+    shutil.copytree(colors, tmp_path / "data")
+    (tmp_path / "data/classnames.json").write_text('{"red": "bright red"}')
+    (tmp_path / "data/train/red/broken.png").write_bytes(b"x")
+    return tmp_path / "data"
+
+
+def test_a_folder_becomes_a_cleaned_copy(data: Path, tmp_path: Path) -> None:
+    before = contents(data)
+    chosen = decisions(
+        tmp_path / "d.csv",
+        ("train/blue/0.png", "blue", "red", "relabel"),
+        ("train/blue/1.png", "blue", "red", "Relabel: night_sky"),
+        ("train/blue/2.png", "blue", "red", "keep"),
+        ("train/blue/3.png", "blue", "red", ""),
+        ("train/red/broken.png", "red", "", "drop"),
+    )
+    done = apply_decisions(data, chosen, tmp_path / "new/clean")
+    expected = dict(before)
+    del expected["train/red/broken.png"]
+    expected["train/red/0-2.png"] = expected.pop("train/blue/0.png")  # 0.png is there already
+    expected["train/night_sky/1-2.png"] = expected.pop("train/blue/1.png")
+    assert contents(tmp_path / "new/clean") == expected
+    assert contents(data) == before
+    assert done == Cleaned(images=40, relabelled=2, dropped=1)
+    images = read_images(tmp_path / "new/clean", progress=False)
+    assert images["train"].classes == ("blue", "green", "night sky", "bright red")
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/clean"]
+
+
+def test_a_folder_without_splits(data: Path, tmp_path: Path) -> None:
+    chosen = decisions(
+        tmp_path / "d.csv", ("blue/0.png", "relabel:red"), ("red/5.png", "drop"), columns="image,decision"
+    )
+    done = apply_decisions(data / "train", chosen, tmp_path / "clean")
+    assert (tmp_path / "clean/red/0-2.png").read_bytes() == (data / "train/blue/0.png").read_bytes()
+    assert not (tmp_path / "clean/red/5.png").exists()
+    assert (done.images, done.dropped) == (24, 1)
+
+
+def test_a_table_becomes_a_list(data: Path, tmp_path: Path) -> None:
+    """One image is listed twice, under two labels: the given one says which row is meant."""
+    table = data / "list.csv"
+    table.write_text(
+        "file;kind;part;patient\ntrain/blue/0.png;blue;train;p\ntrain/blue/0.png;red;train;\ntrain/red/1.png;red;train;\n"
+        "train/red/2.png;blue;train;q\ntest/red/1.png;red;test;\n"
+    )
+    before = contents(data)
+    chosen = decisions(
+        tmp_path / "d.csv", ("train/blue/0.png", "red", "", "drop"), ("train/red/2.png", "blue", "red", "relabel")
+    )
+    columns = {"image": "file", "label": "kind", "split": "part", "group": "patient"}
+    done = apply_decisions(table, chosen, tmp_path / "clean/list.csv", columns=columns)
+    assert done == Cleaned(images=4, relabelled=1, dropped=1)
+    assert (tmp_path / "clean/list.csv").read_text().splitlines() == [
+        "path,label,split,group",
+        "../data/train/blue/0.png,blue,train,p",
+        "../data/train/red/1.png,red,train,",
+        "../data/train/red/2.png,red,train,q",
+        "../data/test/red/1.png,red,test,",
+    ]
+    assert contents(data) == before
+    sets = read_images(tmp_path / "clean/list.csv", outside=True, progress=False)
+    assert [len(images) for images in sets.values()] == [3, 1]
+
+
+def test_a_class_that_loses_all_images_is_named(data: Path, tmp_path: Path) -> None:
+    rows = [(f"blue/{i}.png", "drop") for i in range(6)]
+    chosen = decisions(tmp_path / "d.csv", *rows, columns="image,decision")
+    assert apply_decisions(data / "train", chosen, tmp_path / "clean").without == ("blue",)
+
+
+IMAGE = "train/blue/0.png"
+WRONG = [
+    (
+        [(IMAGE, "blue", "red", "delete")],
+        "d.csv, line 2: decision 'delete': write keep, drop, relabel or",
+    ),
+    ([(IMAGE, "blue", "red", "drop:red")], "decision 'drop:red'"),
+    ([(IMAGE, "blue", "", "relabel")], "nothing is suggested there"),
+    ([(IMAGE, "blue", "red", "relabel:rod")], "'rod' is no class of the data; did you mean 'red'"),
+    ([("train/blue/9.png", "blue", "", "drop")], "'train/blue/9.png' is no training image of"),
+    ([("test/blue/0.png", "blue", "", "drop")], "'test/blue/0.png' is no training image of"),
+    ([(IMAGE, "red", "", "drop")], "with the label 'red'"),
+    (
+        [(IMAGE, "blue", "", "drop"), (IMAGE, "blue", "", "keep")],
+        "line 3: 'train/blue/0.png' was decided otherwise",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rows", "message"), WRONG)
+def test_a_mistake_writes_nothing(data: Path, tmp_path: Path, rows: list[tuple[str, ...]], message: str) -> None:
+    chosen = decisions(tmp_path / "d.csv", *rows)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        apply_decisions(data, chosen, tmp_path / "clean")
+    assert contents(tmp_path) == before
+
+
+def test_places_that_are_refused(data: Path, tmp_path: Path) -> None:
+    chosen = decisions(tmp_path / "d.csv", (IMAGE, "blue", "", "drop"))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there: is there already"):
+        apply_decisions(data, chosen, tmp_path / "there")
+    with pytest.raises(UserError, match="lies in"):
+        apply_decisions(data, chosen, data / "train/clean")
+    (data / "list.csv").write_text("path,label\ntrain/blue/0.png,blue\ntrain/red/0.png,red\n")
+    with pytest.raises(UserError, match=r"the data is a table, so write a name that ends in \.csv"):
+        apply_decisions(data / "list.csv", chosen, tmp_path / "clean")
+    without = decisions(tmp_path / "w.csv", (IMAGE, "blue"), columns="image,given")
+    with pytest.raises(UserError, match="is called decision"):
+        apply_decisions(data, without, tmp_path / "clean")
+    assert not (tmp_path / "clean").exists()
+
+
+def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 0
+
+    def full(source: Path, target: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise OSError(28, "No space left on device")
+        shutil.copyfile(source, target)
+
+    monkeypatch.setattr("rmadapter.suspects.apply.shutil.copy2", full)
+    chosen = decisions(tmp_path / "d.csv", (IMAGE, "blue", "", "drop"))
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); nothing was changed there"):
+        apply_decisions(data, chosen, tmp_path / "clean")
+    assert contents(tmp_path) == before
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
