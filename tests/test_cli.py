@@ -17,6 +17,7 @@ from shell import Command, its_backbone, process, refused, rmadapter
 __all__ = ["rmadapter"]  # a fixture
 
 VERBS = {
+    "suspects": "--out --apply --method --backbone --image-column --set --allow-outside --quiet --json",
     "fit": "--method --backbone --shots --seed --classes --effort --config --set --out --json",
     "eval": "--split --classes --backbone --set --skip-bad --allow-outside --json",
     "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --quiet --json",

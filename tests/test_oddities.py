@@ -58,9 +58,14 @@ def test_the_modified_z_score_by_hand() -> None:
     assert len(oddities.modified_z(np.array([]))) == 0
 
 
-def test_an_image_far_from_all_others_is_an_outlier() -> None:
-    cosines = np.r_[np.random.default_rng(0).uniform(0.7, 0.8, 50), 0.05, -np.inf]
-    assert np.flatnonzero(oddities.outliers(cosines)).tolist() == [50]
+def test_the_hundredth_that_is_farthest_from_others() -> None:
+    cosines = np.sort(np.random.default_rng(0).uniform(0.5, 0.8, (250, 6)))[:, ::-1].copy()
+    cosines[7] = [0.9, 0.9, 0.9, 0.9, 0.1, 0.0]  # few like it, by the 5th
+    cosines[9] = [0.2, 0.2, 0.2, 0.2, 0.2, -np.inf]
+    cosines[11] = -np.inf
+    assert np.flatnonzero(oddities.outliers(cosines)).tolist() == [7, 9]
+    assert not oddities.outliers(cosines[:20]).any()  # a fifth of an image
+    assert not oddities.outliers(np.full((250, 1), -np.inf)).any()
 
 
 def test_copies_of_one_label_leave_the_first_and_those_of_two_labels_are_all_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
@@ -38,7 +38,7 @@ from rmadapter.suspects import rules
 CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
 REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")
 SHOTS = {"caltech101": 12, "grocery": 10}  # of the others all: at most 48 a class
-STRENGTHS = (1.0, 10.0)  # C of the probe
+STRENGTHS = (1.0, 3.0, 10.0)  # C of the probe
 KINDS, SHARES = ("random", "confusable"), (5, 10, 20)
 PROBES = tuple(f"probe {strength:g}" for strength in STRENGTHS)
 KEY = ("data", "kind", "share", "seed")
@@ -61,6 +61,31 @@ def confusable(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
     means = np.stack([table[labels == c].mean(0) for c in range(table.shape[1])])
     np.fill_diagonal(means, -1)
     return means.argmax(1)
+
+
+def self_confidence(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """1 - the probability of the given label (Northcutt et al., JAIR 70, 2021)."""
+    return 1 - table[np.arange(len(labels)), labels]
+
+
+def margin(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """0 to 1: by how much another class is more probable than the given one, their normalised margin (as above)."""
+    others = table.copy()
+    others[np.arange(len(labels)), labels] = -np.inf
+    return (1 + others.max(1) - table[np.arange(len(labels)), labels]) / 2
+
+
+RULES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "self-confidence": self_confidence, "margin": margin, "logit margin": rules.logit_margin,
+}  # fmt: skip
+
+
+def votes(near: rules.Near, labels: np.ndarray, classes: int) -> np.ndarray:
+    """[N, C]: shares of the neighbours' labels, each weighed by its cosine; zeros where there is no neighbour."""
+    weights = np.clip(near.cosines, 0, None)
+    table = np.zeros((len(weights), classes))
+    np.add.at(table, (np.arange(len(weights))[:, None], labels[near.rows]), weights)
+    return table / np.maximum(table.sum(1, keepdims=True), 1e-12)
 
 
 def judged(score: np.ndarray, wrong: np.ndarray) -> list[float]:
@@ -113,7 +138,7 @@ class Study:
         true, classes = np.array(self.images.labels), len(self.images.classes)
         labels = flipped(true, self.target if kind == "confusable" else None, share, classes, seed)
         near = rules.nearest(self.features, self.together)
-        tables = {"neighbours": rules.votes(near, labels, classes)}
+        tables = {"neighbours": votes(near, labels, classes)}
         for name, strength in zip(PROBES, STRENGTHS, strict=True):
             probe = LinearProbe(search_steps=0, C=strength)
             rows, tables[name] = self.answers(labels, probe, "linear-probe", seed)
@@ -139,17 +164,14 @@ class Study:
 
 
 def ranked(tables: Mapping[str, np.ndarray], given: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores [M] of every rule on every table of probabilities [M, C]."""
-    found = {}
-    for name, table in tables.items():
-        for rule in (rules.self_confidence, rules.margin):
-            found[f"{name}, {rule.__name__}"] = rule(table, given)
-            if name in PROBES:
-                found[f"{name}, adjusted {rule.__name__}"] = rule(rules.adjusted(table, given), given)
-    for name in PROBES:
-        for how in ("self_confidence", "margin"):
-            scores = (found[f"{name}, {how}"], found[f"neighbours, {how}"])
-            found[f"mean rank of {name} and neighbours, {how}"] = rules.mean_rank(*scores)
+    """Scores [M], higher for a label more likely to be wrong, of every rule on every table of probabilities [M, C]; and
+    the mean place by a probe and by the neighbours."""
+    from scipy.stats import rankdata
+
+    found = {f"{name}, {rule}": RULES[rule](table, given) for name, table in tables.items() for rule in RULES}
+    for name, rule in product(PROBES, RULES):
+        places = [rankdata(found[f"{one}, {rule}"]) for one in (name, "neighbours")]
+        found[f"mean rank of {name} and neighbours, {rule}"] = sum(places)
     return found
 
 

@@ -22,7 +22,7 @@ from rmadapter.run import Lab
 from rmadapter.suspects import oddities, rules
 
 METHOD = "linear-probe"
-PROBE = {"search_steps": 0, "C": 10.0}  # chosen in docs/suspects.md, and many times faster than a search for C
+PROBE = {"search_steps": 0, "C": 3.0}  # chosen in docs/suspects.md, and many times faster than a search for C
 WRONG = "wrong label"
 ORDER = ("broken", "two labels", WRONG, "same file", "nearly the same", "one colour", "tiny", "blurred", "unlike")
 SHOWN = 5  # neighbours of a suspect
@@ -89,7 +89,7 @@ def find_suspects(
 
     data: a folder of class folders, a table, or images in memory; of one with splits, train. method, settings: what
     answers about images that it did not learn from, as `fit --method` and `--set` have them; the linear probe takes
-    C = 10 unless told otherwise. columns, outside: as `read_images` has them. lab: with a backbone that is there
+    C = 3 unless told otherwise. columns, outside: as `read_images` has them. lab: with a backbone that is there
     already.
     The rules and what they are worth: docs/suspects.md. Raises UserError as `read_images`, for a data set without
     training images and for an unknown setting.
@@ -109,7 +109,7 @@ def find_suspects(
     features = lab.train_cache(asked.task).features(images)[0].float().cpu().numpy()
     near = rules.nearest(features, together)
     wrong, odd = _wrong(folds, asked, near), oddities.odd(oddities.measure(images.images, progress))
-    unlike = oddities.outliers(near.cosines[:, 0])
+    unlike = oddities.outliers(near.cosines)
     suspects = []
     for i, copies in enumerate(oddities.copies(images, seen)):
         label, reasons = wrong.get(i), [*copies, *odd[i], *["unlike all other images"] * bool(unlike[i])]
@@ -151,7 +151,7 @@ def _wrong(folds: Folds, asked: Request, near: rules.Near) -> dict[int, _Label]:
         return {}
     rows, labels = np.array(folds.rows), np.array(folds.judged.labels)
     table = folds.answers(asked.method, asked.name).table.astype(float)
-    scores, better = rules.margin(table, labels), rules.confident(table, labels)
+    scores, better = rules.logit_margin(table, labels), rules.confident(table, labels)
     return {
         int(row): _Label(int(better[i]), float(table[i, better[i]]), float(scores[i]))
         for i, row in enumerate(rows)

@@ -17,6 +17,7 @@ from rmadapter.data.pixels import ImageSource, load_image
 LONGEST = 256  # pixels of the longer side, to which larger images are reduced before their sharpness is measured
 FAR = 3.5  # modified z-score of an outlier (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
 TINY, HALF = 64, 0.5  # pixels of the shorter side, and a share of what is usual in the set: below both
+NTH, SHARE = 5, 0.01
 FLAT = 4.0  # of 255: standard deviation of the liveliest channel
 
 
@@ -58,11 +59,13 @@ def modified_z(values: np.ndarray) -> np.ndarray:
 
 
 def outliers(cosines: np.ndarray) -> np.ndarray:
-    """[N]: whether an image is far from its nearest neighbour. cosines: [N] to that one; -inf, for none, is not far."""
-    there = np.isfinite(cosines)
-    found = np.zeros(len(cosines), bool)
-    found[there] = modified_z(np.log(np.maximum(1 - cosines[there], 1e-6))) > FAR
-    return found
+    """[N]: whether an image is one of the SHARE that are farthest from their 5th neighbour (Ramaswamy et al., SIGMOD
+    2000); some always are. cosines: [N, k] to neighbours, the nearest first; -inf, for none, is not far."""
+    far = 1 - cosines[:, min(NTH, cosines.shape[1]) - 1]
+    far[~np.isfinite(far)] = -np.inf
+    found = np.zeros(len(far), bool)
+    found[np.argsort(-far, kind="stable")[: int(SHARE * len(far))]] = True
+    return found & (far > 0)
 
 
 def copies(images: ImageSet, found: np.ndarray) -> list[list[str]]:

@@ -24,7 +24,7 @@ MEANINGS = {
     "one colour": "Hardly anything to see.",
     "tiny": "Far smaller than the other images.",
     "blurred": "Far less sharp than the other images.",
-    "unlike": "Far from every other image, as the untouched model sees them.",
+    "unlike": "The hundredth of all images that is farthest from others, as the untouched model sees them.",
 }
 
 

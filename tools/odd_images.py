@@ -1,0 +1,115 @@
+"""What the thresholds of `rmadapter suspects` for odd images let through. Its table is in docs/suspects.md.
+
+    python tools/odd_images.py --root DATA --out docs/results/odd_images.jsonl
+    python tools/odd_images.py --out docs/results/odd_images.jsonl --table
+
+A line is one set and seed: the share of its images that are called odd as they are; of 5 % of them that were blurred,
+how many are called so; and of as many images of another set as a hundredth is, put among them, how many are called
+unlike all others. Finished lines are kept: start it again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from PIL import ImageFilter
+
+from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.images import ImageSet
+from rmadapter.data.pixels import load_image
+from rmadapter.request import Request
+from rmadapter.run import Lab
+from rmadapter.suspects import oddities, rules
+
+SETS = ("trashnet", "rsscn7", "office_caltech/web", "neu_steel", "pacs/photo", "sign_digits", "dtd10")
+RADII = (1, 2, 4)  # pixels, of images whose shorter side is 128 at most
+BLURRED = 0.05
+KINDS = ("blurred", "one colour", "tiny")
+Line = Mapping[str, Any]
+
+
+def blurred(images: ImageSet, measured: np.ndarray, radius: float, seed: int) -> float:
+    """The share of blurred images that are called so among the others; measured: as `oddities.measure` has them."""
+    rows = random.Random(seed).sample(range(len(images)), round(BLURRED * len(images)))
+    found = measured.copy()
+    found[rows] = oddities.measure(
+        [load_image(images.images[i]).filter(ImageFilter.GaussianBlur(radius)) for i in rows]
+    )
+    reasons = oddities.odd(found)
+    return fmean("blurred" in reasons[i] for i in rows)
+
+
+def strangers(features: np.ndarray, together: np.ndarray, others: np.ndarray, seed: int) -> float:
+    """The share of strangers that are called unlike all others. features: [N, e]; together: [N], as `groups` gives
+    them; others: [M, e] of another set, of which a hundredth of N + that many is taken."""
+    count = max(len(features) // 99, 1)
+    rows = random.Random(seed).sample(range(len(others)), count)
+    every = np.concatenate([features, others[rows]])
+    near = rules.nearest(every, np.concatenate([together, together.max() + 1 + np.arange(count)]))
+    return float(oddities.outliers(near.cosines)[-count:].mean())
+
+
+def table(lines: Sequence[Line]) -> str:
+    """A row a set: the mean over its seeds, in per cent."""
+    heads = [*(f"called {kind} as they are" for kind in KINDS), *(f"blurred by {r} px" for r in RADII), "strangers"]
+    rows = ["| % | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for data in dict.fromkeys(line["data"] for line in lines):
+        some = [line for line in lines if line["data"] == data]
+        cells = [fmean(line["as they are"][kind] for line in some) for kind in KINDS]
+        cells += [fmean(line["blurred"][str(radius)] for line in some) for radius in RADII]
+        cells.append(fmean(line["strangers"] for line in some))
+        digits = [1] * len(KINDS) + [0] * (len(RADII) + 1)
+        rows.append(f"| {data} | " + " | ".join(f"{100 * c:.{d}f}" for c, d in zip(cells, digits, strict=True)) + " |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", default=SETS, help="sets below --root; strangers come from the one before")
+    parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--table", action="store_true", help="print what the lines in --out say, and run nothing")
+    args = parser.parse_args()
+    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    if args.table:
+        print(table(lines))
+        return
+    done, lab = {(line["data"], line["seed"]) for line in lines}, Lab(root=args.root, progress=False)
+
+    def features(data: str) -> tuple[ImageSet, np.ndarray]:
+        task = Request.make({"shots": 0}, "zero-shot", data=data).task
+        images = lab.draw(task).train
+        return images, lab.train_cache(task).features(images)[0].float().numpy()
+
+    for data, other in zip(args.data, [args.data[-1], *args.data], strict=False):
+        if all((data, seed) in done for seed in args.seeds):
+            continue
+        (_, others), (images, own) = features(other), features(data)
+        measured, together = oddities.measure(images.images), groups(looks(images.images), images.groups)
+        reasons = oddities.odd(measured)
+        for seed in args.seeds:
+            line = {
+                "data": data,
+                "seed": seed,
+                "other": other,
+                "images": len(images),
+                "as they are": {kind: round(fmean(kind in some for some in reasons), 4) for kind in KINDS},
+                "blurred": {str(radius): round(blurred(images, measured, radius, seed), 4) for radius in RADII},
+                "strangers": round(strangers(own, together, others, seed), 4),
+            }
+            if (data, seed) not in done:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(data, seed, flush=True)
+
+
+if __name__ == "__main__":
+    main()
