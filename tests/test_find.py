@@ -73,6 +73,7 @@ def test_a_clean_set_and_one_in_memory(tiny_clip: Backbone, colors: Path) -> Non
     labels[0] = 3
     flipped = found_in(tiny_clip, ImageSet(images.images, tuple(labels), images.classes, images.root))
     assert [one.suggested for one in flipped.suspects if one.row == 0] == ["blue"]
+    assert found_in(tiny_clip, images, method="zero-shot").judged == 24
 
 
 def test_one_image_a_class_judges_no_label(tiny_clip: Backbone) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from pathlib import Path
 
 from PIL import Image
@@ -45,10 +46,11 @@ def test_the_list_has_a_row_a_suspect_and_no_formula(tmp_path: Path) -> None:
 
 def test_the_page_shows_images_labels_and_neighbours_and_runs_nothing(tmp_path: Path) -> None:
     found = example(tmp_path)
-    write_page(tmp_path / "s.html", found, f"photos {EVIL}", "linear-probe", "s.csv")
+    write_page(tmp_path / "s.html", found, f"photos {EVIL}", "linear-probe", tmp_path / "s.csv")
     page = Page(tmp_path / "s.html")
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert "3 of 4 training images deserve a look." in page.text
+    assert shlex.join(["rmadapter", "suspects", f"photos {EVIL}", "--apply", f"{tmp_path / 's.csv'}"]) in page.text
     assert f"labelled cat, looks like {EVIL} (94 %)" in page.text.replace("\N{NO-BREAK SPACE}", " ")
     sources = [value for value in page.values("src") if value]
     assert len(sources) == 1 + 2 + 1  # the suspect and its neighbours, the tiny one; the broken one has none
@@ -63,7 +65,7 @@ def test_the_page_shows_images_labels_and_neighbours_and_runs_nothing(tmp_path: 
 def test_of_many_suspects_the_page_says_where_all_are(tmp_path: Path) -> None:
     found = example(tmp_path)
     many = Found(found.images, 3, (found.suspects[1],) * (sheet.MOST + 1))
-    write_page(tmp_path / "s.html", many, "photos", "linear-probe", "s.csv")
+    write_page(tmp_path / "s.html", many, "photos", "linear-probe", tmp_path / "s.csv")
     page = Page(tmp_path / "s.html")
     assert f"The first {sheet.MOST} of {sheet.MOST + 1}; s.csv has all." in page.text
     assert len(page.values("src")) == 3 * sheet.MOST

@@ -74,5 +74,8 @@ def test_a_table_with_columns_of_other_names(rmadapter: Command, data: Path) -> 
 
 def test_mistakes_are_one_sentence(rmadapter: Command, data: Path, tmp_path: Path) -> None:
     refused(rmadapter("suspects", tmp_path / "nowhere"), "nowhere")
+    refused(rmadapter("suspects", data, "--out", data / "train/suspects"), "whose folders are classes")
+    (tmp_path / "file").write_text("")
+    refused(rmadapter("suspects", data, "--out", tmp_path / "file"), "is a file")
     refused(rmadapter("suspects", data, "--set", "rank=3"), "rank")
     refused(rmadapter("suspects", data, "--method", "linear-prob"), "linear-probe")

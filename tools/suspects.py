@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -225,7 +226,10 @@ def tables(lines: Sequence[Line]) -> str:
     """The tables of docs/suspects.md."""
     heads = [f"{kind} {share} %" for kind in KINDS for share in SHARES]
     rows = ["| mean average precision | choosing | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    leaders: dict[str, str] = {}  # of each rule, with the probe that suits it best
     for name in sorted(lines[0]["scores"], key=lambda name: -overall(lines, CHOOSE, name)):
+        leaders.setdefault(re.sub(r"probe \d+", "probe", name), name)
+    for name in leaders.values():
         cells = [overall(lines, CHOOSE, name), *(mean(lines, REPORT, name, k, s) for k in KINDS for s in SHARES)]
         rows.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
     chosen, sets = best(lines), list(dict.fromkeys(line["data"] for line in lines))

@@ -57,7 +57,7 @@ def suspects(
             raise UserError("--apply: say where the cleaned copy goes, with --out")
         _tell_cleaned(out, vars(apply_decisions(data, apply, out, columns=columns, outside=outside)), as_json)
         return
-    files = _files(out) if out else None
+    files = _files(out, data) if out else None
     settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
     found = find_suspects(data, method, settings, columns=columns, outside=outside, progress=not quiet)
     if not found.judged:
@@ -68,9 +68,14 @@ def suspects(
         _show(found, as_json)
 
 
-def _files(out: Path) -> tuple[Path, Path]:
-    """Of the list and of the page. Raises UserError where one is there, which may hold decisions."""
+def _files(out: Path, data: Path) -> tuple[Path, Path]:
+    """Of the list and of the page. Raises UserError where one is there, which may hold decisions, and for a folder that
+    would be taken for a class."""
     listed = out if out.suffix.lower() == ".csv" else out / "suspects.csv"
+    if data.is_dir() and data.resolve() in listed.resolve().parent.parents:
+        raise UserError(f"{out}: lies in {data}, whose folders are classes; choose another --out")
+    if listed.parent.is_file():
+        raise UserError(f"{listed.parent}: is a file; choose another --out")
     files = listed, listed.with_suffix(".html")
     for file in files:
         if file.exists():
@@ -81,7 +86,7 @@ def _files(out: Path) -> tuple[Path, Path]:
 def _write(found: Found, files: tuple[Path, Path], data: Path, method: str, as_json: bool) -> None:
     from rmadapter.suspects.sheet import write_csv, write_page
 
-    write_page(files[1], found, str(data), method, str(files[0]))
+    write_page(files[1], found, str(data), method, files[0])
     write_csv(files[0], found)
     facts = {"suspects": str(files[0]), "page": str(files[1]), "images": found.total, "found": found.counts()}
     if as_json:

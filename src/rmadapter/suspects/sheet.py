@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,13 @@ def _written(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def write_page(path: Path, found: Found, data: str, method: str, table: str) -> None:
-    """The page, atomically; it needs no network and no script. data, method, table: as the page names them."""
+def write_page(path: Path, found: Found, data: str, method: str, table: Path) -> None:
+    """The page, atomically; it needs no network and no script. data, method: as it names them. table: the list."""
     html = template("suspects.html.j2", percent=percent, count=lambda n: f"{n:,}").render(
         data=data,
         method=method,
-        table=table,
+        table=table.name,
+        command=shlex.join(["rmadapter", "suspects", data, "--apply", str(table), "--out", "CLEAN"]),
         total=len(found.suspects),
         images=found.total,
         judged=found.judged,
