@@ -101,6 +101,9 @@ def test_the_rule_is_chosen_on_some_sets_and_reported_on_others() -> None:
     lines = [line("trashnet", *kind, 0.6, 0.4) for kind in kinds] + [line("dtd10", *kind, 0.2, 0.9) for kind in kinds]
     lines += [line("neu_steel", *kind, 0.4, 0.9) for kind in kinds]
     assert suspects.best(lines) == "a"
+    mean, half = suspects.difference(lines, "a", "b")
+    assert mean == pytest.approx(-0.6)  # (0.2 - 0.9 + 0.4 - 0.9) / 2
+    assert half == pytest.approx(12.706 * 0.1, rel=1e-3)  # t times 0.2 / sqrt(2) / sqrt(2)
     found = suspects.tables(lines)
     assert "| a | 0.600 | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 |" in found
     assert "| dtd10 | 0.20, 0.50 |" in found

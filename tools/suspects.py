@@ -32,6 +32,7 @@ from rmadapter.machine import versions
 from rmadapter.method import Known, answers
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.metrics import confidence_interval
 from rmadapter.request import Request
 from rmadapter.run import Lab
 from rmadapter.suspects import rules
@@ -210,6 +211,13 @@ def mean(lines: Sequence[Line], sets: Iterable[str], score: str, kind: str, shar
 def overall(lines: Sequence[Line], sets: Iterable[str], score: str) -> float:
     """Mean average precision over kinds and shares."""
     return fmean(mean(lines, sets, score, kind, share) for kind in KINDS for share in SHARES)
+
+
+def difference(lines: Sequence[Line], one: str, other: str) -> tuple[float, float]:
+    """Of the overall average precision on the sets to report on: mean over the sets, and half the 95 % interval."""
+    there = {line["data"] for line in lines}
+    d = [overall(lines, [data], one) - overall(lines, [data], other) for data in REPORT if data in there]
+    return fmean(d), confidence_interval(d)
 
 
 def ours(lines: Sequence[Line]) -> list[str]:
