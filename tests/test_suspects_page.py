@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -14,16 +15,12 @@ from rmadapter.suspects.find import PROBE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-import odd_images
 import suspects
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "suspects.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
-LINES, ODD = (
-    [json.loads(line) for line in (DOCS / f"results/{name}.jsonl").read_text("utf-8").splitlines()]
-    for name in ("suspects", "odd_images")
-)
+LINES = [json.loads(line) for line in (DOCS / "results/suspects.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_every_line_is_there_once_and_of_one_backbone() -> None:
@@ -39,7 +36,7 @@ def test_every_line_is_there_once_and_of_one_backbone() -> None:
 def test_the_tables_are_those_of_the_lines() -> None:
     found = suspects.tables(LINES).split("\n\n")
     assert len(found) == 3
-    for table in (*found, odd_images.table(ODD)):
+    for table in found:
         assert table in PAGE
 
 
@@ -50,15 +47,27 @@ def test_the_product_has_the_rule_that_was_chosen() -> None:
     assert rules.NEIGHBOURS == 10
 
 
-def test_what_is_said_of_the_aim() -> None:
-    chosen = suspects.best(LINES)
-    found = suspects.mean(LINES, suspects.REPORT, chosen, "random", 10)
-    assert f"mean average precision {found:.2f} at 10 % random flips" in TEXT
-    zero_shot, floor = (suspects.mean(LINES, suspects.REPORT, f"{one}", "random", 10) for one in CONTROLS)
-    assert f"zero-shot {zero_shot:.2f}, chance {floor:.2f}" in TEXT
+def test_what_is_said_of_the_chosen_rule() -> None:
+    chosen, sets = suspects.best(LINES), sorted({line["data"] for line in LINES})
 
+    def mean(name: str, kind: str = "random", some: Sequence[str] = suspects.REPORT) -> str:
+        return f"{suspects.mean(LINES, some, name, kind, 10):.2f}"
 
-CONTROLS = ("zero-shot, self-confidence", "random")
+    controls = f"(zero-shot {mean('zero-shot, self-confidence')}, chance {mean('random')})"
+    assert f"mean average precision {mean(chosen)} at 10 % random flips {controls}" in TEXT
+    assert f"and {mean(chosen, 'confusable')} at 10 % confusable ones" in TEXT
+    by_set = [mean(chosen, some=[data]) for data in sets]
+    assert f"is {mean(chosen, some=sets)}: from {min(by_set)} on trashnet to {max(by_set)} on neu_steel" in TEXT
+    found = {name: suspects.difference(LINES, chosen, name) for name in LINES[0]["scores"]}
+    told = {name: f"{middle:+.3f} ± {half:.3f}" for name, (middle, half) in found.items()}
+    ahead, same = (f"cleanlab, probe 3, {rule}" for rule in ("self_confidence", "normalized_margin"))
+    assert f"ahead of cleanlab's self_confidence by {told[ahead]}" in TEXT
+    assert found[ahead][0] > found[ahead][1]
+    assert f"From its normalized_margin no difference is shown: {told[same]}" in TEXT
+    assert abs(found[same][0]) < found[same][1]
+    both = "mean rank of probe 3 and neighbours, logit margin"
+    assert f"(without it {told[both]})" in TEXT
+    assert abs(found[both][0]) < found[both][1]
 
 
 def test_the_thresholds_are_those_of_the_product() -> None:

@@ -1,7 +1,7 @@
-"""What the thresholds of `rmadapter suspects` for odd images let through. Its table is in docs/suspects.md.
+"""What the thresholds of `rmadapter suspects` for odd images let through.
 
-    python tools/odd_images.py --root DATA --out docs/results/odd_images.jsonl
-    python tools/odd_images.py --out docs/results/odd_images.jsonl --table
+    python tools/odd_images.py --root DATA --out odd_images.jsonl
+    python tools/odd_images.py --out odd_images.jsonl --table
 
 A line is one set and seed: the share of its images that are called odd as they are; of 5 % of them that were blurred,
 how many are called so; and of as many images of another set as a hundredth is, put among them, how many are called
