@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 
 
 def model(more: bool = False) -> Any:
-    """pixels [B, 3, 4, 8] -> norm -> two products, one with its axes turned; their sum. more: the norm is given, too."""
+    """pixels [B, 3, 4, 8] -> norm -> two products, one with its axes turned; their sum. more: the norm, too."""
     rng, helper = np.random.default_rng(0), onnx.helper
     scale = np.array([1, 1, 1, 1, 1, 1, 1, 100], np.float32)  # one channel is far larger than the others
     first, second = (rng.standard_normal((8, 5)).astype(np.float32) for _ in range(2))
