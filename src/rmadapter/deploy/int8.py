@@ -22,7 +22,7 @@ from rmadapter.deploy.smooth import behind_norms, smooth
 
 ASKED = 1000  # images before an export is done: half a point of accuracy is five of them
 ENOUGH = 0.995  # share of equal answers from which the faster model is taken
-LARGE = 2**16  # numbers of a weight that is worth it
+LARGE = 2**17  # numbers of a weight that is worth it
 BLOCK = 128  # numbers
 INT8 = 4  # onnxruntime's word for products of integers
 SEEN = 64  # images that norms are made even by
@@ -71,7 +71,7 @@ def candidates(stage: Path, pixels: np.ndarray, ways: Sequence[Way] = WAYS) -> I
     """Each way, while the model that it gives lies in an exported folder as CANDIDATE. pixels: of training images."""
     import onnx
 
-    model = onnx.load(str(stage / GRAPH))
+    model = _loaded(stage / GRAPH)
     smooth(model, pixels[:SEEN])
     onnx.save(model, str(stage / SMOOTH))
     for way in ways:
@@ -113,7 +113,7 @@ def _quantise(source: Path, target: Path, way: Way) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = onnx.load(str(source))
+    model = _loaded(source)
     large, others = _products(model)
     even = {node.name for nodes in behind_norms(model).values() for node in nodes}
     fine = {"": [], "others": [name for name in large if name not in even], "all": large}[way.blocks]
@@ -127,6 +127,16 @@ def _quantise(source: Path, target: Path, way: Way) -> None:
             nodes_to_quantize=[name for name in large if name not in fine],
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )  # fmt: skip
+
+
+def _loaded(file: Path) -> Any:
+    """Of products one kind alone: where attention flattens its tokens, PyTorch's exporter writes another one."""
+    import onnx
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    found = ONNXModel(onnx.load(str(file)))
+    found.replace_gemm_with_matmul()
+    return found.model
 
 
 def _in_blocks(model: Any, others: list[str]) -> Any:
