@@ -99,7 +99,9 @@ def asking(kind: Kind, folder: Path, options: argparse.Namespace, backbone: Back
     """folder: what `write` wrote of the model with, or without, adapters."""
     if kind.engine in EXPORTS:
         place = folder / kind.engine
-        return engine(next(file for file in (place / OPENVINO, place / GRAPH) if file.exists()), threads)[0]
+        name = next(name for name in (OPENVINO, GRAPH) if (place / name).exists())
+        run, _ = ENGINES[name](place / name, threads)
+        return lambda pixels: run(pixels)[0]
     if kind.adapters:
         model = fitted(backbone, True, options)
         module = graph.Answers(model, model.classes).eval()
