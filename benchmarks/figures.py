@@ -76,10 +76,32 @@ def overhead(r: dict[str, Any]) -> str:
 
 
 def inference(found: list[dict[str, Any]]) -> str:
-    keys = ("adapted_images_per_second", "untouched_images_per_second")
-    rows = [[str(r["batch"]), *(f"{r[key]:.2f}" for key in keys), f"{r['cost_percent']:+.1f} %"] for r in found]
-    columns = ["images at once", "adapted, images/s", "untouched, images/s", "time added"]
-    return table(f"Inference, {found[0]['backbone']} (`inference.py`)", columns, rows)
+    backbones = dict.fromkeys(r["backbone"] for r in found)
+    return "\n".join(_inference([r for r in found if r["backbone"] == name]) for name in backbones)
+
+
+def _inference(found: list[dict[str, Any]]) -> str:
+    settings = list(dict.fromkeys((r["threads"], r["batch"]) for r in found))
+    columns = ["engine", "adapters", *(f"{threads} threads, {batch} at once" for threads, batch in settings)]
+    columns += ["one image: p50, p95 in ms", "peak MB", "largest difference"]
+    rows = []
+    for key in dict.fromkeys((r["engine"], r["adapters"]) for r in found):
+        own = {(r["threads"], r["batch"]): r for r in found if (r["engine"], r["adapters"]) == key}
+        one = own[min(settings)]
+        row = [key[0], "yes" if key[1] else "no"]
+        row += [f"{own[s]['images_per_cpu_second']:.1f} ({own[s]['times']:.2f})" for s in settings]
+        peak = "" if one["peak_mb"] is None else f"{one['peak_mb']:.0f}"
+        rows.append(
+            [
+                *row,
+                f"{one['p50_ms']:.0f}, {one['p95_ms']:.0f}",
+                peak,
+                f"{max(r['difference'] for r in own.values()):.1g}",
+            ]
+        )
+    title = f"Images per CPU second (times open_clip), {found[0]['backbone']} (`inference.py`)"
+    machine = found[0]["machine"] | {"threads": " and ".join(str(n) for n in dict.fromkeys(t for t, _ in settings))}
+    return table(title, columns, rows) + about(machine)
 
 
 def predict(r: dict[str, Any]) -> str:

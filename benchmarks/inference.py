@@ -1,56 +1,216 @@
-"""Images per second of the adapted model against the untouched open_clip model, in turns.
+"""Images per second of open_clip's model in torch, and of what `rmadapter export` makes of it, in turns.
 
-    python benchmarks/inference.py --batches 1 32 --json
+    python benchmarks/inference.py --backbone ViT-B-16/none --batches 1 8 --repeat 3 --json
+    python benchmarks/inference.py --backbone pocket --json
 
-Both take image tensors and give features. The adapted model is `AdaptedCLIP.encode_image`, which attaches the adapters
-and detaches them again in every call. predict.py measures what an image costs from its file on.
+All take pixels and give probabilities. The reference is open_clip's own encoder in float32 with class features that are
+there already; with adapters it is RMAdapter in the blocks of its defaults, untrained. Single images are asked more
+often, for their latency. Weights of 8 bits are those of the first way in deploy/int8.py. OpenVINO is left out where it
+is not installed, and its 8 bits without NNCF.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-from typing import Any
+import copy
+import importlib.util
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from common import arguments, interleaved, medians, set_up, setting, show
+from common import arguments, class_names, held, in_fresh_process, interleaved, peak_beyond, set_up, setting, show
+from torch import Tensor
 
-from rmadapter.backbones import load_backbone
-from rmadapter.model import AdaptedCLIP
-from rmadapter.settings import AdapterSettings
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.deploy import graph, int8
+from rmadapter.deploy.engines import ENGINES, GRAPH, HINT, OPENVINO
+from rmadapter.method import Fitted, Known
+from rmadapter.methods import load_method
+from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.task import TEMPLATES
 
-KEYS = ("batch", "adapted_images_per_second", "untouched_images_per_second", "ratio", "cost_percent")
+REFERENCE, ADAPTED = "open_clip, torch fp32", "rmadapter, torch fp32"
+TORCH = ("torch bf16", "torch bf16 autocast", "torch compiled")
+EXPORTS = ("onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino bf16", "openvino int8")
+KEYS = ("engine", "adapters", "threads", "batch", "images_per_cpu_second", "images_per_second", "times", "difference")
+MORE = 5  # times as many single images
+Ask = Callable[[np.ndarray], np.ndarray]  # pixels [B, 3, H, W] -> probabilities [B, C]
 
 
-def main() -> None:
-    parser = arguments(__doc__, repeat=21)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="images at once")
-    options = parser.parse_args()
-    set_up(options)
-    about = setting(options)
-    model = AdaptedCLIP(load_backbone(options.backbone), AdapterSettings(init="kaiming"), seed=options.seed)
-    results = [measure(options, model, size) | about for size in options.batches]
-    show(options, results, KEYS, results)
+class Kind(NamedTuple):
+    engine: str
+    adapters: bool
+
+
+def kinds() -> list[Kind]:
+    """What can be measured here."""
+    there = [name for name in EXPORTS if not name.startswith("openvino") or importlib.util.find_spec("openvino")]
+    there = [name for name in there if name != "openvino int8" or importlib.util.find_spec("nncf")]
+    return [*(Kind(name, False) for name in (REFERENCE, *TORCH, *there)), *(Kind(n, True) for n in (ADAPTED, *there))]
+
+
+def _names(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(class_names(options.classes, options.seed))
+
+
+def fitted(backbone: Backbone, adapters: bool, options: argparse.Namespace) -> Fitted:
+    method: Any = load_method("rmadapter", {"init": "kaiming"}) if adapters else load_method("zero-shot")
+    tensors = method.model(backbone, options.seed).adapters.state_dict() if adapters else {}
+    return method.restore(backbone, Known(_names(options)), tensors)
+
+
+def write(folder: Path, model: Fitted, pixels: np.ndarray, names: list[str]) -> None:
+    """Exported forms, each in a folder of its name."""
+    found = graph.trace(model, model.classes)
+    for name in names:
+        place, precision = folder / name, name.split()[1]
+        place.mkdir(parents=True)
+        graph.write(found, place / GRAPH)
+        if name == "onnxruntime int8":
+            for _ in int8.candidates(place, pixels, int8.WAYS[:1]):
+                shutil.copyfile(place / int8.CANDIDATE, place / GRAPH)
+        elif name.startswith("openvino"):
+            graph.write_openvino(place, precision.replace("int8", "fp32"))
+        if name == "openvino int8":
+            _nncf(place / OPENVINO, pixels)
+
+
+def _nncf(file: Path, pixels: np.ndarray) -> None:
+    import nncf
+    import openvino
+
+    with graph.quiet():
+        model, data = openvino.Core().read_model(file), nncf.Dataset([pixels[i : i + 1] for i in range(len(pixels))])
+        found = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pixels))
+    found.set_rt_info("f32", HINT)
+    del model
+    openvino.save_model(found, file.with_name("8" + OPENVINO))
+    for suffix in (".xml", ".bin"):
+        file.with_name("8" + OPENVINO).with_suffix(suffix).replace(file.with_suffix(suffix))
+
+
+def asking(kind: Kind, folder: Path, options: argparse.Namespace, backbone: Backbone, threads: int) -> Ask:
+    """folder: what `write` wrote of the model with, or without, adapters."""
+    if kind.engine in EXPORTS:
+        place = folder / kind.engine
+        name = next(name for name in (OPENVINO, GRAPH) if (place / name).exists())
+        run, _ = ENGINES[name](place / name, threads)
+        return lambda pixels: run(pixels)[0]
+    if kind.adapters:
+        model = fitted(backbone, True, options)
+        module = graph.Answers(model, model.classes).eval()
+        return lambda pixels: module(torch.from_numpy(pixels)).numpy()
+    return _torch(kind.engine, backbone, zero_shot_weights(backbone, _names(options), TEMPLATES))
+
+
+def _torch(name: str, backbone: Backbone, weights: Tensor) -> Ask:
+    visual: Any = copy.deepcopy(backbone.model.visual)
+    visual = visual.bfloat16() if name == "torch bf16" else torch.compile(visual) if "compiled" in name else visual
+    kind = torch.bfloat16 if name == "torch bf16" else torch.float32
+
+    def ask(pixels: np.ndarray) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in name):
+            features = visual(torch.from_numpy(pixels).to(kind))
+        return cosine_logits(backbone, features.float(), weights).softmax(-1).numpy()
+
+    return ask
 
 
 @torch.inference_mode()
-def measure(options: argparse.Namespace, model: AdaptedCLIP, size: int) -> dict[str, Any]:
-    """Figures of one batch size. ratio: adapted / untouched images per second; cost_percent: time added."""
-    images = torch.randn(size, 3, model.backbone.image_size, model.backbone.image_size)
-    runs = {"adapted": lambda: model.encode_image(images), "untouched": lambda: model.clip.encode_image(images)}
-    if torch.equal(*(run() for run in runs.values())):
-        raise SystemExit("the adapters change nothing: nothing to measure")
-    seconds = interleaved(runs, options.repeat, text=f"batches of {size}")
-    spent = medians(seconds)
-    # Of each pair that ran one after the other, so that a machine whose speed drifts does not blur the ratio.
-    pairs = [a / b for a, b in zip(seconds["adapted"], seconds["untouched"], strict=True)]
-    return {
-        "batch": size,
-        "adapted_images_per_second": size / spent["adapted"],
-        "untouched_images_per_second": size / spent["untouched"],
-        "ratio": spent["untouched"] / spent["adapted"],
-        "cost_percent": 100 * (statistics.median(pairs) - 1),
-    }
+def measure(
+    options: argparse.Namespace, asks: dict[Kind, Ask], pixels: np.ndarray, threads: int
+) -> list[dict[str, Any]]:
+    """Figures of one batch. times: as many images a CPU second as the reference. difference: of the largest of a
+    probability from torch's in float32, with adapters or without."""
+    outputs = {kind: ask(pixels) for kind, ask in asks.items()}
+    spent: dict[Kind, list[float]] = {kind: [] for kind in asks}
+
+    def timed(kind: Kind) -> None:
+        begun = time.process_time()
+        asks[kind](pixels)
+        spent[kind].append(time.process_time() - begun)
+
+    repeat = options.repeat * (MORE if len(pixels) == 1 else 1)
+    runs = [(f"{kind.engine}{kind.adapters}", lambda kind=kind: timed(kind)) for kind in asks]
+    wall = interleaved(runs, repeat, text=f"{threads} threads, batches of {len(pixels)}")
+    plain, rows = float(np.median(spent[Kind(REFERENCE, False)][1:])), []
+    for kind, cpu in spent.items():
+        seconds, right = (
+            wall[f"{kind.engine}{kind.adapters}"],
+            Kind(ADAPTED if kind.adapters else REFERENCE, kind.adapters),
+        )
+        middle = float(np.median(cpu[1:]))  # the first one warms up
+        rows.append({
+            **kind._asdict(), "threads": threads, "batch": len(pixels), "times": plain / middle,
+            "images_per_cpu_second": len(pixels) / middle, "images_per_cpu_second_at_best": len(pixels) / min(cpu[1:]),
+            "images_per_second": len(pixels) / float(np.median(seconds)),
+            "images_per_second_at_best": len(pixels) / min(seconds),
+            "p50_ms": 1e3 * float(np.percentile(seconds, 50)), "p95_ms": 1e3 * float(np.percentile(seconds, 95)),
+            "difference": float(np.abs(outputs[kind] - outputs[right]).max()),
+        })  # fmt: skip
+    return rows
+
+
+def peak_of(options: argparse.Namespace) -> float | None:
+    """MB that loading an engine and asking it about one image takes, in this process."""
+    name, adapters, folder = options.peak
+    before = held()
+
+    def run() -> None:
+        kind, backbone = (
+            Kind(name, adapters == "True"),
+            load_backbone(options.backbone) if name not in EXPORTS else None,
+        )
+        size = options.size
+        with torch.inference_mode():
+            ask = asking(kind, Path(folder), options, backbone, options.threads)  # type: ignore[arg-type]
+            ask(np.zeros((1, 3, size, size), np.float32))
+
+    return peak_beyond(before, run)
+
+
+def main() -> None:
+    parser = arguments(__doc__, "classes", repeat=5)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="images at once")
+    parser.add_argument("--cores", type=int, nargs="+", default=[1, 2], help="threads of every engine, in turn")
+    parser.add_argument("--engines", nargs="+", help="some of the engines alone, the reference always")
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, default=224, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    set_up(options)
+    if options.peak:
+        print(json.dumps(peak_of(options)))
+        return
+    backbone, rng = load_backbone(options.backbone), np.random.default_rng(options.seed)
+    size = backbone.image_size
+    about = setting(options, "classes")
+    some = [
+        kind for kind in kinds() if kind.engine in (options.engines or [kind.engine]) or "torch fp32" in kind.engine
+    ]
+    pixels = rng.standard_normal((max(options.batches), 3, size, size), np.float32)
+    with tempfile.TemporaryDirectory() as place:
+        folders = {adapters: Path(place) / str(adapters) for adapters in (False, True)}
+        for adapters, folder in folders.items():
+            exports = [kind.engine for kind in some if kind.engine in EXPORTS and kind.adapters == adapters]
+            write(folder, fitted(backbone, adapters, options), pixels[:8], exports)
+        rows = []
+        for threads in options.cores:
+            torch.set_num_threads(threads)
+            asks = {kind: asking(kind, folders[kind.adapters], options, backbone, threads) for kind in some}
+            for batch in options.batches:
+                rows += measure(options, asks, pixels[:batch], threads)
+        peaks = {}
+        for kind in some:
+            words = ("--peak", kind.engine, str(kind.adapters), str(folders[kind.adapters]), "--size", str(size))
+            peaks[kind] = in_fresh_process(__file__, options, "--classes", str(options.classes), *words)
+    found = [{**row, "peak_mb": peaks[Kind(row["engine"], row["adapters"])], **about} for row in rows]
+    show(options, found, KEYS, found)
 
 
 if __name__ == "__main__":

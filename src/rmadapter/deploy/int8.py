@@ -6,6 +6,7 @@ cost accuracy. No image that the model is judged by is seen here.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,34 +15,35 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmadapter.data.images import ImageSource
-from rmadapter.deploy.engines import GRAPH, INPUT
+from rmadapter.deploy.engines import GRAPH
 from rmadapter.deploy.graph import quiet
 from rmadapter.deploy.runtime import BATCH, Model
+from rmadapter.deploy.smooth import behind_norms, smooth
 
 ASKED = 1000  # images before an export is done: half a point of accuracy is five of them
 ENOUGH = 0.995  # share of equal answers from which the faster model is taken
-LARGE = 2**16  # numbers of a weight that is worth it
+LARGE = 2**17  # numbers of a weight that is worth it
 BLOCK = 128  # numbers
 INT8 = 4  # onnxruntime's word for products of integers
-CANDIDATE = "candidate.onnx"
+SEEN = 64  # images that norms are made even by
+CANDIDATE, SMOOTH = "candidate.onnx", "smooth.onnx"
 
 
 class Way(NamedTuple):
-    """How activations meet the weights. static: with one range for all images, taken from those of the training; else
-    with that of each batch. blocks: the first and the last share of the large products, where every BLOCK numbers of a
-    row have a range of their own: nearer to float32, and slower."""
+    """How activations meet the weights: with one range for each batch, or in blocks, where every BLOCK numbers of a row
+    have a range of their own: nearer to float32, and slower. smooth: what norms hand on is made even first. blocks: of
+    no large product, of those "others" that do not read a norm, or of "all"."""
 
     name: str
-    static: bool = False
-    blocks: tuple[float, float] = (0.0, 0.0)
+    smooth: bool = False
+    blocks: str = ""
 
 
+PLAIN = Way("plain")  # what libraries do; no faster than the first that follows
 WAYS = (
-    Way("dynamic"),
-    Way("static", static=True),
-    Way("dynamic, first half in blocks", blocks=(0.5, 0)),
-    Way("dynamic, last half in blocks", blocks=(0, 0.5)),
-    Way("blocks", blocks=(1, 0)),
+    Way("smooth", smooth=True),
+    Way("smooth, others in blocks", smooth=True, blocks="others"),
+    Way("smooth, all in blocks", smooth=True, blocks="all"),
 )
 
 
@@ -51,77 +53,90 @@ def search(stage: Path, images: Sequence[ImageSource]) -> list[dict[str, Any]]:
     Taken is the fastest one that answers them as the model in float32 does, or else the one that does so most often.
     Returns what was found of each way, the chosen one marked.
     """
-    model, file, best = Model(stage, threads=1), stage / CANDIDATE, stage / f"best.{CANDIDATE}"
+    model, best = Model(stage, threads=1), stage / f"best.{CANDIDATE}"
     pixels = np.concatenate([model.pixels(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
-    wanted, seconds = _asked(model, pixels)
+    wanted, seconds = asked(model, pixels)
     rows, kept = [_row("none: fp32", stage / GRAPH, wanted, wanted, seconds)], []
-    for way in WAYS:
-        with quiet():
-            _quantise(stage / GRAPH, file, way, pixels)
-        found, seconds = _asked(Model(stage, threads=1, graph=CANDIDATE), pixels)
-        rows.append(_row(way.name, file, found, wanted, seconds))
-        kept.append((min(_same(found, wanted), ENOUGH), -seconds))
-        if kept[-1] == max(kept):
-            file.replace(best)
+    for way in candidates(stage, pixels):
+        found, seconds = asked(Model(stage, threads=1, graph=CANDIDATE), pixels)
+        rows.append(_row(way.name, stage / CANDIDATE, found, wanted, seconds))
+        kept.append((same(found, wanted), seconds))
+        if taken(kept) == len(kept) - 1:
+            shutil.copyfile(stage / CANDIDATE, best)
     best.replace(stage / GRAPH)
-    file.unlink(missing_ok=True)
-    chosen = 1 + kept.index(max(kept))
-    return [{**row, "chosen": place == chosen} for place, row in enumerate(rows)]
+    return [{**row, "chosen": place == 1 + taken(kept)} for place, row in enumerate(rows)]
+
+
+def candidates(stage: Path, pixels: np.ndarray, ways: Sequence[Way] = WAYS) -> Iterator[Way]:
+    """Each way, while the model that it gives lies in an exported folder as CANDIDATE. pixels: of training images."""
+    import onnx
+
+    model = _loaded(stage / GRAPH)
+    smooth(model, pixels[:SEEN])
+    onnx.save(model, str(stage / SMOOTH))
+    for way in ways:
+        _quantise(stage / (SMOOTH if way.smooth else GRAPH), stage / CANDIDATE, way)
+        yield way
+    for name in (CANDIDATE, SMOOTH):
+        (stage / name).unlink()
+
+
+def taken(found: Sequence[tuple[float, float]]) -> int:
+    """Which of some ways it is. found: of each the share of equal answers, and seconds."""
+    marks = [(min(share, ENOUGH), -seconds) for share, seconds in found]
+    return marks.index(max(marks))
 
 
 def _row(name: str, file: Path, found: np.ndarray, wanted: np.ndarray, seconds: float) -> dict[str, Any]:
     return {
         "weights in 8 bits": name,
         "MB": round(file.stat().st_size / 1e6, 1),
-        "same answers in %": round(100 * _same(found, wanted), 1),
+        "same answers in %": round(100 * same(found, wanted), 1),
         "mean difference": float(f"{np.abs(found - wanted).mean():.2g}"),
         "images per CPU second": round(len(found) / seconds, 1),
     }
 
 
-def _same(found: np.ndarray, wanted: np.ndarray) -> float:
+def same(found: np.ndarray, wanted: np.ndarray) -> float:
     return float((found.argmax(-1) == wanted.argmax(-1)).mean())
 
 
-def _asked(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+def asked(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, float]:
     """Probabilities [N, C], and seconds of all processors."""
     model.probabilities(pixels[:1])
     started = time.process_time()
     return model.probabilities(pixels), time.process_time() - started
 
 
-def _quantise(source: Path, target: Path, way: Way, pixels: np.ndarray) -> None:
+def _quantise(source: Path, target: Path, way: Way) -> None:
+    """source: a graph in float32, smooth where the way asks for it."""
     import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_dynamic,
-        quantize_static,
-    )
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.parts: Iterator[np.ndarray] = iter(np.split(pixels, range(BATCH, len(pixels), BATCH)))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            part = next(self.parts, None)
-            return None if part is None else {INPUT: part}
-
-    model = onnx.load(str(source))
+    model = _loaded(source)
     large, others = _products(model)
-    first, last = (round(share * len(large)) for share in way.blocks)
-    fine = large[:first] + large[len(large) - last :]
-    common: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul"]}
-    if way.static:
-        common |= {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QInt8}
-        quantize_static(str(source), str(target), Reader(), nodes_to_exclude=others, **common)
-        return
-    model = _in_blocks(model, [node for node in (*others, *large) if node not in fine]) if fine else model
-    if len(fine) == len(large):
-        onnx.save(model, str(target))
-    else:
-        quantize_dynamic(model, str(target), nodes_to_exclude=others + fine, **common)
+    even = {node.name for nodes in behind_norms(model).values() for node in nodes}
+    fine = {"": [], "others": [name for name in large if name not in even], "all": large}[way.blocks]
+    with quiet():
+        model = _in_blocks(model, [name for name in (*others, *large) if name not in fine]) if fine else model
+        if len(fine) == len(large):
+            onnx.save(model, str(target))
+            return
+        quantize_dynamic(
+            model, str(target), per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=[name for name in large if name not in fine],
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )  # fmt: skip
+
+
+def _loaded(file: Path) -> Any:
+    """Of products one kind alone: where attention flattens its tokens, PyTorch's exporter writes another one."""
+    import onnx
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    found = ONNXModel(onnx.load(str(file)))
+    found.replace_gemm_with_matmul()
+    return found.model
 
 
 def _in_blocks(model: Any, others: list[str]) -> Any:

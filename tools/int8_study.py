@@ -1,0 +1,158 @@
+"""What weights of 8 bits cost and save: a linear probe of each data set, every way of `deploy/int8.py`, test images.
+
+    python tools/int8_study.py grocery pacs/photo --root DATA --out docs/results/int8.jsonl
+
+    python tools/int8_study.py --show docs/results/int8.jsonl
+
+A line is one data set; which way an export would take follows from training images alone. Finished lines are kept:
+start it again to go on. CPU seconds are of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from rmadapter.checkpoint import Saved, load
+from rmadapter.deploy import graph
+from rmadapter.deploy.export import transform_of
+from rmadapter.deploy.int8 import CANDIDATE, PLAIN, WAYS, asked, candidates, same, taken
+from rmadapter.deploy.parity import questions, training
+from rmadapter.deploy.runtime import GRAPH, LABELS, TRANSFORM, Model
+from rmadapter.files import write_json
+from rmadapter.machine import processor, versions
+from rmadapter.metrics import accuracy
+
+FP32 = "none: fp32"
+HEAD = ["data", "test images", "weights in 8 bits", "MB", "accuracy", "change", "same answers in %", "mean difference",
+        "images per CPU second", "of fp32's"]  # fmt: skip
+
+
+def study(data: str, root: Path, shots: int, most: int) -> dict[str, Any]:
+    """A line: facts of fp32 and of each way."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, stage = Path(folder) / "run", Path(folder) / "stage"
+        words = (
+            "fit",
+            root / data,
+            "--out",
+            run,
+            "--method",
+            "linear-probe",
+            "--shots",
+            shots,
+            "--folds",
+            0,
+            "--quiet",
+        )
+        command = [sys.executable, "-m", "rmadapter", *map(str, words)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        saved = load(run, None, device="cpu")
+        _stage(stage, saved)
+        model, tests = Model(stage, threads=1), questions(run, saved, None, False, most)
+        rows = compare(model, stage, model.pixels(training(run)), model.pixels(tests.images), tests.labels)
+    return {
+        "data": data, "shots": shots, "method": "linear-probe", "backbone": saved.fitted.backbone.name,
+        "images": len(tests.images), "rows": rows, "cpu": processor(),
+        "versions": versions() | {"onnxruntime": _version()},
+    }  # fmt: skip
+
+
+def _version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def _stage(stage: Path, saved: Saved) -> None:
+    stage.mkdir()
+    graph.write(graph.trace(saved.fitted, saved.names), stage / GRAPH)
+    write_json(stage / LABELS, saved.labels)
+    write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
+
+
+def compare(
+    model: Model, stage: Path, training: np.ndarray, test: np.ndarray, labels: Sequence[int]
+) -> list[dict[str, Any]]:
+    """training, test: pixels [N, 3, H, W]. Rows of fp32 and of each way; the one that an export takes is marked."""
+    (known, _), (wanted, seconds) = asked(model, training), asked(model, test)
+    rows, found = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
+    for way in candidates(stage, training, (PLAIN, *WAYS)):
+        quantised = Model(stage, threads=1, graph=CANDIDATE)
+        table, spent = asked(quantised, training)
+        found.append((same(table, known) if way is not PLAIN else 0.0, spent))  # an export does not try it
+        table, spent = asked(quantised, test)
+        rows.append(_row(way.name, stage / CANDIDATE, table, wanted, labels, spent))
+    return [{**row, "chosen": place == 1 + taken(found)} for place, row in enumerate(rows)]
+
+
+def _row(
+    name: str, file: Path, found: np.ndarray, wanted: np.ndarray, labels: Sequence[int], seconds: float
+) -> dict[str, Any]:
+    return {
+        "way": name,
+        "MB": round(file.stat().st_size / 1e6, 1),
+        "accuracy": round(accuracy(found, labels), 2),
+        "same": round(100 * same(found, wanted), 2),
+        "difference": float(f"{np.abs(found - wanted).mean():.2g}"),
+        "rate": round(len(found) / seconds, 1),
+    }
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: of each set what an export takes, and the means of each way over all sets."""
+    rows, parts = [], []
+    for line in lines:
+        plain = line["rows"][0]
+        parts += [(row, plain) for row in line["rows"]]
+        parts += [({**row, "way": "taken"}, plain) for row in line["rows"] if row["chosen"]]
+        rows += [_cells(line["data"], line["images"], [(row, plain)]) for row in line["rows"] if row["chosen"]]
+    for name in dict.fromkeys(row["way"] for row, _ in parts):
+        some = [(row, plain) for row, plain in parts if row["way"] == name]
+        rows.append(_cells(f"mean of {len(lines)}", sum(line["images"] for line in lines), some))
+    return "\n".join("| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows])
+
+
+def _cells(data: str, images: int, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
+    def mean(key: str) -> float:
+        return fmean(row[key] for row, _ in pairs)
+
+    change = fmean(row["accuracy"] - plain["accuracy"] for row, plain in pairs)
+    times = fmean(row["rate"] / plain["rate"] for row, plain in pairs)
+    return [
+        data, str(images), pairs[0][0]["way"], f"{mean('MB'):.1f}", f"{mean('accuracy'):.1f}", f"{change:+.1f}",
+        f"{mean('same'):.1f}", f"{mean('difference'):.2g}", f"{mean('rate'):.1f}", f"{times:.2f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", help="data sets below --root")
+    parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, help="JSON lines, which are added to")
+    parser.add_argument("--show", type=Path, help="what such a file says")
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--images", type=int, default=200, help="of the test split, at most")
+    words = parser.parse_args()
+    if words.show:
+        print(table([json.loads(line) for line in words.show.read_text().splitlines()]))
+        return
+    done = {json.loads(line)["data"] for line in words.out.read_text().splitlines()} if words.out.exists() else set()
+    for data in [data for data in words.data if data not in done]:
+        line = json.dumps(study(data, words.root, words.shots, words.images))
+        with words.out.open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
