@@ -72,5 +72,7 @@ def test_finished_lines_are_kept(
     shown = capsys.readouterr().out
     assert "| other: 1 sets, 1 tasks | 3 shots | all | more than auto |" in shown
     best = max(lines[0]["test"], lines[1]["test"])
-    [row] = [text for text in shown.splitlines() if text.startswith("| zero-shot ")]
+    assert "| all: 1 sets, 1 tasks | 3 shots | all | more than auto |" in shown
+    row, same = [text for text in shown.splitlines() if text.startswith("| zero-shot ")]
+    assert row == same
     assert [cell.strip() for cell in row.split("|")[2:4]] == [f"{best - lines[0]['test']:.1f}"] * 2

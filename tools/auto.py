@@ -22,7 +22,6 @@ import numpy as np
 
 from rmadapter.choose import CANDIDATES, pick, preferred
 from rmadapter.folds import FOLDS, Folds
-from rmadapter.judge import calibrated
 from rmadapter.metrics import confidence_interval
 from rmadapter.request import Request
 from rmadapter.run import Lab, run_task
@@ -61,10 +60,10 @@ def regrets(found: Mapping[Task, Mapping[str, float]], shots: int | None = None)
 
 
 def show(found: Mapping[Task, Mapping[str, float]]) -> None:
-    """Points behind the best in hindsight over the sets for choosing and over the others, by shots; and how many more
-    than `auto`, with the 95 % interval over sets."""
-    for title, chosen in (("for choosing", True), ("other", False)):
-        some = {task: values for task, values in found.items() if (task[0] in CHOOSING) == chosen}
+    """Points behind the best in hindsight over the sets for choosing, over the others and over all, by shots; and how
+    many more than `auto`, with the 95 % interval over sets."""
+    for title, wanted in (("for choosing", [True]), ("other", [False]), ("all", [True, False])):
+        some = {task: values for task, values in found.items() if (task[0] in CHOOSING) in wanted}
         shots = sorted({task[1] for task in some})
         full, by_shots = regrets(some), [regrets(some, few) for few in shots]
         heads = [
@@ -86,14 +85,12 @@ def trial(lab: Lab, data: str, shots: int, seed: int, name: str, folds: Folds | 
     wanted = Request.make({"shots": shots, "seed": seed}, name, data=data)
     folds = folds or Folds.make(wanted.task, lab, FOLDS)
     found = folds.answers(wanted.method, name)
-    labels = np.array(folds.judged.labels)
-    right, sure = found.table.argmax(1) == labels, calibrated(found.table, folds)[np.arange(len(labels)), labels]
+    right = found.table.argmax(1) == np.array(folds.judged.labels)
     record = run_task(wanted.task, wanted.method, lab, name).record
     return {
         "folds": len(folds),
         "images": len(right),
         "right": np.packbits(right).tobytes().hex(),
-        "probability": sure.astype(np.float16).tobytes().hex(),
         "seconds": round(found.seconds, 1),
         "test_images": record.scores[0].images,
         "test": record.metric("all"),
