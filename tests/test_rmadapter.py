@@ -25,7 +25,7 @@ from shots import accuracy_of, gradients, logits_of, noisy_colors, pixels_of, sh
 
 QUICK = {"first_block": 3, "rank": 4, "epochs": 2}
 SMALL = {"first_block": 2, "rank": 4, "epochs": 3, "batch_size": 4, "learning_rate": 0.01, "alpha": 1.0}
-ADAPTERS = ("mma", "mma-adamw", "rmadapter", "rmadapter-paper")
+ADAPTERS = ("mma", "mma-adamw", "rmadapter", "rmadapter-paper", "rmadapter-plain")
 TEMPLATES = ("a photo of a {}.", "the {}")
 
 
@@ -212,3 +212,4 @@ def test_parameters_of_vit_b16_are_the_papers() -> None:
     counts = {name: tuple(load_method(name).parameters(vit)) for name in ADAPTERS}
     assert counts["mma"] == counts["mma-adamw"] == (674_560, 0)
     assert counts["rmadapter"] == counts["rmadapter-paper"] == (1_020_928, 354_816)
+    assert counts["rmadapter-plain"] == (1_020_928 - 354_816, 0)

@@ -43,6 +43,7 @@ METHODS: dict[str, str] = {
     "mma-adamw": "rmadapter:MMA_ADAMW",
     "rmadapter": "rmadapter:RMAdapter",
     "rmadapter-paper": "rmadapter:PAPER",
+    "rmadapter-plain": "rmadapter:PLAIN",
 }
 # Those that read an image's features alone, and so can share what came with another method's tokens.
 ON_FEATURES = (

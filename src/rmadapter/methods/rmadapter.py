@@ -90,7 +90,12 @@ PAPER = RMAdapter(
     LossSettings(1.0, 1.0, lambda_image_con=10.0, lambda_text_con=25.0, consistency_unit="feature"),
     MMA.recipe,
 )
-# The control: what of the difference between the two is optimisation rather than method.
+# The controls: what of a difference is the adapters rather than the losses, and what of it is optimisation.
+PLAIN = RMAdapter(
+    "RMAdapter's adapters alone",
+    "Lin et al., AAAI-26, without reconstruction and consistency; optimised with the defaults of this package",
+    loss=MMA.loss,
+)
 MMA_ADAMW = RMAdapter(
     "MMA, trained as RMAdapter",
     "Yang et al., CVPR 2024; optimised with the defaults of this package",
