@@ -156,7 +156,7 @@ def test_names_of_modules_exist(page: Path) -> None:
     places = [path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("[a-z]*.py")]
     modules = "|".join(sorted((re.escape(".".join(parts)) for parts in places), key=len, reverse=True))
     for name in re.findall(rf"`((?:{modules})\.[A-Z_a-z][\w.]*)`", page.read_text(encoding="utf-8")):
-        if not re.search(r"\.(py|md|json|yaml|html|csv|safetensors|onnx|data)$", name):
+        if not re.search(r"\.(py|md|json|yaml|html|csv|safetensors|onnx|data|pt2|tflite)$", name):
             assert pkgutil.resolve_name(f"rmadapter.{name}") is not None
 
 
