@@ -1,0 +1,108 @@
+"""Data sets of Hugging Face's library `datasets`: a Dataset or DatasetDict, or a folder that save_to_disk wrote.
+
+Images that are packed in it become files of the cache, one after another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data.columns import choose_columns
+from rmadapter.data.guard import check_inside
+from rmadapter.data.marks import UNLABELLED
+from rmadapter.data.scan import SPLITS, Row, Rows, Source
+from rmadapter.data.unpacked import stored
+from rmadapter.errors import UserError
+from rmadapter.files import cache_folder
+
+
+def is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in ("dataset_info.json", "state.json")
+    )
+
+
+def is_dataset(value: Any) -> bool:
+    """Whether it is a Dataset, or a mapping of such; `datasets` is not imported for the answer."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(is_dataset, value.values()))
+    return hasattr(value, "features") and hasattr(value, "column_names") and hasattr(value, "cast_column")
+
+
+def read_saved(folder: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> Source:
+    """Raises UserError for a folder that cannot be read, for one whose images are files outside of it unless `outside`
+    allows that, and as `read_dataset`."""
+    library = _library(str(folder))
+    try:
+        found = library.load_from_disk(str(folder))
+    except Exception as error:  # on broken files it raises nearly anything
+        raise UserError(f"{folder}: not a readable folder of save_to_disk ({type(error).__name__})") from None
+    return read_dataset(found, columns, folder, outside)
+
+
+def read_dataset(
+    found: Any, columns: Mapping[str, str] | None = None, folder: Path | None = None, outside: bool = True
+) -> Source:
+    """found: a Dataset, or split -> Dataset. columns: as `read_images` has them; by default the one of images, and that
+    of classes or else one of the usual name. Raises UserError where there is none, and for other splits than train, val
+    and test."""
+    splits: dict[str, Rows] = {}
+    ignored: Counter[str] = Counter()
+    for split, part in found.items() if isinstance(found, Mapping) else [("all", found)]:
+        if split != "all" and split not in SPLITS:
+            raise UserError(f"{folder or 'data set'}: has a split {split!r}: call it train, val or test")
+        where = f"{folder or 'data set'}{'' if split == 'all' else f' ({split})'}"
+        for each, row in _rows(part, where, columns, folder, outside, ignored):
+            splits.setdefault(SPLITS.get(each or split, split), []).append(row)
+    if not splits:
+        raise UserError(f"{folder or 'data set'}: not one labelled image in it")
+    return Source(cache_folder() / "images", splits, ignored)
+
+
+def _rows(
+    part: Any, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool, ignored: Counter[str]
+) -> Any:
+    """The split that a column gives, and the row, of each image with a label."""
+    library, features = _library(where), part.features
+    named = dict(columns or {})
+    for what, kind in (("image", library.Image), ("label", library.ClassLabel)):
+        kept = [name for name, feature in features.items() if isinstance(feature, kind)]
+        named[what] = named.get(what) or (kept[0] if len(kept) == 1 else "")
+    chosen = choose_columns(where, list(features), ("image", "label"), ("split", "group"), named)
+    image, label = chosen["image"], chosen["label"]
+    if not isinstance(features[image], library.Image):
+        raise UserError(f"{where}: the column {image!r} holds no images")
+    labels = features[label]
+    plain = part.select_columns(list(chosen.values())).cast_column(image, library.Image(decode=False))
+    for number, cells in enumerate(plain.with_format(None)):
+        value = cells[label]
+        if value is None or value == -1:  # as `datasets` writes a class that is not known
+            ignored[UNLABELLED] += 1
+            continue
+        name = labels.int2str(value) if isinstance(labels, library.ClassLabel) else str(value).strip()
+        path = _file(cells[image], f"{where}, row {number}", folder, outside)
+        group = "" if "group" not in chosen or cells[chosen["group"]] is None else str(cells[chosen["group"]])
+        yield str(cells[chosen["split"]]) if "split" in chosen else "", Row(name, path, group)
+
+
+def _file(cell: Any, where: str, folder: Path | None, outside: bool) -> Path:
+    data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
+    if data is not None:
+        return stored(data, path or "image")
+    if not path:
+        raise UserError(f"{where}: has no image")
+    check_inside(path, where, outside)
+    return (folder or Path()) / path
+
+
+def _library(where: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{where}: a data set of `datasets`; pip install 'rmadapter[data]' brings what reads it"
+        ) from None
+    return datasets
