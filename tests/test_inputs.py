@@ -32,7 +32,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 def test_a_folder_is_searched_to_any_depth_in_order_and_what_is_no_image_is_counted(photos: Path) -> None:
     found = find_images(["photos"])
     assert [path.as_posix() for path in found.files] == ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
-    assert found.note == "5 files ignored: .mov 2, hidden 1, no suffix 1, .txt 1"
+    assert found.note == "5 files ignored: .mov 2, .txt 1, hidden 1, no suffix 1"
     assert found.folders == [photos]
     assert find_images(["photos/b.jpg"]).note == ""
 
@@ -50,7 +50,7 @@ def test_patterns(photos: Path) -> None:
     deep = find_images(["photos/**"])
     assert [path.as_posix() for path in deep.files] == ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
     assert deep.folders == [photos]
-    assert deep.note == "4 files ignored: .mov 2, no suffix 1, .txt 1"
+    assert deep.note == "4 files ignored: .mov 2, .txt 1, no suffix 1"
     (photos / "[1].png").write_bytes(b"x")
     assert names(["photos/[1].png"]) == ["photos/[1].png"]  # a file of that name comes first
 

@@ -75,9 +75,10 @@ def test_a_saved_folder_may_not_name_files_elsewhere(library: Any, tmp_path: Pat
     kinds = library.Features({"image": library.Image(), "label": library.Value("string")})
     image = pa.array([{"bytes": None, "path": "/etc/hostname"}], type=library.Image().pa_type)
     table = pa.table({"image": image, "label": pa.array(["cat"])})
-    library.Dataset(table.cast(kinds.arrow_schema), info=library.DatasetInfo(features=kinds)).save_to_disk(
-        tmp_path / "x"
-    )
+    pets(library, (0,)).cast_column("label", library.Value("string")).save_to_disk(tmp_path / "x")
+    (file,) = (tmp_path / "x").glob("*.arrow")  # save_to_disk itself packs the files
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, kinds.arrow_schema) as writer:
+        writer.write_table(table.cast(kinds.arrow_schema))
     assert read_saved(tmp_path / "x", outside=True).splits["all"][0].image == Path("/etc/hostname")
     with pytest.raises(UserError, match="row 0: '/etc/hostname' lies outside"):
         read_saved(tmp_path / "x")
@@ -100,7 +101,7 @@ def test_what_is_missing_is_said(library: Any) -> None:
         read_dataset(pets(library), {"image": "label"})
     with pytest.raises(UserError, match="not one labelled image"):
         read_dataset(pets(library, (None,)))
-    with pytest.raises(UserError, match=r"split is 'dev'|split 'dev'"):
+    with pytest.raises(UserError, match="has a split 'dev'"):
         read_dataset(pets(library, (0,), split=["dev"]))
 
 

@@ -25,7 +25,8 @@ def ignored_note(ignored: Counter[str]) -> str:
 
     ignored: number of files by suffix, or by another reason why they are left out.
     """
-    kinds = ", ".join(f"{kind} {count}" for kind, count in ignored.most_common())
-    more = dict.fromkeys(text for kind, _ in ignored.most_common() if kind.startswith(".") and (text := advice(kind)))
+    ordered = sorted(ignored, key=lambda kind: (-ignored[kind], kind))
+    kinds = ", ".join(f"{kind} {ignored[kind]}" for kind in ordered)
+    more = dict.fromkeys(text for kind in ordered if kind.startswith(".") and (text := advice(kind)))
     count = ignored.total()
     return "; ".join([f"{count} file{'s' * (count > 1)} ignored: {kinds}", *more]) if count else ""

@@ -17,6 +17,7 @@ from rmadapter.data.saved import is_saved
 from rmadapter.data.scan import image_files, in_order
 from rmadapter.data.sources import ANNOTATED, annotated, open_source
 from rmadapter.data.unpacked import is_packed, unpacked
+from rmadapter.data.webdataset import shards
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
 
@@ -67,6 +68,8 @@ def _add(found: Inputs, name: str, column: str, outside: bool, none: bool, crops
         found.files += dict.fromkeys(row.image for rows in source.splits.values() for row in rows)
         found.ignored += source.ignored
     elif os.path.isdir(path):
+        for shard in [file for files in shards(path).values() for file in files]:
+            _search(found, unpacked(shard))
         _search(found, path)
     elif os.path.isfile(path) and path.suffix.lower() in ANNOTATED:
         found.files += dict.fromkeys(image for marks in annotated(path, outside).values() for image in marks)

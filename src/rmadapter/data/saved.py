@@ -15,7 +15,7 @@ from rmadapter.data.guard import check_inside
 from rmadapter.data.marks import UNLABELLED
 from rmadapter.data.scan import SPLITS, Row, Rows, Source
 from rmadapter.data.unpacked import stored
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, quoted
 from rmadapter.files import cache_folder
 
 
@@ -51,14 +51,16 @@ def read_dataset(
     and test."""
     splits: dict[str, Rows] = {}
     ignored: Counter[str] = Counter()
+    home = str(folder or "data set")
     for split, part in found.items() if isinstance(found, Mapping) else [("all", found)]:
-        if split != "all" and split not in SPLITS:
-            raise UserError(f"{folder or 'data set'}: has a split {split!r}: call it train, val or test")
-        where = f"{folder or 'data set'}{'' if split == 'all' else f' ({split})'}"
-        for each, row in _rows(part, where, columns, folder, outside, ignored):
-            splits.setdefault(SPLITS.get(each or split, split), []).append(row)
+        where = home if split == "all" else f"{home} ({split})"
+        for own, row in _rows(part, where, columns, folder, outside, ignored):
+            name = (own or split).casefold()
+            if name not in SPLITS and name != "all":
+                raise UserError(f"{where}: has a split {quoted(name)}: call it train, val or test")
+            splits.setdefault(SPLITS.get(name, name), []).append(row)
     if not splits:
-        raise UserError(f"{folder or 'data set'}: not one labelled image in it")
+        raise UserError(f"{home}: not one labelled image in it")
     return Source(cache_folder() / "images", splits, ignored)
 
 

@@ -48,7 +48,8 @@ def open_source(
     if os.path.isdir(path):  # which never raises, however long the name
         return _folder(path, outside, columns, crops)
     if not os.path.isfile(path) or not is_source(path):
-        raise UserError(f"{path}: no such data, or of no known format: give {KNOWN}")
+        what = "of no known format" if os.path.exists(path) else "no such file or folder"
+        raise UserError(f"{path}: {what}; give {KNOWN}")
     if path.suffix.lower() in SUFFIXES:
         _only_boxes(path, crops)
         return Source(path.parent, scan_table(path, outside, columns), Counter())
