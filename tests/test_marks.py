@@ -43,6 +43,14 @@ def test_two_classes_in_one_image_are_refused_and_boxes_lead_to_crops(tmp_path: 
         rows_of({tmp_path / "a.png": [Mark("cat", "1"), Mark("dog", "2")]}, tmp_path, False, Counter())
 
 
+@pytest.mark.parametrize("label", ["", " ", "a\0b", "\ud800", "x" * 1001])
+def test_what_is_no_name_of_a_class(halves: Path, label: str) -> None:
+    for crops in (False, True):
+        with pytest.raises(UserError, match=r"line 3: .* is no name of a class") as caught:
+            rows_of({halves: [Mark(label, "line 3", (0, 0, 1, 1))]}, halves.parent, crops, Counter())
+        assert len(str(caught.value)) < 200
+
+
 def test_crops_are_the_pixels_of_their_boxes_and_one_group(halves: Path) -> None:
     marks = [Mark("red", "1", (0, 0, 5, 4), (10, 4)), Mark("blue", "2", (0.5, 0, 0.5, 0.5)), Mark("all", "3")]
     ignored: Counter[str] = Counter()
@@ -69,6 +77,7 @@ def test_an_image_that_cannot_be_read_stands_for_itself(tmp_path: Path) -> None:
     box = (0.0, 0.0, 1.0, 1.0)
     assert cut(tmp_path / "bad.png", [box]) == [tmp_path / "bad.png"]
     assert cut(tmp_path / "gone.png", [box, box]) == [tmp_path / "gone.png"] * 2
+    assert cut(tmp_path / "a\0.png", [box]) == [tmp_path / "a\0.png"]
 
 
 @pytest.mark.parametrize(

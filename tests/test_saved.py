@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from miniatures import paint, picture
-from rmadapter.data.saved import is_dataset, is_saved, read_dataset, read_saved
+from rmadapter.data.saved import hub_parquets, is_dataset, is_library, is_saved, read_dataset, read_parquets, read_saved
 from rmadapter.errors import UserError
 
 
@@ -82,6 +82,36 @@ def test_a_saved_folder_may_not_name_files_elsewhere(library: Any, tmp_path: Pat
     assert read_saved(tmp_path / "x", outside=True).splits["all"][0].image == Path("/etc/hostname")
     with pytest.raises(UserError, match="row 0: '/etc/hostname' lies outside"):
         read_saved(tmp_path / "x")
+
+
+def test_parquet_files_of_the_hub(library: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name, found in {
+        "train-00000-of-00002": (0, 1),
+        "train-00001-of-00002": (1,),
+        "test-00000-of-00001": (0,),
+    }.items():
+        pets(library, found).to_parquet(tmp_path / "data" / f"{name}.parquet")
+    (tmp_path / "data" / "broken.parquet").write_bytes(b"PAR1")
+    files = hub_parquets(tmp_path)
+    assert {split: len(some) for split, some in files.items()} == {"test": 1, "train": 2}
+    splits = read_parquets(files).splits
+    assert {split: labels(rows) for split, rows in splits.items()} == {
+        "train": ["house_cat", "dog", "dog"], "test": ["house_cat"],
+    }  # fmt: skip
+    assert is_library(tmp_path)
+    assert is_library(files["test"][0])
+    assert not is_library(tmp_path / "data" / "broken.parquet")
+
+
+def test_a_parquet_table_of_paths_is_none_of_the_hub(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"path": ["a.png"], "label": ["cat"]}), tmp_path / "t.parquet")
+    assert not is_library(tmp_path / "t.parquet")
+    assert not is_library(tmp_path)
+    assert not is_library(tmp_path / "gone.parquet")
 
 
 def test_columns_of_splits_and_groups(library: Any) -> None:

@@ -58,6 +58,8 @@ def test_shards_of_one_folder_say_their_split_by_name(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "more.tar").write_bytes(b"")
     assert [*shards(tmp_path)] == ["all", "train", "val"]
+    (tmp_path / "cat").mkdir()  # they are what class folders were unpacked from
+    assert shards(tmp_path) == {}
 
 
 def test_classes_in_json_and_samples_without_any(tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
 def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
     """The image that a row of a table names, from the table's folder on. Raises UserError, naming `where`, for an empty
     path, a web address, and as `check_inside`."""
-    if not name:
-        raise UserError(f"{where}: the path is empty")
+    if not name or "\0" in name:
+        raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
     if URL.match(name):
         raise UserError(f"{where}: {name!r:.200} is a web address; fetch the images first")
     check_inside(name, where, outside)

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 from rmadapter.data.pixels import load_image
 from rmadapter.data.scan import Row, Rows
-from rmadapter.errors import UserError, quoted
+from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.files import atomic, cache_folder
 
 UNLABELLED = "images without a label"
+MOST = 1000  # characters of a class's name
 
 
 class Mark(NamedTuple):
@@ -56,13 +57,21 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
         elif crops:
             boxed = [mark for mark in own if len(mark.box)]
             ignored["labels without a box"] += len(own) - len(boxed)
-            boxes = [_shares(mark) for mark in boxed]
+            labels = [class_name(mark.label, mark.where) for mark in boxed]
+            pieces = cut(image, [_shares(mark) for mark in boxed])
             group = Path(os.path.relpath(image, root)).as_posix()
-            rows += [Row(mark.label, crop, group) for mark, crop in zip(boxed, cut(image, boxes), strict=True)]
+            rows += [Row(label, piece, group) for label, piece in zip(labels, pieces, strict=True)]
         else:
-            rows.append(Row(_only(image, own), image))
+            rows.append(Row(class_name(_only(image, own), own[0].where), image))
     ignored += Counter()  # without those that count 0
     return rows
+
+
+def class_name(written: str, where: str) -> str:
+    """A class's name out of a file of annotations. Raises UserError for what cannot be one."""
+    if not written.strip() or len(written) > MOST or not is_text(written):
+        raise UserError(f"{where}: {quoted(written)} is no name of a class: plain text of 1 to {MOST} characters")
+    return written.strip()
 
 
 def _only(image: Path, marks: Sequence[Mark]) -> str:
@@ -93,7 +102,7 @@ def cut(image: Path, boxes: Sequence[tuple[float, float, float, float]]) -> list
     for itself, as a bad file."""
     try:
         facts = os.stat(image)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a NUL in its name
         return [image] * len(boxes)
     found, whole = [], None
     for box in boxes:

@@ -5,15 +5,16 @@ Images that are packed in it become files of the cache, one after another.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.columns import choose_columns
+from rmadapter.data.columns import choose_columns, pyarrow
 from rmadapter.data.guard import check_inside
 from rmadapter.data.marks import UNLABELLED
-from rmadapter.data.scan import SPLITS, Row, Rows, Source
+from rmadapter.data.scan import SPLITS, Row, Rows, Source, in_order, split_named
 from rmadapter.data.unpacked import stored
 from rmadapter.errors import UserError, quoted
 from rmadapter.files import cache_folder
@@ -23,6 +24,13 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or all(
         (folder / name).is_file() for name in ("dataset_info.json", "state.json")
     )
+
+
+def is_library(path: Path) -> bool:
+    """Whether a file or folder is read by `datasets`."""
+    if os.path.isdir(path):
+        return is_saved(path) or bool(hub_parquets(path))
+    return os.path.isfile(path) and is_hub_parquet(path)
 
 
 def is_dataset(value: Any) -> bool:
@@ -62,6 +70,42 @@ def read_dataset(
     if not splits:
         raise UserError(f"{home}: not one labelled image in it")
     return Source(cache_folder() / "images", splits, ignored)
+
+
+def is_hub_parquet(path: Path) -> bool:
+    """Whether a parquet file comes from the Hugging Face hub with images in it, which its schema says."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    try:
+        features = (pyarrow("parquet", str(path)).read_schema(path).metadata or {}).get(b"huggingface", b"")
+    except Exception:  # which the reader of tables tells
+        return False
+    return b'"Image"' in features
+
+
+def hub_parquets(folder: Path) -> dict[str, list[Path]]:
+    """Split -> such files of a folder, or of `data` in it, as the hub lays them out: train-00000-of-00002.parquet."""
+    found: dict[str, list[Path]] = {}
+    for file in in_order([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
+        if is_hub_parquet(file):
+            found.setdefault(split_named(file.name), []).append(file)
+    return found
+
+
+def read_parquets(found: Mapping[str, list[Path]], columns: Mapping[str, str] | None = None) -> Source:
+    """Raises UserError for files that cannot be read, for images that lie elsewhere, and as `read_dataset`."""
+    first = next(iter(found.values()))[0]
+    cache = str(cache_folder() / "datasets")
+    try:
+        parts = {
+            split: _library(str(first)).Dataset.from_parquet([str(file) for file in files], cache_dir=cache)
+            for split, files in found.items()
+        }
+    except UserError:
+        raise
+    except Exception as error:  # on broken files it raises nearly anything
+        raise UserError(f"{first}: not a readable parquet file ({type(error).__name__})") from None
+    return read_dataset(parts, columns, first.parent, outside=False)
 
 
 def _rows(

@@ -14,7 +14,7 @@ from rmadapter.data.ignored import ignored_note
 from rmadapter.data.imagefolder import metadata, read_imagefolder
 from rmadapter.data.label_studio import is_label_studio, read_label_studio
 from rmadapter.data.marks import Marks, rows_of
-from rmadapter.data.saved import is_saved, read_saved
+from rmadapter.data.saved import hub_parquets, is_hub_parquet, is_saved, read_parquets, read_saved
 from rmadapter.data.scan import Source, image_files, scan_folder, scan_table
 from rmadapter.data.unpacked import inner, is_packed, unpacked
 from rmadapter.data.webdataset import class_names, is_sampled, read_shards, samples, shards
@@ -52,6 +52,8 @@ def open_source(
         raise UserError(f"{path}: {what}; give {KNOWN}")
     if path.suffix.lower() in SUFFIXES:
         _only_boxes(path, crops)
+        if is_hub_parquet(path):
+            return read_parquets({"all": [path]}, columns)
         return Source(path.parent, scan_table(path, outside, columns), Counter())
     if is_packed(path):
         return _archive(path, outside, columns, crops)
@@ -79,6 +81,9 @@ def _folder(folder: Path, outside: bool, columns: Mapping[str, str] | None, crop
     if is_saved(folder):
         _only_boxes(folder, crops)
         return read_saved(folder, outside, columns)
+    if parquets := hub_parquets(folder):
+        _only_boxes(folder, crops)
+        return read_parquets(parquets, columns)
     ignored: Counter[str] = Counter()
     if tables := metadata(folder):
         _only_boxes(folder, crops)
@@ -126,8 +131,8 @@ def _source(root: Path, marks: Mapping[str, Marks], crops: bool, whole: bool = T
 def _unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None:
     """Counts the other images of a folder, and the other files but for those that hold labels."""
     others: Counter[str] = Counter()
-    known = {os.path.realpath(image) for image in listed}
-    if count := sum(os.path.realpath(image) not in known for image in image_files(root, set(), others)):
+    known = {os.path.abspath(image) for image in listed}
+    if count := sum(os.path.abspath(image) not in known for image in image_files(root, set(), others)):
         ignored["images that no label names"] = count
     ignored.update({kind: count for kind, count in others.items() if kind not in LISTS})
 

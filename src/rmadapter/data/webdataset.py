@@ -13,7 +13,7 @@ from typing import Any
 
 from rmadapter.data.columns import USUAL
 from rmadapter.data.guard import formats
-from rmadapter.data.marks import UNLABELLED
+from rmadapter.data.marks import UNLABELLED, class_name
 from rmadapter.data.scan import SPLITS, Row, Rows, image_files, in_order, split_named
 from rmadapter.data.unpacked import unpacked
 from rmadapter.errors import UserError, quoted
@@ -24,15 +24,17 @@ FIELDS = (*USUAL["label"], "cls")
 
 
 def shards(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its tar files in order, by the name of a split's folder, else by their own."""
+    """Split -> its tar files in order, by the name of a split's folder, else by their own; nothing where they lie
+    beside other folders, as what those were unpacked from."""
     found: dict[str, list[Path]] = {}
     for file in in_order(file for file in folder.iterdir() if file.name.lower().endswith(SHARDS)):
         found.setdefault(split_named(file.name), []).append(file)
-    for below in sorted(folder.iterdir()):
-        if below.name.casefold() in SPLITS and below.is_dir():
-            inside = in_order(file for file in below.iterdir() if file.name.lower().endswith(SHARDS))
-            found.setdefault(SPLITS[below.name.casefold()], []).extend(inside)
-    return {split: files for split, files in found.items() if files}
+    for below in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        inside = in_order(file for file in below.iterdir() if file.name.lower().endswith(SHARDS))
+        if below.name.casefold() not in SPLITS or not inside:
+            return {}
+        found.setdefault(SPLITS[below.name.casefold()], []).extend(inside)
+    return found
 
 
 def read_shards(folder: Path, found: dict[str, list[Path]], ignored: Counter[str]) -> dict[str, Rows]:
@@ -66,7 +68,7 @@ def samples(folder: Path, names: Sequence[str], ignored: Counter[str]) -> Rows:
         label, used = _label(image.parent, stem, names)
         others[used] -= 1
         if label:
-            rows.append(Row(label, image))
+            rows.append(Row(class_name(label, str(image)), image))
         else:
             ignored[UNLABELLED] += 1
     ignored.update({kind: count for kind, count in others.items() if count > 0})
