@@ -132,7 +132,7 @@ def test_places_that_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lies in"):
         apply_decisions(data, chosen, data / "train/clean")
     (data / "list.csv").write_text("path,label\ntrain/blue/0.png,blue\ntrain/red/0.png,red\n")
-    with pytest.raises(UserError, match=r"the data is a table, so write a name that ends in \.csv"):
+    with pytest.raises(UserError, match=r"no folder of class folders, so write a name that ends in \.csv"):
         apply_decisions(data / "list.csv", chosen, tmp_path / "clean")
     without = decisions(tmp_path / "w.csv", (IMAGE, "blue"), columns="image,given")
     with pytest.raises(UserError, match="is called decision"):
@@ -157,3 +157,16 @@ def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pyt
         apply_decisions(data, chosen, tmp_path / "clean")
     assert contents(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_folder_of_another_format_becomes_a_list(colors: Path, tmp_path: Path) -> None:
+    home = tmp_path / "set"
+    shutil.copytree(colors / "train", home / "images")
+    rows = [f"images/{label}/{number}.png,{label}" for label in ("blue", "red") for number in (0, 1)]
+    (home / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    chosen = decisions(tmp_path / "d.csv", ("images/red/0.png", "relabel:blue"), columns="image,decision")
+    with pytest.raises(UserError, match=r"ends in \.csv"):
+        apply_decisions(home, chosen, tmp_path / "clean")
+    done = apply_decisions(home, chosen, tmp_path / "clean.csv")
+    assert done == Cleaned(images=4, relabelled=1, dropped=0)
+    assert "set/images/red/0.png,blue" in (tmp_path / "clean.csv").read_text()

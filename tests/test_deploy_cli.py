@@ -37,5 +37,5 @@ def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path) -> 
     refused(rmadapter("export", finished, "--precision", "x", "--out", tmp_path / "a"), "--precision x: write one of")
     refused(rmadapter("export", tmp_path, "--out", tmp_path / "a"), "not a finished run")
     gone = ["--data", tmp_path / "gone", *its_backbone(finished), "--out", tmp_path / "a"]
-    refused(rmadapter("export", finished, *gone), "gone: neither a folder")
+    refused(rmadapter("export", finished, *gone), "gone: no such file or folder")
     assert not list(tmp_path.iterdir())

@@ -84,9 +84,9 @@ def test_ambiguous_folders_are_refused(tmp_path: Path, paths: list[str], hint: s
 
 
 def test_neither_folder_nor_csv(tmp_path: Path) -> None:
-    refused(tmp_path / "gone", "gone: neither a folder")
+    refused(tmp_path / "gone", "gone: no such file or folder")
     (tmp_path / "a.txt").write_text("path,label")
-    refused(tmp_path / "a.txt", "a.txt: neither a folder")
+    refused(tmp_path / "a.txt", "a.txt: of no known format")
 
 
 def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_table_with_columns_of_any_name_and_groups(tmp_path: Path) -> None:
     refused(table, r"none of its columns \(foto, art, patient\) is called path")
     with pytest.raises(UserError, match="unknown kind 'labels'"):
         read_images(table, columns={"labels": "art"})
-    with pytest.raises(UserError, match="a folder has no columns"):
+    with pytest.raises(UserError, match="has no columns"):
         read_images(tmp_path, columns={"label": "art"})
 
 

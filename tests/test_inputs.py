@@ -14,7 +14,7 @@ from rmadapter.errors import UserError
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("b.jpg", "a/2.PNG", "a/1.png", "a/notes.txt", "c.heic", "d.heic", ".DS_Store", "a/.t/x.png", "README"):
+    for name in ("b.jpg", "a/2.PNG", "a/1.png", "a/notes.txt", "c.mov", "d.mov", ".DS_Store", "a/.t/x.png", "README"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
@@ -32,7 +32,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 def test_a_folder_is_searched_to_any_depth_in_order_and_what_is_no_image_is_counted(photos: Path) -> None:
     found = find_images(["photos"])
     assert [path.as_posix() for path in found.files] == ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
-    assert found.note == "5 files ignored: .heic 2, hidden 1, no suffix 1, .txt 1"
+    assert found.note == "5 files ignored: .mov 2, .txt 1, hidden 1, no suffix 1"
     assert found.folders == [photos]
     assert find_images(["photos/b.jpg"]).note == ""
 
@@ -50,7 +50,7 @@ def test_patterns(photos: Path) -> None:
     deep = find_images(["photos/**"])
     assert [path.as_posix() for path in deep.files] == ["photos/a/1.png", "photos/a/2.PNG", "photos/b.jpg"]
     assert deep.folders == [photos]
-    assert deep.note == "4 files ignored: .heic 2, no suffix 1, .txt 1"
+    assert deep.note == "4 files ignored: .mov 2, .txt 1, no suffix 1"
     (photos / "[1].png").write_bytes(b"x")
     assert names(["photos/[1].png"]) == ["photos/[1].png"]  # a file of that name comes first
 
@@ -108,7 +108,7 @@ def test_what_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://x.org/a.jpg", "'https://x.org/a.jpg': a web address"),
         ("-", "'http://x.org/a.jpg': a web address"),
         ("photos/empty", "photos/empty: no image of a kind"),
-        ("photos/*.heic", r"photos/\*.heic: no image of a kind that is read here \(2 files ignored: .heic 2\)"),
+        ("photos/*.mov", r"photos/\*.mov: no image of a kind that is read here \(2 files ignored: .mov 2\)"),
         ("photos/*.bmp", "no file matches this pattern"),
     ):
         with pytest.raises(UserError, match=hint):

@@ -70,7 +70,7 @@ def test_images_that_the_run_never_saw(saved: Saved, finished: Path, colors: Pat
         folder.rename(other / f"no {folder.name}")
     with pytest.raises(UserError, match="no readable image of the model's classes"):
         questions(finished, saved, other, False, 100)
-    with pytest.raises(UserError, match="neither a folder of class folders nor a CSV"):
+    with pytest.raises(UserError, match="no such file or folder"):
         questions(finished, saved, tmp_path / "gone", False, 100)
 
 

@@ -75,7 +75,7 @@ def test_a_table_with_columns_of_any_name_is_repeated_asked_and_grown(
     assert answer.code == 2
     assert "(foto, class, part of, patient) is called path or" in answer.err
     assert "--image-column" in answer.err
-    assert "a folder has no columns" in rmadapter("eval", "run", "data", *its, "--label-column", "class").err
+    assert "has no columns" in rmadapter("eval", "run", "data", *its, "--label-column", "class").err
     Path("data/new.tsv").write_text("foto\tclass\tpart of\tpatient\ntrain/red/5.png\tpink\ttrain\tq\n")
     grown = rmadapter("add", "run", "data/new.tsv", *columns, "--out", "grown", *its)
     assert grown.code == 0, grown.err

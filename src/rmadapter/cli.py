@@ -13,6 +13,7 @@ import typer
 from rmadapter.bench import cli as bench_cli
 from rmadapter.console import (
     Config,
+    Crops,
     GroupColumn,
     ImageColumn,
     Its,
@@ -81,7 +82,9 @@ def _options(
 
 
 def fit(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders, or table of path,label[,split].")],
+    data: Annotated[
+        Path, typer.Argument(help="Folder of class folders, table of path,label[,split], or as docs/data.md says.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command resumes it.")],
     method: Name = "",
     backbone: Backbone = None,
@@ -94,6 +97,7 @@ def fit(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
+    crops: Crops = False,
     names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call a class.")] = None,
     config: Config = None,
     sets: Sets = None,
@@ -118,10 +122,12 @@ def fit(
     lab = Lab(wanted.machine)
     given = read_names(names) if names else {}
     columns = named_columns(image_column, label_column, split_column, group_column)
-    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given, columns=columns)
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given, columns=columns, crops=crops)
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
-    record = run_fit(wanted.task, wanted.method, out, lab, wanted.name, command(), folds=folds, columns=columns)
+    record = run_fit(
+        wanted.task, wanted.method, out, lab, wanted.name, command(), folds=folds, columns=columns, crops=crops
+    )
     for text in record.notes:
         note(text)
     show(record, as_json)
@@ -155,6 +161,7 @@ def evaluate(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
+    crops: Crops = False,
     classes: Which = None,
     method: Name = "",
     backbone: Its = None,
@@ -179,7 +186,9 @@ def evaluate(
     settings = request.split(values, name)[2] | parse_overrides(sets or [])
     saved = load(run, backbone, method=method, settings=settings)
     columns = named_columns(image_column, label_column, split_column, group_column)
-    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given, columns=columns)
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given, columns=columns, crops=crops)
+    if ignored := next(iter(splits.values())).ignored:
+        note(ignored)
     _, scores = evaluate_saved(run, saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False))
     show_score(scores[0], as_json)
 

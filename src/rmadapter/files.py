@@ -96,6 +96,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         temporary.write_bytes(content)
 
 
+def cache_folder() -> Path:
+    """Where downloads and archives that were unpacked once are kept; all of it can be made again."""
+    if own := os.environ.get("RMADAPTER_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rmadapter"
+
+
 # Reading what others wrote
 
 

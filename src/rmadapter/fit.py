@@ -30,12 +30,13 @@ NOTHING = "no image was left to evaluate: add a test split, or more than one ima
 def fit(
     task: Task, method: Method | Auto, out: Path, lab: Lab, name: str = "", command: str = "",
     notes: tuple[str, ...] = (), folds: int | None = None, columns: Mapping[str, str] | None = None,
+    crops: bool = False,
 ) -> Record:  # fmt: skip
     """Do a task, and keep the model, the record and the report in a folder.
 
     method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and judges a run on all
     classes where there are too few other images; None for 4 where one of these needs it, 0 to leave judging out.
-    columns: of the table of the task's images, where they have not the usual names. A killed run goes on when called
+    columns, crops: how the task's images were read, as `read_images` has them. A killed run goes on when called
     again; a finished one is returned. Raises UserError when `out` holds another run, when another process is at work
     there, or when nothing can be written there.
     """
@@ -50,7 +51,7 @@ def fit(
             lab.folder = out / ACTIVATIONS
             done = _done(task, method, lab, name, Unfinished(out / STATE, key), folds)
             notes = (*done.record.notes, *notes, *(() if done.record.scores else (NOTHING,)))
-            found = {"key": key, "command": command, "notes": notes, "columns": dict(columns or {})}
+            found = {"key": key, "command": command, "notes": notes, "columns": dict(columns or {}), "crops": crops}
             record = done.record.model_copy(update=found)
             write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
             save_run(out, done.fitted, record.method.name, record, half(few.train, task.classes).written)

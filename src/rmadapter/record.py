@@ -130,8 +130,8 @@ class Record(Value):
 
     key: tells all that the figures depend on. protocol: of the bench, or "fit". variant: a row of an ablation; axis,
     value: the setting that varies. temperature: by which logits were divided, chosen on folds of the shots; None where
-    there were none. columns: of the table that its images came from, as `read_images` has them. seconds: frozen
-    activations, train, evaluate, total. command: as it was given.
+    there were none. columns: of the table that its images came from, and crops: whether they are boxes of images, as
+    `read_images` has them. seconds: frozen activations, train, evaluate, total. command: as it was given.
     """
 
     format: Literal[2]
@@ -163,6 +163,7 @@ class Record(Value):
     notes: Annotated[tuple[str, ...], FailFast()] = ()
     command: str = ""
     columns: Annotated[dict[str, str], Field(max_length=10)] = Field(default_factory=dict)
+    crops: bool = False
 
     def score(self, name: str) -> Score | None:
         return next((score for score in self.scores if score.name == name), None)

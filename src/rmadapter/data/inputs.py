@@ -12,7 +12,12 @@ from pathlib import Path
 
 from rmadapter.data.columns import SUFFIXES, read_rows
 from rmadapter.data.guard import URL, formats, listed_image
+from rmadapter.data.ignored import ignored_note
+from rmadapter.data.saved import is_library
 from rmadapter.data.scan import image_files, in_order
+from rmadapter.data.sources import ANNOTATED, annotated, open_source
+from rmadapter.data.unpacked import is_packed, unpacked
+from rmadapter.data.webdataset import shards
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
 
@@ -29,14 +34,16 @@ class Inputs:
     @property
     def note(self) -> str:
         """ "5 files ignored: .heic 3, .txt 2", or nothing."""
-        kinds = ", ".join(f"{suffix} {count}" for suffix, count in self.ignored.most_common())
-        count = self.ignored.total()
-        return f"{count} file{'s' * (count > 1)} ignored: {kinds}" if count else ""
+        return ignored_note(self.ignored)
 
 
-def find_images(words: Sequence[str], column: str = "", outside: bool = False, none: bool = False) -> Inputs:
-    """words: files, folders (searched to any depth), patterns such as "photos/*.jpg", tables (CSV, TSV, parquet), and -
-    for paths on stdin, one a line.
+def find_images(
+    words: Sequence[str], column: str = "", outside: bool = False, none: bool = False, crops: bool = False
+) -> Inputs:
+    """words: files, folders (searched to any depth), patterns such as "photos/*.jpg", tables (CSV, TSV, parquet, JSON
+    lines), archives, folders that `datasets` saved, annotations (JSON of COCO, Label Studio or FiftyOne, YOLO's
+    data.yaml), and - for paths on stdin, one a line. crops: the boxes of the annotations that are given, or lie in a
+    folder that is.
 
     column: of a table, whose paths are relative to its folder; outside: whether they may lead out of it. A file that
     is named is taken as it is, whatever it holds. none: whether there may be no image any more, since all of them were
@@ -47,17 +54,27 @@ def find_images(words: Sequence[str], column: str = "", outside: bool = False, n
         for name in _lines() if word == "-" else [word]:
             if URL.match(name):
                 raise UserError(f"{name!r:.200}: a web address; fetch the image first, as with `curl -O`")
-            _add(found, name, column, outside, none)
+            _add(found, name, column, outside, none, crops)
     if not found.files and not none:
         why = f" ({found.note})" if found.note else ""
         raise UserError(f"{', '.join(words)[:200]}: no image of a kind that is read here{why}")
     return found
 
 
-def _add(found: Inputs, name: str, column: str, outside: bool, none: bool) -> None:
+def _add(found: Inputs, name: str, column: str, outside: bool, none: bool, crops: bool) -> None:
     path = user_path(name)
-    if os.path.isdir(path):
+    if crops or is_library(path):
+        source = open_source(path, outside, crops=crops)
+        found.files += dict.fromkeys(row.image for rows in source.splits.values() for row in rows)
+        found.ignored += source.ignored
+    elif os.path.isdir(path):
+        for shard in [file for files in shards(path).values() for file in files]:
+            _search(found, unpacked(shard))
         _search(found, path)
+    elif os.path.isfile(path) and path.suffix.lower() in ANNOTATED:
+        found.files += dict.fromkeys(image for marks in annotated(path, outside).values() for image in marks)
+    elif os.path.isfile(path) and is_packed(path):
+        _search(found, unpacked(path))
     elif path.suffix.lower() in SUFFIXES:
         found.files += _of_table(path, column, outside)
     elif glob.has_magic(name) and not os.path.lexists(path):

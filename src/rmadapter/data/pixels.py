@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rmadapter.data.guard import EXIF, check_size, open_image, shrink
+from rmadapter.data.ignored import RAW, advice
 from rmadapter.errors import UserError
 from rmadapter.files import plain_file
 
@@ -40,6 +41,8 @@ def load_image(source: ImageSource) -> Image.Image:
             return _rgb(source)
     if not isinstance(source, (str, os.PathLike)):
         raise UserError(f"an image is a path, a PIL image or a NumPy array, not {type(source).__name__}")
+    if str(source).lower().endswith(RAW):  # which Pillow would take for a small TIFF
+        raise UserError(f"{source}: {advice(str(source))}")
     with reading(str(source)), plain_file(source) as file:
         return _rgb(open_image(file))
 
@@ -53,7 +56,8 @@ def reading(name: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name}: {error}; make it smaller or leave it out") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name}: not an image of a kind that is read here") from None
+        more = f"; {hint}" if (hint := advice(name)) else ""
+        raise UserError(f"{name}: not an image of a kind that is read here{more}") from None
     except Exception as error:  # on broken files Pillow's readers raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{name}: not a readable image ({reason})") from error

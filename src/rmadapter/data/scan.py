@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,17 @@ class Row(NamedTuple):
 
 Rows: TypeAlias = list[Row]
 
+
+class Source(NamedTuple):
+    """What a data set says of its images. root: what their names are relative to. splits: "train", "val" and "test", or
+    "all". ignored: how many files are not read, by suffix or another reason."""
+
+    root: Path
+    splits: dict[str, Rows]
+    ignored: Counter[str]
+
+
+CLASSNAMES = "classnames.json"
 SYSTEM = {("/", name) for name in ("dev", "proc", "sys")}  # what is a file there may never end
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -39,32 +51,49 @@ def _folders(path: Path) -> list[Path]:
     return sorted(inside, key=lambda entry: order(entry.name))
 
 
-def scan(data: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> dict[str, Rows]:
-    """Either of the two that follow."""
-    return scan_table(data, outside, columns) if data.is_file() else scan_folder(data)
+def split_named(name: str) -> str:
+    """The split that a file or folder is called by: "instances_val2017" -> "val"; "all" where there is none."""
+    return next((SPLITS[word] for word in re.findall("[a-z]+", name.casefold()) if word in SPLITS), "all")
 
 
-def scan_folder(root: Path) -> dict[str, Rows]:
-    """Split -> rows sorted by class and file; {"all": ...} where no split folders lie above the class folders."""
+def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Rows]:
+    """Split -> rows sorted by class and file; {"all": ...} where no split folders lie above the class folders.
+
+    ignored: counts the other files by their suffix.
+    """
+    ignored = Counter() if ignored is None else ignored
     if (real := root.resolve()).parts[:2] in SYSTEM:
         raise UserError(f"{root}: {real.parts[1]} is a folder of the system, which holds no images")
     inside = _folders(root)
     splits = [folder for folder in inside if folder.name.casefold() in SPLITS]
     if not splits or (len(splits) < len(inside) and not any(_folders(folder) for folder in splits)):
-        return {"all": _scan_classes(root)}  # "train" may well be a class of vehicles
+        return {"all": _scan_classes(root, ignored)}  # "train" may well be a class of vehicles
     if len(splits) < len(inside):
         other = next(folder for folder in inside if folder not in splits)
         raise UserError(f"{root}: holds {splits[0].name!r} beside {other.name!r}: keep either splits or classes there")
     found: dict[str, Rows] = {}
+    _count(root, ignored)
     for folder in splits:
         name = SPLITS[folder.name.casefold()]
         if name in found:
             raise UserError(f"{root}: {folder.name!r} is a second folder for the split {name!r}: merge the two")
-        found[name] = _scan_classes(folder)
+        found[name] = _scan_classes(folder, ignored)
     return {name: found[name] for name in ("train", "val", "test") if name in found}
 
 
-def _scan_classes(parent: Path) -> Rows:
+def _count(folder: Path, ignored: Counter[str]) -> None:
+    """The files of a folder that should hold folders alone."""
+    for path in folder.iterdir():
+        if path.is_file() and path.name != CLASSNAMES:
+            image = path.suffix.lower() in formats() and not path.name.startswith(".")
+            ignored["images outside of class folders" if image else _kind(path)] += 1
+
+
+def _kind(path: Path) -> str:
+    return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
+
+
+def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
     """All images of all class folders; a class folder without any stands for itself, as a bad file."""
     classes = _folders(parent)
     if not classes:
@@ -77,7 +106,8 @@ def _scan_classes(parent: Path) -> Rows:
         if (below := _folders(folder)) and all(inner.name.casefold() in SPLITS for inner in below):
             raise UserError(f"{folder}: holds splits, so it is a data set and not a class: give that folder instead")
         seen = barred - ({folder.resolve()} if not folder.is_symlink() else set())
-        rows += [Row(folder.name, image) for image in image_files(folder, seen) or [folder]]
+        rows += [Row(folder.name, image) for image in image_files(folder, seen, ignored) or [folder]]
+    _count(parent, ignored)
     return rows
 
 
@@ -91,11 +121,10 @@ def image_files(folder: Path, seen: set[Path], ignored: Counter[str] | None = No
         real = Path(here).resolve()
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         for path in [Path(here, name) for name in files] if real not in seen else []:
-            suffix, hidden = path.suffix.lower(), path.name.startswith(".")
-            if suffix in formats() and not hidden:
+            if path.suffix.lower() in formats() and not path.name.startswith("."):
                 images.append(path)
             elif ignored is not None:
-                ignored["hidden" if hidden else suffix or "no suffix"] += 1
+                ignored[_kind(path)] += 1
         seen.add(real)
     return in_order(images)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ from rmadapter.data.fewshot import read_split
 from rmadapter.data.images import ImageSource
 from rmadapter.data.names import key
 from rmadapter.data.pixels import complaint
-from rmadapter.data.scan import scan
+from rmadapter.data.scan import Source
+from rmadapter.data.sources import open_source
 from rmadapter.data.transforms import decoded
 from rmadapter.deploy.graph import Answers
 from rmadapter.deploy.runtime import BATCH, Model
@@ -147,41 +148,37 @@ def questions(run: Path, saved: Saved, data: Path | None, outside: bool, most: i
     Raises UserError for data that has no image of the model's classes.
     """
     if data is not None:
-        return _of(user_path(data), saved, set(), outside, most)
+        return _of(user_path(data), open_source(data, outside), saved, set(), most)
     with suppress(UserError):  # moved, changed, or all of it was trained on
-        return _of(_home(run), saved, _drawn(run), True, most, read_record(run / RECORD).columns)
+        return _of(*_opened(run), saved, _drawn(run), most)
     return Questions("generated", generated(GENERATED))
 
 
 def training(run: Path, most: int = 256) -> Sequence[ImageSource]:
     """Images that the run was trained on, at most so many, where they are still there, else generated ones."""
     with suppress(UserError):
-        home, names = _home(run), sorted(_drawn(run))
+        root, names = _opened(run)[1].root, sorted(_drawn(run))
         random.Random(0).shuffle(names)
-        root = home.parent if home.is_file() else home
         if found := [root / name for name in names[:most] if not complaint(root / name)]:
             return found
     return generated(GENERATED)
 
 
-def _home(run: Path) -> Path:
-    """Of the run's images. Raises UserError where nothing says it."""
+def _opened(run: Path) -> tuple[Path, Source]:
+    """The run's own data. Raises UserError where nothing says it, or it is not there."""
     if not (run / WEIGHTS).is_file():
         raise UserError(f"{run}: not a run of this version")
-    return user_path(read_record(run / RECORD).task.data)
+    record = read_record(run / RECORD)
+    home = user_path(record.task.data)
+    return home, open_source(home, True, record.columns, record.crops)
 
 
 def _drawn(run: Path) -> set[str]:
     return {name for name, _, _ in read_split(run / "split.json").train}
 
 
-def _of(
-    data: Path, saved: Saved, drawn: set[str], outside: bool, most: int, columns: Mapping[str, str] | None = None
-) -> Questions:
-    if not data.exists():
-        raise UserError(f"{data}: neither a folder of class folders nor a CSV file of path,label[,split]")
-    there = scan(data, outside, columns)
-    root = data.parent if data.is_file() else data
+def _of(data: Path, source: Source, saved: Saved, drawn: set[str], most: int) -> Questions:
+    root, there, _ = source
     rows = there.get("test") or [row for part in there.values() for row in part if _name(row.image, root) not in drawn]
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}
     known = [row for row in rows if key(row.label) in places]

@@ -11,8 +11,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from rmadapter.backbones.pocket import cache_folder
 from rmadapter.errors import UserError
+from rmadapter.files import cache_folder
 
 PAGE = Path(__file__).parents[1] / "assets/web"
 NAME, VERSION = "onnxruntime-web", "1.30.0"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from rmadapter.console import ImageColumn, Its, Json, Name, Outside, Quiet, SkipBad, bar, note, table, track
+from rmadapter.console import Crops, ImageColumn, Its, Json, Name, Outside, Quiet, SkipBad, bar, note, table, track
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SHOWN = 20  # images in a table
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, CSV or parquet tables; - for stdin.")],
+    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, tables, archives; - for stdin.")],
     names: Annotated[str | None, typer.Option("--names", help='Other class names, as "cat,dog,zebra".')] = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
     out: Annotated[Path | None, typer.Option("--out", help="File of answers: .csv, .jsonl or .parquet.")] = None,
@@ -40,6 +40,7 @@ def predict(
         bool, typer.Option("--unfamiliar", help="Tell how unlike the training images each one is.")
     ] = False,
     image_column: ImageColumn = "",
+    crops: Crops = False,
     skip_bad: SkipBad = False,
     outside: Outside = False,
     method: Name = "",
@@ -65,13 +66,13 @@ def predict(
     sorter = _sorter(sort_into, move, link, labels, unsure)
     path = sorter.root / "answers.csv" if sorter and not out else out
     if path is None:
-        found = _found(find_images(images, image_column, outside))
+        found = _found(find_images(images, image_column, outside, crops=crops))
         _show(found.files, asker, unsure, skip_bad, as_json, unfamiliar)
         return
     header = columns(asker.top, sorter is not None, zero_shot, unfamiliar)
     settings = [header, unsure, *([] if sorter is None else sorter.settings)]
     file = OutFile(path, header, _key(run, asker, settings))
-    found = _found(find_images(images, image_column, outside, none=file.partial.exists()))
+    found = _found(find_images(images, image_column, outside, none=file.partial.exists(), crops=crops))
     if sorter:
         sorter.check(found.folders, found.files)
     facts = write_answers(found.files, asker, unsure, skip_bad, file, sorter)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rmadapter.console import (
+    Crops,
     GroupColumn,
     ImageColumn,
     Its,
@@ -35,6 +36,7 @@ def add(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
+    crops: Crops = False,
     old_data: Annotated[Path | None, typer.Option(help="Where the run's own images lie by now.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="New images per class, by default as for the run.")] = None,
     method: Name = "",
@@ -46,14 +48,14 @@ def add(
 ) -> None:
     """A run that knows more: classes by name alone, or trained again with more images."""
     from rmadapter.checkpoint import load
-    from rmadapter.data.columns import SUFFIXES
+    from rmadapter.data.sources import is_source
     from rmadapter.runs.grow import add_images, add_names
     from rmadapter.show import show
 
     saved, data = load(run, backbone, method=method), Path(what[0])
     columns = named_columns(image_column, label_column, split_column, group_column)
-    if len(what) == 1 and (data.is_dir() or data.suffix.lower() in SUFFIXES):
-        record = add_images(run, saved, data, out, old_data, shots, skip_bad, outside, command(), columns)
+    if len(what) == 1 and (data.is_dir() or is_source(data)):
+        record = add_images(run, saved, data, out, old_data, shots, skip_bad, outside, command(), columns, crops)
         for text in record.notes:
             note(text)
         show(record, as_json)
@@ -89,6 +91,8 @@ def compare(
     if split not in splits:
         raise UserError(f"there is no {split} split in the data: give --split one of {', '.join(splits)}")
     images = splits[split]
+    if images.ignored:
+        note(images.ignored)
     lines = compared([(run, load(run, backbone, method=method)) for run in runs], images)
     if as_json:
         facts = {"images": len(images), "classes": len(images.classes), "runs": [line.json() for line in lines]}

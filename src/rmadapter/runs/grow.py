@@ -11,10 +11,12 @@ from pathlib import Path
 
 from rmadapter.checkpoint import CONFIG, IMAGES, MODEL, RECORD, Saved, save
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
+from rmadapter.data.ignored import ignored_note
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.data.names import key, nfc, prompt_names
 from rmadapter.data.pixels import content
-from rmadapter.data.scan import Row, Rows, scan
+from rmadapter.data.scan import Row, Rows, Source
+from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError
 from rmadapter.files import user_path, write_json, write_text
 from rmadapter.fit import fit
@@ -56,19 +58,24 @@ def add_images(
     outside: bool = False,
     command: str = "",
     columns: Mapping[str, str] | None = None,
+    crops: bool = False,
 ) -> Record:
     """Train again on the images that a run was trained on and on new ones, and evaluate again.
 
     data: of old and new classes, in any layout that `read_images` knows; `shots` of each class are drawn, by default as
     many as for the run. Its test split, or what was not drawn, joins the images that the run was tested on. old: where
-    the run's own data lies by now. columns: of its table, as `read_images` has them. Raises UserError when the old data
-    is gone or has changed, when a class would be there twice, and when `out` holds another run.
+    the run's own data lies by now. columns, crops: of the new data, as `read_images` has them. Raises UserError when
+    the old data is gone or has changed, when a class would be there twice, and when `out` holds another run.
     """
     if not (run / RECORD).is_file():
         raise UserError(f"{run}: a model that was saved by itself does not say which images it was fitted to")
     record = read_record(run / RECORD)
     shots = record.task.shots if shots is None else shots
-    rows, counts = _grown(run, saved, record, user_path(data), old, shots, outside, columns)
+    home = _home(run, record, old)
+    its = record.columns or ({} if home.name == IMAGES else columns)  # its own list has the usual names
+    opened = open_source(home, outside, its, record.crops)
+    fresh = open_source(data, outside, columns, crops)
+    rows, counts = _grown(run, saved, record, opened, _called(fresh.splits, data, saved), data, shots)
     name, values = read_config(run / CONFIG)
     wanted = Request.make(values, name, data=str(out / IMAGES))
     task = configured(wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name})
@@ -77,33 +84,36 @@ def add_images(
         _write_list(out, rows, saved)
     lab.add_backbone(saved.fitted.backbone)
     lab.add(task.data, read_images(out / IMAGES, skip_bad=skip_bad, outside=True))
-    notes = (f"trained on the {counts[0]} images of {run.name} and {counts[1]} new ones",)
+    notes: tuple[str, ...] = (f"trained on the {counts[0]} images of {run.name} and {counts[1]} new ones",)
+    notes += (ignored_note(fresh.ignored),) if fresh.ignored else ()
     return fit(task, wanted.method, out, lab, name, command, notes)
 
 
 Listed = list[tuple[str, Row]]  # split, row
 
 
-def _grown(
-    run: Path, saved: Saved, record: Record, data: Path, old: Path | None, shots: int, outside: bool,
-    columns: Mapping[str, str] | None,
-) -> tuple[Listed, tuple[int, int]]:  # fmt: skip
-    """Every image with its split and label, and how many old and new ones are trained on."""
+def _home(run: Path, record: Record, old: Path | None) -> Path:
     home = user_path(old or record.task.data)
     if not home.exists():
         raise UserError(f"{run}: its data {str(home)!r} is not there; --old-data says where it lies now")
+    return home
+
+
+def _grown(
+    run: Path, saved: Saved, record: Record, opened: Source, new: Mapping[str, Rows], data: Path, shots: int
+) -> tuple[Listed, tuple[int, int]]:
+    """Every image with its split and label, and how many old and new ones are trained on."""
     try:
-        few = read_split(run / "split.json").images(home.parent if home.is_file() else home)
+        few = read_split(run / "split.json").images(opened.root)
     except UserError as error:
         raise UserError(f"{run}: {error}; --old-data says where its data lies now") from None
     kept = {key(str(label)): str(label) for label in saved.labels}  # those that it was trained on
-    its = record.columns or ({} if home.name == IMAGES else columns)  # its own list has the usual names
-    there = scan(home, outside, its)
+    there = opened.splits
     groups = {row.image: row.group for rows in there.values() for row in rows}
     train, val = (_known(_rows(images, groups), kept) for images in (few.train, few.val))
     tests = _known(there.get("test", [row for name in ("train", "all") for row in there.get(name, [])]), kept)
 
-    new, seen = _new(data, outside, columns, kept), {_content(row.image) for row in train}
+    seen = {_content(row.image) for row in train}
     source = [row for row in new.get("train", new.get("all", [])) if _content(row.image) not in seen]
     rng = random.Random(record.task.seed)
     more = [source[i] for i in sample_shots(_numbers(source), shots, rng)]
@@ -131,9 +141,9 @@ def _known(rows: Rows, kept: dict[str, str]) -> Rows:
     return [row._replace(label=kept[key(row.label)]) for row in rows if key(row.label) in kept]
 
 
-def _new(data: Path, outside: bool, columns: Mapping[str, str] | None, kept: dict[str, str]) -> dict[str, Rows]:
+def _called(found: Mapping[str, Rows], data: Path, saved: Saved) -> dict[str, Rows]:
     """The new images; a class that the run has already is called as there."""
-    found, spelled = scan(data, outside, columns), dict(kept)
+    spelled = {key(str(label)): str(label) for label in saved.labels}
     for split in sorted(found, key=lambda split: split != "train"):
         for label in prompt_names(list(dict.fromkeys(row.label for row in found[split])), where=f"{data} ({split}): "):
             spelled.setdefault(key(label), label)

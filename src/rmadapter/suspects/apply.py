@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.data.columns import read_rows
-from rmadapter.data.scan import Row, Rows, scan
+from rmadapter.data.scan import Row, Rows
+from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.files import user_path, write_text
 from rmadapter.suspects.find import training
@@ -40,7 +41,7 @@ def apply_decisions(
 ) -> Cleaned:  # fmt: skip
     """Write a copy of a data set in which training images are dropped or have another label.
 
-    data: a folder of class folders, of which the images and classnames.json are copied, or a table, of which a list
+    data: a folder of class folders, of which the images and classnames.json are copied, or any other, of which a list
     path,label[,split][,group] is written. decisions: a table of the columns image and decision, as suspects.csv has
     them with given and suggested: keep or nothing, drop, relabel (as suggested) or relabel:CLASS. out: a folder, or for
     a table a .csv file. columns, outside: as `read_images` has them.
@@ -48,15 +49,15 @@ def apply_decisions(
     image, and where `out` is there already or lies in the data.
     """
     path, target = user_path(data), user_path(out)
-    _check(path, target)
-    found = scan(path, outside, columns)
+    root, found, _ = open_source(path, outside, columns)
+    folders = path.is_dir() and _in_class_folders(found, path)
+    _check(path, target, folders)
     rows = training(found, path)
-    root = path if path.is_dir() else path.parent
     chosen = _decided(user_path(decisions), rows, root, path)
     splits = {name: [(row, row.label) for row in some] for name, some in found.items()}
     own = "train" if "train" in found else "all"
     splits[own] = [(row, chosen.get(i, row.label)) for i, row in enumerate(rows) if chosen.get(i) != DROP_IT]
-    if path.is_dir():
+    if folders:
         with _whole(target) as folder:
             _copy(path, splits, folder)
     else:
@@ -74,11 +75,21 @@ DROP_IT = ""  # in place of a label, which is never empty
 Labelled = list[tuple[Row, str]]  # images, and the labels that they get
 
 
-def _check(path: Path, target: Path) -> None:
+def _in_class_folders(found: Mapping[str, Rows], root: Path) -> bool:
+    """Whether every image lies in a folder that is called as its class, with or without one for the split above."""
+    depth = 0 if "all" in found else 1
+    rows = [row for some in found.values() for row in some]
+    return all(
+        row.image.is_relative_to(root) and row.image.relative_to(root).parts[depth : depth + 1] == (row.label,)
+        for row in rows
+    )
+
+
+def _check(path: Path, target: Path, folders: bool) -> None:
     if os.path.lexists(target):
         raise UserError(f"{target}: is there already; choose another --out, or delete it")
-    if not path.is_dir() and target.suffix.lower() != ".csv":
-        raise UserError(f"--out {target}: the data is a table, so write a name that ends in .csv")
+    if not folders and target.suffix.lower() != ".csv":
+        raise UserError(f"--out {target}: the data is no folder of class folders, so write a name that ends in .csv")
     if path.is_dir() and path.resolve() in target.resolve().parents:
         raise UserError(f"{target}: lies in {path}, which stays as it is; choose another --out")
 

@@ -13,7 +13,7 @@ from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.data.names import Label
 from rmadapter.data.pixels import complaint
-from rmadapter.data.scan import scan
+from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
 from rmadapter.folds import FOLDS, Folds, split
@@ -120,7 +120,7 @@ def find_suspects(
 
 
 def training(splits: Mapping[str, Any], path: Path) -> Any:
-    """What is trained on, of `read_images` or `scan`. Raises UserError where nothing is."""
+    """What is trained on, of `read_images` or `open_source`. Raises UserError where nothing is."""
     found = splits.get("train", splits.get("all"))
     if not found:
         raise UserError(f"{path}: no train images: the data has only {', '.join(splits)}; add a train split")
@@ -132,7 +132,7 @@ def _broken(
 ) -> list[Suspect]:
     """The training files that cannot be read."""
     images = training(splits, path)
-    good, rows = {*images.images}, training(scan(path, outside, columns), path)
+    good, rows = {*images.images}, training(open_source(path, outside, columns).splits, path)
     bad = [row for row in rows if row.image not in good and not row.image.is_dir()]
     named = replace(images, images=tuple(row.image for row in bad), labels=(0,) * len(bad), groups=())
     reasons = [complaint(row.image).removeprefix(f"{row.image}: ") for row in bad]

@@ -1,0 +1,72 @@
+"""COCO's JSON: images, annotations and categories (cocodataset.org/#format-data), also from Roboflow and FiftyOne.
+
+An annotation without a box labels the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data.guard import listed_image
+from rmadapter.data.marks import Mark, Marks, shaped
+from rmadapter.data.scan import SPLITS, split_named
+from rmadapter.errors import UserError, quoted
+
+KIND = "a COCO file"
+
+
+def is_coco(value: Any) -> bool:
+    return isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys()
+
+
+def coco_files(folder: Path) -> dict[str, Path]:
+    """Split -> file, where a folder is laid out as COCO (annotations/instances_train2017.json) or as Roboflow exports
+    it (train/_annotations.coco.json). Raises UserError for two files of a split."""
+    found: dict[str, Path] = {}
+    files = sorted((folder / "annotations").glob("instances_*.json"))
+    files += [file for file in sorted(folder.glob("*/_annotations.coco.json")) if file.parent.name.casefold() in SPLITS]
+    files += sorted(folder.glob("_annotations.coco.json"))
+    for file in files:
+        split = split_named(file.parent.name if file.name.startswith("_") and file.parent != folder else file.stem)
+        if (other := found.setdefault(split, file)) is not file:
+            raise UserError(f"{folder}: {other.name} and {file.name} are both of the split {split!r}: keep one there")
+    return found
+
+
+def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Marks:
+    """The images in the order of the file. Raises UserError for a file of another shape, ids that are there twice or
+    nowhere, and paths that lead out of the folder unless `outside` allows them."""
+    with shaped(path, KIND):
+        names = {row["id"]: str(row["name"]) for row in value["categories"]}
+        listed: dict[Any, Mapping[str, Any]] = {}
+        for row in value["images"]:
+            if listed.setdefault(row["id"], row) is not row:
+                raise UserError(f"{path}: two images have the id {quoted(row['id'])}")
+        base = _base(path, [str(row["file_name"]) for row in listed.values()])
+        files = {
+            number: listed_image(base / path.name, f"{path}: image {quoted(number)}", str(row["file_name"]), outside)
+            for number, row in listed.items()
+        }
+        marks: Marks = {file: [] for file in files.values()}
+        for number, row in enumerate(value["annotations"]):
+            where = f"{path}: annotation {quoted(row.get('id', number))}"
+            image, category = row["image_id"], row["category_id"]
+            if image not in listed or category not in names:
+                what = f"image {quoted(image)}" if image not in listed else f"category {quoted(category)}"
+                raise UserError(f"{where} is of {what}, which the file does not list")
+            crowd = row.get("iscrowd")  # whose box is around many
+            box, sides = () if crowd else row.get("bbox") or (), listed[image]
+            size = (sides.get("width"), sides.get("height"))
+            marks[files[image]].append(Mark(names[category], where, box, size))
+    return marks
+
+
+def _base(path: Path, names: list[str]) -> Path:
+    """The folder that the names are relative to: beside the file, or where COCO and FiftyOne have it."""
+    home, split = path.parent, path.stem.rpartition("_")[2]
+    places = [home, home / "images", home / "data"]
+    if home.name == "annotations":
+        places += [home.parent / split, home.parent / "images" / split, home.parent / "images", home.parent]
+    return next((place for place in places if names and (place / names[0]).exists()), home)

@@ -1,0 +1,32 @@
+"""Files that are not read: what a note calls them, and what a person can do about them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+HEIC = (".heic", ".heics", ".heif", ".heifs", ".hif")
+RAW = (
+    ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".orf", ".pef",
+    ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+)  # fmt: skip
+
+
+def advice(name: str) -> str:
+    """What makes an image readable of whose suffix `name` ends; "" where nothing is known."""
+    suffix = os.path.splitext(f"x{name}" if name.startswith(".") else name)[1].lower()
+    if suffix in RAW:
+        return f"{suffix} is a camera's RAW format: convert it to JPEG first"
+    return f"pip install 'rmadapter[heic]' reads {suffix}" if suffix in HEIC else ""
+
+
+def ignored_note(ignored: Counter[str]) -> str:
+    """ "5 files ignored: .heic 3, .txt 2; pip install 'rmadapter[heic]' reads .heic", or nothing.
+
+    ignored: number of files by suffix, or by another reason why they are left out.
+    """
+    ordered = sorted(ignored, key=lambda kind: (-ignored[kind], kind))
+    kinds = ", ".join(f"{kind} {ignored[kind]}" for kind in ordered)
+    more = dict.fromkeys(text for kind in ordered if kind.startswith(".") and (text := advice(kind)))
+    count = ignored.total()
+    return "; ".join([f"{count} file{'s' * (count > 1)} ignored: {kinds}", *more]) if count else ""

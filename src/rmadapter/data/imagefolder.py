@@ -1,0 +1,57 @@
+"""Hugging Face's ImageFolder with metadata: file_name and a label in metadata.csv, .jsonl or .parquet
+(huggingface.co/docs/datasets/image_dataset), in the folder or in each of its split folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+
+from rmadapter.data.columns import header
+from rmadapter.data.scan import SPLITS, Rows, scan_table
+from rmadapter.errors import UserError
+
+FILE = "file_name"
+
+
+def metadata(folder: Path) -> dict[str, Path]:
+    """Split -> its table, "" for one of the whole folder; nothing where none has the column file_name."""
+    found = _table(folder)
+    if found:
+        return {"": found}
+    below = [each for each in sorted(folder.iterdir()) if each.name.casefold() in SPLITS and each.is_dir()]
+    tables = {each.name.casefold(): table for each in below if (table := _table(each))}
+    return {SPLITS[name]: table for name, table in tables.items()}
+
+
+def _table(folder: Path) -> Path | None:
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        file = folder / f"metadata{suffix}"
+        if file.is_file() and FILE in (name.strip().casefold() for name in header(file)):
+            return file
+    return None
+
+
+def read_imagefolder(
+    tables: Mapping[str, Path], outside: bool = False, columns: Mapping[str, str] | None = None
+) -> dict[str, Rows]:
+    """Split -> rows in the order of its table. Of a table for all of them, a column says the split, or else the first
+    folder of each path. Raises UserError as `scan_table`."""
+    named = {**(columns or {}), "image": (columns or {}).get("image") or FILE}
+    found: dict[str, Rows] = {}
+    for split, table in tables.items():
+        for own, rows in scan_table(table, outside, named).items():
+            if split and own not in ("all", split):
+                raise UserError(f"{table}: has images of the split {own!r}")
+            for row in rows:
+                name = split or (own if own != "all" else _first(row.image, table.parent))
+                found.setdefault(name, []).append(row)
+    if "all" in found and len(found) > 1:
+        counts = Counter({name: len(rows) for name, rows in found.items()})
+        raise UserError(f"{tables['']}: {counts['all']} of its images lie in no folder of a split, and others do")
+    return found
+
+
+def _first(image: Path, home: Path) -> str:
+    parts = PurePath(image).relative_to(home).parts if image.is_relative_to(home) else ()
+    return SPLITS.get(parts[0].casefold(), "all") if len(parts) > 1 else "all"

@@ -1,0 +1,88 @@
+"""Label Studio's exports JSON and JSON-MIN (labelstud.io/guide/export): choices, and rectangles for crops."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from rmadapter.data.columns import USUAL
+from rmadapter.data.guard import URL, check_inside, formats
+from rmadapter.data.marks import Mark, Marks, shaped
+from rmadapter.errors import UserError, quoted
+
+KIND = "a Label Studio export"
+CHOICE = ("choice", "choices", *USUAL["label"])
+BOXES = "rectanglelabels"
+
+
+def is_label_studio(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -> Marks:
+    """The images in the order of the file; annotations that were cancelled do not count. Raises UserError for a file
+    of another shape, a task without an image, and paths that lead out of the folder unless `outside` allows them."""
+    marks: Marks = {}
+    with shaped(path, KIND):
+        for number, task in enumerate(tasks):
+            where = f"{path}: task {quoted(task.get('id', number))}"
+            full = isinstance(task.get("data"), dict)
+            written = _written(where, task["data"] if full else task)
+            image = _file(path, where, written, str(task.get("file_upload") or ""), outside)
+            marks.setdefault(image, []).extend(_full(where, task) if full else _short(where, task))
+    return marks
+
+
+def _written(where: str, data: Mapping[str, Any]) -> str:
+    """The image, by its usual key or else by its suffix."""
+    texts = {key: value for key, value in data.items() if isinstance(value, str)}
+    usual = [texts[key] for key in USUAL["image"] if key in texts]
+    found = usual or [text for text in texts.values() if Path(unquote(text)).suffix.lower() in formats()]
+    if not found:
+        raise UserError(f"{where} names no image")
+    return found[0]
+
+
+def _full(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
+    for annotation in task.get("annotations") or task.get("completions") or ():
+        for result in () if annotation.get("was_cancelled") else annotation["result"]:
+            value = result["value"]
+            yield from (Mark(str(name), where) for name in value.get("choices", ()))
+            yield from _boxes(where, [value])
+
+
+def _short(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
+    for key in CHOICE:
+        if isinstance(value := task.get(key), str):
+            yield Mark(value, where)
+        elif isinstance(value, dict):
+            yield from (Mark(str(name), where) for name in value["choices"])
+        elif isinstance(value, list):
+            yield from _boxes(where, value)
+
+
+def _boxes(where: str, values: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
+    """Rectangles, in percent of the image."""
+    for value in values:
+        for name in value.get(BOXES, ()):
+            box = (value["x"], value["y"], value["width"], value["height"])
+            yield Mark(str(name), where, box, (100, 100))
+
+
+def _file(path: Path, where: str, written: str, upload: str, outside: bool) -> Path:
+    """Beside the export or in images/: the path that was imported, the upload, or its name without the prefix that
+    Label Studio gave it."""
+    name = unquote(written).partition("?d=")[2] or unquote(written)
+    base = Path(name).name
+    names = [*([] if URL.match(name) else [name.lstrip("/")]), upload, base, re.sub(r"^[0-9a-f]{8}-", "", base)]
+    for each in filter(None, names):
+        check_inside(each, where, outside)
+        for folder in (path.parent, path.parent / "images"):
+            if (folder / each).is_file():
+                return folder / each
+    if URL.match(name):
+        raise UserError(f"{where}: {name!r:.200} is a web address, and no {base!r:.80} lies beside the file")
+    return path.parent / base

@@ -1,0 +1,125 @@
+"""What annotation files say of an image, each class with or without a box: one label an image, or the boxes cut out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from rmadapter.data.pixels import load_image
+from rmadapter.data.scan import Row, Rows
+from rmadapter.errors import UserError, is_text, quoted
+from rmadapter.files import atomic, cache_folder
+
+UNLABELLED = "images without a label"
+MOST = 1000  # characters of a class's name
+
+
+class Mark(NamedTuple):
+    """label: a class's name. where: for messages. box: left, top, width, height. size: of the whole image, in the
+    unit of the box."""
+
+    label: str
+    where: str
+    box: Sequence[Any] = ()
+    size: Sequence[Any] = (1, 1)
+
+
+Marks: TypeAlias = dict[Path, list[Mark]]  # of every image that is listed
+
+
+@contextmanager
+def shaped(path: Path, kind: str) -> Iterator[None]:
+    """Reads the values of a parsed file as if all were there. Raises UserError where one is not."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: not {kind} ({type(error).__name__}: {quoted(str(error))})") from None
+
+
+def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignored: Counter[str]) -> Rows:
+    """Rows of images in their order; with `crops`, of their boxes, those of one image, as seen from `root`, a group.
+
+    ignored: counts images without a label, and labels without a box. Raises UserError for an image of several classes,
+    unless the boxes are cut out, and for a box that is none.
+    """
+    rows: Rows = []
+    for image, own in marks.items():
+        if not own:
+            ignored[UNLABELLED] += 1
+        elif crops:
+            boxed = [mark for mark in own if len(mark.box)]
+            ignored["labels without a box"] += len(own) - len(boxed)
+            labels = [class_name(mark.label, mark.where) for mark in boxed]
+            pieces = cut(image, [_shares(mark) for mark in boxed])
+            group = Path(os.path.relpath(image, root)).as_posix()
+            rows += [Row(label, piece, group) for label, piece in zip(labels, pieces, strict=True)]
+        else:
+            rows.append(Row(class_name(_only(image, own), own[0].where), image))
+    ignored += Counter()  # without those that count 0
+    return rows
+
+
+def class_name(written: str, where: str) -> str:
+    """A class's name out of a file of annotations. Raises UserError for what cannot be one."""
+    if not written.strip() or len(written) > MOST or not is_text(written):
+        raise UserError(f"{where}: {quoted(written)} is no name of a class: plain text of 1 to {MOST} characters")
+    return written.strip()
+
+
+def _only(image: Path, marks: Sequence[Mark]) -> str:
+    first = marks[0]
+    if other := next((mark for mark in marks if mark.label != first.label), None):
+        more = ": --crops (crops=True) cuts out the boxes" if len(first.box) else ""
+        labels = f"{quoted(first.label)} and {quoted(other.label)}"
+        raise UserError(f"{other.where}: {image.name} is labelled {labels}, and an image has one label here{more}")
+    return first.label
+
+
+def _shares(mark: Mark) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom as shares of the image, within it."""
+    with suppress(TypeError, ValueError, OverflowError):
+        left, top, width, height = (float(value) for value in mark.box)
+        across, down = (float(value) for value in mark.size)
+        if all(map(math.isfinite, (left, top, width, height, across, down))) and min(width, height, across, down) > 0:
+            box = (left / across, top / down, (left + width) / across, (top + height) / down)
+            inside = tuple(min(max(share, 0.0), 1.0) for share in box)
+            if inside[0] < inside[2] and inside[1] < inside[3]:
+                return inside  # type: ignore[return-value]
+    box_, size = quoted(list(mark.box)), " x ".join(str(side)[:20] for side in mark.size)
+    raise UserError(f"{mark.where}: the box {box_} (left, top, width, height) lies nowhere in an image of {size}")
+
+
+def cut(image: Path, boxes: Sequence[tuple[float, float, float, float]]) -> list[Path]:
+    """The boxes of an image as PNG files in the cache, made unless they are there. An image that cannot be read stands
+    for itself, as a bad file."""
+    try:
+        facts = os.stat(image)
+    except (OSError, ValueError):  # the latter for a NUL in its name
+        return [image] * len(boxes)
+    found, whole = [], None
+    for box in boxes:
+        word = f"{image.resolve()} {facts.st_size} {facts.st_mtime_ns} {box}"
+        key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:24]
+        path = cache_folder() / "crops" / key[:2] / f"{image.stem[:80]}-{key}.png"
+        if not path.exists():
+            try:
+                whole = load_image(image) if whole is None else whole
+            except UserError:
+                return [image] * len(boxes)
+            sides = (*whole.size, *whole.size)
+            left, top, right, bottom = (round(share * side) for share, side in zip(box, sides, strict=True))
+            left, top = min(left, whole.width - 1), min(top, whole.height - 1)
+            with atomic(path, sync=False) as temporary:
+                whole.crop((left, top, max(right, left + 1), max(bottom, top + 1))).save(
+                    temporary, "PNG", compress_level=1
+                )
+        found.append(path)
+    return found

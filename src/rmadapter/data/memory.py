@@ -1,0 +1,94 @@
+"""Data that a program holds: our own sets, a DataFrame, a data set of `datasets` or of torchvision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data.columns import choose_columns
+from rmadapter.data.guard import URL
+from rmadapter.data.images import ImageSet
+from rmadapter.data.saved import is_dataset, read_dataset
+from rmadapter.data.scan import SPLITS, Row, Rows, Source
+from rmadapter.errors import UserError, quoted
+
+
+def open_object(data: Any, columns: Mapping[str, str] | None = None) -> Source | dict[str, ImageSet]:
+    """data: an ImageSet, or split -> ImageSet; a pandas DataFrame with a column of paths, PIL images or arrays; a
+    Dataset or DatasetDict; a torchvision ImageFolder, or any sequence of (image, label) pairs, where labels may be
+    numbers if it has `classes`. Paths in it are taken as they are; images without one stay in memory.
+
+    Raises UserError for anything else, and for what it lacks.
+    """
+    if isinstance(data, ImageSet):
+        return {"all": data}
+    if isinstance(data, Mapping) and data and all(isinstance(part, ImageSet) for part in data.values()):
+        return dict(data)
+    if is_dataset(data):
+        return read_dataset(data, columns)
+    if hasattr(data, "columns") and hasattr(data, "iloc"):
+        return _frame(data, columns)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (Mapping, bytes)):
+        return _pairs(data)
+    raise UserError(f"{type(data).__name__}: no data; give a path, a DataFrame, a Dataset or (image, label) pairs")
+
+
+def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, ImageSet]:
+    chosen = choose_columns(
+        "DataFrame", list(map(str, table.columns)), ("image", "label"), ("split", "group"), columns or {}
+    )
+    cells = {what: table[column].tolist() for what, column in chosen.items()}
+    images, labels = cells["image"], cells["label"]
+    count, empty = len(images), [None] * len(images)
+    if gap := next((i for i, label in enumerate(labels) if _text(label) == ""), -1) + 1:
+        raise UserError(f"DataFrame, row {gap - 1}: the label is empty")
+    splits = [_text(split).casefold() or "all" for split in cells.get("split", empty)]
+    if other := next((split for split in splits if split not in SPLITS and split != "all"), None):
+        raise UserError(f"DataFrame: split is {quoted(other)}: write train, val or test")
+    groups = [_text(group) for group in cells.get("group", empty)]
+    order: dict[str, list[int]] = {}
+    for i, split in enumerate(splits):
+        order.setdefault(SPLITS.get(split, split), []).append(i)
+    if count and all(isinstance(image, (str, Path)) for image in images):
+        if address := next((image for image in images if URL.match(str(image))), None):
+            raise UserError(f"DataFrame: {quoted(str(address))} is a web address; fetch the images first")
+        rows = {
+            split: [Row(_text(labels[i]), Path(images[i]), groups[i]) for i in some] for split, some in order.items()
+        }
+        return Source(Path(), rows, Counter())
+    whole = ImageSet.from_lists(images, [_text(label) for label in labels], groups=groups)
+    return {split: whole.subset(some) for split, some in order.items()}
+
+
+def _text(cell: Any) -> str:
+    """Of a cell; nothing for what pandas takes for missing."""
+    return "" if cell is None or cell != cell else str(cell).strip()
+
+
+def _pairs(data: Any) -> Source | dict[str, ImageSet]:
+    whole, places = getattr(data, "dataset", data), getattr(data, "indices", range(len(data)))  # of torch's Subset
+    names: Sequence[Any] | None = getattr(whole, "classes", None)
+    samples = getattr(whole, "samples", None)
+    if names and samples and all(isinstance(path, (str, Path)) for path, _ in samples):
+        rows: Rows = [Row(_name(samples[i][1], names), Path(samples[i][0])) for i in places]
+        return Source(Path(), {"all": rows}, Counter())
+    images, labels = [], []
+    for i in range(len(data)):
+        try:
+            image, label = data[i]
+        except (TypeError, ValueError):
+            raise UserError(f"item {i} of the data is no pair of an image and a label") from None
+        if hasattr(image, "detach"):
+            raise UserError(f"item {i} of the data holds a tensor: make the data set without a transform")
+        images.append(image)
+        labels.append(label if isinstance(label, str) or names is None else _name(label, names))
+    return {"all": ImageSet.from_lists(images, labels)}
+
+
+def _name(label: Any, names: Sequence[Any]) -> str:
+    number = label.item() if hasattr(label, "item") else label
+    if not isinstance(number, int) or not 0 <= number < len(names):
+        raise UserError(f"label {quoted(number)} is not one of the {len(names)} classes")
+    return str(names[number])

@@ -1,0 +1,154 @@
+"""Data sets of Hugging Face's library `datasets`: a Dataset or DatasetDict, or a folder that save_to_disk wrote.
+
+Images that are packed in it become files of the cache, one after another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data.columns import choose_columns, pyarrow
+from rmadapter.data.guard import check_inside
+from rmadapter.data.marks import UNLABELLED
+from rmadapter.data.scan import SPLITS, Row, Rows, Source, in_order, split_named
+from rmadapter.data.unpacked import stored
+from rmadapter.errors import UserError, quoted
+from rmadapter.files import cache_folder
+
+
+def is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in ("dataset_info.json", "state.json")
+    )
+
+
+def is_library(path: Path) -> bool:
+    """Whether a file or folder is read by `datasets`."""
+    if os.path.isdir(path):
+        return is_saved(path) or bool(hub_parquets(path))
+    return os.path.isfile(path) and is_hub_parquet(path)
+
+
+def is_dataset(value: Any) -> bool:
+    """Whether it is a Dataset, or a mapping of such; `datasets` is not imported for the answer."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(is_dataset, value.values()))
+    return hasattr(value, "features") and hasattr(value, "column_names") and hasattr(value, "cast_column")
+
+
+def read_saved(folder: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> Source:
+    """Raises UserError for a folder that cannot be read, for one whose images are files outside of it unless `outside`
+    allows that, and as `read_dataset`."""
+    library = _library(str(folder))
+    try:
+        found = library.load_from_disk(str(folder))
+    except Exception as error:  # on broken files it raises nearly anything
+        raise UserError(f"{folder}: not a readable folder of save_to_disk ({type(error).__name__})") from None
+    return read_dataset(found, columns, folder, outside)
+
+
+def read_dataset(
+    found: Any, columns: Mapping[str, str] | None = None, folder: Path | None = None, outside: bool = True
+) -> Source:
+    """found: a Dataset, or split -> Dataset. columns: as `read_images` has them; by default the one of images, and that
+    of classes or else one of the usual name. Raises UserError where there is none, and for other splits than train, val
+    and test."""
+    splits: dict[str, Rows] = {}
+    ignored: Counter[str] = Counter()
+    home = str(folder or "data set")
+    for split, part in found.items() if isinstance(found, Mapping) else [("all", found)]:
+        where = home if split == "all" else f"{home} ({split})"
+        for own, row in _rows(part, where, columns, folder, outside, ignored):
+            name = (own or split).casefold()
+            if name not in SPLITS and name != "all":
+                raise UserError(f"{where}: has a split {quoted(name)}: call it train, val or test")
+            splits.setdefault(SPLITS.get(name, name), []).append(row)
+    if not splits:
+        raise UserError(f"{home}: not one labelled image in it")
+    return Source(cache_folder() / "images", splits, ignored)
+
+
+def is_hub_parquet(path: Path) -> bool:
+    """Whether a parquet file comes from the Hugging Face hub with images in it, which its schema says."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    try:
+        features = (pyarrow("parquet", str(path)).read_schema(path).metadata or {}).get(b"huggingface", b"")
+    except Exception:  # which the reader of tables tells
+        return False
+    return b'"Image"' in features
+
+
+def hub_parquets(folder: Path) -> dict[str, list[Path]]:
+    """Split -> such files of a folder, or of `data` in it, as the hub lays them out: train-00000-of-00002.parquet."""
+    found: dict[str, list[Path]] = {}
+    for file in in_order([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
+        if is_hub_parquet(file):
+            found.setdefault(split_named(file.name), []).append(file)
+    return found
+
+
+def read_parquets(found: Mapping[str, list[Path]], columns: Mapping[str, str] | None = None) -> Source:
+    """Raises UserError for files that cannot be read, for images that lie elsewhere, and as `read_dataset`."""
+    first = next(iter(found.values()))[0]
+    cache = str(cache_folder() / "datasets")
+    try:
+        parts = {
+            split: _library(str(first)).Dataset.from_parquet([str(file) for file in files], cache_dir=cache)
+            for split, files in found.items()
+        }
+    except UserError:
+        raise
+    except Exception as error:  # on broken files it raises nearly anything
+        raise UserError(f"{first}: not a readable parquet file ({type(error).__name__})") from None
+    return read_dataset(parts, columns, first.parent, outside=False)
+
+
+def _rows(
+    part: Any, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool, ignored: Counter[str]
+) -> Any:
+    """The split that a column gives, and the row, of each image with a label."""
+    library, features = _library(where), part.features
+    named = dict(columns or {})
+    for what, kind in (("image", library.Image), ("label", library.ClassLabel)):
+        kept = [name for name, feature in features.items() if isinstance(feature, kind)]
+        named[what] = named.get(what) or (kept[0] if len(kept) == 1 else "")
+    chosen = choose_columns(where, list(features), ("image", "label"), ("split", "group"), named)
+    image, label = chosen["image"], chosen["label"]
+    if not isinstance(features[image], library.Image):
+        raise UserError(f"{where}: the column {image!r} holds no images")
+    labels = features[label]
+    plain = part.select_columns(list(chosen.values())).cast_column(image, library.Image(decode=False))
+    for number, cells in enumerate(plain.with_format(None)):
+        value = cells[label]
+        if value is None or value == -1:  # as `datasets` writes a class that is not known
+            ignored[UNLABELLED] += 1
+            continue
+        name = labels.int2str(value) if isinstance(labels, library.ClassLabel) else str(value).strip()
+        path = _file(cells[image], f"{where}, row {number}", folder, outside)
+        group = "" if "group" not in chosen or cells[chosen["group"]] is None else str(cells[chosen["group"]])
+        yield str(cells[chosen["split"]]) if "split" in chosen else "", Row(name, path, group)
+
+
+def _file(cell: Any, where: str, folder: Path | None, outside: bool) -> Path:
+    data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
+    if data is not None:
+        return stored(data, path or "image")
+    if not path:
+        raise UserError(f"{where}: has no image")
+    check_inside(path, where, outside)
+    return (folder or Path()) / path
+
+
+def _library(where: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{where}: a data set of `datasets`; pip install 'rmadapter[data]' brings what reads it"
+        ) from None
+    return datasets

@@ -1,0 +1,147 @@
+"""What is this path? One function finds out which format the data has, and reads it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from rmadapter.data.coco import coco_files, is_coco, read_coco
+from rmadapter.data.columns import SUFFIXES
+from rmadapter.data.fiftyone import is_fiftyone, read_fiftyone
+from rmadapter.data.ignored import ignored_note
+from rmadapter.data.imagefolder import metadata, read_imagefolder
+from rmadapter.data.label_studio import is_label_studio, read_label_studio
+from rmadapter.data.marks import Marks, rows_of
+from rmadapter.data.saved import hub_parquets, is_hub_parquet, is_saved, read_parquets, read_saved
+from rmadapter.data.scan import Source, image_files, scan_folder, scan_table
+from rmadapter.data.unpacked import inner, is_packed, unpacked
+from rmadapter.data.webdataset import class_names, is_sampled, read_shards, samples, shards
+from rmadapter.data.yolo import read_yolo, yolo_file
+from rmadapter.errors import UserError
+from rmadapter.files import cache_folder, read_json, user_path
+
+YAML = (".yaml", ".yml")
+ANNOTATED = (".json", *YAML)
+LISTS = (*SUFFIXES, *ANNOTATED, ".txt")  # files that may hold labels
+KNOWN = (
+    "a folder of class folders; a table of path,label[,split] (.csv, .tsv, .parquet, .jsonl); a JSON file of COCO, "
+    "Label Studio or FiftyOne; a YOLO data.yaml; a .zip or .tar file; or a folder that `datasets` saved"
+)
+
+
+def is_source(path: Path) -> bool:
+    """Whether a file may be data by its suffix."""
+    return path.suffix.lower() in (*SUFFIXES, *ANNOTATED) or is_packed(path)
+
+
+def open_source(
+    data: str | Path, outside: bool = False, columns: Mapping[str, str] | None = None, crops: bool = False
+) -> Source:
+    """What a folder or file says of its images, in any format of docs/data.md; nothing is decoded but for `crops`.
+
+    outside: whether lists may name images outside of their folder. columns: as `read_images` has them. crops: the boxes
+    of COCO, YOLO and Label Studio instead of whole images. Raises UserError for data of no known format, or broken.
+    """
+    path = user_path(data)
+    if os.path.isdir(path):  # which never raises, however long the name
+        return _folder(path, outside, columns, crops)
+    if not os.path.isfile(path) or not is_source(path):
+        what = "of no known format" if os.path.exists(path) else "no such file or folder"
+        raise UserError(f"{path}: {what}; give {KNOWN}")
+    if path.suffix.lower() in SUFFIXES:
+        _only_boxes(path, crops)
+        if is_hub_parquet(path):
+            return read_parquets({"all": [path]}, columns)
+        return Source(path.parent, scan_table(path, outside, columns), Counter())
+    if is_packed(path):
+        return _archive(path, outside, columns, crops)
+    _no_columns(path, columns)
+    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    return _source(root, annotated(path, outside), crops, whole=False)
+
+
+def annotated(path: Path, outside: bool = False) -> dict[str, Marks]:
+    """Split -> all images that a file of the kinds `ANNOTATED` lists, and their labels. Raises UserError as above."""
+    return read_yolo(path, outside) if path.suffix.lower() in YAML else {"all": _json(path, outside)}
+
+
+def _archive(path: Path, outside: bool, columns: Mapping[str, str] | None, crops: bool) -> Source:
+    folder = unpacked(path)
+    if is_sampled(folder):
+        _only_boxes(path, crops)
+        ignored: Counter[str] = Counter()
+        names = class_names(path.parent) or class_names(folder)
+        return Source(folder, {"all": samples(folder, names, ignored)}, ignored)
+    return _folder(inner(folder), outside, columns, crops)
+
+
+def _folder(folder: Path, outside: bool, columns: Mapping[str, str] | None, crops: bool) -> Source:
+    if is_saved(folder):
+        _only_boxes(folder, crops)
+        return read_saved(folder, outside, columns)
+    if parquets := hub_parquets(folder):
+        _only_boxes(folder, crops)
+        return read_parquets(parquets, columns)
+    ignored: Counter[str] = Counter()
+    if tables := metadata(folder):
+        _only_boxes(folder, crops)
+        splits = read_imagefolder(tables, outside, columns)
+        _unlisted(folder, {row.image for rows in splits.values() for row in rows}, ignored)
+        return Source(folder, splits, ignored)
+    _no_columns(folder, columns)
+    if yaml := yolo_file(folder):
+        return _source(folder, read_yolo(yaml, outside), crops)
+    if files := coco_files(folder):
+        return _source(folder, {split: _json(file, outside) for split, file in files.items()}, crops)
+    if (folder / "labels.json").is_file() and (folder / "data").is_dir():
+        return _source(folder, {"all": _json(folder / "labels.json", outside)}, crops)
+    _only_boxes(folder, crops)
+    if found := shards(folder):
+        return Source(cache_folder() / "unpacked", read_shards(folder, found, ignored), ignored)
+    if is_sampled(folder):
+        return Source(folder, {"all": samples(folder, class_names(folder), ignored)}, ignored)
+    return Source(folder, scan_folder(folder, ignored), ignored)
+
+
+def _json(file: Path, outside: bool) -> Marks:
+    value = read_json(file)
+    if is_coco(value):
+        return read_coco(file, value, outside)
+    if is_fiftyone(value):
+        return read_fiftyone(file, value)
+    if is_label_studio(value):
+        return read_label_studio(file, value, outside)
+    raise UserError(f"{file}: neither a COCO file, nor an export of Label Studio, nor FiftyOne's labels.json")
+
+
+def _source(root: Path, marks: Mapping[str, Marks], crops: bool, whole: bool = True) -> Source:
+    """whole: whether the folder was given, so that images in it which nothing names are worth a word."""
+    ignored: Counter[str] = Counter()
+    splits = {split: rows_of(own, root, crops, ignored) for split, own in marks.items()}
+    splits = {split: rows for split, rows in splits.items() if rows}
+    if not splits:
+        raise UserError(f"{root}: not one labelled image in it ({ignored_note(ignored) or 'nor any other'})")
+    if whole:
+        _unlisted(root, {image for own in marks.values() for image in own}, ignored)
+    return Source(cache_folder() / "crops" if crops else root, splits, ignored)
+
+
+def _unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None:
+    """Counts the other images of a folder, and the other files but for those that hold labels."""
+    others: Counter[str] = Counter()
+    known = {os.path.abspath(image) for image in listed}
+    if count := sum(os.path.abspath(image) not in known for image in image_files(root, set(), others)):
+        ignored["images that no label names"] = count
+    ignored.update({kind: count for kind, count in others.items() if kind not in LISTS})
+
+
+def _only_boxes(path: Path, crops: bool) -> None:
+    if crops:
+        raise UserError(f"{path}: --crops (crops=True) is for the boxes of COCO, YOLO and Label Studio; here are none")
+
+
+def _no_columns(path: Path, columns: Mapping[str, str] | None) -> None:
+    if any((columns or {}).values()):
+        raise UserError(f"{path}: has no columns; --image-column and the like are for tables")

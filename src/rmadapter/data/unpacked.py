@@ -1,0 +1,69 @@
+"""Archives and images without a file of their own, unpacked once into the cache, where they are files like others."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from rmadapter.data.fetch import ARCHIVES, unpack
+from rmadapter.errors import UserError
+from rmadapter.files import atomic, cache_folder
+
+LEAST, TIMES = 100_000_000, 20  # bytes that any archive may hold, and how many times its own more
+
+
+def is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def unpacked(archive: Path) -> Path:
+    """The folder of what is in a zip or tar file, member by member; one that has not changed is unpacked once.
+
+    Raises UserError as `fetch.unpack`, for more than twenty times the bytes of the archive, and where the cache cannot
+    be written.
+    """
+    from filelock import FileLock
+
+    facts = os.stat(archive)
+    word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
+    stem = archive.name[: -len(next(end for end in ARCHIVES if archive.name.lower().endswith(end)))]
+    folder = cache_folder() / "unpacked" / f"{stem[:80]}-{key}"
+    aside = folder.with_name(f".{folder.name}.part")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+                aside.mkdir()
+                try:
+                    unpack(archive, aside, LEAST + TIMES * facts.st_size)
+                    os.rename(aside, folder)
+                finally:
+                    shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); set RMADAPTER_CACHE elsewhere") from None
+    return folder
+
+
+def inner(folder: Path) -> Path:
+    """What an archive is about: the folder in it, and in that one, as long as there is nothing beside it."""
+    while True:
+        inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink():
+            return folder
+        folder = inside[0]
+
+
+def stored(data: bytes, name: str) -> Path:
+    """An encoded image as a file of the cache, called by its content and its own name."""
+    digest = hashlib.sha256(data).hexdigest()
+    plain = re.sub(r"[^\w.-]", "_", Path(name).name)[-80:].lstrip(".") or "image"
+    path = cache_folder() / "images" / digest[:2] / f"{digest[:24]}-{plain}"
+    if not path.exists():
+        with atomic(path, sync=False) as temporary:
+            temporary.write_bytes(data)
+    return path

@@ -1,0 +1,96 @@
+"""webdataset: tar files in which 0001.jpg and 0001.cls are a sample (github.com/webdataset/webdataset).
+
+Each shard is unpacked once into the cache, member by member. The class is the text of .cls, or in .json the field
+label, class, category or cls; numbers are lines of classnames.txt beside the shards, where there is one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data.columns import USUAL
+from rmadapter.data.guard import formats
+from rmadapter.data.marks import UNLABELLED, class_name
+from rmadapter.data.scan import SPLITS, Row, Rows, image_files, in_order, split_named
+from rmadapter.data.unpacked import unpacked
+from rmadapter.errors import UserError, quoted
+from rmadapter.files import read_json, read_text
+
+SHARDS = (".tar", ".tar.gz", ".tgz")
+FIELDS = (*USUAL["label"], "cls")
+
+
+def shards(folder: Path) -> dict[str, list[Path]]:
+    """Split -> its tar files in order, by the name of a split's folder, else by their own; nothing where they lie
+    beside other folders, as what those were unpacked from."""
+    found: dict[str, list[Path]] = {}
+    for file in in_order(file for file in folder.iterdir() if file.name.lower().endswith(SHARDS)):
+        found.setdefault(split_named(file.name), []).append(file)
+    for below in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        inside = in_order(file for file in below.iterdir() if file.name.lower().endswith(SHARDS))
+        if below.name.casefold() not in SPLITS or not inside:
+            return {}
+        found.setdefault(SPLITS[below.name.casefold()], []).extend(inside)
+    return found
+
+
+def read_shards(folder: Path, found: dict[str, list[Path]], ignored: Counter[str]) -> dict[str, Rows]:
+    """Split -> rows in the order of the shards. Raises UserError as `unpacked` and `samples`."""
+    names = class_names(folder)
+    return {
+        split: [r for file in files for r in samples(unpacked(file), names, ignored)] for split, files in found.items()
+    }
+
+
+def class_names(folder: Path) -> list[str]:
+    file = folder / "classnames.txt"
+    return [line.strip() for line in read_text(file).splitlines()] if file.is_file() else []
+
+
+def is_sampled(folder: Path) -> bool:
+    """Whether a folder holds samples as a shard does: classes in .cls, or images with a .json of the same name."""
+    if any(next(folder.glob(pattern), None) for pattern in ("*.cls", "*/*.cls")):
+        return True
+    names = [path.name.partition(".") for path in folder.iterdir() if path.is_file()]
+    described = {stem for stem, _, kind in names if kind == "json"}
+    return any(stem in described and f".{kind.lower()}" in formats() for stem, _, kind in names)
+
+
+def samples(folder: Path, names: Sequence[str], ignored: Counter[str]) -> Rows:
+    """The images of an unpacked shard that have a label. Raises UserError for a label that cannot be read."""
+    others: Counter[str] = Counter()
+    rows: Rows = []
+    for image in image_files(folder, set(), others):
+        stem = image.name.partition(".")[0]
+        label, used = _label(image.parent, stem, names)
+        others[used] -= 1
+        if label:
+            rows.append(Row(class_name(label, str(image)), image))
+        else:
+            ignored[UNLABELLED] += 1
+    ignored.update({kind: count for kind, count in others.items() if count > 0})
+    return rows
+
+
+def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, str]:
+    """What a sample's class is called, and the suffix of the file that says so; "" where none does."""
+    if (file := folder / f"{stem}.cls").is_file():
+        return _named(read_text(file).strip(), names, file), ".cls"
+    if (file := folder / f"{stem}.json").is_file():
+        fields: Any = read_json(file)
+        if not isinstance(fields, dict):
+            raise UserError(f"{file}: {quoted(fields)} has no field {', '.join(FIELDS)}")
+        value = next((fields[name] for name in FIELDS if fields.get(name) is not None), "")
+        return _named(str(value).strip(), names, file), ".json"
+    return "", ""
+
+
+def _named(label: str, names: Sequence[str], file: Path) -> str:
+    if names and label.isdecimal():
+        if int(label) >= len(names):
+            raise UserError(f"{file}: class {label} is not among the {len(names)} lines of classnames.txt")
+        return names[int(label)]
+    return label

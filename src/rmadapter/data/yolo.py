@@ -1,0 +1,105 @@
+"""YOLO's detection folders: a data.yaml of splits and class names, and a text file of boxes an image.
+
+The format is that of https://docs.ultralytics.com/datasets/detect. Its classification folders are plain class folders.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rmadapter.data.guard import ALLOW, listed_image
+from rmadapter.data.marks import Mark, Marks, shaped
+from rmadapter.data.scan import image_files
+from rmadapter.errors import UserError, quoted
+from rmadapter.files import read_text
+from rmadapter.settings import read_yaml
+
+KIND = "a YOLO data.yaml"
+
+
+def yolo_file(folder: Path) -> Path | None:
+    """data.yaml, or another YAML file that names classes and a folder to train on."""
+    files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda path: (path.stem != "data", path.name))
+    for file in files:
+        try:
+            if {"names", "train"} <= read_yaml(file).keys():
+                return file
+        except UserError:  # some other program's
+            continue
+    return None
+
+
+def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
+    """Split -> images in order. Raises UserError for a file of another shape, labels without a class, and folders
+    that are not there or lie outside, unless `outside` allows that."""
+    values, found = read_yaml(file), {}
+    with shaped(file, KIND):
+        names = values["names"]
+        classes = {
+            int(key): str(name) for key, name in (names.items() if isinstance(names, dict) else enumerate(names))
+        }
+        for split in ("train", "val", "test"):
+            if given := values.get(split):
+                paths = given if isinstance(given, list) else [given]
+                images = [image for path in paths for image in _images(file, values, str(path), outside)]
+                found[split] = {image: _marks(image, classes) for image in images}
+    if not found:
+        raise UserError(f"{file}: not {KIND} (it has no train, val or test)")
+    return found
+
+
+def _images(file: Path, values: Mapping[str, Any], written: str, outside: bool) -> Iterator[Path]:
+    place = _place(file, values, written, outside)
+    if place.is_dir():
+        yield from image_files(place, set())
+        return
+    for number, line in enumerate(read_text(place).splitlines(), 1):
+        if line.strip():
+            yield listed_image(place, f"{place}, line {number}", line.strip().removeprefix("./"), outside)
+
+
+def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -> Path:
+    """Where a split lies: below `path`, or below the file; Roboflow writes one ../ too many."""
+    home = Path(os.path.abspath(file.parent))
+    for base in (home / str(values.get("path") or ""), home):
+        for name in (written, written.removeprefix("../")):
+            path = Path(os.path.normpath(base / name))
+            if path.exists() and (outside or path.is_relative_to(home)):
+                return path
+    raise UserError(f"{file}: {quoted(written)} is not in its folder; {ALLOW} reads such images, too")
+
+
+def _marks(image: Path, classes: Mapping[int, str]) -> list[Mark]:
+    """images/a.jpg has its boxes in labels/a.txt; without such folders they are beside it. No file: no label."""
+    parts = image.parts
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        file = Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt")
+    else:
+        file = image.with_suffix(".txt")
+    if not file.is_file():
+        return []
+    found = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if cells := line.split():
+            where = f"{file}, line {number}"
+            try:
+                name, points = classes[int(cells[0])], [float(cell) for cell in cells[1:]]
+            except (KeyError, ValueError):
+                raise UserError(f"{where}: {quoted(line)} is not the number of a class and its box") from None
+            found.append(Mark(name, where, _box(points, where)))
+    return found
+
+
+def _box(points: list[float], where: str) -> tuple[float, ...]:
+    """Left, top, width, height of [x, y, width, height] with the middle at x, y, or of the corners of a polygon."""
+    if len(points) == 4:
+        x, y, width, height = points
+        return x - width / 2, y - height / 2, width, height
+    if len(points) < 6 or len(points) % 2:
+        raise UserError(f"{where}: {len(points)} numbers behind the class are neither a box nor a polygon")
+    across, down = points[::2], points[1::2]
+    return min(across), min(down), max(across) - min(across), max(down) - min(down)

@@ -1,0 +1,110 @@
+"""Label Studio's exports in miniature: JSON and JSON-MIN, with images where it keeps or found them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miniatures import paint
+from rmadapter.data.label_studio import is_label_studio, read_label_studio
+from rmadapter.errors import UserError
+
+
+def task(image: str, *choices: str, **more: Any) -> dict[str, Any]:
+    """As in the export JSON of version 1."""
+    value = {"type": "choices", "value": {"choices": [*choices]}, "from_name": "choice", "to_name": "image"}
+    annotation = {"id": 1, "was_cancelled": False, "result": [value] if choices else []}
+    return {"id": 7, "annotations": [annotation], "data": {"image": image}, **more}
+
+
+def labels(file: Path, tasks: Any, **more: Any) -> dict[str, list[str]]:
+    marks = read_label_studio(file, tasks, **more)
+    return {image.relative_to(file.parent).as_posix(): [mark.label for mark in own] for image, own in marks.items()}
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("/data/upload/3/0a1b2c3d-cat_1.png", "0a1b2c3d-cat_1.png"),
+        ("/data/upload/3/0a1b2c3d-cat_1.png", "cat_1.png"),
+        ("/data/upload/3/0a1b2c3d-cat_1.png", "images/cat_1.png"),
+        ("/data/local-files/?d=photos/cat_1.png", "photos/cat_1.png"),
+        ("/data/local-files/?d=photos%2Fcat_1.png", "photos/cat_1.png"),
+        ("photos/cat_1.png", "photos/cat_1.png"),
+        ("s3://bucket/photos/cat_1.png", "cat_1.png"),
+        ("https://example.org/a%20b/cat_1.png", "images/cat_1.png"),
+    ],
+)
+def test_images_are_found_where_they_were_put(tmp_path: Path, written: str, there: str) -> None:
+    paint(tmp_path, "cat_1.png")
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / "cat_1.png").rename(tmp_path / there)
+    assert labels(tmp_path / "export.json", [task(written, "cat")]) == {there: ["cat"]}
+
+
+def test_an_upload_is_found_by_its_own_name(tmp_path: Path) -> None:
+    paint(tmp_path, "cat_1.png")
+    tasks = [task("/data/upload/1/x", "cat", file_upload="cat_1.png")]
+    assert labels(tmp_path / "export.json", tasks) == {"cat_1.png": ["cat"]}
+
+
+def test_annotations_of_several_people_and_those_that_were_cancelled(tmp_path: Path) -> None:
+    one = task("a.png", "cat")
+    one["annotations"] += [
+        {"result": one["annotations"][0]["result"]},
+        {**task("", "dog")["annotations"][0], "was_cancelled": True},
+    ]
+    assert labels(tmp_path / "e.json", [one, task("b.png"), task("b.png", "dog")]) == {
+        "a.png": ["cat"] * 2,
+        "b.png": ["dog"],
+    }
+
+
+def test_json_min(tmp_path: Path) -> None:
+    tasks = [
+        {"image": "a.png", "id": 1, "choice": "cat", "annotator": 1, "lead_time": 2.5},
+        {"image": "b.png", "id": 2, "choice": {"choices": ["cat", "dog"]}},
+        {"photo": "/x/c.png", "id": 3, "annotator": 1},
+    ]
+    assert labels(tmp_path / "e.json", tasks) == {"a.png": ["cat"], "b.png": ["cat", "dog"], "c.png": []}
+
+
+def test_rectangles_are_boxes_in_percent(tmp_path: Path) -> None:
+    value = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["dog"]}
+    full = task("a.png")
+    full["annotations"][0]["result"] = [{"type": "rectanglelabels", "value": value}]
+    short = {"image": "b.png", "label": [{**value, "original_width": 600}]}
+    for own in read_label_studio(tmp_path / "e.json", [full, short]).values():
+        assert [(mark.label, mark.box, mark.size) for mark in own] == [("dog", (10, 20, 30, 40), (100, 100))]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ([1], r"not a Label Studio export \(AttributeError"),
+        ([{"data": {"text": "a cat"}}], "task 0 names no image"),
+        ([task("../../etc/a.png", "cat")], r"task 7: '\.\./\.\./etc/a\.png' lies outside"),
+        ([task("/data/local-files/?d=/etc/a.png", "cat", file_upload="../b.png")], r"'\.\./b\.png' lies outside"),
+        ([task("https://example.org/cat.png", "cat")], "is a web address, and no 'cat.png' lies beside the file"),
+        ([{"data": {"image": "a.png"}, "annotations": [{"result": [{}]}]}], "not a Label Studio export"),
+        (
+            [{"data": {"image": "a.png"}, "annotations": [{"result": [{"value": {"rectanglelabels": ["x"]}}]}]}],
+            "KeyError",
+        ),
+    ],
+)
+def test_damage_is_one_sentence(tmp_path: Path, tasks: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_label_studio(tmp_path / "e.json", tasks)
+
+
+def test_a_missing_image_is_named_by_itself(tmp_path: Path) -> None:
+    assert labels(tmp_path / "e.json", [task("/data/upload/1/0a1b2c3d-x.png", "cat")]) == {"0a1b2c3d-x.png": ["cat"]}
+
+
+def test_what_is_no_export() -> None:
+    assert is_label_studio([task("a.png")])
+    assert not is_label_studio([])
+    assert not is_label_studio(["a.png"])

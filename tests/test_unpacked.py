@@ -1,0 +1,105 @@
+"""Archives and packed images become files of the cache, once; hostile ones leave nothing there."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from miniatures import png
+from rmadapter.data.unpacked import inner, is_packed, stored, unpacked
+from rmadapter.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def zipped(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(name.replace("__", "/"), data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".ZIP"])
+def test_a_zip_file_is_unpacked_once(tmp_path: Path, suffix: str) -> None:
+    archive = zipped(tmp_path / f"pets{suffix}", pets__cat__a=png("cat"), pets__dog__b=png("dog"))
+    folder = unpacked(archive)
+    assert (folder / "pets/cat/a").read_bytes() == png("cat")
+    (folder / "pets/cat/a").write_bytes(b"mine")
+    assert unpacked(archive) == folder
+    assert (folder / "pets/cat/a").read_bytes() == b"mine"  # not unpacked again
+    os.utime(archive, (1, 1))
+    assert unpacked(archive) != folder
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
+def test_tar_files(tmp_path: Path, suffix: str, mode: str) -> None:
+    archive = tmp_path / f"pets{suffix}"
+    with tarfile.open(archive, mode) as file:  # type: ignore[call-overload]
+        member = tarfile.TarInfo("cat/a.png")
+        member.size = len(png("cat"))
+        file.addfile(member, io.BytesIO(png("cat")))
+    assert is_packed(archive)
+    assert (unpacked(archive) / "cat/a.png").read_bytes() == png("cat")
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"..__..__a.png": b"x"}, "leads out of its folder"),
+        ({"__etc__a.png": b"x"}, "leads out of its folder"),
+        ({"bomb.png": bytes(150_000_000)}, "more than 10[0-9],[0-9]{3},[0-9]{3} bytes, and so is not what it says"),
+    ],
+)
+def test_hostile_archives_are_refused_and_leave_nothing(
+    tmp_path: Path, cache: Path, members: dict[str, bytes], words: str
+) -> None:
+    archive = zipped(tmp_path / "x.zip", **members)
+    with pytest.raises(UserError, match=words):
+        unpacked(archive)
+    assert [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+    assert not list((cache / "unpacked").glob("x-*"))
+
+
+def test_a_damaged_archive(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"PK no zip")
+    with pytest.raises(UserError, match=r"x\.zip: cannot be unpacked"):
+        unpacked(tmp_path / "x.zip")
+
+
+def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "x.zip", a=b"new")
+    folder = unpacked(archive)
+    left = folder.rename(folder.with_name(f".{folder.name}.part"))
+    (left / "old").write_bytes(b"half")
+    assert [path.name for path in unpacked(archive).iterdir()] == ["a"]
+
+
+def test_the_folder_that_an_archive_is_about(tmp_path: Path) -> None:
+    for name in ("top/set/cat/a.png", "top/set/dog/b.png", "__MACOSX/x", ".DS_Store"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert inner(tmp_path) == tmp_path / "top/set"
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "again").symlink_to(tmp_path / "loop")
+    assert inner(tmp_path / "loop") == tmp_path / "loop"
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"), [("a b.png", "-a_b.png"), ("../../x.jpg", "-x.jpg"), (".png", "-png"), ("", "-image")]
+)
+def test_images_are_called_by_their_content(cache: Path, name: str, ends: str) -> None:
+    path = stored(b"pixels", name)
+    assert path.read_bytes() == b"pixels"
+    assert path.parent.parent == cache / "images"
+    assert path.name.endswith(ends)
+    assert stored(b"pixels", name) == path
+    assert stored(b"others", name) != path
