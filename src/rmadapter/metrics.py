@@ -71,20 +71,39 @@ def reliability(
     which scikit-learn's calibration_curve does not tell. Raises ValueError when nothing is given or the lengths differ.
     """
     correct = _correct(probabilities, labels)
-    confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
+    return _equal_width(np.asarray(probabilities, dtype=np.float64).max(axis=1), correct, bins)
+
+
+def _equal_width(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
     count = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an empty bin
         mean_confidence = 100 * np.bincount(bin_of, confidence, bins) / count
-        mean_accuracy = 100 * np.bincount(bin_of, correct, bins) / count
+        mean_accuracy = 100 * np.bincount(bin_of, right, bins) / count
     return mean_confidence, mean_accuracy, count
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over the bins of `reliability`, weighted by count, in percent."""
-    confidence, right, count = reliability(probabilities, labels, bins)
+    correct = _correct(probabilities, labels)
+    return calibration_error(np.asarray(probabilities, dtype=np.float64).max(axis=1), correct, bins)
+
+
+def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
+    """The same of answers: confidence [N], the probability of what was answered, and whether it is right [N]."""
+    sure, accurate, count = _equal_width(np.asarray(confidence, dtype=np.float64), np.asarray(right), bins)
     full = count > 0
-    return float(np.average(np.abs(confidence - right)[full], weights=count[full]))
+    return float(np.average(np.abs(sure - accurate)[full], weights=count[full]))
+
+
+def equal_count(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Answers from the least to the most confident, in bins of as many each, or one more: mean confidence [B] and
+    accuracy [B] in percent, and Wilson's 95 % interval [B, 2]; B is `bins`, fewer where there are fewer answers."""
+    sure, correct = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=bool)
+    parts = np.array_split(np.argsort(sure, kind="stable"), max(1, min(bins, len(sure))))
+    ends = [wilson(int(correct[part].sum()), len(part)) for part in parts]
+    means = [[100 * float(values[part].mean()) for part in parts] for values in (sure, correct)]
+    return np.array(means[0]), np.array(means[1]), np.array(ends)
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
