@@ -92,16 +92,6 @@ def page(tmp_path_factory: pytest.TempPathFactory, base: Evaluation, novel: Eval
     return Page(path)
 
 
-def test_a_class_without_a_test_image_has_a_dash(tmp_path: Path) -> None:
-    found = evaluation("test, all classes", 60, ("ant", "bee", "cat"), 0)
-    kept = [i for i, label in enumerate(found.images.labels) if label != 1]
-    tables = (found.probabilities[kept], found.zero_shot[kept])
-    missing = Evaluation(found.title, found.images.subset(kept), *tables)
-    write(tmp_path / "report.html", record(score(missing, "all")), [missing], HISTORY)
-    text = Page(tmp_path / "report.html").text
-    assert re.search(r"of 2 classes gained.*cat \(\d+\).*bee \(0\) ?- ?Images that both", text, re.S)
-
-
 def test_nothing_is_fetched_and_nothing_runs(page: Page) -> None:
     addresses = [v for a in ("src", "href", "xlink:href") for v in page.values(a)]
     assert len(addresses) > 20
@@ -224,18 +214,6 @@ def test_files_that_are_gone(tmp_path: Path, novel: Evaluation) -> None:
     e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
     write(tmp_path / "r.html", record(score(e, "novel")), [e], [])
     assert "no longer readable" in Page(tmp_path / "r.html").text
-
-
-def test_many_classes_get_a_list_instead_of_a_matrix(tmp_path: Path) -> None:
-    e = evaluation("test, all classes", 500, tuple(f"class {i}" for i in range(101)), 2)
-    labels = (*[7] * 30, *e.images.labels[30:])
-    e = Evaluation(e.title, ImageSet(e.images.images, labels, e.classes), e.probabilities, e.zero_shot)
-    e.probabilities[:30], e.zero_shot[:30] = np.eye(101)[8], np.eye(101)[9]
-    write(tmp_path / "r.html", record(score(e, "all")), [e], [])
-    page = Page(tmp_path / "r.html")
-    assert "confusion matrix" not in page.values("aria-label")
-    assert "A matrix of 101 classes" in page.text
-    assert re.search(r"class 7 ?class 8 ?3\d", page.text)
 
 
 def test_a_hundred_classes_stay_under_three_megabytes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
+from parsed import Page
+from rmadapter.data.images import ImageSet
 from rmadapter.panel import MATRIX_LIMIT, Change, panel, thumbnails_of
 from rmadapter.predictions import Predictions
+from rmadapter.record import Evaluation
 from test_page import correct, evaluation, record, score, write
 
 
@@ -34,7 +38,19 @@ def test_beyond_25_classes_there_is_a_list_alone(classes: int, there: bool) -> N
     its = found(classes=classes)
     part = panel(0, its.score, its, {})
     assert (part["matrix"] is not None) == there
-    assert part["pairs"]
+
+
+def test_many_classes_get_a_list_instead_of_a_matrix(tmp_path: Path) -> None:
+    e = evaluation("test, all classes", 500, tuple(f"class {i}" for i in range(101)), 2)
+    labels = (*[7] * 30, *e.images.labels[30:])
+    e = Evaluation(e.title, ImageSet(e.images.images, labels, e.classes), e.probabilities, e.zero_shot)
+    e.probabilities[:30], e.zero_shot[:30] = np.eye(101)[8], np.eye(101)[9]
+    write(tmp_path / "r.html", record(score(e, "all")), [e], [])
+    page = Page(tmp_path / "r.html")
+    assert "confusion matrix" not in page.values("aria-label")
+    assert "A matrix of 101 classes" in page.text
+    assert re.search(r"class 7 taken for class 8, 3\d of 3\d times \(before: \d\)", page.text)
+    assert re.search(r"class 7 ?class 8 ?3\d", page.text)
 
 
 def test_the_largest_confusions_are_named_in_order() -> None:
@@ -56,7 +72,7 @@ def test_a_class_without_an_image_comes_last() -> None:
     rows = [i for i, label in enumerate(e.images.labels) if label != 1]
     part = type(e)(e.title, kept, e.probabilities[rows], e.zero_shot[rows])
     per_class = panel(0, score(part, "all"), Predictions.of(score(part, "all"), part), {})["per_class"]
-    assert [row["name"] for row in per_class][-1] == "bee"
+    assert [(row["name"], row["n"]) for row in per_class][-1] == ("bee", 0)
     assert per_class[0]["change"] >= per_class[1]["change"]
 
 
