@@ -197,7 +197,7 @@ def test_a_method_without_steps_that_cannot_know_novel_classes(tmp_path: Path, b
 def test_a_set_of_one_class_and_of_one_image(tmp_path: Path) -> None:
     e = evaluation("test, novel classes", 1, ("only",), 0)
     write(tmp_path / "r.html", record(score(e, "novel")), [e], [])
-    assert re.search(r"\+0.0 points on 1 images .* −\d", Page(tmp_path / "r.html").text)
+    assert re.search(r"\+0.0 points on 1 image .* −\d", Page(tmp_path / "r.html").text)
 
 
 def test_nothing_to_evaluate_and_no_command(tmp_path: Path) -> None:
