@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,22 @@ def test_eval_prints_exactly_these_keys(rmadapter: Command, finished: Path, colo
     table = rmadapter("eval", finished, colors, *its).out
     assert f"{found['accuracy']:.1f}" in table
     assert "zero-shot" in table
+
+
+def test_report_of_a_run_makes_its_page_again(rmadapter: Command, finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = (run / "report.html").read_bytes()
+    shown = rmadapter("report", run)
+    assert (shown.code, shown.out.strip()) == (0, f"report: {run / 'report.html'}")
+    assert (run / "report.html").read_bytes() == before
+    shown = rmadapter("report", run, "--out", tmp_path / "else")
+    assert (shown.code, shown.out) == (2, "")
+    assert "a run's report is written into its folder" in shown.err
+    (run / "predictions.csv").unlink()
+    shown = rmadapter("report", run)
+    assert shown.code == 2
+    assert "predictions.csv: not there; only runs of this version have it" in shown.err
+    assert "--out: give a folder for the report" in rmadapter("report", tmp_path).err
 
 
 def test_predict(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from rmadapter.checkpoint import load
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.fit import STATE, evaluate_saved, fit
+from rmadapter.fit import STATE, evaluate_saved, fit, page_again
 from rmadapter.locks import alone
 from rmadapter.record import Record, Score, read_record
 from rmadapter.request import Request
@@ -30,6 +30,7 @@ from rmadapter.settings import read_yaml
 
 MODEL = "model.safetensors"
 DONE = {MODEL, "model.json", "config.yaml", "history.csv", "report.html", "run.json", "split.json", "SHA256SUMS"}
+DONE |= {"predictions.csv"}
 
 
 def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings: Any) -> Record:
@@ -254,3 +255,15 @@ def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbon
         saved_scores(finished, splits, "val")
     with pytest.raises(UserError, match="was trained on other images: --split heldout needs the data it was fitted to"):
         saved_scores(finished, {"train": splits["test"]}, "heldout")
+
+
+def test_the_page_is_made_again_from_the_folder_alone(finished: Path, tmp_path: Path) -> None:
+    """Byte for byte, though the data, of which the record has a name alone, is not there."""
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert page_again(out) == out / "report.html"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "predictions.csv").write_text("another")
+    with pytest.raises(UserError, match="not the file that SHA256SUMS belongs to"):
+        page_again(out)
+    assert (out / "report.html").read_bytes() == before["report.html"]

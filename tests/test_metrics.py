@@ -55,7 +55,7 @@ def test_wilson_in_closed_form() -> None:
 
 
 def test_reliability_equals_scikit_learn() -> None:
-    confidence, accuracy, count = metrics.reliability(PROBABILITIES, LABELS, bins=10)
+    confidence, accuracy, count = metrics.reliability(PROBABILITIES.max(1), PREDICTIONS == LABELS, bins=10)
     right, mean = calibration_curve(PREDICTIONS == LABELS, PROBABILITIES.max(1).astype(float), n_bins=10)
     full = count > 0
     np.testing.assert_allclose(confidence[full], 100 * mean)
@@ -70,6 +70,20 @@ def test_expected_calibration_error_in_closed_form() -> None:
     expected = (3 * abs(90 - 200 / 3) + 40) / 4
     assert metrics.expected_calibration_error(probabilities, [0, 0, 1, 1]) == pytest.approx(expected)
     assert metrics.expected_calibration_error(np.eye(4), np.arange(4)) == 0
+
+
+def test_bins_of_equal_count_equal_scikit_learns_quantiles() -> None:
+    sure, correct = PROBABILITIES.max(1).astype(float), PREDICTIONS == LABELS
+    confidence, accuracy, ends = metrics.equal_count(sure, correct, 10)
+    right, mean = calibration_curve(correct, sure, n_bins=10, strategy="quantile")
+    np.testing.assert_allclose(confidence, 100 * mean)
+    np.testing.assert_allclose(accuracy, 100 * right)
+    for rate, pair in zip(accuracy, ends, strict=True):
+        assert metrics.wilson(round(rate / 2), 50) == pytest.approx(tuple(pair))  # of 500 images
+    few = metrics.equal_count([0.3, 0.9, 0.6], [False, True, True], 10)
+    np.testing.assert_allclose(few[0], [30, 60, 90])
+    np.testing.assert_array_equal(few[1], [0, 100, 100])
+    assert [len(part) for part in metrics.equal_count([0.5], [True], 0)] == [1, 1, 1]
 
 
 def test_confusion_and_per_class_accuracy_equal_scikit_learn() -> None:

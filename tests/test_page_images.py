@@ -9,9 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from rmadapter.data.images import ImageSet
-from rmadapter.page import write_page
 from rmadapter.record import Evaluation
-from test_page import HISTORY, Page, evaluation, record, score
+from test_page import HISTORY, Page, evaluation, record, score, write
 
 
 def test_images_are_drawn_anew_and_bring_nothing_of_their_files(tmp_path: Path) -> None:
@@ -25,7 +24,7 @@ def test_images_are_drawn_anew_and_bring_nothing_of_their_files(tmp_path: Path) 
     path.write_bytes(path.read_bytes() + secret)
     images = ImageSet((path,) * len(novel.labels), novel.images.labels, novel.classes, tmp_path)
     e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
-    write_page(tmp_path / "page.html", record(score(e, "novel")), [e], HISTORY)
+    write(tmp_path / "page.html", record(score(e, "novel")), [e], HISTORY)
     found = [v.split(",")[1] for v in Page(tmp_path / "page.html").values("src") if v.startswith("data:image")]
     assert found
     for data in map(base64.b64decode, found):

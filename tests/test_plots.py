@@ -7,8 +7,6 @@ import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
-import pytest
-from sklearn.metrics import confusion_matrix
 
 from rmadapter import plots
 
@@ -55,8 +53,8 @@ def test_a_long_history_stays_small() -> None:
 
 def test_svg_is_valid_themed_and_safe_to_inline_twice() -> None:
     rng = np.random.default_rng(0)
-    probabilities, labels = rng.dirichlet(np.ones(4), 60), rng.integers(0, 4, 60)
-    one, two = (plots.reliability_diagram(probabilities, probabilities[::-1], labels, p) for p in ("one", "two"))
+    answers = {name: (rng.random(60), rng.random(60) < 0.5) for name in ("zero-shot", "adapted")}
+    one, two = (plots.reliability_diagram(answers, p) for p in ("one", "two"))
     ids = [{e.get("id") for e in ET.fromstring(svg).iter() if e.get("id")} for svg in (one, two)]
     assert ids[0]
     assert not ids[0] & ids[1]
@@ -65,20 +63,20 @@ def test_svg_is_valid_themed_and_safe_to_inline_twice() -> None:
     assert references <= ids[0]
     assert "var(--adapted" in one
     assert "<style" not in one
-    assert one == plots.reliability_diagram(probabilities, probabilities[::-1], labels, "one")
+    assert one == plots.reliability_diagram(answers, "one")
 
 
-def test_confusion_layout_counts_like_scikit_learn() -> None:
+def test_the_bins_of_the_reliability_diagram_hold_ten_images_or_more() -> None:
     rng = np.random.default_rng(1)
-    labels, predictions = rng.integers(0, 3, (2, 40))  # the fourth class has no images
-    layout = plots.confusion_layout(labels, predictions, ("a", "b", "c", "斑" * 30))
-    matrix = np.zeros((4, 4))
-    for row, column, count, share in layout["cells"]:
-        matrix[row, column] = count
-        assert share == pytest.approx(count / layout["totals"][row])
-    np.testing.assert_array_equal(matrix, confusion_matrix(labels, predictions, labels=range(4)))
-    assert len(layout["names"][3]) == 22
-    assert layout["margin"] > 40 * 0.6 * layout["font"]  # wide characters need twice the room
+
+    def points(n: int) -> int:
+        svg = plots.reliability_diagram({"adapted": (rng.random(n), rng.random(n) < 0.5)}, "p")
+        return svg.count("<use") - ticks
+
+    sure = np.array([0.5])
+    empty = plots.reliability_diagram({"adapted": (sure, np.array([True]))}, "p")
+    ticks = empty.count("<use") - 1
+    assert [points(n) for n in (1, 19, 20, 55, 100, 5000)] == [1, 1, 2, 5, 10, 10]
 
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:

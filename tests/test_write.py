@@ -77,6 +77,23 @@ def test_the_page_is_self_contained_and_well_formed(folder: Path) -> None:
     assert "grocery &lt;b&gt;&amp;" in html
 
 
+def test_the_finding_is_the_title_then_one_scatter_three_sentences_and_tables(folder: Path) -> None:
+    title = "n = 2 data sets are too few to compare RMAdapter with Zero-shot CLIP and MMA in HM"
+    html = (folder / "out/report.html").read_text(encoding="utf-8")
+    assert f"<title>{title}</title>" in html
+    places = [
+        html.index(part) for part in (f"<h1>{title}", "<svg", "<p>This is of", "<p>The largest", "<nav", "<table")
+    ]
+    assert places == sorted(places)
+    assert html.count("Base against novel accuracy") == 2  # its label and its caption
+    text = (folder / "out/report.md").read_text(encoding="utf-8")
+    places = [text.index(part) for part in (f"# {title}\n\nThis is of", "-trade-off.svg)", "\n## ", "\n| ")]
+    assert places == sorted(places)
+    assert text.count("-trade-off.svg)") == 1
+    finding = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))["finding"]
+    assert (finding["title"], len(finding["sentences"])) == (title, 3)
+
+
 def test_it_says_what_was_measured(folder: Path) -> None:
     for name in ("report.md", "report.html", "report.tex"):
         text = (folder / "out" / name).read_text(encoding="utf-8")

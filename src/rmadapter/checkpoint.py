@@ -28,6 +28,7 @@ from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
 from rmadapter.methods import is_outside, load_method
 from rmadapter.modelfile import Model, Transform, read_model
+from rmadapter.predictions import PREDICTIONS, SPLIT
 from rmadapter.record import BackboneName, MethodName, Record, read_record
 from rmadapter.request import COMMON, TASK
 from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
@@ -36,7 +37,8 @@ from rmadapter.task import Task
 
 WEIGHTS, MODEL, CONFIG, RECORD, HISTORY = "model.safetensors", "model.json", "config.yaml", "run.json", "history.csv"
 IMAGES = "images.csv"  # of a run that grew, in place of a folder of data
-FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, "split.json", "report.html", IMAGES)
+PAGE = "report.html"
+FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, SPLIT, PREDICTIONS, PAGE, IMAGES)
 OLD = "adapter.safetensors"
 EXAMPLES = "fitted to"  # beside the method's own tensors, none of which can be called so
 

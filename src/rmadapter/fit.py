@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from rmadapter.cache import Cache
-from rmadapter.checkpoint import drawn, finished, save_run
+from rmadapter.checkpoint import FILES, HISTORY, PAGE, RECORD, drawn, finished, save_run
 from rmadapter.choose import Auto, choose
 from rmadapter.console import note
 from rmadapter.data.fewshot import few_shot, half, has_digest, order_digest, save_split
 from rmadapter.errors import UserError
-from rmadapter.files import ACTIVATIONS, parts
+from rmadapter.files import ACTIVATIONS, parts, read_text
 from rmadapter.folds import FOLDS, Folds
 from rmadapter.judge import BESIDE, enough, judge
 from rmadapter.locks import alone
 from rmadapter.method import Fitted, Method, Unfinished
 from rmadapter.page import write_page
-from rmadapter.record import Evaluation, Record, Score
+from rmadapter.panel import thumbnails_of
+from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_predictions
+from rmadapter.record import Evaluation, Record, Score, read_record
 from rmadapter.run import Lab, Outcome, Splits, evaluate, run_key, run_task
+from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
 
 STATE = "training.safetensors"
@@ -47,18 +51,48 @@ def fit(
         key = run_key(task, method, name, lab.machine, backbone.digest, order_digest(few))
         record = finished(out, key)
         if record is None:
-            save_split(few, out / "split.json")
+            save_split(few, out / SPLIT)
             lab.folder = out / ACTIVATIONS
             done = _done(task, method, lab, name, Unfinished(out / STATE, key), folds)
             notes = (*done.record.notes, *notes, *(() if done.record.scores else (NOTHING,)))
             found = {"key": key, "command": command, "notes": notes, "columns": dict(columns or {}), "crops": crops}
             record = done.record.model_copy(update=found)
-            write_page(out / "report.html", record, done.evaluations, done.fitted.trained.history)
+            tested = predictions(record, done.evaluations)
+            write_predictions(out / PREDICTIONS, tested)
+            write_page(out / PAGE, record, tested, done.fitted.trained.history)
             save_run(out, done.fitted, record.method.name, record, half(few.train, task.classes).written)
         # What an unfinished run alone needs, this one or one that was killed here.
         (out / STATE).unlink(missing_ok=True)
         shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
     return record
+
+
+def page_again(folder: Path) -> Path:
+    """Write the page of a finished run again from what its folder holds. Images that are gone from the data are taken
+    from the earlier page.
+
+    Raises UserError for a folder that holds no run of this version, or a damaged one.
+    """
+    with alone(folder):
+        check_sums(folder, [RECORD])
+        record, page = read_record(folder / RECORD), folder / PAGE
+        found, history = read_predictions(folder, record), _history(folder / HISTORY)
+        thumbnails = thumbnails_of(page)
+        write_sums(folder, set(FILES) - {PAGE})  # which fit the folder whenever this is killed
+        write_page(page, record, found, history, thumbnails)
+        write_sums(folder, FILES)
+    return page
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    """The terms of every step as `save_run` writes them. Raises UserError for what is no such table."""
+    if not path.is_file():
+        return []
+    try:
+        rows = list(csv.DictReader(read_text(path, "readable CSV").splitlines()))
+        return [{name: float(value) for name, value in row.items() if value} for row in rows]
+    except (csv.Error, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not the losses of a run ({error})") from None
 
 
 def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Unfinished, count: int | None) -> Outcome:

@@ -61,30 +61,44 @@ def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[fl
     return 100 * (gained - lost) / one.size, low, high, float(p)
 
 
-def reliability(
-    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How often the model is right when it is so confident (Guo et al., 2017): equal-width bins, closed on the right.
+def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How often answers are right that are so confident (Guo et al., 2017): equal-width bins, closed on the right.
 
-    probabilities: [N, C]; labels: [N] int
+    confidence: [N], the probability of what was answered, 0..1; right: [N], whether that is so
     Returns mean confidence [bins] and accuracy [bins] in percent, NaN in empty bins, and the count [bins] of images,
-    which scikit-learn's calibration_curve does not tell. Raises ValueError when nothing is given or the lengths differ.
+    which scikit-learn's calibration_curve does not tell.
     """
-    correct = _correct(probabilities, labels)
-    confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
-    bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    sure = np.asarray(confidence, dtype=np.float64)
+    bin_of = np.digitize(sure, np.linspace(0, 1, bins + 1)[1:-1], right=True)
     count = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an empty bin
-        mean_confidence = 100 * np.bincount(bin_of, confidence, bins) / count
-        mean_accuracy = 100 * np.bincount(bin_of, correct, bins) / count
+        mean_confidence = 100 * np.bincount(bin_of, sure, bins) / count
+        mean_accuracy = 100 * np.bincount(bin_of, np.asarray(right), bins) / count
     return mean_confidence, mean_accuracy, count
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """`calibration_error` of the most probable classes. probabilities: [N, C]; labels: [N] int. Raises ValueError when
+    nothing is given or the lengths differ."""
+    correct = _correct(probabilities, labels)
+    return calibration_error(np.asarray(probabilities, dtype=np.float64).max(axis=1), correct, bins)
+
+
+def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over the bins of `reliability`, weighted by count, in percent."""
-    confidence, right, count = reliability(probabilities, labels, bins)
+    sure, accurate, count = reliability(confidence, right, bins)
     full = count > 0
-    return float(np.average(np.abs(confidence - right)[full], weights=count[full]))
+    return float(np.average(np.abs(sure - accurate)[full], weights=count[full]))
+
+
+def equal_count(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Answers from the least to the most confident, in bins of as many each, or one more: mean confidence [B] and
+    accuracy [B] in percent, and Wilson's 95 % interval [B, 2]; B is `bins`, fewer where there are fewer answers."""
+    sure, correct = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=bool)
+    parts = np.array_split(np.argsort(sure, kind="stable"), max(1, min(bins, len(sure))))
+    ends = [wilson(int(correct[part].sum()), len(part)) for part in parts]
+    means = [[100 * float(values[part].mean()) for part in parts] for values in (sure, correct)]
+    return np.array(means[0]), np.array(means[1]), np.array(ends)
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:

@@ -6,13 +6,12 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-from rich.cells import cell_len
 
-from rmadapter.metrics import confusion, reliability
+from rmadapter.metrics import equal_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,47 +108,21 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth:
     axes.set_xlabel("step")
 
 
-def reliability_diagram(
-    probabilities: np.ndarray, zero_shot: np.ndarray, labels: np.ndarray, prefix: str, bins: int = 10
-) -> str:
-    """SVG: accuracy against confidence of both models, point area by share of images; the diagonal is calibrated."""
-    with canvas(3.9, 3.5, prefix, "Reliability diagram") as (axes, out):
+def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], prefix: str, per_bin: int = 10) -> str:
+    """SVG: accuracy against confidence, in at most 10 bins of equally many images, with Wilson's 95 % intervals; the
+    diagonal is calibrated.
+
+    answers: confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted". per_bin: the fewest.
+    """
+    with canvas(3.9, 3.3, prefix, "Accuracy against confidence") as (axes, out):
         axes.plot([0, 100], [0, 100], color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (4, 3)))
-        for name, marker, answers in (("zero-shot", "s", zero_shot), ("adapted", "o", probabilities)):
-            confidence, right, count = reliability(answers, labels, bins)
-            full = count > 0
-            area = 14 + 160 * count[full] / count.sum()
-            axes.plot(confidence[full], right[full], color=COLOURS[name], linewidth=1.5)
-            axes.scatter(confidence[full], right[full], s=area, marker=marker, color=COLOURS[name], linewidths=0)
-            axes.plot([], [], color=COLOURS[name], marker=marker, markersize=5, label=name)
+        for (name, (sure, correct)), marker in zip(answers.items(), "so", strict=False):
+            x, y, ends = equal_count(sure, correct, min(10, len(sure) // per_bin))
+            axes.vlines(x, ends[:, 0], ends[:, 1], color=COLOURS[name], linewidth=1, alpha=0.45)
+            axes.plot(x, y, color=COLOURS[name], marker=marker, markersize=5, linewidth=1.5, label=name)
         axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="confidence, %", ylabel="answers that are right, %")
         axes.legend(loc="upper left")
     return out[0]
-
-
-def confusion_layout(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """What the page needs to draw a confusion matrix itself, so that each cell can say what it counts.
-
-    cell, font, margin: sizes in pixels; names: shortened classes; totals: images of each class; cells: (row, column,
-    count, share of the row) of each entry that is not 0; numbers: whether a cell has room for its count
-    """
-    n = len(classes)
-    counts = confusion(labels, predictions, n)
-    cell = max(8.5, min(30.0, 640 / n))
-    font = min(12.0, cell)
-    names = [name if len(name) <= 22 else f"{name[:21]}…" for name in classes]
-    totals = counts.sum(axis=1)
-    return {
-        "n": n,
-        "cell": cell,
-        "font": font,
-        "margin": 8 + 0.6 * font * max(map(cell_len, names)),
-        "names": names,
-        "classes": classes,
-        "numbers": n <= 20,
-        "totals": totals.tolist(),
-        "cells": [(r, c, int(counts[r, c]), counts[r, c] / totals[r]) for r, c in np.argwhere(counts).tolist()],
-    }
 
 
 def duration(seconds: float) -> str:

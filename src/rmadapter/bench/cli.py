@@ -98,13 +98,18 @@ def common_and_own(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder that `bench` wrote, or a file of records.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")],
+    results: Annotated[Path, typer.Argument(help="Folder that `bench` wrote, a file of records, or a run of `fit`.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; a run's is in its own.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with the paper's figures; 1 if one is off.")] = False,
     tolerance: Annotated[float, typer.Option(help="Points that a figure may be off.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Tables, figures and one page of everything that was measured."""
+    """Tables, figures and one page of everything that was measured; or the page of one run again."""
+    if (results / "model.json").is_file():
+        _page_again(results, out, check, as_json)
+        return
+    if out is None:
+        raise UserError("--out: give a folder for the report")
     from rmadapter.bench.report import paper
     from rmadapter.bench.report.write import write_reports
 
@@ -126,6 +131,15 @@ def report(
         print(f"report: {out / 'report.html'}")
     if any(row["within"] is False for row in judged):
         raise typer.Exit(1)
+
+
+def _page_again(run: Path, out: Path | None, check: bool, as_json: bool) -> None:
+    from rmadapter.fit import page_again
+
+    if out is not None or check:
+        raise UserError(f"{run}: a run's report is written into its folder, and knows no --out and no --check")
+    page = page_again(run)
+    print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
 
 
 def methods(

@@ -11,7 +11,8 @@ from typing import Any
 
 from rmadapter.data.names import Label
 from rmadapter.files import inert, write_text
-from rmadapter.page import percent, template, thumbnail
+from rmadapter.page import percent, template
+from rmadapter.panel import thumbnail
 from rmadapter.suspects.find import ORDER, Found, Suspect, kind
 
 COLUMNS = ("image", "given", "suggested", "confidence", "reasons", "neighbours", "decision")
@@ -83,7 +84,7 @@ def _sections(found: Found) -> Iterator[dict[str, Any]]:
 def _card(found: Found, one: Suspect) -> dict[str, Any]:
     return {
         "image": one.image,
-        "src": "" if one.row is None else thumbnail(found.images, one.row),
+        "src": "" if one.row is None else thumbnail(found.images.images[one.row]),
         "given": one.given,
         "suggested": one.suggested,
         "confidence": None if one.confidence is None else 100 * one.confidence,
@@ -91,7 +92,7 @@ def _card(found: Found, one: Suspect) -> dict[str, Any]:
         "neighbours": [
             {
                 **other._asdict(),
-                "src": thumbnail(found.images, other.row, SMALL),
+                "src": thumbnail(found.images.images[other.row], SMALL),
                 "suggested": one.suggested is not None and other.label == one.suggested,
             }
             for other in one.neighbours

@@ -24,6 +24,7 @@ FIXED = {"zero-shot": (COLOURS["zero-shot"], "o"), "mma": (GREEN, "s"), "rmadapt
 OTHERS = ("#cc79a7", "#8f7a00", "#7f6fd6", "#5f8f9f", "#b5651d", "#3f9f3f", "#a05070")
 MARKERS = "^vPXphd<>"
 HM = HALVES[-1]
+TRADE_OFF = "trade-off"  # as the name of that figure ends
 
 Look = tuple[str, str]  # colour and marker
 
@@ -61,7 +62,7 @@ def _scatter(group: Group) -> list[Figure]:
     trained = [value for value in seconds.values() if value > 0]
     figures = []
     if len(points) > 1:
-        name, title = f"{group.slug}-trade-off", "Base against novel accuracy"
+        name, title = f"{group.slug}-{TRADE_OFF}", "Base against novel accuracy"
         with canvas(4.2, 3.6, name, title) as (axes, out):
             for label, (base, novel, _) in points.items():
                 _point(axes, base.number, novel, label, looks[label], base.interval)

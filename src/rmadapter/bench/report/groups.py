@@ -59,6 +59,12 @@ class Group:
         return slug("-".join(filter(None, parts)))
 
     @property
+    def title(self) -> str:
+        axis = f", {self.axis}" if self.axis else ""
+        shots = "" if self.shots is None else f", {self.shots} shot{'' if self.shots == 1 else 's'}"
+        return f"{self.protocol}{axis}: {self.backbone.name}{shots}"
+
+    @property
     def datasets(self) -> list[str]:
         return sorted({record.task.data for record in self.records})
 

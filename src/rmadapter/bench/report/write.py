@@ -11,7 +11,8 @@ from typing import Any
 
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report import paper
-from rmadapter.bench.report.figures import Figure, make_figures
+from rmadapter.bench.report.figures import TRADE_OFF, Figure, make_figures
+from rmadapter.bench.report.finding import finding
 from rmadapter.bench.report.groups import SUMMARY, Group, Results, cell, group_records, label, read_records
 from rmadapter.bench.report.table import Table, tex, to_csv, to_latex, to_markdown
 from rmadapter.bench.report.tables import machines, make_tables, total_seconds
@@ -27,33 +28,40 @@ class Section:
     """All that a report says about one group."""
 
     group: Group
-    title: str
     about: str
     tables: list[Table]
     figures: list[Figure]
+
+    @property
+    def title(self) -> str:
+        return self.group.title
 
 
 def write_reports(results: Path, out: Path) -> dict[str, Any]:
     """Read all records of `results`, a folder or a file of lines, and write to `out`: report.md, .tex, .html, .json,
     tables/*.csv, figures/*.svg, and the records themselves, sorted, as records.jsonl.
 
-    Returns what report.json holds: {"runs", "unfinished", "seconds", "sections": [{"title", "protocol", "axis",
-    "backbone", "shots", "shared", "tables"}], "paper": what `paper.check` measured, "notes"}. The same records give
-    the same bytes.
+    Returns what report.json holds: {"finding": {"title", "sentences"}, "runs", "unfinished", "seconds", "sections":
+    [{"title", "protocol", "axis", "backbone", "shots", "shared", "tables"}], "paper": what `paper.check` measured,
+    "notes"}. The same records give the same bytes.
     Raises UserError when there is no record, pandas is missing, another process is at work in `out`, or it cannot be
     written to.
     """
     found = read_records(results)
     sections = [_section(group) for group in group_records(found.finished)]
-    summary = _summary(found, sections)
+    told = finding([section.group for section in sections])
+    scatter = next(
+        (f for s in sections if s.group is told.group for f in s.figures if f.name.endswith(TRADE_OFF)), None
+    )
+    summary = _summary(found, sections) | {"finding": {"title": told.title, "sentences": told.sentences}}
     last = _appendix(found, summary["paper"])
     page = template("bench.html.j2", duration=duration)
     files = {
         **{f"tables/{table.name}.csv": to_csv(table) for section in sections for table in section.tables},
         **{f"figures/{figure.name}.svg": _alone(figure) for section in sections for figure in section.figures},
-        "report.md": _markdown(sections, summary, last),
+        "report.md": _markdown(sections, summary, last, scatter),
         "report.tex": _latex(sections),
-        "report.html": page.render(sections=sections, summary=summary, appendix=last),
+        "report.html": page.render(sections=sections, summary=summary, appendix=last, scatter=scatter),
         "records.jsonl": "".join(record.line() for record in sorted([*found.finished, *found.unfinished], key=cell)),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
     }
@@ -69,13 +77,10 @@ def _alone(figure: Figure) -> str:
 
 
 def _section(group: Group) -> Section:
-    axis = f", {group.axis}" if group.axis else ""
-    shots = "" if group.shots is None else f", {group.shots} shot{'' if group.shots == 1 else 's'}"
     settings = ", ".join(f"{name} {_value(value)}" for name, value in group.shared.items())
     text = PROTOCOLS[group.protocol].text
     about = f"{text[0].upper()}{text[1:]}. All runs share: {settings}."
-    title = f"{group.protocol}{axis}: {group.backbone.name}{shots}"
-    return Section(group, title, about, make_tables(group), make_figures(group))
+    return Section(group, about, make_tables(group), make_figures(group))
 
 
 def _value(value: Any) -> str:
@@ -134,20 +139,27 @@ def _unfinished(record: Record) -> str:
     return f"{label(record)} on {task.data} ({where}): {': '.join(filter(None, [record.status, record.reason]))}"
 
 
-def _markdown(sections: Sequence[Section], summary: dict[str, Any], appendix: dict[str, list[str]]) -> str:
+def _markdown(
+    sections: Sequence[Section], summary: dict[str, Any], appendix: dict[str, list[str]], scatter: Figure | None
+) -> str:
     told = f"{summary['runs']} runs, {duration(summary['seconds'])} in all: [records.jsonl](records.jsonl)."
-    parts, seen = ["# Results of the bench", told], set[str]()
+    parts, seen = [f"# {summary['finding']['title']}", " ".join(summary["finding"]["sentences"])], set[str]()
+    parts = [*filter(None, parts), *([_picture(scatter)] if scatter else []), told]
     for section in sections:
         parts += [f"## {section.title}", section.about]
-        parts += [f"![{figure.title}](figures/{figure.name}.svg)" for figure in section.figures]
         for table in section.tables:  # one page says everything once
             new = tuple(note for note in table.footnotes if note not in seen)
             parts.append(to_markdown(replace(table, footnotes=new)).rstrip())
             seen.update(new)
+        parts += [_picture(figure) for figure in section.figures if figure is not scatter]
     parts.append("## Appendix")
     for title, lines in appendix.items():
         parts += [f"**{title}**", "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def _picture(figure: Figure) -> str:
+    return f"![{figure.title}](figures/{figure.name}.svg)"
 
 
 def _latex(sections: Sequence[Section]) -> str:

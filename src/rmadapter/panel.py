@@ -1,0 +1,188 @@
+"""What a run's page says of one set of images: the change, images, confusions, classes and confidence."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmadapter import metrics, plots
+from rmadapter.data.images import ImageSource, load_image
+from rmadapter.errors import UserError
+from rmadapter.predictions import Predictions
+from rmadapter.record import Score
+
+MATRIX_LIMIT = 25  # classes beyond which nobody reads a matrix, and only its largest entries are listed
+NUMBERS = 16  # classes up to which a narrow screen has room for the counts in it
+PAIRS = 15  # rows of that list
+AT_FIRST = 8  # rows of it in place of a matrix
+IN_WORDS = 3  # of the confusions
+PER_OUTCOME = 6  # images shown for each outcome
+THUMBNAIL = 160  # pixels of the longer side
+OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
+    ("Gained", "only the adapted model is right", (False, True)),
+    ("Lost", "only the untouched model is right", (True, False)),
+    ("Both right", "", (True, True)),
+    ("Both wrong", "", (False, False)),
+)
+
+Thumbnails = Mapping[tuple[int, str], str]  # data: addresses by number of the set and path
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of a score, in points, with its 95 % interval and McNemar's p; before, after: Wilson's intervals of the two
+    accuracies, in percent; ece_zero_shot, ece: calibration errors of both."""
+
+    points: float
+    low: float
+    high: float
+    p: float
+    before: tuple[float, float]
+    after: tuple[float, float]
+    ece_zero_shot: float
+    ece: float
+
+    @classmethod
+    def of(cls, found: Predictions) -> Change:
+        before, after = found.right
+        wilson = [metrics.wilson(int(right.sum()), len(right)) for right in (before, after)]
+        sure = (found.zero_shot.probability, found.answer.probability)
+        errors = [metrics.calibration_error(p, right) for p, right in zip(sure, (before, after), strict=True)]
+        points, low, high, p = metrics.paired(before, after)
+        return cls(points, low, high, p, wilson[0], wilson[1], errors[0], errors[1])
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says of the adapted model, after its name."""
+        if self.low > 0:
+            return "is better than the untouched model"
+        return "is worse than the untouched model" if self.high < 0 else "may be no better than the untouched model"
+
+
+def panel(number: int, score: Score, found: Predictions, thumbnails: Thumbnails) -> dict[str, Any]:
+    """All of it. number: of the score in the record."""
+    pairs = _pairs(found)
+    return {
+        "number": number,
+        "score": score,
+        "change": Change.of(found),
+        "outcomes": _outcomes(number, found, thumbnails),
+        "per_class": _per_class(found),
+        "matrix": _matrix(found) if len(found.classes) <= MATRIX_LIMIT else None,
+        "pairs": pairs,
+        "at_first": pairs[:AT_FIRST],
+        "in_words": pairs[:IN_WORDS],
+        "reliability": plots.reliability_diagram(
+            {
+                "zero-shot": (found.zero_shot.probability, found.right[0]),
+                "adapted": (found.answer.probability, found.right[1]),
+            },
+            f"reliability{number}",
+        ),
+    }
+
+
+def _outcomes(number: int, found: Predictions, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    before, after = found.right
+    outcomes = []
+    for name, meaning, (zero_shot, adapted) in OUTCOMES:
+        members = np.flatnonzero((before == zero_shot) & (after == adapted))
+        cards = [_card(number, found, int(i), thumbnails) for i in members[_spread(len(members), PER_OUTCOME)]]
+        share = 100 * len(members) / len(found.true)
+        outcomes.append({"name": name, "meaning": meaning, "n": len(members), "share": share, "cards": cards})
+    return outcomes
+
+
+def _spread(n: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of 0..n-1, evenly spread: nobody picked them by hand."""
+    return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
+
+
+def _per_class(found: Predictions) -> list[dict[str, Any]]:
+    """Accuracy of each class, the largest gain first; those without an image come last."""
+    n = len(found.classes)
+    count = np.bincount(found.true, minlength=n)
+    guesses = (found.zero_shot, found.answer)
+    before, after = (metrics.per_class_accuracy(found.true, guess.which, n) for guess in guesses)
+    columns = zip(found.classes, count, before, after, after - before, strict=True)
+    keys = ("name", "n", "zero_shot", "adapted", "change")
+    rows = [dict(zip(keys, row, strict=True)) for row in columns]
+    full = sorted((row for row in rows if row["n"]), key=lambda row: (-row["change"], -row["adapted"], row["name"]))
+    return full + [row for row in rows if not row["n"]]
+
+
+def _counts(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Confusion matrices of the adapted and of the untouched model."""
+    adapted, untouched = (
+        metrics.confusion(found.true, guess.which, len(found.classes)) for guess in (found.answer, found.zero_shot)
+    )
+    return adapted, untouched
+
+
+def _pairs(found: Predictions) -> list[dict[str, Any]]:
+    """The most common mistakes of the adapted model, and how often the untouched model made the same."""
+    after, before = _counts(found)
+    n, total = len(found.classes), after.sum(axis=1)
+    wrong = after - np.diag(after.diagonal())
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    places = [divmod(int(index), n) for index in largest]
+    names = found.classes
+    return [
+        {"true": names[t], "said": names[s], "n": wrong[t, s], "before": before[t, s], "total": total[t]}
+        for t, s in places
+        if wrong[t, s]
+    ]
+
+
+def _matrix(found: Predictions) -> dict[str, Any]:
+    """rows: of each class its name, its images, and a cell for every answer: count and share of the row."""
+    counts = _counts(found)[0]
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    rows = zip(found.classes, totals.tolist(), counts.tolist(), shares.tolist(), strict=True)
+    return {
+        "narrow": len(found.classes) > NUMBERS,
+        "rows": [(name, total, list(zip(some, parts, strict=True))) for name, total, some, parts in rows],
+    }
+
+
+def _card(number: int, found: Predictions, i: int, thumbnails: Thumbnails) -> dict[str, Any]:
+    """What the page shows of one image."""
+    answers = []
+    for name, guess in (("zero-shot", found.zero_shot), ("adapted", found.answer)):
+        best = int(guess.which[i])
+        answers.append((name, found.classes[best], best == found.true[i], 100 * float(guess.probability[i])))
+    file, true = found.images[i], found.classes[found.true[i]]
+    src = thumbnail(found.sources[i]) or thumbnails.get((number, file), "")
+    return {"set": number, "file": file, "src": src, "true": true, "answers": answers}
+
+
+def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
+    """The image as a data: address, its longer side of at most `side` pixels; nothing when the file has gone since."""
+    if source is None:
+        return ""
+    try:
+        image = load_image(source)
+    except UserError:
+        return ""
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
+    """Those that an earlier page of the run shows, so that it can be made again where its images are gone."""
+    if not page.is_file():
+        return {}
+    card = r'<li class="card" data-set="(\d+)" title="([^"]*)">\s*<img src="(data:image/jpeg;base64,[\w+/=]+)"'
+    found = re.findall(card, page.read_text(encoding="utf-8", errors="replace"))
+    return {(int(number), unescape(file)): src for number, file, src in found}

@@ -1,0 +1,196 @@
+"""predictions.csv: what a run answered on every image that it was tested on. Its page is made from it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from rmadapter.data.fewshot import half, read_split
+from rmadapter.data.images import ImageSet, ImageSource
+from rmadapter.data.names import descriptions, prompt_name
+from rmadapter.data.scan import order
+from rmadapter.errors import UserError
+from rmadapter.files import inert, read_text, user_path, write_text
+from rmadapter.record import Evaluation, Record, Score
+
+PREDICTIONS, SPLIT = "predictions.csv", "split.json"
+COLUMNS = (
+    "set", "split", "image", "true", "answer", "probability", "second", "second_probability", "zero_shot",
+    "zero_shot_probability",
+)  # fmt: skip
+
+
+class Guess(NamedTuple):
+    """One for each of N images. which: indices into the classes, -1 for none. probability: 0..1, of 6 digits."""
+
+    which: np.ndarray
+    probability: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Answers on the N images behind a score.
+
+    classes, labels: C, as a page calls them and as the user writes them. images: paths below the data. sources: the
+    images themselves, None for what is not to be had. true: [N], indices into the classes. second: of the adapted
+    model, none where there is only one class.
+    """
+
+    score: Score
+    classes: tuple[str, ...]
+    labels: tuple[str, ...]
+    images: tuple[str, ...]
+    sources: tuple[ImageSource | None, ...]
+    true: np.ndarray
+    answer: Guess
+    second: Guess
+    zero_shot: Guess
+
+    @classmethod
+    def of(cls, score: Score, e: Evaluation) -> Predictions:
+        """Raises ValueError where they do not belong together."""
+        if {len(e.labels), len(e.probabilities), len(e.zero_shot)} != {score.images}:
+            raise ValueError(f"{len(e.probabilities)} answers on {len(e.labels)} images, and a score of {score.images}")
+        ranked = np.argsort(-e.probabilities, axis=1, kind="stable")
+        return cls(
+            score=score,
+            classes=e.classes,
+            labels=tuple(map(str, e.images.written)),
+            images=tuple(map(e.images.name, range(len(e.images)))),
+            sources=e.images.images,
+            true=e.labels,
+            answer=_guess(e.probabilities, ranked[:, 0]),
+            second=_guess(e.probabilities, ranked[:, 1] if len(e.classes) > 1 else np.full(len(ranked), -1)),
+            zero_shot=_guess(e.zero_shot, e.zero_shot.argmax(1)),
+        )
+
+    @property
+    def right(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which images [N] the untouched model names, and which the adapted one does."""
+        return self.zero_shot.which == self.true, self.answer.which == self.true
+
+    def rows(self) -> Iterable[tuple[str, ...]]:
+        """Cells below `COLUMNS`."""
+        names = [*map(inert, self.labels), ""]
+        columns: list[Iterable[str]] = [map(inert, self.images), (names[i] for i in self.true)]
+        for guess in (self.answer, self.second, self.zero_shot):
+            columns.append([names[i] for i in guess.which])
+            columns.append([f"{p:.6f}" if i >= 0 else "" for i, p in zip(*guess, strict=True)])
+        return zip(repeat(inert(self.score.name)), repeat(self.score.split), *columns)
+
+
+def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
+    return Guess(which, np.round(table[np.arange(len(table)), which].astype(np.float64), 6))
+
+
+def predictions(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
+    """Of those scores of a record that have an accuracy, with what is behind them in the same order. Raises ValueError
+    when they do not belong together."""
+    answered = [score for score in record.scores if score.accuracy is not None]
+    return [Predictions.of(score, e) for score, e in zip(answered, evaluations, strict=True)]
+
+
+def write_predictions(path: Path, found: Sequence[Predictions]) -> None:
+    """Write them atomically, as CSV whose cells no spreadsheet runs; nothing where nothing was tested."""
+    if not found:
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for some in found:
+        writer.writerows(some.rows())
+    write_text(path, text.getvalue())
+
+
+def read_predictions(folder: Path, record: Record) -> list[Predictions]:
+    """Those of a run's folder, with the images below the run's data as far as they are still there.
+
+    Raises UserError when they are missing, damaged or of another run.
+    """
+    wanted = [score for score in record.scores if score.accuracy is not None]
+    if not wanted:
+        return []
+    path = folder / PREDICTIONS
+    if not path.is_file():
+        raise UserError(f"{path}: not there; only runs of this version have it, and `rmadapter fit` makes one")
+    rows: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
+    try:
+        head, *lines = csv.reader(io.StringIO(read_text(path, "readable CSV")))
+        for line in lines:
+            name, split, *rest = map(_plain, line)
+            rows[name, split].append(rest)
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{path}: not readable CSV ({error})") from None
+    keys = [(_spelled(score.name), str(score.split)) for score in wanted]
+    sizes = {len(row) + 2 for some in rows.values() for row in some}
+    if tuple(head) != COLUMNS or {*keys} != {*rows} or sizes != {len(COLUMNS)}:
+        raise UserError(f"{path}: not what run.json belongs to; the folder is damaged or mixed")
+    return [_read(path, record, score, rows[key]) for score, key in zip(wanted, keys, strict=True)]
+
+
+def _plain(cell: str) -> str:
+    """A cell before `inert`."""
+    return cell[1:] if cell[:1] == "'" and inert(cell[1:]) == cell else cell
+
+
+def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Predictions:
+    if len(rows) != score.images:
+        raise UserError(f"{path}: {len(rows)} images of {score.title}, and run.json has {score.images}")
+    names = _classes(path.parent, record, score, {cell for row in rows for cell in (row[1], row[2], row[4], row[6])})
+    index = {label: number for number, label in enumerate(names)} | {"": -1}
+    columns = list(zip(*rows, strict=True))
+    try:
+        numbers = [np.array([index[cell] for cell in columns[i]]) for i in (1, 2, 4, 6)]
+        shares = [np.array([float(cell or "nan") for cell in columns[i]]) for i in (3, 5, 7)]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: {score.title}: not a class or not a number ({error})") from None
+    true, *which = numbers
+    answer, second, zero_shot = map(Guess, which, shares)
+    known = all(((p >= 0) & (p <= 1)).all() for p in (answer.probability, zero_shot.probability))
+    if not known or min(true.min(), answer.which.min(), zero_shot.which.min()) < 0:
+        raise UserError(f"{path}: {score.title}: an empty cell, or a probability that is not from 0 to 1")
+    return Predictions(
+        score=score,
+        classes=tuple(names.values()),
+        labels=tuple(names),
+        images=columns[0],
+        sources=tuple(_source(score.data or record.task.data, image) for image in columns[0]),
+        true=true,
+        answer=answer,
+        second=second,
+        zero_shot=zero_shot,
+    )
+
+
+def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict[str, str]:
+    """What a page calls the classes of a score, by label: those of the run's draw, or, where the score is of other
+    classes, those that occur."""
+    draw = read_split(folder / SPLIT)
+    question = next((asked for asked in record.task.asked if asked.name == score.name), None)
+    which = question.classes if question else "all"
+    of_run = half(ImageSet((), (), draw.classes, written=draw.written), which)
+    known = {_spelled(label): descriptions(name)[0] for label, name in zip(of_run.written, of_run.classes, strict=True)}
+    if len(known) == score.classes and used <= {*known, ""}:
+        return known
+    return {label: known.get(label, prompt_name(label)) for label in sorted(used - {""}, key=order)}
+
+
+def _spelled(label: object) -> str:
+    """As it comes back from the file."""
+    return _plain(inert(str(label)))
+
+
+def _source(data: str, image: str) -> Path | None:
+    """A path below the data. Whoever sends a run could name any image of this machine otherwise."""
+    name, home = PurePosixPath(image), user_path(data)
+    if name.is_absolute() or ".." in name.parts:
+        return None
+    return (home.parent if home.is_file() else home) / image
