@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,14 @@ def test_the_table_has_a_line_of_each_set_and_the_means() -> None:
         ("mean of 2", "taken"): ("+0.0", "2.50"),
         ("mean of 2", "blocks"): ("+0.5", "2.00"),
     }
+
+
+def test_the_docs_have_the_table_of_the_lines() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    lines = [json.loads(line) for line in (docs / "results/int8.jsonl").read_text().splitlines()]
+    page = (docs / "deploy.md").read_text(encoding="utf-8")
+    assert table(lines) in page
+    taken = [(row["accuracy"], line["rows"][0]["accuracy"]) for line in lines for row in line["rows"] if row["chosen"]]
+    lost = sum(plain - own for own, plain in taken) / len(taken)
+    assert f"it is {lost:.1f} points lower" in page
+    assert lost > 0
