@@ -22,7 +22,8 @@ def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = Non
     """Images to train on. With labels: N images, as `image_list` takes them, and N class names or whole numbers.
 
     Without: an ImageSet, several by split ("train", else "all"), a pandas DataFrame with columns named as in a table
-    (of one with splits the rows of train), or whatever else `read_images` takes. classes: what whole numbers 0..C-1 are called in the prompts; without it they may be any, and prompts say the number, which is warned of.
+    (of one with splits the rows of train), or whatever else `read_images` takes. classes: what whole numbers 0..C-1
+    are called in the prompts; without it they may be any, and prompts say the number, which is warned of.
     Raises UserError for anything else.
     """
     if labels is not None:
