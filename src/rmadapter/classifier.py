@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from rmadapter.callbacks import Callback
 from rmadapter.data.fewshot import half
-from rmadapter.data.images import ImageSet, ImageSource
+from rmadapter.data.given import image_list, image_set, weighted
+from rmadapter.data.images import ImageSource
 from rmadapter.data.names import places, prompt_names
 from rmadapter.errors import UserError
 
-OWN = ("backbone", "method", "shots", "seed", "progress")
+OWN = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -23,11 +25,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     backbone: a name that `load_backbone` understands. method: a name that `load_method` understands, or "auto", which
     chooses one by cross-validation of the shots and says in `choice_` how. shots: images drawn per class, 0 for all.
-    seed: of the draw, the initialisation and the order of batches. progress: bars on stderr. Every setting of the
-    method, the task or the machine can be given by name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
+    seed: of the draw, the initialisation and the order of batches. progress: bars on stderr. class_names: what integer
+    labels 0..C-1 are called in the prompts, also for the copies that scikit-learn's ensembles fit to numbers.
+    class_weight: label -> weight, or "balanced". Every setting of the method, the task or the machine can be given by
+    name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
 
-    Images are paths, PIL images or arrays [H, W, 3]; labels are class names, or integers with `class_names`.
+    Images are paths, PIL images or arrays [H, W, 3]; labels are class names or integers.
     After fit: `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`.
+    Pickled, it holds the name and digest of its backbone in place of the backbone.
     """
 
     def __init__(
@@ -38,9 +43,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         shots: int = 16,
         seed: int = 1,
         progress: bool = False,
+        class_names: Sequence[str] | None = None,
+        class_weight: Mapping[Any, float] | str | None = None,
         **settings: Any,
     ) -> None:
         self.backbone, self.method, self.shots, self.seed, self.progress = backbone, method, shots, seed, progress
+        self.class_names, self.class_weight = class_names, class_weight
         self.settings = settings
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -48,32 +56,51 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return {**{name: getattr(self, name) for name in OWN}, **self.settings}
 
     def set_params(self, **params: Any) -> FewShotClassifier:
-        """Set parameters by name; unknown ones are refused by `fit`."""
-        for name, value in params.items():
-            if name in OWN:
-                setattr(self, name, value)
-            else:
-                self.settings[name] = value
+        """Set parameters by name. Raises UserError for one that is unknown, and then sets none."""
+        from rmadapter.choose import Auto
+        from rmadapter.methods import AUTO, load_method
+        from rmadapter.request import check_names
+
+        own = {name: value for name, value in params.items() if name in OWN}
+        settings = {name: value for name, value in params.items() if name not in OWN}
+        method = own.get("method", self.method)
+        if settings:
+            check_names(settings, str(method), Auto() if method == AUTO else load_method(str(method)))
+        for name, value in own.items():
+            setattr(self, name, value)
+        self.settings = {**self.settings, **settings}
         return self
 
     def fit(
-        self, images: Sequence[ImageSource], labels: Sequence[Any], class_names: Sequence[str] | None = None
+        self,
+        images: Any,
+        labels: Sequence[Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        sample_weight: Sequence[float] | None = None,
+        *,
+        callbacks: Iterable[Callback] = (),
     ) -> FewShotClassifier:
-        """Train on N images and N labels. class_names: what integer labels 0..C-1 are called in the prompts.
+        """Train on N images and N labels; or without labels on an ImageSet, what `read_images` gave (its train images),
+        a folder, a table, or a pandas DataFrame with columns such as path and label.
 
-        Raises UserError for an unknown setting, lists of different lengths, an unreadable image or an empty class.
+        class_names: in place of the classifier's own. sample_weight: [N], how much each image counts. callbacks: who is
+        told of every step of the training. Raises UserError for an unknown setting, lists of different lengths, an
+        unreadable image or an empty class, and for weights where the method has no use for them.
         """
+        from rmadapter.backbones.shared import shared
         from rmadapter.choose import Auto, asked, choose
         from rmadapter.folds import FOLDS, Folds
+        from rmadapter.machine import find_device
         from rmadapter.methods import AUTO
         from rmadapter.request import Request
         from rmadapter.run import Lab, run_task
 
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
         wanted = asked(given) if self.method == AUTO else Request.make(given, self.method)
-        labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
-        found = ImageSet.from_lists(images, labels, class_names)
+        found = image_set(images, labels, self.class_names if class_names is None else class_names)
+        found = weighted(found, sample_weight, self.class_weight, wanted.task.shots)
         lab = Lab(wanted.machine, progress=self.progress)
+        lab.add_backbone(shared(wanted.task.backbone, find_device(wanted.machine.device)))
         lab.add("", {"train": found, "test": found.subset([])})
         method, name, temperature = wanted.method, wanted.name, None
         if isinstance(method, Auto):
@@ -81,6 +108,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             self.choice_ = choose(folds, method)
             method, name = method.method(self.choice_.chosen), self.choice_.chosen
             temperature = folds.temperature(method, name)
+        lab.callbacks = tuple(callbacks)
         fitted = run_task(wanted.task, method, lab, name, temperature=temperature).fitted
         self.fitted_, self.history_ = fitted, fitted.trained.history
         self.class_names_, self._name = fitted.classes, name
@@ -123,13 +151,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         best = self.classes_[columns]
         return best.item() if np.ndim(best) == 0 else best
 
-    def score(self, images: Sequence[ImageSource], labels: Sequence[Any], sample_weight: Any = None) -> float:
-        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_`, or as the prompts have them.
-
-        Raises UserError for a label that is no class.
+    def score(self, images: Any, labels: Sequence[Any] | None = None, sample_weight: Any = None) -> float:
+        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_`, or as the prompts have them, or none
+        of an ImageSet, which has its own. Raises UserError for a label that is no class.
         """
         check_is_fitted(self, "fitted_")
-        images, wanted = list(images), np.asarray(labels)
+        if labels is None:
+            found = image_set(images)
+            images, labels = found, [found.written[label] for label in found.labels]
+        images, wanted = image_list(images), np.asarray(labels)
         if wanted.shape != (len(images),):
             raise UserError(f"{len(images)} images and {wanted.size} labels: give one label for each image")
         numbers = places(wanted.tolist(), self.classes_.tolist(), self.class_names_)
@@ -155,6 +185,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.class_names_, self.classes_ = saved.names, np.array(saved.labels)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        from rmadapter.packed import pack
+
+        state = {**super().__getstate__()}
+        return {**state, "fitted_": pack(self.fitted_, self._name)} if "fitted_" in state else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from rmadapter.packed import unpack
+
+        super().__setstate__(state)
+        if "fitted_" in state:
+            self.fitted_ = unpack(state["fitted_"], self.settings.get("device", "auto"))
+
+    def __sklearn_tags__(self) -> Any:
+        """An image is no row of numbers, so that `check_estimator` cannot make any up."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = False, True, True
+        return tags
+
 
 RMAdapterClassifier = FewShotClassifier  # its name in version 0.1, when it knew one method
 
@@ -163,6 +212,7 @@ def _as_list(images: Any) -> tuple[bool, list[ImageSource]]:
     """Whether it was one image, and the images as a list; an array [N, H, W, 3] is N images."""
     from PIL import Image
 
-    if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim in (2, 3)):
+    pixels = isinstance(images, np.ndarray) and images.dtype.kind not in "OUS" and images.ndim in (2, 3)
+    if pixels or isinstance(images, (str, Path, Image.Image)):
         return True, [images]
-    return False, list(images)
+    return False, image_list(images)

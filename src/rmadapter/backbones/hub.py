@@ -12,6 +12,10 @@ from rmadapter.errors import UserError
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers
 
 
+class Unreachable(UserError):
+    """What is asked for is not in the cache, and cannot be fetched now."""
+
+
 def fetch(repository: str, file: str) -> Path:
     """One file. A cached copy is taken as it is, so that a backbone does not change between two runs.
 
@@ -72,7 +76,7 @@ def _told_in_a_sentence(repository: str) -> Iterator[None]:
             f"if it holds a pickle: {HOW_TO_CONVERT}"
         ) from error
     except Exception as error:  # whatever a network can do
-        raise UserError(
+        raise Unreachable(
             f"what {repository!r} holds could not be fetched from the Hugging Face hub ({type(error).__name__}); "
             f"check the connection, give a local file or folder, or take the backbone 'pocket'"
         ) from error

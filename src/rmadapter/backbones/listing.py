@@ -6,19 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rmadapter.backbones.choice import KNOWN
 from rmadapter.backbones.pocket import POCKETS, SIZE_TO_FETCH, pocket_place
 
 MB = 1e6
-WELL_KNOWN = ("ViT-B-32/openai", "ViT-B-16/openai", "ViT-L-14/openai")
-TO_COME = "fetched from the Hugging Face hub when first used"
+TO_COME = "from the Hugging Face hub when first used"
 
 
 def listed(hub_cache: Path | None = None) -> list[dict[str, Any]]:
-    """Name, state, megabytes on disk (None where it is not there) and folder of each.
+    """Name, state, megabytes on disk (None where it is not there) and folder of each; of a few, `about` says more.
 
     hub_cache: of the Hugging Face hub, by default where its library has it.
     """
-    return [*_pockets(), *_published(_cached(hub_cache))]
+    return [{**one, "about": _about(one["name"])} for one in (*_pockets(), *_published(_cached(hub_cache)))]
+
+
+def _about(name: str) -> str:
+    if name in POCKETS:
+        return "needs PyPI once; for trying out, research and teaching (docs/pocket.md)"
+    if name not in KNOWN:
+        return ""
+    known = KNOWN[name]
+    return f"needs the hub once; published: {known.imagenet} % of ImageNet zero-shot; licence: {known.licence}"
 
 
 def _pockets() -> Iterator[dict[str, Any]]:
@@ -39,8 +48,9 @@ def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:
         repository = "/".join(repository.split("/")[:2])
         if found := cached.pop(repository, None):
             yield {"name": name, "state": "ready", "mb": _size(found), "folder": str(found)}
-        elif name in WELL_KNOWN:
-            yield {"name": name, "state": TO_COME, "mb": None, "folder": ""}
+        elif name in KNOWN:
+            state = f"{KNOWN[name].megabytes:,} MB {TO_COME}"
+            yield {"name": name, "state": state, "mb": None, "folder": ""}
     for repository, folder in cached.items():
         yield {"name": f"hf-hub:{repository}", "state": "ready", "mb": _size(folder), "folder": str(folder)}
 

@@ -37,6 +37,7 @@ class ImageSet:
     skipped: "path: reason" of every image that skip_bad left out
     written: the classes as the user writes them ("sea_horse", or a number); by default as in the prompt
     groups: N names of what images have in common, as a patient; those of one never judge each other. "" stands alone
+    weights: N numbers, how much each image counts in training; empty where all count alike
     """
 
     images: tuple[ImageSource, ...]
@@ -47,6 +48,7 @@ class ImageSet:
     written: tuple[Label, ...] = ()
     groups: tuple[str, ...] = ()
     ignored: str = ""
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.classes)
@@ -90,6 +92,7 @@ class ImageSet:
             images=tuple(self.images[i] for i in chosen),
             labels=tuple(self.labels[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen),
+            weights=tuple(self.weights[i] for i in chosen) if self.weights else (),
         )
 
     def akin(self, others: ImageSet) -> list[int]:
@@ -111,8 +114,9 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of classes, labels and the contents of all images in order; where they lie does not count."""
-        return hashlib.sha256(json.dumps([self.classes, self.labels]).encode() + b"".join(self.contents)).hexdigest()
+        """SHA-256 of classes, labels, weights and the contents of all images in order, wherever they lie."""
+        about = [self.classes, self.labels, *([self.weights] if self.weights else [])]
+        return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
 
 
 # From disk

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, columns
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
 from rmadapter.methods.held_out import held_out
 from rmadapter.metrics import temperature
 from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
@@ -47,13 +47,15 @@ class LinearProbe:
         if len(shots.classes) < 2:
             raise UserError("linear probe: one class leaves nothing to tell apart; give at least two")
         views, labels = F.normalize(shots.features(), dim=-1), shots.labels
-        strength, heat = self._search(views, labels, held_out(shots)) if self.search_steps else (self.C, 1.0)
-        model = self._regression(views, labels, strength)
+        weights = torch.ones(len(labels)) if shots.weights is None else shots.weights
+        parts = held_out(shots) if self.search_steps else []
+        strength, heat = self._search(views, labels, weights, parts)
+        model = self._regression(views, labels, weights, strength)
         tensors = {
             "weight": torch.from_numpy(model.coef_ / heat).float().to(shots.device),
             "bias": torch.from_numpy(model.intercept_ / heat).float().to(shots.device),
         }
-        return self.restore(backbone, shots.known, tensors)
+        return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         weight, bias = tensors["weight"], tensors["bias"]
@@ -72,8 +74,8 @@ class LinearProbe:
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters((classes if classes > 2 else 1) * (backbone.embedding_size + 1))
 
-    def _regression(self, views: Tensor, labels: Tensor, strength: float) -> Any:
-        """views: [V, N, e] with labels [N]."""
+    def _regression(self, views: Tensor, labels: Tensor, weights: Tensor, strength: float) -> Any:
+        """views: [V, N, e] with labels and weights [N]."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -81,10 +83,11 @@ class LinearProbe:
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one shot a class
             model = LogisticRegression(C=strength, max_iter=self.iterations)  # L-BFGS and L2
-            return model.fit(views.flatten(0, 1).cpu().numpy(), labels.repeat(len(views)).cpu().numpy())
+            flat = (part.repeat(len(views)).cpu().numpy() for part in (labels, weights))
+            return model.fit(views.flatten(0, 1).cpu().numpy(), *flat)
 
     def _search(
-        self, views: Tensor, labels: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]
+        self, views: Tensor, labels: Tensor, weights: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[float, float]:
         """The even power of ten with most hits, then its better neighbour in half the distance, again and again; and
         the temperature of the probes of that strength.
@@ -98,8 +101,8 @@ class LinearProbe:
 
         @cache
         def table(exponent: float) -> np.ndarray:
-            fitted = [(self._regression(views[:, rows], labels[rows], 10.0**exponent), x) for rows, x in judges]
-            return np.concatenate([model.predict_proba(x) for model, x in fitted])
+            fits = [self._regression(views[:, rows], labels[rows], weights[rows], 10.0**exponent) for rows, _ in judges]
+            return np.concatenate([model.predict_proba(x) for model, (_, x) in zip(fits, judges, strict=True)])
 
         def hits(exponent: float) -> int:
             return int((table(exponent).argmax(1) == wanted).sum())

@@ -59,7 +59,7 @@ class TipAdapter:
 
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
         """Of some shots, whose features are `views` [V, N, e]: [N, e]."""
-        return _keys(views), Trained()
+        return _keys(views), Trained(weighed=True)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         return _restore(self, backbone, known, tensors, trained=False)
@@ -110,8 +110,9 @@ def _keys(views: Tensor) -> Tensor:
 
 
 def _values(shots: Shots) -> Tensor:
-    """[N, C]"""
-    return F.one_hot(shots.labels, len(shots.classes)).float()
+    """[N, C]; a shot of weight 2 counts as two."""
+    values = F.one_hot(shots.labels, len(shots.classes)).float()
+    return values if shots.weights is None else values * shots.weights.to(values)[:, None]
 
 
 def _ask(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
@@ -153,7 +154,9 @@ def _judged(
     for rows, features, wanted in held_out(shots):
         some, kept = shots, keys
         if not shots.val:
-            some = replace(shots, images=shots.images.subset(rows.tolist()), unfinished=None, progress=False)
+            some = replace(
+                shots, images=shots.images.subset(rows.tolist()), unfinished=None, progress=False, callbacks=()
+            )
             kept = method.keys(backbone, some, views[:, rows])[0]
         x = F.normalize(at_least_float32(features), dim=-1)
         yield x @ kept.T, _values(some), cosine_logits(backbone, x, weights), wanted

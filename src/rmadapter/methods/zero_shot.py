@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained
 from rmadapter.prompts import Cosines, untouched, zero_shot_weights
 from rmadapter.task import check_templates
 
@@ -38,7 +38,7 @@ class ZeroShot:
             check_templates(self.templates)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        return self.restore(backbone, shots.known, {})
+        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))  # nothing is learnt from any
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:

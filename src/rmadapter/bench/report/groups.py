@@ -107,7 +107,7 @@ def read_records(results: Path) -> Results:
     """
     found: list[tuple[str, Record]] = []
     notes = []
-    for where, line in _lines(results):
+    for where, line in lines(results):
         try:
             record = parse_record(line, where)
         except UserError as error:
@@ -134,7 +134,7 @@ def read_records(results: Path) -> Results:
     return Results(done, sorted(unfinished.values(), key=cell), notes)
 
 
-def _lines(results: Path) -> Iterator[tuple[str, str]]:
+def lines(results: Path) -> Iterator[tuple[str, str]]:
     """(where it stands, text) of all that may be a record."""
     if not user_path(results).exists():
         raise UserError(f"{results}: not there; give the folder that `rmadapter bench ... --out` wrote, or its records")

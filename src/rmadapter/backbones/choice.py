@@ -1,0 +1,80 @@
+"""What a user may choose from: a short list of backbones, what each costs, and the first of several that is there."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+
+from rmadapter.backbones.backbone import Backbone
+from rmadapter.backbones.hub import Unreachable
+from rmadapter.backbones.load import load_backbone
+from rmadapter.backbones.pocket import POCKETS
+from rmadapter.console import note
+from rmadapter.errors import UserError
+from rmadapter.files import user_path
+
+
+class Published(NamedTuple):
+    """megabytes: to fetch, in float32. imagenet: zero-shot accuracy in percent that open_clip's README gives; nobody
+    measured it here. licence: as its card on the hub says."""
+
+    megabytes: int
+    imagenet: float
+    licence: str
+
+
+KNOWN = {
+    "ViT-B-32/openai": Published(605, 63.2, "Apache-2.0"),
+    "ViT-B-16/openai": Published(598, 68.3, "Apache-2.0"),
+    "ViT-L-14/openai": Published(1710, 75.5, "as its card says"),
+}
+ADVISED = "ViT-B-16/openai"
+BETTER = (
+    f"backbone pocket is small and works offline; on photos a real CLIP is far better: --backbone {ADVISED} "
+    f"({KNOWN[ADVISED].megabytes} MB from the Hugging Face hub, once), or another one of `rmadapter backbones`"
+)
+BATCH, TIMES = 8, 5
+
+
+def advise(name: str) -> str:
+    """What a run on this backbone should be told, if anything."""
+    return BETTER if name in POCKETS else ""
+
+
+def first_of(names: str) -> Backbone:
+    """The backbone of this name; of several, with commas between them, the first one that is here or can be fetched.
+
+    A note says which it is and why. Raises UserError as `load_backbone`; a wrong name is no reason to take the next.
+    """
+    wanted = [names] if user_path(names).exists() else [name.strip() for name in names.split(",")]
+    if not all(wanted):
+        raise UserError(f"backbone {names!r}: write names with single commas between them")
+    for name, other in zip(wanted, [*wanted[1:], ""], strict=True):
+        try:
+            found = load_backbone(name)
+        except Unreachable as error:
+            if not other:
+                raise
+            note(f"{error}; taking {other} in its place")
+        else:
+            if len(wanted) > 1:
+                note(f"backbone: {name}")
+            return found
+    raise AssertionError("the last one is taken or raises")
+
+
+@torch.no_grad()
+def images_per_second(name: str, device: torch.device) -> float:
+    """What its image encoder does on this machine, in batches of 8; of a published model that is not here, one of the
+    same shape with random weights."""
+    backbone = load_backbone(name if name in POCKETS else f"{name.partition('/')[0]}/none").to(device)
+    pixels = torch.zeros(BATCH, 3, backbone.image_size, backbone.image_size, device=device)
+    seconds = []
+    for _ in range(TIMES + 1):
+        started = time.perf_counter()
+        backbone.image.frozen(pixels).features.sum().item()  # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return BATCH / statistics.median(seconds[1:])  # the first one warms up

@@ -1,0 +1,42 @@
+"""One copy of a backbone in memory, however many classifiers of a process hold it, as in cross-validation."""
+
+from __future__ import annotations
+
+import threading
+from weakref import WeakValueDictionary
+
+import torch
+
+from rmadapter.backbones.backbone import Backbone
+from rmadapter.backbones.load import is_published, load_backbone
+from rmadapter.backbones.pocket import pocket_named
+from rmadapter.errors import UserError
+
+# By name, device and thread: methods hook into the model while they train.
+_ALIVE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionary()
+
+
+def shared(name: str, device: torch.device) -> Backbone:
+    """As `load_backbone(name)`, on a device; the copy that is in use, if its name alone says which weights it has."""
+    key = (name, str(device), threading.get_ident())
+    found = _ALIVE.get(key) if is_published(name) else None
+    if found is None:
+        found = _ALIVE[key] = load_backbone(name).to(device)
+    return found
+
+
+def again(name: str, digest: str, device: torch.device) -> Backbone:
+    """The backbone of this digest: the copy that is in use, or loaded by its name.
+
+    Raises UserError when there is none of this name any more, or it has other weights.
+    """
+    name = pocket_named(name, digest)
+    found = _ALIVE.get((name, str(device), threading.get_ident()))
+    if found is None or found.digest != digest:
+        found = shared(name, device)
+    if found.digest != digest:
+        raise UserError(
+            f"the model was fitted on {name} ({digest[:12]}), and what is called so here ({found.digest[:12]}) has "
+            f"other weights: restore that backbone, or fit again"
+        )
+    return found

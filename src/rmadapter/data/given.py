@@ -1,0 +1,148 @@
+"""Whatever Python users hold becomes one ImageSet: our own sets, folders, tables, data frames, arrays and lists."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from rmadapter.data.columns import choose_columns
+from rmadapter.data.images import ImageSet, ImageSource, read_images
+from rmadapter.data.names import places
+from rmadapter.data.scan import SPLITS
+from rmadapter.errors import UserError, quoted
+
+
+def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = None) -> ImageSet:
+    """Images to train on. With labels: N images, as `image_list` takes them, and N class names or whole numbers.
+
+    Without: an ImageSet, several by split ("train", else "all"), a pandas DataFrame with columns named as in a table
+    (of one with splits the rows of train), or whatever else `read_images` takes. classes: what whole numbers 0..C-1
+    are called in the prompts; without it they may be any, and prompts say the number, which is warned of.
+    Raises UserError for anything else.
+    """
+    if labels is not None:
+        return _of_lists(image_list(data), _plain(labels), classes)
+    if _is_frame(data):
+        return _of_frame(data, classes)
+    listed = isinstance(data, (list, tuple, np.ndarray)) and not (len(data) and isinstance(data[0], tuple))
+    if not listed and not isinstance(data, (ImageSet, Mapping)):
+        data = read_images(data, progress=False)
+    if isinstance(data, Mapping):
+        found = data.get("train", data.get("all"))
+        if found is None:
+            raise UserError(f"no train images: the data has only {', '.join(map(str, data)) or 'nothing'}")
+        data = found
+    if not isinstance(data, ImageSet):
+        raise UserError(
+            f"labels are missing: give images and labels, or an ImageSet, a folder, a table or a DataFrame, not "
+            f"{type(data).__name__}"
+        )
+    return data
+
+
+def image_list(data: Any) -> list[ImageSource]:
+    """N images: a list, Series or array [N], an array [N, H, W(, 3)], a column [N, 1] of paths or objects as
+    scikit-learn's ensembles have them, an ImageSet, or a DataFrame with a column of paths."""
+    if isinstance(data, ImageSet):
+        return list(data.images)
+    if _is_frame(data):
+        names = list(map(str, data.columns))
+        name = names[0] if len(names) == 1 else choose_columns("DataFrame", names, ["image"])["image"]
+        return data.iloc[:, names.index(name)].tolist()
+    if isinstance(data, np.ndarray) and data.dtype.kind in "OUS" and data.ndim == 2 and data.shape[1] == 1:
+        return data[:, 0].tolist()
+    return list(data)
+
+
+def weighted(images: ImageSet, sample_weight: Any, class_weight: Any, shots: int) -> ImageSet:
+    """The set with the weight of each image: sample_weight [N] times class_weight, which is a dictionary of label ->
+    weight (1 where it has none) or "balanced": classes count alike after `shots` of each were drawn.
+
+    Images of no weight are left out, but for classes that have no others. Raises UserError for what is no weight.
+    """
+    count, labels = len(images), np.array(images.labels)
+    weights = np.ones(count) if sample_weight is None else _numbers(sample_weight)
+    if weights.shape != (count,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise UserError(
+            f"sample_weight: give one number from 0 upwards for each of the {count} images, and not zero for all"
+        )
+    weights = weights * _of_classes(images, class_weight, labels[weights > 0], shots)[labels]
+    kept = np.flatnonzero((weights > 0) | ~np.isin(labels, labels[weights > 0]))
+    weights, images = weights[kept], images if len(kept) == count else images.subset(kept.tolist())
+    return replace(images, weights=tuple(weights.tolist()) if np.ptp(weights) else ())
+
+
+def _of_classes(images: ImageSet, given: Any, labels: np.ndarray, shots: int) -> np.ndarray:
+    """[C]. labels: of the images that have a weight."""
+    factors = np.ones(len(images.classes))
+    if given is None:
+        return factors
+    if isinstance(given, str) and given == "balanced":
+        drawn = np.minimum(np.bincount(labels, minlength=len(factors)), shots or len(labels))
+        return drawn.sum() / np.maximum(drawn, 1) / max(1, np.count_nonzero(drawn))
+    if not isinstance(given, Mapping):
+        raise UserError(f"class_weight={quoted(given)}: write 'balanced', or a dictionary of label -> weight")
+    values = _numbers(list(given.values()))
+    if not np.isfinite(values).all() or (values < 0).any() or (len(values) == len(factors) and not values.any()):
+        raise UserError("class_weight: weights are numbers from 0 upwards, and not 0 for all")
+    factors[places(_plain(list(given)), images.written, images.classes)] = values
+    return factors
+
+
+def _numbers(values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)
+
+
+def _of_lists(
+    images: list[ImageSource], labels: list[Any], classes: Sequence[str] | None, groups: tuple[str, ...] = ()
+) -> ImageSet:
+    if classes is not None or not labels or not all(isinstance(label, Integral) for label in labels):
+        return ImageSet.from_lists(images, labels, classes, groups)
+    if len(images) != len(labels):
+        raise UserError(f"{len(images)} images and {len(labels)} labels: give one label for each image")
+    written = sorted(set(labels))
+    names = tuple(str(number) for number in written)
+    warnings.warn(
+        f"labels are numbers: prompts call the classes {', '.join(names[:3])}{', ...' * (len(names) > 3)}; "
+        f"class_names=[...] gives them names that the model can read",
+        stacklevel=4,
+    )
+    numbers = {label: place for place, label in enumerate(written)}
+    return ImageSet(tuple(images), tuple(numbers[x] for x in labels), names, written=tuple(written), groups=groups)
+
+
+def _of_frame(frame: Any, classes: Sequence[str] | None) -> ImageSet:
+    """Its train images; numbers stay numbers, which `memory.open_object` makes text."""
+    names = list(map(str, frame.columns))
+    chosen = choose_columns("DataFrame", names, ("image", "label"), ("split", "group"))
+    cells = {what: _plain(frame.iloc[:, names.index(name)]) for what, name in chosen.items()}
+    if "split" in cells:
+        rows = [row for row, split in enumerate(cells["split"]) if SPLITS.get(str(split).strip().casefold()) == "train"]
+        if not rows:
+            raise UserError("the DataFrame has a column of splits, and no row of it says train")
+        cells = {what: [values[row] for row in rows] for what, values in cells.items()}
+    groups = tuple("" if group is None or group != group else str(group) for group in cells.get("group", ()))
+    return _of_lists(cells["image"], cells["label"], classes, groups)
+
+
+def _plain(values: Any) -> list[Any]:
+    """As Python's own numbers and texts."""
+    values = values if isinstance(values, Iterable) else np.asarray(values)
+    if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
+
+
+def _is_frame(data: Any) -> bool:
+    """Whether it is a pandas DataFrame; nobody who has one has not imported pandas."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(data, pandas.DataFrame)

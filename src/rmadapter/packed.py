@@ -1,0 +1,55 @@
+"""A fitted method without its backbone, as plain values: what a pickled classifier holds in place of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmadapter.backbones.shared import again
+from rmadapter.machine import find_device
+from rmadapter.method import Fitted, Known, Trained
+from rmadapter.methods import load_method
+from rmadapter.settings import settings_of
+
+
+@dataclass(frozen=True)
+class Packed:
+    """method, settings: as `load_method` takes them. backbone, digest: its name and SHA-256. The rest as in Fitted."""
+
+    method: str
+    settings: dict[str, Any]
+    backbone: str
+    digest: str
+    known: Known
+    tensors: dict[str, np.ndarray]
+    trained: Trained
+    temperature: float
+    examples: np.ndarray | None
+
+
+def pack(fitted: Fitted, method: str) -> Packed:
+    """method: as `load_method` knows it."""
+    backbone, examples = fitted.backbone, fitted.examples
+    return Packed(
+        method=method,
+        settings=settings_of(fitted.method),
+        backbone=backbone.name,
+        digest=backbone.digest,
+        known=fitted.known,
+        tensors={name: tensor.cpu().numpy() for name, tensor in fitted.tensors.items()},
+        trained=fitted.trained,
+        temperature=fitted.temperature,
+        examples=None if examples is None else examples.cpu().numpy(),
+    )
+
+
+def unpack(packed: Packed, device: str = "auto") -> Fitted:
+    """On a device. Raises UserError when the backbone is not to be found by its name, or has other weights."""
+    backbone = again(packed.backbone, packed.digest, find_device(device))
+    tensors = {name: torch.from_numpy(array).to(backbone.device) for name, array in packed.tensors.items()}
+    examples = None if packed.examples is None else torch.from_numpy(packed.examples).to(backbone.device)
+    fitted = load_method(packed.method, packed.settings).restore(backbone, packed.known, tensors)
+    return replace(fitted, trained=packed.trained, temperature=packed.temperature, examples=examples)
