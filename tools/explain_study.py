@@ -6,7 +6,7 @@
 The patches of test images are covered with the mean colour, the most important first (deletion), or all but the most
 important (insertion); what counts is the mean probability of the class that was answered: high on insertion, low on
 deletion. The score is their difference. Controls: patches in random order, and those in the middle first. A line is one
-image. Finished sets are kept.
+image; the sets take turns. Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rmadapter.run import Lab, learn
 SETS = ("office_caltech/web", "pacs/photo", "dtd10")
 METHODS: Mapping[str, Mapping[str, Any]] = {"linear-probe": {"search_steps": 0, "C": 3.0}}
 SHOTS = 4
-SHARES = (0.1, 0.3, 0.6)  # of the patches
+SHARES = (0.1, 0.4)  # of the patches
 CONTROLS = ("random", "centre")
 NAMES = (*CANDIDATES, "occlusion", *CONTROLS)
 Line = Mapping[str, Any]
@@ -64,24 +64,26 @@ def maps(fitted: Fitted, pixels: Tensor, target: int, seed: int) -> tuple[dict[s
     return drawn, found.side
 
 
-def lines_of(lab: Lab, data: str, name: str, images: int) -> list[dict[str, Any]]:
-    wanted = Request.make({"shots": SHOTS, **METHODS[name]}, name, data=data)
-    fitted = learn(wanted.method, lab.draw(wanted.task).train, wanted.task, lab)
-    test = lab.splits(data)["test"]
-    rows = np.sort(np.random.default_rng(1).permutation(len(test))[:images]).tolist()
-    lines = []
-    [(_, pixels)] = decoded([test.images[i] for i in rows], fitted.backbone.preprocess, images)
-    answers = probabilities(fitted, pixels).argmax(1).tolist()
-    for number, (row, target) in enumerate(zip(rows, answers, strict=True)):
-        drawn, side = maps(fitted, pixels[number], target, row)
+class Study:
+    """A model fitted to one set, and the test images that it is asked about, in random order."""
+
+    def __init__(self, lab: Lab, data: str, name: str, images: int) -> None:
+        wanted = Request.make({"shots": SHOTS, **METHODS[name]}, name, data=data)
+        self.data, self.name = data, name
+        self.fitted = learn(wanted.method, lab.draw(wanted.task).train, wanted.task, lab)
+        self.test = lab.splits(data)["test"]
+        self.rows = np.random.default_rng(1).permutation(len(self.test))[:images].tolist()
+
+    def line(self, row: int) -> dict[str, Any]:
+        [(_, pixels)] = decoded([self.test.images[row]], self.fitted.backbone.preprocess, 1)
+        target = int(probabilities(self.fitted, pixels).argmax())
+        drawn, side = maps(self.fitted, pixels[0], target, row)
         scores = {
-            what: curves(fitted, pixels[number], target, one.flatten().argsort(descending=True), side)
+            what: curves(self.fitted, pixels[0], target, one.flatten().argsort(descending=True), side)
             for what, one in drawn.items()
         }
-        right = target == test.labels[row]
-        lines.append({"data": data, "method": name, "row": row, "right": right, "scores": scores})
-    facts = {"backbone": fitted.backbone.digest, "versions": versions()}
-    return [{**line, **facts} for line in lines]
+        facts = {"data": self.data, "method": self.name, "row": row, "right": target == self.test.labels[row]}
+        return {**facts, "scores": scores, "backbone": self.fitted.backbone.digest, "versions": versions()}
 
 
 # What the lines say. A set counts once.
@@ -137,14 +139,14 @@ def main() -> None:
     if args.tables:
         print(tables(lines))
         return
-    done, lab = {(line["data"], line["method"]) for line in lines}, Lab(root=args.root, progress=False)
+    done = {(line["data"], line["method"], line["row"]) for line in lines}
+    lab = Lab(root=args.root, progress=False)
     for name in args.methods:
-        for data in args.data:
-            if (data, name) not in done:
-                found = lines_of(lab, data, name, args.images)
+        studies = [Study(lab, data, name, args.images) for data in args.data]
+        for study, row in ((study, study.rows[turn]) for turn in range(args.images) for study in studies):
+            if (study.data, name, row) not in done:
                 with args.out.open("a") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in found)
-                print(data, name, {what: round(mean(found, data, name, what)[2], 3) for what in NAMES}, flush=True)
+                    file.write(json.dumps(study.line(row)) + "\n")
 
 
 if __name__ == "__main__":

@@ -147,23 +147,20 @@ def proven(lines: Sequence[Line], kind: str) -> bool:
 
 def tables(lines: Sequence[Line]) -> str:
     """The tables of docs/suggest.md."""
-    rows: list[str] = []
+    parts = []
     for kind, rules in KINDS.items():
-        numbers = (
-            ["at first", *(f"+{n} a class" for n in ROUNDS)] if kind == "next" else [f"{n} a class" for n in FIRSTS]
-        )
-        heads = [f"{kind}: accuracy in %", *numbers, "ahead of random", "on the sets for choosing"]
-        rows += ["| " + " | ".join([*heads, *REPORT]) + " |", "|---" * (len(heads) + len(REPORT)) + "|"]
+        later = [f"{'+' * (kind == 'next')}{n} a class" for n in (ROUNDS if kind == "next" else FIRSTS)]
+        numbers = ["at first", *later] if kind == "next" else later
+        heads = [f"{kind}: accuracy in %", *numbers, "ahead of random", "for choosing", *REPORT]
+        rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for rule in sorted(rules, key=lambda rule: -fmean(ahead(lines, CHOOSE, kind, rule))):
-            some = [x for x in lines if (x["kind"], x["rule"]) == (kind, rule) and x["data"] in REPORT]
-            curve = np.mean([x["test"] for x in some], axis=0)
+            some = [x["test"] for x in lines if (x["kind"], x["rule"]) == (kind, rule) and x["data"] in REPORT]
             own, other = (ahead(lines, sets, kind, rule) for sets in (REPORT, CHOOSE))
-            cells = [*(f"{x:.1f}" for x in curve), *(("", "") if rule == "random" else (told(own), told(other)[:4]))]
-            rows.append(
-                "| " + " | ".join([rule, *cells, *("" if rule == "random" else f"{x:+.1f}" for x in own)]) + " |"
-            )
-        rows.append("")
-    return "\n".join(rows[:-1])
+            points = [told(own), f"{fmean(other):+.1f}", *(f"{x:+.1f}" for x in own)]
+            cells = [*(f"{x:.1f}" for x in np.mean(some, axis=0)), *("" if rule == "random" else x for x in points)]
+            rows.append("| " + " | ".join([rule, *cells]) + " |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
 
 
 def main() -> None:

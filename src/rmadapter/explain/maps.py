@@ -142,18 +142,8 @@ def grad_cam(found: Trace, targets: Tensor) -> Tensor:
     return found.grid((found.tokens * slope[:, -(found.side**2) :].mean(1, keepdim=True)).sum(-1)).clamp(min=0)
 
 
-def token_gradient(found: Trace, targets: Tensor) -> Tensor:
-    """What the top block's attention reads, times its gradient (Shrikumar et al., ICML 2017).
-
-    Before the norm this would be 0 for every patch, since a norm does not see the length of a token.
-    """
-    [slope] = _gradients(found, targets, [found.tokens])
-    return found.grid((found.tokens * slope).sum(-1))
-
-
 CANDIDATES: Mapping[str, Callable[[Trace, Tensor], Tensor]] = {
     "attention rollout": rollout, "attention x gradient": relevance, "Grad-CAM": grad_cam,
-    "token x gradient": token_gradient,
 }  # fmt: skip
 
 

@@ -107,14 +107,14 @@ def balanced(pool: Pool, n: int) -> Picked:
             found = typicality(part, min(-(-n // classes), len(rows)))
             scores[rows[found.rows]] = found.scores
             queues.append(rows[found.rows])
-    rows = [q[turn] for turn in range(-(-n // classes)) for q in queues if turn < len(q)][:n]
-    if len(rows) < n:  # classes that are the answer too rarely leave room
-        rest = np.setdiff1d(np.arange(len(pool.unit)), rows)
-        part = pool._replace(unit=pool.unit[rest], known=pool.unit[rows], table=pool.table[rest])
-        more = typicality(part, n - len(rows))
+    taken = [q[turn] for turn in range(-(-n // classes)) for q in queues if turn < len(q)][:n]
+    if len(taken) < n:  # classes that are the answer too rarely leave room
+        rest = np.setdiff1d(np.arange(len(pool.unit)), taken)
+        part = pool._replace(unit=pool.unit[rest], known=pool.unit[taken], table=pool.table[rest])
+        more = typicality(part, n - len(taken))
         scores[rest[more.rows]] = more.scores
-        rows += rest[more.rows].tolist()
-    return Picked(np.array(rows, int), scores[rows])
+        taken += rest[more.rows].tolist()
+    return Picked(np.array(taken, int), scores[taken])
 
 
 NEXT: Mapping[str, Rule] = {
