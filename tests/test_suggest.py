@@ -40,10 +40,20 @@ def test_a_rule_is_proven_where_it_beats_random_by_more_than_its_interval() -> N
         for seed in (1, 2)
     ]
     assert suggest.best(lines, "next") == "margin"
-    assert suggest.proven(lines, "next")
+    assert suggest.proven(lines, "next", "margin")
+    assert suggest.default(lines, "next") == "margin"
     noisy = [x if x["data"] != suggest.REPORT[0] or x["rule"] != "margin" else {**x, "test": [0, 0]} for x in lines]
     assert suggest.best(noisy, "next") == "margin"
-    assert not suggest.proven(noisy, "next")
+    assert not suggest.proven(noisy, "next", "margin")
+    assert suggest.default(noisy, "next") == suggest.FALLBACK["next"] == "random"
+
+
+def test_how_many_classes_are_among_the_first() -> None:
+    lines = [
+        {**line(data, "random", [0], kind="first"), "classes": found, "classes_in_all": 4}
+        for data, found in (("x", [1, 2]), ("x", [3, 4]), ("y", [4, 4]))
+    ]
+    assert suggest.classes(lines, "random") == [75, 87.5]
 
 
 def test_finished_lines_are_kept(

@@ -43,6 +43,7 @@ DRAWS = 2
 KINDS = {"next": NEXT, "first": FIRST}
 KEY = ("data", "kind", "rule", "seed")
 METHOD = ZeroShotProbe(replace(ZeroShotProbe().recipe, epochs=100))  # a third of the published, for speed
+FALLBACK = {"next": "random", "first": "typicality"}
 POOL, TEST = 32, 25  # images a class that enter at most
 Line = Mapping[str, Any]
 
@@ -139,10 +140,25 @@ def best(lines: Sequence[Line], kind: str) -> str:
     return max(KINDS[kind], key=lambda rule: fmean(ahead(lines, CHOOSE, kind, rule)))
 
 
-def proven(lines: Sequence[Line], kind: str) -> bool:
-    """Whether that rule beats random on the sets to report on by more than its interval."""
-    points = ahead(lines, REPORT, kind, best(lines, kind))
+def proven(lines: Sequence[Line], kind: str, rule: str) -> bool:
+    """Whether a rule beats random on the sets to report on by more than its interval."""
+    points = ahead(lines, REPORT, kind, rule)
     return fmean(points) > confidence_interval(points)
+
+
+def default(lines: Sequence[Line], kind: str) -> str:
+    """The chosen rule if it is proven, else the one that was named for that case before the study."""
+    chosen = best(lines, kind)
+    return chosen if proven(lines, kind, chosen) else FALLBACK[kind]
+
+
+def classes(lines: Sequence[Line], rule: str) -> list[float]:
+    """Per cent of the classes that are among the first images, of each of FIRSTS; the mean over sets."""
+    by_set: dict[str, list[list[float]]] = {}
+    for x in lines:
+        if (x["kind"], x["rule"]) == ("first", rule):
+            by_set.setdefault(x["data"], []).append([100 * count / x["classes_in_all"] for count in x["classes"]])
+    return np.mean([np.mean(some, axis=0) for some in by_set.values()], axis=0).tolist()
 
 
 def tables(lines: Sequence[Line]) -> str:

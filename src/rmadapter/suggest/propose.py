@@ -24,7 +24,7 @@ from rmadapter.method import Fitted, Known, answers
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.suggest.acquire import FIRST, NEXT, Pool, pick
 
-DEFAULT_NEXT, DEFAULT_FIRST, DEFAULT_NAMED = "random", "random", "random"  # docs/suggest.md has the figures
+DEFAULT_NEXT, DEFAULT_FIRST = "random", "typicality"  # docs/suggest.md has the figures
 SAME = 2e-5  # 1 - cosine of an image to itself, kept in float16, is below this
 
 
@@ -61,9 +61,9 @@ def suggest_images(
     """The n images of a pool to label next, for a run to learn from.
 
     pool: files, folders, patterns or tables, as `predict` takes them; or images that `find_images` found. rule: one of
-    NEXT, by default what docs/suggest.md found best. Images that the run was fitted to are left out, and of
-    near-duplicates all but the first. Raises UserError as `load` and `find_images`, for an unknown rule, and for a pool
-    of which nothing is left.
+    NEXT; none of them is sure to beat the default, chance (docs/suggest.md). Images that the run was fitted to are left
+    out, and of near-duplicates all but the first. Raises UserError as `load` and `find_images`, for an unknown rule,
+    and for a pool of which nothing is left.
     """
     chosen = _known(rule or DEFAULT_NEXT, NEXT)
     saved = run if isinstance(run, Saved) else load(run, backbone)
@@ -81,7 +81,7 @@ def first_images(
     names: of the classes, where they are known; the rule `balanced` needs them. rule: one of FIRST. The rest as for
     `suggest_images`.
     """
-    chosen = _known(rule or (DEFAULT_NAMED if names else DEFAULT_FIRST), FIRST)
+    chosen = _known(rule or DEFAULT_FIRST, FIRST)
     if chosen == "balanced" and not names:
         raise UserError("rule balanced: give the names of the classes, --names cat,dog (names=[...])")
     if names and len(set(names)) < 2:
