@@ -6,9 +6,9 @@ import csv
 import io
 from pathlib import Path
 
-from rmadapter.data.images import ImageSet
 from rmadapter.files import inert, write_text
-from rmadapter.page import percent, template, thumbnail
+from rmadapter.page import percent, template
+from rmadapter.panel import thumbnail
 from rmadapter.suggest.propose import Suggested
 
 COLUMNS = ("image", "rank", "score", "label", "probability", "label_2", "probability_2")
@@ -38,8 +38,7 @@ def write_csv(path: Path, found: Suggested) -> None:
 def write_page(path: Path, found: Suggested, pool: str, table: Path) -> None:
     """The page, atomically; it needs no network and no script. pool: as it names the images. table: the list."""
     some = found.suggestions[:MOST]
-    images = ImageSet(tuple(one.image for one in some), (0,) * len(some), ("",))
-    cards = [{"src": thumbnail(images, row), **one._asdict()} for row, one in enumerate(some)]
+    cards = [{"src": thumbnail(one.image), **one._asdict()} for one in some]
     html = template("suggest.html.j2", percent=percent, count=lambda n: f"{n:,}").render(
         found=found, cards=cards, pool=pool, table=table.name, meaning=MEANINGS[found.rule]
     )
