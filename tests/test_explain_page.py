@@ -44,4 +44,7 @@ def test_a_map_is_shown_if_it_is_better_than_random_and_then_the_best_of_them() 
     assert best == why.MAP
     beyond = [name for name in CANDIDATES if explain_study.better(LINES, METHOD, name, "centre")]
     assert f"Better than random by more than the interval: {', '.join(proven) or 'none'}." in TEXT
+    every = [name for name in CANDIDATES if min(explain_study.ahead(LINES, METHOD, name, "random")) > 0]
+    assert f"Ahead of random on each of the three sets: {', '.join(every) or 'none'}." in TEXT
+    assert ("There are none on the page" in TEXT) == (why.MAP is None)
     assert f"Better than centre: {', '.join(beyond) or 'none'}." in TEXT

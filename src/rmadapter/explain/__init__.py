@@ -1,4 +1,4 @@
-"""Why a model answers what it answers: the nearest training images, the two best classes, a map of what mattered.
+"""Why a model answers what it answers: the nearest training images and the two best classes.
 
 maps   from a fitted model and pixels to what each patch counted
 why    run and images -> explanations

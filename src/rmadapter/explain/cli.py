@@ -26,7 +26,7 @@ def explain(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Why a run answers so: the two best classes, the nearest training images and, with --out, a heat map."""
+    """Why a run answers so: the two best classes and the nearest training images."""
     from rmadapter.data.inputs import find_images
     from rmadapter.explain.cards import write_page
     from rmadapter.explain.why import explain_images

@@ -25,7 +25,7 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.record import read_record
 
 SHOWN = 5  # nearest training images
-MAP = "attention x gradient"  # chosen in docs/explain.md
+MAP: str | None = None  # of CANDIDATES, by docs/explain.md; None where none has shown its worth
 Shares = tuple[tuple[str, float], ...]  # labels with probabilities, the most probable first
 
 
@@ -66,10 +66,10 @@ def explain_images(
     run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
     backbone: Backbone | str | None = None, method: str = "", heat: bool = True, progress: bool = True,
 ) -> list[Explanation]:  # fmt: skip
-    """Of each image: the two best classes, the untouched backbone's, the nearest training images and a heat map.
+    """Of each image: the two best classes, the untouched backbone's, the nearest training images.
 
-    data: where the run's training images lie by now, if they moved. heat: whether to draw maps. How far they are to be
-    trusted: docs/explain.md. Raises UserError as `load`, and for an unreadable image.
+    data: where the run's training images lie by now, if they moved. heat: whether to draw a map, if one is worth it
+    (MAP): docs/explain.md. Raises UserError as `load`, and for an unreadable image.
     """
     folder = user_path(run)
     saved = load(folder, backbone, method=method)
@@ -82,7 +82,7 @@ def explain_images(
     for some, pixels in track(stream, -(-len(files) // BATCH), "explaining", progress):
         states = fitted.states(pixels, features=True)
         tables = next(answers(models, [states]))
-        maps = _maps(saved, pixels, tables["own"].argmax(1)) if heat else None
+        maps = _maps(saved, MAP, pixels, tables["own"].argmax(1)) if heat and MAP else None
         near = _nearest(fitted.examples, states.features)
         for i, image in enumerate(some):
             neighbours = tuple(known[row]._replace(similarity=round(cos, 4)) for row, cos in near[i] if known)
@@ -126,14 +126,14 @@ def _nearest(examples: Tensor | None, features: Tensor) -> list[list[tuple[int, 
     return [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def _maps(saved: Saved, pixels: Tensor, targets: Tensor) -> Tensor | None:
+def _maps(saved: Saved, name: str, pixels: Tensor, targets: Tensor) -> Tensor | None:
     """[B, S, S] in 0..1."""
     try:
         found = trace(saved.fitted, pixels, saved.names)
     except NotApplicable as error:
         note(f"no heat maps: {error}")
         return None
-    drawn = CANDIDATES[MAP](found, targets.to(pixels.device)).flatten(1)
+    drawn = CANDIDATES[name](found, targets.to(pixels.device)).flatten(1)
     low, high = drawn.min(1, keepdim=True).values, drawn.max(1, keepdim=True).values
     return ((drawn - low) / (high - low).clamp(min=1e-12)).unflatten(1, (found.side, found.side)).cpu()
 
