@@ -23,6 +23,8 @@ VERBS = {
     "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --quiet --json",
     "add": "--out --old-data --shots --backbone --quiet --json",
     "compare": "--data --split --backbone --json",
+    "explain": "--out --data --backbone --quiet --json",
+    "suggest": "--n --start --names --out --rule --seed --backbone --skip-bad --quiet --json",
     "export": "--to --precision --out --data --force --backbone --allow-outside --quiet --json",
     "params": "--backbone --method --config --set --json",
     "demo": "--out --seed --quiet",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rmadapter.data.images import ImageSet as ImageSet
     from rmadapter.data.images import read_images as read_images
     from rmadapter.errors import UserError as UserError
+    from rmadapter.explain.why import explain_images as explain_images
     from rmadapter.method import Fitted as Fitted
     from rmadapter.method import Method as Method
     from rmadapter.method import NotApplicable as NotApplicable
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from rmadapter.settings import AdapterSettings as AdapterSettings
     from rmadapter.settings import LossSettings as LossSettings
     from rmadapter.settings import Machine as Machine
+    from rmadapter.suggest.propose import first_images as first_images
+    from rmadapter.suggest.propose import suggest_images as suggest_images
     from rmadapter.suspects.apply import apply_decisions as apply_decisions
     from rmadapter.suspects.find import find_suspects as find_suspects
     from rmadapter.task import Question as Question
@@ -52,6 +55,7 @@ _HOMES = {
     "classifier": ["FewShotClassifier", "RMAdapterClassifier"],
     "data.images": ["ImageSet", "read_images"],
     "errors": ["UserError"],
+    "explain.why": ["explain_images"],
     "method": ["Fitted", "Method", "NotApplicable", "Parameters", "Shots"],
     "methods": ["load_method"],
     "methods.rmadapter": ["RMAdapter"],
@@ -59,6 +63,7 @@ _HOMES = {
     "record": ["Record"],
     "run": ["Lab", "run_task"],
     "settings": ["AdapterSettings", "LossSettings", "Machine"],
+    "suggest.propose": ["first_images", "suggest_images"],
     "suspects.apply": ["apply_decisions"],
     "suspects.find": ["find_suspects"],
     "task": ["Question", "Task"],

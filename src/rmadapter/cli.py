@@ -36,8 +36,10 @@ from rmadapter.console import (
 )  # fmt: skip
 from rmadapter.deploy import cli as deploy_cli
 from rmadapter.errors import UserError
+from rmadapter.explain import cli as explain_cli
 from rmadapter.predict import cli as predict_cli
 from rmadapter.runs import cli as runs_cli
+from rmadapter.suggest import cli as suggest_cli
 from rmadapter.suspects import cli as suspects_cli
 
 app = typer.Typer(
@@ -286,6 +288,7 @@ def doctor(as_json: Json = False) -> None:
 # In the order in which somebody new needs them.
 VERBS = (
     demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
+    explain_cli.explain, suggest_cli.suggest,
     bench_cli.bench, bench_cli.report, bench_cli.methods, params, bench_cli.data, backbones, doctor,
 )  # fmt: skip
 for verb in VERBS:

@@ -1,0 +1,54 @@
+"""The verb `explain`; every import that costs time waits for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmadapter.console import ImageColumn, Its, Json, Name, Outside, Quiet, note, table
+from rmadapter.errors import UserError
+
+PAGE = "explain.html"
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
+    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, CSV or parquet tables.")],
+    out: Annotated[Path | None, typer.Option("--out", help=f"Folder of {PAGE}, which shows the images.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Where the run's training images lie by now.")] = None,
+    image_column: ImageColumn = "",
+    outside: Outside = False,
+    method: Name = "",
+    backbone: Its = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Why a run answers so: the two best classes and the nearest training images."""
+    from rmadapter.data.inputs import find_images
+    from rmadapter.explain.cards import write_page
+    from rmadapter.explain.why import explain_images
+
+    page = out / PAGE if out else None
+    if page and page.exists():
+        raise UserError(f"{page}: is there already; choose another --out, or delete it")
+    inputs = find_images(images, image_column, outside)
+    if inputs.note:
+        note(inputs.note)
+    found = explain_images(run, inputs.files, data=data, backbone=backbone, method=method, heat=page is not None)
+    if page:
+        write_page(page, found, run.resolve().name)
+    if as_json:
+        listed = [one.json() for one in found]
+        print(json.dumps({"page": str(page), "images": listed} if page else listed))
+        return
+    rows = []
+    for one in found:
+        shares = [", ".join(f"{label} {100 * share:.0f} %" for label, share in x) for x in (one.best, one.zero_shot)]
+        near = "; ".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
+        rows.append([str(one.image), *shares, near])
+    table(["image", "adapted", "zero-shot", "nearest training images"], rows)
+    if page:
+        print(f"page: {page}")

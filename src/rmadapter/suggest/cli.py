@@ -1,0 +1,90 @@
+"""The verb `suggest`; every import that costs time waits for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rmadapter.console import Its, Json, Quiet, SkipBad, note, table
+from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    from rmadapter.suggest.propose import Suggested
+
+FIRST = 20  # images in a table
+
+
+def suggest(
+    words: Annotated[
+        list[str], typer.Argument(metavar="RUN POOL...", help="Folder that `fit` wrote, and files, folders or tables.")
+    ],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 50,
+    start: Annotated[bool, typer.Option("--start", help="Without a run: the images to label first.")] = False,
+    names: Annotated[str, typer.Option("--names", help='With --start: the classes, as "cat,dog,zebra".')] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="File .csv of the list; its page lies beside it.")] = None,
+    rule: Annotated[
+        str, typer.Option("--rule", help="margin, entropy, coverage, typicality, mix, random; balanced at the start.")
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 1,
+    backbone: Its = None,
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """What to label next, or first, from images without labels."""
+    from rmadapter.suggest.propose import first_images, suggest_images
+
+    files = _files(out) if out else None
+    if start:
+        classes = [name.strip() for name in names.split(",") if name.strip()]
+        found = first_images(
+            words, n, names=classes, rule=rule, seed=seed, backbone=backbone or "pocket", skip_bad=skip_bad
+        )
+    else:
+        if names:
+            raise UserError("--names belongs to --start: a run has its own classes")
+        if len(words) < 2:
+            raise UserError("name a run and the images to choose from; without a run, --start")
+        run, *pool = words
+        found = suggest_images(run, pool, n, rule=rule, seed=seed, backbone=backbone, skip_bad=skip_bad)
+    if len(found.suggestions) < n:
+        note(f"{len(found.suggestions)} images instead of {n}: the pool has no more that are new")
+    _tell(found, files, " ".join(words if start else words[1:]), as_json)
+
+
+def _files(out: Path) -> tuple[Path, Path]:
+    """Of the list and of the page. Raises UserError where one is there."""
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"{out}: give --out a name that ends in .csv")
+    for file in (out, out.with_suffix(".html")):
+        if file.exists():
+            raise UserError(f"{file}: is there already; choose another --out, or delete it")
+    return out, out.with_suffix(".html")
+
+
+def _tell(found: Suggested, files: tuple[Path, Path] | None, pool: str, as_json: bool) -> None:
+    from rmadapter.suggest.shown import write_csv, write_page
+
+    if files:
+        write_page(files[1], found, pool, files[0])
+        write_csv(files[0], found)
+    if as_json:
+        facts = {**vars(found), "suggestions": [one.json() for one in found.suggestions]}
+        where = {"list": str(files[0]), "page": str(files[1])} if files else {}
+        print(json.dumps({**facts, **where}))
+        return
+    if not files:
+        rows = []
+        for one in found.suggestions[:FIRST]:
+            best = ", ".join(f"{label} {100 * share:.0f} %" for label, share in one.best)
+            rows.append([str(one.rank), str(one.image), "" if found.rule == "random" else f"{one.score:.3f}", best])
+        table(["rank", "image", "score", "looks like"], rows)
+    left = f", {found.known:,} known already" * bool(found.known) + f", {found.copies:,} copies" * bool(found.copies)
+    print(f"{len(found.suggestions):,} of {found.pool:,} images by the rule {found.rule}{left}")
+    if files:
+        print(f"list: {files[0]}\npage: {files[1]}")
+    elif len(found.suggestions) > FIRST:
+        print("--out suggest.csv writes all, and a page with the images")

@@ -1,0 +1,45 @@
+"""Suggestions as a CSV file, and as a page with the images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from rmadapter.files import inert, write_text
+from rmadapter.page import percent, template
+from rmadapter.panel import thumbnail
+from rmadapter.suggest.propose import Suggested
+
+COLUMNS = ("image", "rank", "score", "label", "probability", "label_2", "probability_2")
+MOST = 300  # images on the page
+MEANINGS = {
+    "margin": "The model is least sure which of two classes these are.",
+    "entropy": "The model is least sure what these are.",
+    "coverage": "Each is as far as can be from all that are labelled or stand before it.",
+    "typicality": "Each stands for a cluster of images, the large ones that have no label yet first.",
+    "mix": "Images that the model is unsure about, of different kinds.",
+    "balanced": "Typical images, as many of each class as the untouched model thinks.",
+    "random": "Drawn by chance.",
+}
+
+
+def write_csv(path: Path, found: Suggested) -> None:
+    """One suggestion a row, in the order in which to label. Atomic."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in found.suggestions:
+        best = [cell for label, share in one.best for cell in (inert(label), share)]
+        writer.writerow([inert(str(one.image)), one.rank, one.score, *best, *[""] * (4 - len(best))])
+    write_text(path, text.getvalue())
+
+
+def write_page(path: Path, found: Suggested, pool: str, table: Path) -> None:
+    """The page, atomically; it needs no network and no script. pool: as it names the images. table: the list."""
+    some = found.suggestions[:MOST]
+    cards = [{"src": thumbnail(one.image), **one._asdict()} for one in some]
+    html = template("suggest.html.j2", percent=percent, count=lambda n: f"{n:,}").render(
+        found=found, cards=cards, pool=pool, table=table.name, meaning=MEANINGS[found.rule]
+    )
+    write_text(path, html)

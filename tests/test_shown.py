@@ -1,0 +1,50 @@
+"""The list and the page of suggestions, whatever images and classes are called."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+from parsed import Page
+from rmadapter.suggest import shown
+from rmadapter.suggest.acquire import FIRST, NEXT
+from rmadapter.suggest.propose import Suggested, Suggestion
+
+EVIL = "<script>alert(1)</script>"
+
+
+def example(folder: Path, count: int = 2) -> Suggested:
+    Image.new("RGB", (400, 300), "red").save(folder / "a.png")
+    one = Suggestion(folder / "a.png", 1, 0.5, (("=cat", 0.7), (EVIL, 0.2)))
+    gone = Suggestion(Path("-gone.png"), 2, 0.25, ())
+    return Suggested("margin", 10, 3, 1, (one, gone)[:count])
+
+
+def test_the_list_has_no_formula(tmp_path: Path) -> None:
+    shown.write_csv(tmp_path / "s.csv", example(tmp_path))
+    with open(tmp_path / "s.csv", newline="", encoding="utf-8") as file:
+        found = list(csv.reader(file))
+    assert found == [
+        list(shown.COLUMNS),
+        [str(tmp_path / "a.png"), "1", "0.5", "'=cat", "0.7", EVIL, "0.2"],
+        ["'-gone.png", "2", "0.25", "", "", "", ""],
+    ]
+
+
+def test_the_page_shows_images_and_runs_nothing(tmp_path: Path) -> None:
+    shown.write_page(tmp_path / "s.html", example(tmp_path), EVIL, tmp_path / "s.csv")
+    page = Page(tmp_path / "s.html")
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert "2 of 10 images to label." in page.text
+    assert "Rule: margin. 3 images that the run was fitted to were left out. 1 near-duplicates" in page.text
+    [source] = page.values("src")
+    assert source.startswith("data:image/jpeg;base64,")
+    assert "not readable" in page.text
+    assert "=cat 70" in page.text
+    assert "://" not in (tmp_path / "s.html").read_text("utf-8")
+
+
+def test_every_rule_is_explained() -> None:
+    assert set(shown.MEANINGS) == {*NEXT, *FIRST}

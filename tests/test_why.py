@@ -1,0 +1,76 @@
+"""Explanations: nearest training images, answers and maps are those of the run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from rmadapter.backbones import Backbone
+from rmadapter.checkpoint import load
+from rmadapter.data.images import read_images
+from rmadapter.errors import UserError
+from rmadapter.explain import why
+from rmadapter.explain.why import SHOWN, explain_images
+from rmadapter.files import read_json, write_json
+from shots import pixels_of
+
+
+def test_the_nearest_training_images(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+    """By features computed anew from the files that split.json names; a training image is nearest to itself."""
+    drawn = [row[0] for row in read_json(finished / "split.json")["train"]]
+    [one] = explain_images(finished, [colors / drawn[5]], data=colors, backbone=tiny_clip, progress=False)
+    images = read_images(colors)["train"]
+    rows = [i for name in drawn for i in range(len(images)) if images.name(i) == name]
+    unit = normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, images, rows)).features, dim=-1)
+    cosines = unit @ unit[5]
+    assert len(one.neighbours) == SHOWN
+    assert one.neighbours[0].image == drawn[5]
+    assert one.neighbours[0].path == colors / drawn[5]
+    assert one.neighbours[0].similarity == pytest.approx(1, abs=1e-3)
+    found = [n.similarity for n in one.neighbours]
+    assert found == pytest.approx(cosines.sort(descending=True).values[:SHOWN].tolist(), abs=1e-3)
+    assert all(n.label == Path(n.image).parent.name for n in one.neighbours)
+
+
+def test_answers_and_what_the_model_saw(
+    finished: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(why, "MAP", "attention x gradient")
+    saved, files = load(finished, tiny_clip), sorted(colors.glob("test/*/0.png"))
+    found = explain_images(finished, files, data=colors, backbone=tiny_clip, progress=False)
+    [table] = saved.fitted.probabilities(files)
+    for one, row in zip(found, table, strict=True):
+        assert [share for _, share in one.best] == pytest.approx(
+            row.sort(descending=True).values[:2].tolist(), abs=1e-5
+        )
+        assert one.best[0][0] == saved.labels[int(row.argmax())]
+        assert one.heat is not None
+        assert one.heat.shape == (4, 4)
+        assert (one.heat.min(), one.heat.max()) == (0, pytest.approx(1))
+        assert 0 <= one.pixels.min() < one.pixels.max() <= 1
+    assert any(one.best[0][0] != one.zero_shot[0][0] for one in found)
+    assert explain_images(finished, files[:1], backbone=tiny_clip, heat=False, progress=False)[0].heat is None
+    monkeypatch.setattr(why, "MAP", None)
+    assert explain_images(finished, files[:1], backbone=tiny_clip, progress=False)[0].heat is None
+
+
+def test_a_run_that_does_not_say(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    for name in ("SHA256SUMS", "split.json"):
+        (copy / name).unlink()
+    [one] = explain_images(copy, [colors / "test/red/0.png"], backbone=tiny_clip, progress=False)
+    assert one.neighbours == ()
+    assert "no neighbours are shown" in capsys.readouterr().err
+    split = read_json(finished / "split.json")
+    write_json(copy / "split.json", {**split, "train": split["train"][1:]})
+    with pytest.raises(UserError, match="lists other images"):
+        explain_images(copy, [colors / "test/red/0.png"], backbone=tiny_clip, progress=False)
+    with pytest.raises(UserError, match="gone"):
+        explain_images(finished, ["gone.png"], backbone=tiny_clip, progress=False)
+    assert torch.is_grad_enabled()

@@ -1,0 +1,153 @@
+"""Do heat maps show what an answer rests on? Deletion and insertion (Petsiuk et al., BMVC 2018, arXiv 1806.07421).
+
+    python tools/explain_study.py --root DATA --out docs/results/explain.jsonl
+    python tools/explain_study.py --out docs/results/explain.jsonl --tables
+
+The patches of test images are covered with the mean colour, the most important first (deletion), or all but the most
+important (insertion); what counts is the mean probability of the class that was answered: high on insertion, low on
+deletion. The score is their difference. Controls: patches in random order, and those in the middle first. A line is one
+image; the sets take turns. Finished lines are kept: start it again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmadapter.data.transforms import decoded
+from rmadapter.explain.maps import CANDIDATES, covered, occlusion, probabilities, trace
+from rmadapter.machine import versions
+from rmadapter.method import Fitted
+from rmadapter.metrics import confidence_interval
+from rmadapter.request import Request
+from rmadapter.run import Lab, learn
+
+SETS = ("office_caltech/web", "pacs/photo", "dtd10")
+METHODS: Mapping[str, Mapping[str, Any]] = {"linear-probe": {"search_steps": 0, "C": 3.0}}
+SHOTS = 4
+SHARES = (0.1, 0.4)  # of the patches
+CONTROLS = ("random", "centre")
+NAMES = (*CANDIDATES, "occlusion", *CONTROLS)
+Line = Mapping[str, Any]
+
+
+def curves(fitted: Fitted, pixels: Tensor, target: int, order: Tensor, side: int) -> list[float]:
+    """Mean probability of a class over SHARES of patches shown alone (insertion), and covered (deletion).
+
+    pixels: [3, H, W]. order: [S * S] patches, the most important first.
+    """
+    counts = [round(share * len(order)) for share in SHARES]
+    shown = torch.zeros(len(counts), len(order), dtype=torch.bool)
+    for row, count in zip(shown, counts, strict=True):
+        row[order[:count]] = True
+    shown = torch.cat([shown, ~shown]).unflatten(1, (side, side))
+    found = probabilities(fitted, covered(pixels, shown))[:, target]
+    return [round(float(part.mean()), 5) for part in found.chunk(2)]
+
+
+def maps(fitted: Fitted, pixels: Tensor, target: int, seed: int) -> tuple[dict[str, Tensor], int]:
+    """Of one image [3, H, W], every map [S, S]; and S."""
+    found = trace(fitted, pixels[None])
+    drawn = {name: make(found, torch.tensor([target]))[0] for name, make in CANDIDATES.items()}
+    drawn["occlusion"] = occlusion(fitted, pixels, target, found.side)
+    drawn["random"] = torch.rand(found.side, found.side, generator=torch.Generator().manual_seed(seed))
+    middle = (torch.arange(found.side) - (found.side - 1) / 2) ** 2
+    drawn["centre"] = -(middle[:, None] + middle)
+    return drawn, found.side
+
+
+class Study:
+    """A model fitted to one set, and the test images that it is asked about, in random order."""
+
+    def __init__(self, lab: Lab, data: str, name: str, images: int) -> None:
+        wanted = Request.make({"shots": SHOTS, **METHODS[name]}, name, data=data)
+        self.data, self.name = data, name
+        self.fitted = learn(wanted.method, lab.draw(wanted.task).train, wanted.task, lab)
+        self.test = lab.splits(data)["test"]
+        self.rows = np.random.default_rng(1).permutation(len(self.test))[:images].tolist()
+
+    def line(self, row: int) -> dict[str, Any]:
+        [(_, pixels)] = decoded([self.test.images[row]], self.fitted.backbone.preprocess, 1)
+        target = int(probabilities(self.fitted, pixels).argmax())
+        drawn, side = maps(self.fitted, pixels[0], target, row)
+        scores = {
+            what: curves(self.fitted, pixels[0], target, one.flatten().argsort(descending=True), side)
+            for what, one in drawn.items()
+        }
+        facts = {"data": self.data, "method": self.name, "row": row, "right": target == self.test.labels[row]}
+        return {**facts, "scores": scores, "backbone": self.fitted.backbone.digest, "versions": versions()}
+
+
+# What the lines say. A set counts once.
+
+
+def mean(lines: Sequence[Line], data: str, method: str, name: str) -> tuple[float, float, float]:
+    """Insertion, deletion and their difference."""
+    some = [line["scores"][name] for line in lines if (line["data"], line["method"]) == (data, method)]
+    insertion, deletion = (fmean(pair[i] for pair in some) for i in (0, 1))
+    return insertion, deletion, insertion - deletion
+
+
+def ahead(lines: Sequence[Line], method: str, name: str, of: str) -> list[float]:
+    """By set, how much more the difference is than that of another map."""
+    sets = dict.fromkeys(line["data"] for line in lines)
+    return [mean(lines, data, method, name)[2] - mean(lines, data, method, of)[2] for data in sets]
+
+
+def better(lines: Sequence[Line], method: str, name: str, of: str) -> bool:
+    """Whether by more than the 95 % interval over sets."""
+    points = ahead(lines, method, name, of)
+    return fmean(points) > confidence_interval(points)
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """The tables of docs/explain.md, one a method."""
+    sets, parts = list(dict.fromkeys(line["data"] for line in lines)), []
+    for method in dict.fromkeys(line["method"] for line in lines):
+        heads = [method, "insertion", "deletion", "more than random", "more than centre", *sets]
+        rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        found = {name: [mean(lines, data, method, name) for data in sets] for name in NAMES}
+        for name in sorted(NAMES, key=lambda name: -fmean(three[2] for three in found[name])):
+            cells = [f"{fmean(three[i] for three in found[name]):.3f}" for i in (0, 1)]
+            for control in CONTROLS:
+                points = ahead(lines, method, name, control)
+                same = name == control
+                cells.append("" if same else f"{fmean(points):+.3f} ± {confidence_interval(points):.3f}")
+            rows.append("| " + " | ".join([name, *cells, *(f"{three[2]:+.3f}" for three in found[name])]) + " |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", default=SETS, help="sets below --root")
+    parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--tables", action="store_true", help="print what the lines in --out say, and run nothing")
+    args = parser.parse_args()
+    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    if args.tables:
+        print(tables(lines))
+        return
+    done = {(line["data"], line["method"], line["row"]) for line in lines}
+    lab = Lab(root=args.root, progress=False)
+    for name in args.methods:
+        studies = [Study(lab, data, name, args.images) for data in args.data]
+        for study, row in ((study, study.rows[turn]) for turn in range(args.images) for study in studies):
+            if (study.data, name, row) not in done:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(study.line(row)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
