@@ -46,18 +46,26 @@ def test_states_are_what_the_backbones_own_forward_shows(backbone: Backbone, pix
     expected, x, y = encoder.visual(pixels), *watched(encoder, pixels)[first]
     states = encoder.frozen(pixels, first)
     assert states.first == first
-    assert torch.equal(states.features, expected)
+    torch.testing.assert_close(states.features, expected, **EXACT)
     assert torch.equal(states.x, x)
     read = first == 4 and encoder.reads_some(states.layout)
-    assert torch.equal(states.y, y[:, 0] if read else y)  # of the top block only the token that is read is kept
+    torch.testing.assert_close(states.y, y[:, 0] if read else y, **EXACT)  # of the top block only the token that is read is kept
     assert not any(block._forward_hooks for block in encoder.blocks)
 
 
 def test_features_alone_have_no_tokens(backbone: Backbone, pixels: Tensor) -> None:
     states = backbone.image.frozen(pixels)
     assert states.first is None
-    assert torch.equal(states.features, backbone.image.visual(pixels))
+    torch.testing.assert_close(states.features, backbone.image.visual(pixels), **EXACT)
     assert len(states.x) == len(states.y) == 0
+
+
+def test_the_top_block_runs_for_the_one_token_that_is_read(tiny_clip: Backbone) -> None:
+    encoder, rows = tiny_clip.image, []
+    handle = encoder.blocks[-1].mlp.register_forward_pre_hook(lambda m, args: rows.append(args[0].shape[:-1].numel()))
+    encoder.frozen(torch.zeros(3, 3, tiny_clip.image_size, tiny_clip.image_size))
+    handle.remove()
+    assert rows == [3]
 
 
 @pytest.mark.parametrize("first", [1, 3])

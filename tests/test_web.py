@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pages import STATE, engine, needs_browser, served, tab
-from rmadapter.deploy import web
+from rmadapter.deploy import graph, web
 from rmadapter.deploy.runtime import Transform
 from rmadapter.errors import UserError
 
@@ -124,3 +124,11 @@ def test_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / web.TARBALL).write_bytes(b"another file")
     with pytest.raises(UserError, match="is not the file that it should be"):
         web.engine()
+
+
+def test_a_model_that_is_too_large_for_a_page_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / graph.BESIDE, "wb") as file:
+        file.truncate(2_500_000_000)
+    with pytest.raises(UserError, match=r"the model takes 2\.5 GB, and a page holds less than 2"):
+        web.write_page(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [graph.BESIDE]

@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from rmadapter.deploy.graph import BESIDE
 from rmadapter.errors import UserError
 from rmadapter.files import cache_folder
 
@@ -52,7 +53,14 @@ def _fetch(folder: Path) -> None:
 
 
 def write_page(folder: Path) -> None:
-    """Put the page and its engine beside a graph. Raises UserError as `engine`, and OSError."""
+    """Put the page and its engine beside a graph. Raises UserError as `engine` and for a graph that is too large for a
+    page, and OSError."""
+    if (folder / BESIDE).exists():
+        size = (folder / BESIDE).stat().st_size
+        raise UserError(
+            f"--to web: the model takes {size / 1e9:.1f} GB, and a page holds less than 2; "
+            "give --precision fp16, or leave --to out"
+        )
     with tarfile.open(engine()) as archive:
         for name in ENGINE:
             member = archive.extractfile(f"package/dist/{name}")

@@ -35,12 +35,15 @@ class ImageEncoder(Encoder[Grid]):
 
     @torch.no_grad()
     def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
-        """Run the untouched encoder on images [B, 3, H, W]: its own forward, watched, which works for every stem.
+        """Run the untouched encoder on images [B, 3, H, W]: its own forward, watched, which works for every stem. The
+        top block runs for the token alone that is read, where that is one.
 
         first: the block whose input is wanted, if any. features=False spares the blocks above it.
         """
         seen: dict[int, tuple[Tensor, Tensor]] = {}
         extras: dict[int, dict[str, Any]] = {}
+        layout = Grid(self._read_index, extras=extras)
+        lean = self.reads_some(layout)
 
         def watch(i: int) -> Any:
             def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
@@ -53,18 +56,23 @@ class ImageEncoder(Encoder[Grid]):
 
             return hook
 
+        def stop(module: nn.Module, args: Any) -> None:
+            x = args[0]
+            seen[self.depth] = (x, self.step(self.depth, x, self.norm(self.depth, x), layout, top=True))
+            raise _Enough
+
         found = NOTHING
         with ExitStack() as stack:
             for i in range(first or self.depth + 1, self.depth + 1):
                 handle = self.blocks[i - 1].register_forward_hook(watch(i), with_kwargs=True)
                 stack.callback(handle.remove)
+            if lean:
+                stack.callback(self.blocks[-1].register_forward_pre_hook(stop).remove)
             with suppress(_Enough):
                 found = self.visual(images)
-        layout = Grid(self._read_index, extras=extras)
-        if first is None:
-            return States(None, layout, found)
-        x, y = seen[first]
-        return States(first, layout, found, x, layout.read(y) if self._is_top(first, layout) else y)
+        if lean and features:
+            found = self.head(seen[self.depth][1], layout)
+        return States(None, layout, found) if first is None else States(first, layout, found, *seen[first])
 
 
 class ClipImage(ImageEncoder):
