@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.deploy import graph, int8
-from rmadapter.deploy.engines import ENGINES, GRAPH, HINT, OPENVINO
+from rmadapter.deploy.engines import ENGINES, GRAPH, OPENVINO
 from rmadapter.method import Fitted, Known
 from rmadapter.methods import load_method
 from rmadapter.prompts import cosine_logits, zero_shot_weights
@@ -72,27 +72,13 @@ def write(folder: Path, model: Fitted, pixels: np.ndarray, names: list[str]) -> 
         place, precision = folder / name, name.split()[1]
         place.mkdir(parents=True)
         graph.write(found, place / GRAPH)
+        if name == "openvino int8":
+            int8.make_even(place / GRAPH, place / GRAPH, pixels)
         if name == "onnxruntime int8":
             for _ in int8.candidates(place, pixels, int8.WAYS[:1]):
                 shutil.copyfile(place / int8.CANDIDATE, place / GRAPH)
         elif name.startswith("openvino"):
-            graph.write_openvino(place, precision.replace("int8", "fp32"))
-        if name == "openvino int8":
-            _nncf(place / OPENVINO, pixels)
-
-
-def _nncf(file: Path, pixels: np.ndarray) -> None:
-    import nncf
-    import openvino
-
-    with graph.quiet():
-        model, data = openvino.Core().read_model(file), nncf.Dataset([pixels[i : i + 1] for i in range(len(pixels))])
-        found = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pixels))
-    found.set_rt_info("f32", HINT)
-    del model
-    openvino.save_model(found, file.with_name("8" + OPENVINO))
-    for suffix in (".xml", ".bin"):
-        file.with_name("8" + OPENVINO).with_suffix(suffix).replace(file.with_suffix(suffix))
+            graph.write_openvino(place, precision)
 
 
 def asking(kind: Kind, folder: Path, options: argparse.Namespace, backbone: Backbone, threads: int) -> Ask:

@@ -10,7 +10,7 @@ from torch import nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Grid
-from rmadapter.encoders.blocks import Opaque, PostNorm, PreNorm, view_of
+from rmadapter.encoders.blocks import Opaque, PostNorm, PreNorm, cast, view_of
 from rounding import double
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
@@ -80,3 +80,16 @@ def test_a_subclass_of_a_known_block_stays_whole(tiny_clip: Backbone) -> None:
     block = image_blocks(double(tiny_clip))[0]
     block.__class__ = type("Another", (type(block),), {})
     assert isinstance(view_of(block), Opaque)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_cast_block_keeps_its_norms_and_leaves_the_own_one_alone(name: str, request: pytest.FixtureRequest) -> None:
+    block = image_blocks(request.getfixturevalue(name))[0]
+    before = {key: tensor.clone() for key, tensor in block.state_dict().items()}
+    twin = cast(block, torch.bfloat16)
+    norms = {n for n, module in twin.named_modules() if isinstance(module, nn.LayerNorm)}
+    for key, parameter in twin.named_parameters():
+        kind = torch.float32 if key.rpartition(".")[0] in norms else torch.bfloat16
+        assert parameter.dtype == kind, key
+        torch.testing.assert_close(parameter.float(), before[key], rtol=2**-8, atol=0)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in block.state_dict().items())

@@ -16,7 +16,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import tokenize
-from rounding import assert_rounds_like, double, relative_errors
+from rounding import FACTOR, assert_rounds_like, double, relative_errors
 
 BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
 NAMES = ("cat", "a small red car. a blue bird", "dog", "tree house")  # of very different lengths
@@ -167,6 +167,37 @@ def vit_b16() -> Backbone:
 @pytest.fixture(scope="module")
 def vit_b16_64(vit_b16: Backbone) -> Backbone:
     return double(vit_b16)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_under_autocast_it_is_near_the_same_in_its_number_format(name: str, request: pytest.FixtureRequest) -> None:
+    """The tokens between blocks are bfloat16, gradients as near to those of float32 as the backbone's own forward has
+    them under autocast, and no weight of the backbone is cast in a second step."""
+    backbone = request.getfixturevalue(name)
+    model, seen = adapted(backbone), []
+    images, tokens, labels = noise(backbone), tokenize(backbone, NAMES, PHOTO), torch.tensor([0, 1, 2, 3, 0])
+    image, text = model.frozen(images), model.frozen_text(tokens)
+    plain, close = gradients(model, model(labels, image, text)), type(model.encoders["text"].views[-1]).close
+
+    def step() -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = model(labels, image, text)
+        return gradients(model, terms)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.encoders["text"].views[-1]), "close",
+                      lambda view, x, y: (seen.append(x.dtype), close(view, x, y))[1])  # fmt: skip
+        mixed = step()
+    assert set(seen) == {torch.bfloat16}
+    kept = dict(model.encoders["text"]._cast)
+    assert kept
+    again = step()
+    assert all(model.encoders["text"]._cast[key] is view for key, view in kept.items())
+    assert all(torch.equal(mixed[key], again[key]) for key in mixed)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model.reference(labels, images, tokens, (image.features, text[0].features))
+    own, errors = (relative_errors(found, plain, share=1e-2) for found in (gradients(model, terms), mixed))
+    assert 0 < max(errors.values()) < FACTOR * max(own.values()), (errors, own)
 
 
 def test_what_stands_after_the_end_of_text_changes_nothing(tiny_clip: Backbone) -> None:

@@ -90,15 +90,17 @@ def test_the_code_of_its_page(exported: Path, colors: Path) -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_openvino(precision: str, finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino", reason="pip install 'rmadapter[openvino]'")
+    for name in ("openvino", "nncf")[: 1 + (precision == "int8")]:
+        pytest.importorskip(name, reason="pip install 'rmadapter[openvino]'")
     out = tmp_path / "model"
     facts = export(finished, saved, out, precision, colors, to="openvino")
     assert {file.name for file in out.iterdir()} == (FILES - {"model.onnx"}) | {"model.xml", "model.bin"}
     assert facts["files"] == ["model.xml", "model.bin"]
     assert (out / "requirements.txt").read_text().endswith("openvino>=2025\n")
-    assert facts["parity"]["difference"] <= {"fp32": 1e-4}.get(precision, 1e-2)
+    assert facts["parity"]["difference"] <= {"fp32": 1e-4, "int8": 0.1}.get(precision, 1e-2)
+    assert facts["search"] == []
     before = parity.fitted_table(saved, sorted(colors.glob("test/*/*.png")))
     found = Model(out, threads=1)
     after = parity.exported_table(found, sorted(colors.glob("test/*/*.png")))

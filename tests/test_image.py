@@ -49,7 +49,9 @@ def test_states_are_what_the_backbones_own_forward_shows(backbone: Backbone, pix
     torch.testing.assert_close(states.features, expected, **EXACT)
     assert torch.equal(states.x, x)
     read = first == 4 and encoder.reads_some(states.layout)
-    torch.testing.assert_close(states.y, y[:, 0] if read else y, **EXACT)  # of the top block only the token that is read is kept
+    torch.testing.assert_close(
+        states.y, y[:, 0] if read else y, **EXACT
+    )  # of the top block only the token that is read is kept
     assert not any(block._forward_hooks for block in encoder.blocks)
 
 

@@ -64,7 +64,7 @@ def test_only_products_that_read_no_norm_are_in_blocks(stage: Path, monkeypatch:
     monkeypatch.setattr(int8, "LARGE", 2**10)
     monkeypatch.setattr(int8, "BLOCK", 32)
     large = len(int8._products(int8._loaded(stage / GRAPH))[0])
-    assert large == 4 * 4 + 1  # of the blocks, and the projection
+    assert large == 4 * 4 + 1 + 1  # of the blocks, the query of the top one by itself, and the projection
     found = {}
     pixels = Model(stage).pixels(meaningless(4).images)
     for way in int8.candidates(stage, pixels, (int8.PLAIN, *int8.WAYS)):
@@ -83,7 +83,7 @@ def test_large_products_alone(stage: Path, monkeypatch: pytest.MonkeyPatch) -> N
     model = onnx.load(str(stage / GRAPH))
     monkeypatch.setattr(int8, "LARGE", 64 * 64)
     large, others = int8._products(model)
-    assert len(large) >= 4 * 4 - 4  # four in each block, but for those of the top one, which are for one token
+    assert len(large) >= 3 * 3 + 1  # three in each block, and of the top one, which runs for one token, key and value
     attention = [node.name for node in model.graph.node if "scaled_dot" in node.name]
     assert attention
     assert set(attention) <= set(others)

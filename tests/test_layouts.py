@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from rmadapter.encoders import Grid, Packed
+from rmadapter.encoders import Grid, Packed, layouts
 from rmadapter.encoders.layouts import pack
 
 TOKENS = torch.tensor([[9, 1, 2, 3, 8, 0, 0], [9, 1, 4, 8, 0, 0, 0], [9, 1, 2, 5, 6, 7, 8]])
@@ -107,3 +107,20 @@ def test_moved_layouts_keep_everything() -> None:
     grid = Grid(0, 1, {2: {"rope": torch.zeros(2), "mask": None}}).to(meta)
     assert (grid.read_index, grid.last, grid.extras[2]["mask"]) == (0, 1, None)
     assert grid.extras[2]["rope"].device == meta
+
+
+@pytest.mark.parametrize("kind", ["none", "mask", "causal"])
+def test_attention_in_bfloat16_is_torchs_own(kind: str) -> None:
+    """On a CPU it is two products; float64 tells how far each of the two is off."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 9, 32, generator=generator, dtype=torch.float64) for _ in range(3))
+    mask = torch.rand(9, 9, generator=generator) < 0.7
+    mask.fill_diagonal_(True)
+    given = {"mask": mask if kind == "mask" else None, "causal": kind == "causal"}
+    exact = layouts._attend(q, k, v, 4, **given)
+    found = layouts._attend(*(x.bfloat16() for x in (q, k, v)), 4, **given)
+    heads = [layouts._heads(x.bfloat16(), 4) for x in (q, k, v)]
+    own = scaled_dot_product_attention(*heads, given["mask"], is_causal=given["causal"]).transpose(1, 2).flatten(2)
+    errors = [float((x.double() - exact).norm() / exact.norm()) for x in (found, own)]
+    assert found.dtype == torch.bfloat16
+    assert errors[0] < 4 * errors[1] < 0.1

@@ -4,18 +4,22 @@
 
     python tools/int8_study.py --show docs/results/int8.jsonl
 
-A line is one data set; which way an export would take follows from training images alone. Finished lines are kept:
-start it again to go on. CPU seconds are of one thread.
+A line is one data set: the ways of `--to onnx`, and that of `--to openvino` where NNCF is installed. Which of them an
+export to ONNX would take follows from training images alone. Finished lines are kept: start it again to go on. CPU
+seconds are of one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,14 +29,14 @@ import numpy as np
 from rmadapter.checkpoint import Saved, load
 from rmadapter.deploy import graph
 from rmadapter.deploy.export import transform_of
-from rmadapter.deploy.int8 import CANDIDATE, PLAIN, WAYS, asked, candidates, same, taken
+from rmadapter.deploy.int8 import CANDIDATE, PLAIN, WAYS, asked, candidates, make_even, same, taken
 from rmadapter.deploy.parity import questions, training
 from rmadapter.deploy.runtime import GRAPH, LABELS, TRANSFORM, Model
 from rmadapter.files import write_json
 from rmadapter.machine import processor, versions
 from rmadapter.metrics import accuracy
 
-FP32 = "none: fp32"
+FP32, OTHER = "none: fp32", "--to openvino"
 HEAD = ["data", "test images", "weights in 8 bits", "MB", "accuracy", "change", "same answers in %", "mean difference",
         "images per CPU second", "of fp32's"]  # fmt: skip
 
@@ -63,14 +67,13 @@ def study(data: str, root: Path, shots: int, most: int) -> dict[str, Any]:
     return {
         "data": data, "shots": shots, "method": "linear-probe", "backbone": saved.fitted.backbone.name,
         "images": len(tests.images), "rows": rows, "cpu": processor(),
-        "versions": versions() | {"onnxruntime": _version()},
+        "versions": versions() | _engines(),
     }  # fmt: skip
 
 
-def _version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
+def _engines() -> dict[str, str]:
+    names = ("onnxruntime", "openvino", "nncf")
+    return {name: metadata.version(name) for name in names if importlib.util.find_spec(name)}
 
 
 def _stage(stage: Path, saved: Saved) -> None:
@@ -92,6 +95,13 @@ def compare(
         found.append((same(table, known) if way is not PLAIN else 0.0, spent))  # an export does not try it
         table, spent = asked(quantised, test)
         rows.append(_row(way.name, stage / CANDIDATE, table, wanted, labels, spent))
+    if importlib.util.find_spec("nncf"):
+        with tempfile.TemporaryDirectory() as folder:
+            other = Path(shutil.copytree(stage, Path(folder) / "openvino"))
+            make_even(other / GRAPH, other / GRAPH, training)
+            graph.write_openvino(other, "int8")
+            table, spent = asked(Model(other, threads=1), test)
+            rows.append(_row(OTHER, other / graph.WEIGHTS, table, wanted, labels, spent))
     return [{**row, "chosen": place == 1 + taken(found)} for place, row in enumerate(rows)]
 
 

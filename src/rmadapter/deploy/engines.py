@@ -15,6 +15,7 @@ from rmadapter.errors import UserError
 GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
 INPUT, OUTPUTS = "pixels", ("probabilities", "features")  # the second one where it was asked for
 HINT = ["rmadapter", "precision"]  # where an OpenVINO model says what it is to be computed in
+GROUPS = ["rmadapter", "group"]  # and of how many activations at a time in 8 bits
 
 # What a graph is asked by, and how many images it takes at a time where that number is fixed
 Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
@@ -36,11 +37,16 @@ def _openvino(file: Path, threads: int) -> Engine:
 
     core = openvino.Core()
     model = core.read_model(file)
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": str(model.get_rt_info(HINT).astype(str))}
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _text(model, HINT)}
     settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    settings |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": _text(model, GROUPS)} if model.has_rt_info(GROUPS) else {}
     compiled = core.compile_model(model, "CPU", settings)
     size = model.input(INPUT).partial_shape[0]
     return (lambda pixels: list(compiled([pixels]).values())), 0 if size.is_dynamic else size.get_length()
+
+
+def _text(model: Any, place: list[str]) -> str:
+    return str(model.get_rt_info(place).astype(str))
 
 
 def _torch(file: Path, threads: int) -> Engine:

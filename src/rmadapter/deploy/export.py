@@ -45,7 +45,7 @@ TARGETS = {
     "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>=2.9\n"),
     "litert": Target(("fp32",), ("litert_torch",), f"{COMMON}ai-edge-litert>=2\n"),
-    "openvino": Target(("fp32", "fp16", "bf16"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
+    "openvino": Target(("fp32", "fp16", "bf16", "int8"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
 }
 
 
@@ -62,7 +62,8 @@ def check_wishes(out: Path, to: str, precision: str, text: bool = False, embeddi
         raise UserError("--text goes with --to onnx alone")
     if embeddings and to == "litert":
         raise UserError("--embeddings does not go with --to litert")
-    if missing := [name for name in target.modules if importlib.util.find_spec(name) is None]:
+    modules = (*target.modules, *["nncf"] * (to == "openvino" and precision == "int8"))
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         extra = to if to in ("openvino", "litert") else "export"
         raise UserError(f"export needs {', '.join(missing)}; `pip install 'rmadapter[{extra}]'` brings what is missing")
 
@@ -106,6 +107,7 @@ def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, 
     from rmadapter.deploy import graph, int8, web
     from rmadapter.deploy.engines import GRAPH, LITERT, TORCH
     from rmadapter.deploy.parity import training
+    from rmadapter.deploy.runtime import Model
 
     try:
         if to == "torch":
@@ -118,8 +120,10 @@ def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, 
     except NotApplicable as error:
         raise UserError(f"{run}: {error}") from None
     graph.write(graph.halved(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH)
-    search = int8.search(stage, training(run)) if precision == "int8" else []
+    search = int8.search(stage, training(run)) if precision == "int8" and to == "onnx" else []
     if to == "openvino":
+        if precision == "int8":
+            int8.make_even(stage / GRAPH, stage / GRAPH, Model(stage).pixels(training(run)[: int8.SEEN]))
         graph.write_openvino(stage, precision)
     if to == "web":
         web.write_page(stage)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
-from rmadapter.deploy.engines import GRAPH, HINT, INPUT, OPENVINO, OUTPUTS
+from rmadapter.deploy.engines import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPUTS
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, NotApplicable, ToLogits
@@ -27,6 +27,7 @@ from rmadapter.prompts import Cosines, cosine_logits, untouched
 
 T = TypeVar("T")
 OPSET = 20
+GROUP = 64  # numbers
 ASKED = 200  # images before an export is done
 LARGEST = 2_000_000_000  # bytes of a graph in one file: protobuf ends at 2^31
 BESIDE = f"{GRAPH}.data"  # the weights of a larger one
@@ -157,18 +158,31 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
 
 
 def write_openvino(folder: Path, precision: str) -> None:
-    """Put OpenVINO's form in the place of the ONNX graph in a folder. precision: fp32; fp16, of the weights alone; or
-    bf16, of the products, where the processor has them. Raises OSError."""
+    """Put OpenVINO's form in the place of the ONNX graph in a folder. precision: fp32; fp16, of weights alone; bf16, of
+    the products, where the processor has them; int8, of weights, and of activations in groups of GROUP numbers with a
+    range each. Raises OSError."""
     import openvino
 
     model = openvino.convert_model(folder / GRAPH)
+    if precision == "int8":
+        model = _in_8_bits(model)
     model.set_rt_info("bf16" if precision == "bf16" else "f32", HINT)
     try:
-        openvino.save_model(model, folder / OPENVINO, compress_to_fp16=precision != "fp32")
+        openvino.save_model(model, folder / OPENVINO, compress_to_fp16=precision in ("fp16", "bf16"))
     except RuntimeError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
     for file in (GRAPH, BESIDE):
         (folder / file).unlink(missing_ok=True)
+
+
+def _in_8_bits(model: Any) -> Any:
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with quiet():
+        found = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    found.set_rt_info(str(GROUP), GROUPS)
+    return found
 
 
 def halved(model: Any) -> Any:

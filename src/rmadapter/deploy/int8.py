@@ -69,16 +69,21 @@ def search(stage: Path, images: Sequence[ImageSource]) -> list[dict[str, Any]]:
 
 def candidates(stage: Path, pixels: np.ndarray, ways: Sequence[Way] = WAYS) -> Iterator[Way]:
     """Each way, while the model that it gives lies in an exported folder as CANDIDATE. pixels: of training images."""
-    import onnx
-
-    model = _loaded(stage / GRAPH)
-    smooth(model, pixels[:SEEN])
-    onnx.save(model, str(stage / SMOOTH))
+    make_even(stage / GRAPH, stage / SMOOTH, pixels)
     for way in ways:
         _quantise(stage / (SMOOTH if way.smooth else GRAPH), stage / CANDIDATE, way)
         yield way
     for name in (CANDIDATE, SMOOTH):
         (stage / name).unlink()
+
+
+def make_even(source: Path, target: Path, pixels: np.ndarray) -> None:
+    """Write a graph again, so that it hands even numbers to its products. pixels: of training images."""
+    import onnx
+
+    model = _loaded(source)
+    smooth(model, pixels[:SEEN])
+    onnx.save(model, str(target))
 
 
 def taken(found: Sequence[tuple[float, float]]) -> int:

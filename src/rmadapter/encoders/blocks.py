@@ -6,9 +6,11 @@ not read.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -114,3 +116,13 @@ def view_of(block: Any) -> View | Opaque:
     if hasattr(block, "intermediate") and hasattr(block, "attention") and hasattr(block.attention, "self"):
         return PostNorm(block)
     return Opaque(block)
+
+
+def cast(block: nn.Module, kind: torch.dtype) -> nn.Module:
+    """A copy of a block with weights in another number format, but for those of its norms."""
+    twin = copy.deepcopy(block)
+    for module in twin.modules():
+        if not isinstance(module, nn.LayerNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(kind)
+    return twin

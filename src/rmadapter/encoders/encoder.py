@@ -6,6 +6,7 @@ Run from what enters block `first`, an encoder computes the function of the back
   3. the words that all prompts begin with are computed once, for every class to attend to;
   4. norms, projections and MLPs run on real text tokens alone, packed without padding;
   5. the top block runs for the one token that is read (class token, end-of-text), where one token is read.
+Under autocast the same blocks run on tokens of that number format, with weights that were cast once; norms keep theirs.
 An encoder is a value: nothing in it changes after it was made, so that any number of methods share it.
 """
 
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rmadapter.encoders.blocks import Opaque, View, view_of
+from rmadapter.encoders.blocks import Opaque, View, cast, view_of
 from rmadapter.encoders.layouts import Grid, Packed
 
 Layout = TypeVar("Layout", Grid, Packed)
@@ -54,6 +55,7 @@ class Encoder(ABC, Generic[Layout]):
     def __init__(self, blocks: Sequence[nn.Module], width: int) -> None:
         self.blocks: list[nn.Module] = list(blocks)
         self.views: list[View | Opaque] = [view_of(block) for block in blocks]
+        self._cast: dict[tuple[int, torch.dtype], View | Opaque] = {}
         self.width, self.depth = width, len(self.blocks)
 
     @property
@@ -71,13 +73,28 @@ class Encoder(ABC, Generic[Layout]):
 
     def norm(self, block: int, x: Tensor) -> Tensor:
         """What the attention of a block, counted from 1, reads of the tokens that enter it."""
-        return self.views[block - 1].norm(x)
+        return self.views[block - 1].norm(self._low(x))
+
+    def _low(self, x: Tensor) -> Tensor:
+        """In autocast's number format, where it is on and all blocks can be taken apart."""
+        kind = x.device.type
+        return x if self.opaque or not torch.is_autocast_enabled(kind) else x.to(torch.get_autocast_dtype(kind))
+
+    def _view(self, block: int, kind: torch.dtype) -> View | Opaque:
+        """Of a block on tokens of a number format."""
+        own = self.views[block - 1]
+        if isinstance(own, Opaque) or kind not in (torch.bfloat16, torch.float16):
+            return own
+        if (block, kind) not in self._cast:
+            self._cast[block, kind] = view_of(cast(self.blocks[block - 1], kind))
+        return self._cast[block, kind]
 
     def step(
         self, block: int, x: Tensor, n: Tensor, layout: Layout, top: bool = False, views: Sequence[Any] = ()
     ) -> Tensor:
         """A block on tokens x whose norm is n. top: for the tokens alone that are read. views: other views to run."""
-        view = (views or self.views)[block - 1]
+        x, n = self._low(x), self._low(n)
+        view = views[block - 1] if views else self._view(block, x.dtype)
         if isinstance(view, Opaque):
             assert isinstance(layout, Grid)
             return view.run(x, layout.extras.get(block, {}))

@@ -5,6 +5,7 @@ Shapes: B images, C prompts, L tokens, T packed tokens, P prefix tokens, S own t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,17 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Multi-head attention of [N, L, d] on [N, M, d]; mask is True where a query may look."""
     q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
+    attend = _products if q.dtype == torch.bfloat16 and q.device.type == "cpu" else F.scaled_dot_product_attention
+    return attend(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Attention as it is defined. In bfloat16 on a CPU torch's fused one takes longer, backward above all; softmax adds
+    in float32 in both."""
+    if is_causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1) @ v
 
 
 @dataclass(frozen=True)
