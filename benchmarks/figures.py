@@ -51,14 +51,16 @@ def train_step(found: list[dict[str, Any]]) -> str:
 
 
 def _train_step(found: list[dict[str, Any]]) -> str:
-    columns = ["classes", "lean s", "reference s", "ratio", "ratio of operations"]
-    columns += ["share of matmul rate", "gradient difference", "lean MB", "reference MB"]
+    columns = ["classes", "lean s", "bf16 s", "reference s", "ratio", "bf16 ratio", "ratio of operations"]
+    columns += ["share of matmul rate", "gradient difference", "lean MB", "bf16 MB", "reference MB"]
     rows = []
     for r in found:
         operations = r["reference_flops_executed"] / r["lean_flops_executed"] if "lean_flops_executed" in r else None
-        row = [str(r["classes"]), f"{r['lean_seconds']:.2f}", f"{r['reference_seconds']:.2f}"]
-        row += [f"{r['ratio']:.2f}", f"{operations:.2f}" if operations else "not counted", f"{r['matmul_share']:.0%}"]
-        row += [f"{r['max_gradient_difference']:.1e}", f"{r['lean_peak_mb']:.0f}", f"{r['reference_peak_mb']:.0f}"]
+        row = [str(r["classes"]), *(f"{r[f'{name}_seconds']:.2f}" for name in ("lean", "mixed", "reference"))]
+        row += [f"{r['ratio']:.2f}", f"{r['mixed_ratio']:.2f}"]
+        row += [f"{operations:.2f}" if operations else "not counted", f"{r['matmul_share']:.0%}"]
+        row += [f"{r['max_gradient_difference']:.1e}"]
+        row += [f"{r[f'{name}_peak_mb']:.0f}" for name in ("lean", "mixed", "reference")]
         rows.append(row)
     title = f"A whole training step of {found[0]['backbone']}, batch 16: lean against reference (`train_step.py`)"
     return table(title, columns, rows) + about(found[0]["machine"])

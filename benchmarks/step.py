@@ -18,6 +18,7 @@ from rmadapter.prompts import class_weights, tokenize
 from rmadapter.task import TEMPLATES
 
 VARIANTS = ("lean", "reference")
+MIXED = "mixed"  # the lean pass in bfloat16, as training has it
 
 
 class Step:
@@ -57,13 +58,14 @@ class Step:
 
     def prepare(self, variant: str) -> None:
         """What training computes once."""
-        self.frozen() if variant == "lean" else self.untouched()
+        self.untouched() if variant == "reference" else self.frozen()
 
     def loss(self, variant: str) -> Tensor:
         """The forward pass alone."""
-        if variant == "lean":
+        if variant != "reference":
             image, text = self.frozen()
-            return self.model(self.labels, image, [text])["loss"]
+            with torch.autocast("cpu", torch.bfloat16, enabled=variant == MIXED):
+                return self.model(self.labels, image, [text])["loss"]
         if self.chunk:
             return self._reference_in_chunks()
         return self.model.reference(self.labels, self.images, self.tokens, self.untouched())["loss"]

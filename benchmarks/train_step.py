@@ -2,11 +2,11 @@
 
     python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 1000 --json
 
-A step is forward, backward and optimizer. As in training, frozen activations are there already for the lean pass, and
-untouched features for the reference. In one run and in turns: lean step, reference step, large square float32 products
-(the best of them is the machine's rate) and products of the step's own shapes. `matmul_share` is the share of that
-rate which the step's necessary work (work.py) reaches. Peak memory is that of one step in a fresh process, beyond
-the loaded model and with the step's inputs.
+A step is forward, backward and optimizer; `mixed` is lean in bfloat16, as `precision=bf16` trains. As in training,
+frozen activations are there already for the lean pass, and untouched features for the reference. In one run and in
+turns: lean step, mixed step, reference step, large square products (the best in float32 is the machine's rate) and
+products of the step's own shapes. `matmul_share` is the share of that rate which the lean step's necessary work
+(work.py) reaches. Peak memory is that of one step in a fresh process, beyond the loaded model and with its inputs.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from typing import Any
 
 import torch
 from common import Run, arguments, in_fresh_process, interleaved, medians, set_up, setting, show
-from step import VARIANTS, Step
+from step import MIXED, VARIANTS, Step
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from work import step_work, tokens_of
 
 from rmadapter.backbones import load_backbone
 
+ALL = (*VARIANTS, MIXED)
 SQUARES = (1024, 2048, 4096)  # sides of the large square products; the best of them is the machine's rate
 BUDGET = 240.0  # seconds of interleaved rounds per class count; three rounds are measured in any case
 PER_ROUND = 4  # lean steps for one reference step
+HALF = "bfloat16"  # the largest square product in that number format
 CHUNK = 250  # prompts of the reference at once, where all do not fit
-KEYS = ["classes", "lean_seconds", "reference_seconds", "ratio", "matmul_share", "max_gradient_difference"]
-KEYS += ["lean_peak_mb", "reference_peak_mb"]
+KEYS = ["classes", "lean_seconds", "mixed_seconds", "reference_seconds", "ratio", "mixed_ratio", "matmul_share"]
+KEYS += ["max_gradient_difference", "lean_peak_mb", "mixed_peak_mb", "reference_peak_mb"]
 
 
 def main() -> None:
     parser = arguments(__doc__, "batch", repeat=12)
     parser.add_argument("--classes", type=int, nargs="+", default=[50, 200, 1000], help="class names in the prompts")
     parser.add_argument("--chunk", type=int, help="prompts the reference encodes at once, 0 for all; default: by need")
-    parser.add_argument("--peak", choices=VARIANTS, help="only print the peak memory of one variant")
+    parser.add_argument("--peak", choices=ALL, help="only print the peak memory of one variant")
     options = parser.parse_args()
     set_up(options)
     if options.peak:
@@ -72,35 +74,40 @@ def reference_need(step: Step) -> float:
 def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     """All figures of one number of classes."""
     more = ["--classes", str(classes), *(["--chunk", str(options.chunk)] if options.chunk is not None else [])]
-    peaks = {f"{v}_peak_mb": in_fresh_process(__file__, options, *more, "--peak", v) for v in VARIANTS}
+    peaks = {f"{v}_peak_mb": in_fresh_process(__file__, options, *more, "--peak", v) for v in ALL}
     step = make_step(options, classes)
     step.untouched()
     work = step_work(step.model, *step.frozen())
     executed, gradients = {}, {}
-    for variant in VARIANTS:  # warms up, too
+    for variant in ALL:  # warms up, too
         with FlopCounterMode(display=False) as counter:
             gradients[variant] = step.gradients(variant)
         executed[f"{variant}_flops_executed"] = counter.get_total_flops()
     shapes = [*((n, n, n) for n in SQUARES), *own_shapes(step)]
     products = [(f"{m} x {k} x {n}", product(m, k, n)) for m, k, n in shapes]
-    # The lean step and the products it is measured by stand side by side, more often than the long reference step.
-    turns = [("lean", step.run("lean")), *products] * PER_ROUND + [("reference", step.run("reference"))]
+    half = max(SQUARES)
+    products.append((HALF, product(half, half, half, torch.bfloat16)))
+    # The lean steps and the products they are measured by stand side by side, more often than the long reference step.
+    often = [*((name, step.run(name)) for name in ("lean", MIXED)), *products]
+    turns = often * PER_ROUND + [("reference", step.run("reference"))]
     seconds = interleaved(turns, options.repeat, BUDGET, f"{classes} classes", warm_up=False)
     spent = medians(seconds)
     speeds = rates(spent)
     rate, extra = max(speeds[f"{n} x {n} x {n}"] for n in SQUARES), encode_prompts(step)
     return {
         "classes": classes,
-        "lean_seconds": spent["lean"],
-        "reference_seconds": spent["reference"],
+        **{f"{variant}_seconds": spent[variant] for variant in ALL},
         "ratio": spent["reference"] / spent["lean"],
+        "mixed_ratio": spent["lean"] / spent["mixed"],
         "matmul_share": sum(work.values()) / spent["lean"] / 1e9 / rate,
         "max_gradient_difference": largest_difference(gradients["lean"], gradients["reference"]),
+        "mixed_gradient_difference": largest_difference(gradients["mixed"], gradients["lean"]),
         **peaks,
         "lean_flops": sum(work.values()),
         "lean_flops_by_part": work,
         **executed,
         "matmul_gflops": rate,
+        "matmul_gflops_bf16": 2 * half**3 / spent[HALF] / 1e9,
         "matmul_gflops_by_shape": speeds,
         "all_seconds": seconds,
         "prompts_at_once": step.chunk or classes,  # a chunk is encoded again in the backward pass
@@ -117,9 +124,9 @@ def encode_prompts(step: Step) -> float:
     return time.perf_counter() - begun
 
 
-def product(rows: int, inner: int, columns: int) -> Run:
-    """A float32 matrix product [rows, inner] @ [inner, columns] into memory that is there already."""
-    a, b, out = torch.rand(rows, inner), torch.rand(inner, columns), torch.empty(rows, columns)
+def product(rows: int, inner: int, columns: int, kind: torch.dtype = torch.float32) -> Run:
+    """A matrix product [rows, inner] @ [inner, columns] into memory that is there already."""
+    a, b, out = (torch.rand(shape).to(kind) for shape in ((rows, inner), (inner, columns), (rows, columns)))
     return lambda: torch.mm(a, b, out=out)
 
 
