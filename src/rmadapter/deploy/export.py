@@ -43,7 +43,7 @@ ONNX = ("onnx", "onnxruntime", "onnxscript")
 TARGETS = {
     "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
-    "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>=2.9\n"),
+    "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>={'.'.join(metadata.version('torch').split('.')[:2])}\n"),
     "litert": Target(("fp32",), ("litert_torch",), f"{COMMON}ai-edge-litert>=2\n"),
     "openvino": Target(("fp32", "fp16", "bf16", "int8"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"),
 }
