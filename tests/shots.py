@@ -129,3 +129,11 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """Of the loss with respect to every trainable tensor, by name."""
     named = dict(module.named_parameters())
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def plant(root: Path, *paths: str) -> Path:
+    """Tiny pictures, each of its own color."""
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 9, 9)).save(root / path)
+    return root

@@ -9,7 +9,7 @@ from typing import Any
 
 from rmadapter.data.columns import choose_columns
 from rmadapter.data.guard import URL
-from rmadapter.data.images import ImageSet
+from rmadapter.data.imageset import ImageSet
 from rmadapter.data.saved import is_dataset, read_dataset
 from rmadapter.data.scan import SPLITS, Row, Rows, Source
 from rmadapter.errors import UserError, quoted
