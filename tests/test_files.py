@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -15,6 +17,9 @@ from safetensors import safe_open
 from rmadapter.errors import UserError
 from rmadapter.files import (
     atomic,
+    csv_text,
+    inert,
+    inert_path,
     parts,
     read_json,
     read_text,
@@ -188,3 +193,20 @@ def test_paths_as_users_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(UserError, match="no path to use") as caught:
             user_path(path)
         assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
+def test_what_a_spreadsheet_would_run(start: str, tmp_path: Path) -> None:
+    evil = f"{start}A1+1.png"
+    (tmp_path / evil).touch()
+    assert inert(evil) == f"'{evil}"
+    assert (tmp_path / inert_path(evil)).is_file()
+    assert not inert_path(evil).startswith(start)
+    assert (inert("cat"), inert_path("a/=b.png")) == ("cat", "a/=b.png")
+
+
+def test_lines_of_csv_are_read_back() -> None:
+    rows = [["a", "b"], ["1,2", 'say "x"'], ["", "é"]]
+    text = csv_text(rows[0], rows[1:])
+    assert list(csv.reader(io.StringIO(text))) == rows
+    assert text.count("\r") == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -176,3 +178,15 @@ def inert(text: str) -> str:
     """A cell of CSV: a spreadsheet runs what begins like a formula; after an apostrophe it is text."""
     text = re.sub(r"[\t\r\n]", " ", text)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+def inert_path(name: str) -> str:
+    """The same of a path, which still leads to its file."""
+    return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Lines of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

@@ -18,7 +18,7 @@ from rmadapter.data.images import ImageSet, ImageSource
 from rmadapter.data.names import descriptions, prompt_name
 from rmadapter.data.scan import order
 from rmadapter.errors import UserError
-from rmadapter.files import inert, read_text, user_path, write_text
+from rmadapter.files import csv_text, inert, read_text, user_path, write_text
 from rmadapter.record import Evaluation, Record, Score
 
 PREDICTIONS, SPLIT = "predictions.csv", "split.json"
@@ -102,12 +102,7 @@ def write_predictions(path: Path, found: Sequence[Predictions]) -> None:
     """Write them atomically, as CSV whose cells no spreadsheet runs; nothing where nothing was tested."""
     if not found:
         return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for some in found:
-        writer.writerows(some.rows())
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(COLUMNS, (row for some in found for row in some.rows())))
 
 
 def read_predictions(folder: Path, record: Record) -> list[Predictions]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -18,7 +16,7 @@ from rmadapter.data.pixels import content
 from rmadapter.data.scan import Row, Rows, Source
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError
-from rmadapter.files import user_path, write_json, write_text
+from rmadapter.files import csv_text, user_path, write_json, write_text
 from rmadapter.fit import fit
 from rmadapter.locks import alone
 from rmadapter.method import NotApplicable
@@ -162,15 +160,15 @@ def _numbers(rows: Rows) -> list[int]:
 
 def _write_list(out: Path, rows: Listed, saved: Saved) -> None:
     """The data of the new run: a CSV file, and beside it the prompt names that do not follow from the labels."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     grouped = any(row.group for _, row in rows)
-    writer.writerow(["path", "label", "split", *["group"] * grouped])
-    for split, (label, path, group) in rows:
-        writer.writerow([Path(os.path.relpath(path, out)).as_posix(), label, split, *[group] * grouped])
+    lines = [
+        [Path(os.path.relpath(path, out)).as_posix(), label, split, *[group] * grouped]
+        for split, (label, path, group) in rows
+    ]
+    text = csv_text(["path", "label", "split", *["group"] * grouped], lines)
     file = out / IMAGES
-    if (out / RECORD).exists() and (not file.exists() or file.read_text("utf-8") != text.getvalue()):
+    if (out / RECORD).exists() and (not file.exists() or file.read_text("utf-8") != text):
         raise UserError(f"{out} holds another run: choose another --out or delete that folder")
-    write_text(file, text.getvalue())
+    write_text(file, text)
     if saved.given:
         write_json(out / "classnames.json", saved.given)

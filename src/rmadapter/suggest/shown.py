@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
-from rmadapter.files import inert, write_text
+from rmadapter.files import csv_text, inert, inert_path, write_text
 from rmadapter.page import percent, template
 from rmadapter.panel import thumbnail
 from rmadapter.suggest.propose import Suggested
@@ -26,13 +24,11 @@ MEANINGS = {
 
 def write_csv(path: Path, found: Suggested) -> None:
     """One suggestion a row, in the order in which to label. Atomic."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for one in found.suggestions:
         best = [cell for label, share in one.best for cell in (inert(label), share)]
-        writer.writerow([inert(str(one.image)), one.rank, one.score, *best, *[""] * (4 - len(best))])
-    write_text(path, text.getvalue())
+        rows.append([inert_path(str(one.image)), one.rank, one.score, *best, *[""] * (4 - len(best))])
+    write_text(path, csv_text(COLUMNS, rows))
 
 
 def write_page(path: Path, found: Suggested, pool: str, table: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 import tempfile
@@ -17,7 +15,7 @@ from rmadapter.data.columns import read_rows
 from rmadapter.data.scan import Row, Rows
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.files import user_path, write_text
+from rmadapter.files import csv_text, user_path, write_text
 from rmadapter.suspects.find import training
 from rmadapter.suspects.sheet import image_cell, label_cell
 
@@ -170,12 +168,10 @@ def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
 
 
 def _list(splits: Mapping[str, Labelled], target: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines = []
     split, group = "all" not in splits, any(row.group for some in splits.values() for row, _ in some)
-    writer.writerow(["path", "label", *["split"] * split, *["group"] * group])
     for name, labelled in splits.items():
         for row, label in labelled:
             path = Path(os.path.relpath(row.image, target.parent)).as_posix()
-            writer.writerow([path, label, *[name] * split, *[row.group] * group])
-    write_text(target, text.getvalue())
+            lines.append([path, label, *[name] * split, *[row.group] * group])
+    write_text(target, csv_text(["path", "label", *["split"] * split, *["group"] * group], lines))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rmadapter.data.names import Label
-from rmadapter.files import inert, write_text
+from rmadapter.files import csv_text, inert, inert_path, write_text
 from rmadapter.page import percent, template
 from rmadapter.panel import thumbnail
 from rmadapter.suspects.find import ORDER, Found, Suspect, kind
@@ -32,20 +30,17 @@ MEANINGS = {
 
 def write_csv(path: Path, found: Found) -> None:
     """One suspect a row, the worst first; the decision is empty, which keeps the image as it is. Atomic."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for one in found.suspects:
         near = "; ".join(f"{other.image} ({other.label}, {other.similarity:.2f})" for other in one.neighbours)
         unsure = ("", "") if one.confidence is None else (label_cell(one.suggested), f"{one.confidence:.3f}")
         cells = (*map(inert, ("; ".join(one.reasons), near)), "")
-        writer.writerow([image_cell(one.image), label_cell(one.given), *unsure, *cells])
-    write_text(path, text.getvalue())
+        rows.append([image_cell(one.image), label_cell(one.given), *unsure, *cells])
+    write_text(path, csv_text(COLUMNS, rows))
 
 
 def image_cell(name: str) -> str:
-    """No formula for a spreadsheet, and still a path that leads to the image."""
-    return _written(f"./{name}" if name.startswith(("=", "+", "-", "@")) else name)
+    return _written(inert_path(name))
 
 
 def label_cell(label: Label | None) -> str:
