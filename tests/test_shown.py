@@ -29,7 +29,7 @@ def test_the_list_has_no_formula(tmp_path: Path) -> None:
     assert found == [
         list(shown.COLUMNS),
         [str(tmp_path / "a.png"), "1", "0.5", "'=cat", "0.7", EVIL, "0.2"],
-        ["'-gone.png", "2", "0.25", "", "", "", ""],
+        ["./-gone.png", "2", "0.25", "", "", "", ""],
     ]
 
 
