@@ -34,9 +34,10 @@ from rmadapter.data.transforms import ImageTensors, batches
 from rmadapter.method import Known
 from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.predict.answer import columns
 from rmadapter.predict.cli import write_answers
 from rmadapter.predict.outfile import OutFile
-from rmadapter.predict.stream import Asker, columns
+from rmadapter.predict.stream import Asker
 from rmadapter.prompts import cosine_logits
 
 KEYS = ("run", "seconds", "images_per_second", "times_predict")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 import warnings
 import zlib
@@ -15,7 +16,7 @@ from PIL import Image
 
 from hostile import images as hostile
 from rmadapter.data.images import load_image
-from rmadapter.data.pixels import complaint
+from rmadapter.data.pixels import complaint, read_image
 from rmadapter.errors import UserError
 
 RAMP = np.arange(0, 65536, 257 * 5, dtype=np.uint16).reshape(4, 13)  # 52 values, exact multiples of 257
@@ -226,3 +227,17 @@ def test_strips_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for image, expected in zip(images, whole, strict=True):
         assert np.array_equal(pixels(image), expected), image.mode
     assert np.array_equal(whole[5][1:, 1:], noise[1:, 1:, :3])
+
+
+def test_bytes_in_memory_are_read_as_a_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (9, 5), (200, 10, 10, 128)).save(path)
+    found = read_image(io.BytesIO(path.read_bytes()), "sent.png")
+    assert np.array_equal(np.asarray(found), np.asarray(load_image(path)))
+    for data, name, told in (
+        (b"", "sent.png", "sent.png: not a readable image (the file is empty, 0 bytes)"),
+        (b"text", "sent.png", "sent.png: not an image of a kind that is read here"),
+        (path.read_bytes(), "a.nef", "a.nef: .nef is a camera's RAW format"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            read_image(io.BytesIO(data), name)

@@ -12,7 +12,7 @@ from rmadapter.checkpoint import load
 from rmadapter.errors import UserError
 from rmadapter.method import NotApplicable
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.predict.stream import Answer, Asker
+from rmadapter.predict.stream import Asker
 
 LABELS = ["blue", "green", "night_sky", "red"]
 
@@ -68,10 +68,3 @@ def test_a_class_that_the_method_cannot_know(finished: Path, tiny_clip: Backbone
     )
     with pytest.raises(NotApplicable, match="alone, not 'zebra'"):
         Asker(probe, ["zebra"], ["zebra"])
-
-
-def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:
-    answer = Answer(Path("a.png"), (("cat", 0.6), ("dog", 0.4)), "dog")
-    row = {"image": "a.png", "label": "cat", "probability": 0.6, "guess": "cat", "label_2": "dog", "probability_2": 0.4}
-    assert answer.row(0.6) == {**row, "unsure": False, "unfamiliar": None, "zero_shot_label": "dog"}
-    assert answer.row(0.61) == {**row, "label": "unsure", "unsure": True, "unfamiliar": None, "zero_shot_label": "dog"}

@@ -27,15 +27,15 @@ from rmadapter.locks import alone
 from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
 from rmadapter.methods import is_outside, load_method
-from rmadapter.modelfile import Model, Transform, read_model
+from rmadapter.modelfile import MODEL, Model, Transform, read_model
 from rmadapter.predictions import PREDICTIONS, SPLIT
-from rmadapter.record import BackboneName, MethodName, Record, read_record
+from rmadapter.record import RECORD, BackboneName, MethodName, Record, read_record
 from rmadapter.request import COMMON, TASK
 from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
 from rmadapter.sums import SUMS, check_sums, sha256, write_sums
 from rmadapter.task import Task
 
-WEIGHTS, MODEL, CONFIG, RECORD, HISTORY = "model.safetensors", "model.json", "config.yaml", "run.json", "history.csv"
+WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.yaml", "history.csv"
 IMAGES = "images.csv"  # of a run that grew, in place of a folder of data
 PAGE = "report.html"
 FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, SPLIT, PREDICTIONS, PAGE, IMAGES)

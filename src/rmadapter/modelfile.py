@@ -11,6 +11,8 @@ from rmadapter.errors import UserError, first_fault, is_text
 from rmadapter.files import read_json
 from rmadapter.record import BackboneName, MethodName
 
+MODEL = "model.json"
+
 
 def _a_name(text: str) -> str:
     if not text.strip() or not is_text(text):

@@ -13,6 +13,7 @@ from rmadapter import plots
 from rmadapter.checkpoint import flat
 from rmadapter.errors import UserError
 from rmadapter.files import write_text
+from rmadapter.html import template
 from rmadapter.methods import load_method
 from rmadapter.panel import Thumbnails, panel
 from rmadapter.predictions import Predictions
@@ -79,21 +80,6 @@ def _settings(record: Record) -> list[dict[str, Any]]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def template(name: str, **filters: Any) -> Any:
-    """A template of the package, which escapes what it is given and refuses what it is not given."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("rmadapter", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(filters)
-    return environment.get_template(name)
 
 
 def percent(value: float | None, digits: int = 1, sign: bool = False) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rmadapter.data.images import ImageSet
 
 FORMAT: Literal[2] = 2
+RECORD = "run.json"  # of a run
 ANSWERED = ("finished", "not-applicable")
 LONGEST = 2**24  # bytes of a record; those with thousands of notes have a hundredth of it
 

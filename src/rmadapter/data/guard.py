@@ -77,7 +77,8 @@ def open_image(file: BinaryIO) -> Image.Image:
 
     Raises whatever Pillow does; a JPEG beyond 24 megapixels will be decoded at half its size.
     """
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)  # also of bytes that are no file
+    file.seek(0)
     if not size:
         raise ValueError("the file is empty, 0 bytes")
     if size > BYTES:

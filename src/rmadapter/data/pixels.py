@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -41,9 +41,15 @@ def load_image(source: ImageSource) -> Image.Image:
             return _rgb(source)
     if not isinstance(source, (str, os.PathLike)):
         raise UserError(f"an image is a path, a PIL image or a NumPy array, not {type(source).__name__}")
-    if str(source).lower().endswith(RAW):  # which Pillow would take for a small TIFF
-        raise UserError(f"{source}: {advice(str(source))}")
     with reading(str(source)), plain_file(source) as file:
+        return read_image(file, str(source))
+
+
+def read_image(file: BinaryIO, name: str) -> Image.Image:
+    """The same of an open file, or of bytes in memory. name: for the sentence."""
+    if name.lower().endswith(RAW):  # which Pillow would take for a small TIFF
+        raise UserError(f"{name}: {advice(name)}")
+    with reading(name):
         return _rgb(open_image(file))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from rmadapter.errors import UserError
 
 GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
+FACTS = "export.json"  # what an exported folder says of itself
 INPUT, OUTPUTS = "pixels", ("probabilities", "features")  # the second one where it was asked for
 HINT = ["rmadapter", "precision"]  # where an OpenVINO model says what it is to be computed in
 GROUPS = ["rmadapter", "group"]  # and of how many activations at a time in 8 bits

@@ -15,6 +15,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.pocket import LICENCE, POCKETS
 from rmadapter.checkpoint import RECORD, WEIGHTS, Saved
 from rmadapter.deploy.card import card
+from rmadapter.deploy.engines import FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.onefile import one_file
 from rmadapter.errors import UserError
 from rmadapter.files import write_json, write_text
@@ -27,7 +28,7 @@ from rmadapter.sums import sha256, write_sums
 if TYPE_CHECKING:
     from rmadapter.deploy.parity import Questions
 
-FACTS, README, PREDICT, NEEDS = "export.json", "README.md", "predict.py", "requirements.txt"
+README, PREDICT, NEEDS = "README.md", "predict.py", "requirements.txt"
 COMMON = "numpy>=1.26\npillow>=12.3\n"
 
 
@@ -105,7 +106,6 @@ def _questions(run: Path, saved: Saved, data: Path | None, outside: bool, precis
 def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, embeddings: bool) -> list[Any]:
     """Returns how int8 was chosen."""
     from rmadapter.deploy import graph, int8, web
-    from rmadapter.deploy.engines import GRAPH, LITERT, TORCH
     from rmadapter.deploy.parity import training
     from rmadapter.deploy.runtime import Model
 
@@ -155,7 +155,6 @@ def _write_model(
 ) -> tuple[dict[str, Any], Record | None]:
     """What export.json says of it, and the run's record, where there is one."""
     from rmadapter.deploy import graph
-    from rmadapter.deploy.engines import GRAPH, LITERT, OPENVINO, TORCH
     from rmadapter.deploy.parity import LIMITS, compare
     from rmadapter.deploy.runtime import LABELS, TRANSFORM, Model
 

@@ -28,8 +28,8 @@ from rmadapter.data.scan import image_files
 from rmadapter.deploy.adding import Naming
 from rmadapter.deploy.engines import ENGINES, GRAPH
 from rmadapter.errors import UserError
+from rmadapter.predict.answer import Answer, columns
 from rmadapter.predict.outfile import cell
-from rmadapter.predict.stream import Answer, columns
 from rmadapter.sums import check_sums
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
@@ -111,10 +111,10 @@ class Model:
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [B, 3, size, size] -> [B, C]"""
-        return self._outputs(pixels)[0]
+        return self.ask(pixels)[0]
 
-    def _outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """As many of OUTPUTS as there are."""
+    def ask(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """The same, and features [B, e] of unit length where it has them."""
         parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
         found = [np.concatenate(part) for part in zip(*parts, strict=True)]
         return [self.naming.probabilities(found[1]), *found[1:]] if self.naming else found
@@ -156,7 +156,7 @@ class Model:
                 good = [(image, tensor) for image, tensor in found if isinstance(tensor, np.ndarray)]
                 if good:
                     kept = [image for image, _ in good]
-                    outputs = self._outputs(np.stack([tensor for _, tensor in good]))
+                    outputs = self.ask(np.stack([tensor for _, tensor in good]))
                     if len(outputs) < wanted:
                         raise UserError("this model gives no features; `rmadapter export RUN --embeddings` makes one")
                     yield kept, outputs

@@ -10,7 +10,8 @@ from PIL import Image
 
 from rmadapter.explain.why import MAP, Explanation
 from rmadapter.files import write_text
-from rmadapter.page import percent, template
+from rmadapter.html import template
+from rmadapter.page import percent
 from rmadapter.panel import thumbnail
 
 SIDE, SMALL = 160, 96  # pixels of an image, and of a neighbour

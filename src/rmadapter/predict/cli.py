@@ -52,8 +52,9 @@ def predict(
     from rmadapter.checkpoint import load
     from rmadapter.data.inputs import find_images
     from rmadapter.method import NotApplicable
+    from rmadapter.predict.answer import columns
     from rmadapter.predict.outfile import OutFile
-    from rmadapter.predict.stream import Asker, columns
+    from rmadapter.predict.stream import Asker
 
     saved = load(run, backbone, method=method)
     asked, labels = _classes(saved, names)
@@ -98,8 +99,8 @@ def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str
 
 
 def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], unsure: float) -> Sorter | None:
+    from rmadapter.predict.answer import UNSURE
     from rmadapter.predict.sorting import Sorter
-    from rmadapter.predict.stream import UNSURE
 
     if unsure and UNSURE in labels:
         raise UserError(f"a class is labelled {UNSURE!r} already: leave out --unsure, or choose other --names")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rmadapter.files import csv_text, inert, inert_path, write_text
-from rmadapter.page import percent, template
+from rmadapter.html import template
+from rmadapter.page import percent
 from rmadapter.panel import thumbnail
 from rmadapter.suggest.propose import Suggested
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from rmadapter.data.names import Label
 from rmadapter.files import csv_text, inert, inert_path, write_text
-from rmadapter.page import percent, template
+from rmadapter.html import template
+from rmadapter.page import percent
 from rmadapter.panel import thumbnail
 from rmadapter.suspects.find import ORDER, Found, Suspect, kind
 

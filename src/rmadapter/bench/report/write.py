@@ -17,8 +17,8 @@ from rmadapter.bench.report.groups import SUMMARY, Group, Results, cell, group_r
 from rmadapter.bench.report.table import Table, tex, to_csv, to_latex, to_markdown
 from rmadapter.bench.report.tables import machines, make_tables, total_seconds
 from rmadapter.files import write_text
+from rmadapter.html import template
 from rmadapter.locks import alone
-from rmadapter.page import template
 from rmadapter.plots import duration
 from rmadapter.record import Record
 

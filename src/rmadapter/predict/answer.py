@@ -1,0 +1,43 @@
+"""One image's answer, and the table that answers make; exports have both without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+UNSURE = "unsure"
+LAST = ("unfamiliar", "zero_shot_label", "sorted_to")  # columns that a file of answers may have
+
+
+@dataclass(frozen=True)
+class Answer:
+    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's label, if asked.
+    unfamiliar: as `Fitted.unfamiliar` has it, if asked."""
+
+    image: Path
+    best: tuple[tuple[str, float], ...]
+    zero_shot: str = ""
+    unfamiliar: float | None = None
+
+    def row(self, unsure: float = 0.0) -> dict[str, Any]:
+        """As a line of a table. unsure: the probability below which the label is "unsure"; the guess is kept."""
+        (guess, probability), *others = self.best
+        doubt = probability < unsure
+        row = {
+            "image": str(self.image),
+            "label": UNSURE if doubt else guess,
+            "probability": probability,
+            "guess": guess,
+        }
+        for place, (label, share) in enumerate(others, 2):
+            row |= {f"label_{place}": label, f"probability_{place}": share}
+        return {**row, "unsure": doubt, "unfamiliar": self.unfamiliar, "zero_shot_label": self.zero_shot}
+
+
+def columns(top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False) -> list[str]:
+    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer;
+    unfamiliar: with how unlike the training images it is."""
+    more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
+    last = [name for name, there in zip(LAST, (unfamiliar, zero_shot, sort), strict=True) if there]
+    return ["image", "label", "probability", "guess", *more, "unsure", *last]

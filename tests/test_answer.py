@@ -1,0 +1,21 @@
+"""The row that an answer becomes, and the columns of a table of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rmadapter.predict.answer import Answer, columns
+
+
+def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:
+    answer = Answer(Path("a.png"), (("cat", 0.6), ("dog", 0.4)), "dog")
+    row = {"image": "a.png", "label": "cat", "probability": 0.6, "guess": "cat", "label_2": "dog", "probability_2": 0.4}
+    assert answer.row(0.6) == {**row, "unsure": False, "unfamiliar": None, "zero_shot_label": "dog"}
+    assert answer.row(0.61) == {**row, "label": "unsure", "unsure": True, "unfamiliar": None, "zero_shot_label": "dog"}
+
+
+def test_columns_are_those_of_the_rows() -> None:
+    answer = Answer(Path("a.png"), (("cat", 0.6), ("dog", 0.4)), "dog", 0.1)
+    assert set(columns(2, unfamiliar=True)) == set(answer.row())
+    assert columns(1, zero_shot=False) == ["image", "label", "probability", "guess", "unsure"]
+    assert columns(1, sort=True)[-2:] == ["zero_shot_label", "sorted_to"]
