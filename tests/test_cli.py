@@ -25,6 +25,7 @@ VERBS = {
     "compare": "--data --split --backbone --json",
     "explain": "--out --data --backbone --quiet --json",
     "suggest": "--n --start --names --out --rule --seed --backbone --skip-bad --quiet --json",
+    "serve": "--host --port --engine --batch --queue --cors --backbone --json",
     "export": "--to --precision --out --data --force --backbone --allow-outside --quiet --json",
     "params": "--backbone --method --config --set --json",
     "demo": "--out --seed --quiet",

@@ -1,0 +1,84 @@
+"""What a request brings: files of a form, or images in base64 in JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from rmadapter.deploy.serve.limits import Limits
+from rmadapter.deploy.serve.service import Given
+
+FIELD = "files"
+NAME = 200  # characters of a file's name that are told
+HOW = f'send files as multipart/form-data under "{FIELD}", or {{"images": ["base64", ...]}} as application/json'
+# As OpenAPI describes it
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "byte"}}},
+                }
+            },
+        },
+    }
+}
+
+
+async def images_of(request: Request, limits: Limits) -> list[Given]:
+    """Raises HTTPException: 415 for another kind of body, 400 for a damaged or empty one, or too many images."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        found = await _files(request, limits.images)
+    elif kind == "application/json":
+        found = _base64(await request.body())
+    else:
+        raise HTTPException(415, HOW)
+    if not found:
+        raise HTTPException(400, f"no image came; {HOW}")
+    if len(found) > limits.images:
+        raise HTTPException(400, f"{len(found)} images, and a request may have {limits.images}: send several")
+    return found
+
+
+async def _files(request: Request, most: int) -> list[Given]:
+    async with request.form(max_files=most + 1, max_fields=most + 1) as form:
+        files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
+        # a browser sends an empty file without a name where none was chosen
+        named = [(place, one) for place, one in enumerate(files) if one.filename or one.size]
+        return [Given((one.filename or f"{FIELD}[{place}]")[:NAME], await one.read()) for place, one in named]
+
+
+def _base64(body: bytes) -> list[Given]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"not JSON ({type(error).__name__}); {HOW}") from None
+    images = found.get("images") if isinstance(found, dict) else None
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise HTTPException(400, HOW)
+    return [Given(f"images[{place}]", _decoded(image, place)) for place, image in enumerate(images)]
+
+
+def _decoded(text: str, place: int) -> bytes:
+    """Also of a data: address, as a web page has it."""
+    try:
+        return base64.b64decode(text.rpartition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise HTTPException(400, f"images[{place}]: not base64") from None

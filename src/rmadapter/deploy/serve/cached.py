@@ -1,0 +1,38 @@
+"""A run exported once for an engine that is not torch, kept in the cache under the digest of what it was."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rmadapter.console import note
+from rmadapter.errors import UserError
+from rmadapter.files import cache_folder
+from rmadapter.modelfile import MODEL
+from rmadapter.sums import check_sums, sha256
+
+if TYPE_CHECKING:
+    from rmadapter.deploy.serve.served import Wish
+
+
+def cached(folder: Path, wish: Wish) -> Path:
+    """The export of a run, made now if it is not there. Raises UserError as `load` and `export`."""
+    if not (folder / MODEL).is_file():
+        raise UserError(f"{folder}: no run that --engine {wish.engine} can be made of; `rmadapter fit` makes one")
+    check_sums(folder)
+    # model.json holds the digests of the weights and of the backbone
+    words = f"{sha256(folder / MODEL)} {wish.engine} {metadata.version('rmadapter')}"
+    place = cache_folder() / "serve" / hashlib.sha256(words.encode()).hexdigest()[:32]
+    if not place.is_dir():
+        from rmadapter.checkpoint import load
+        from rmadapter.deploy.export import check_wishes, export
+        from rmadapter.deploy.serve.served import answers_of
+
+        check_wishes(place, wish.engine, "fp32")
+        note(f"{folder}: exported for {wish.engine} and compared, once; the cache keeps it")
+        saved = load(folder, wish.backbone, method=wish.method, device="cpu")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        export(folder, saved, place, to=wish.engine, embeddings=answers_of(saved)[1])
+    return place

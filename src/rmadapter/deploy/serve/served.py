@@ -1,0 +1,200 @@
+"""A run or an export as the server asks it: an image to pixels, pixels to probabilities and features.
+
+An export, and a run that was exported before, needs no torch here.
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rmadapter.deploy.engines import ENGINES, FACTS, GRAPH, LITERT, OPENVINO, TORCH
+from rmadapter.deploy.runtime import Model
+from rmadapter.errors import UserError, nearest
+from rmadapter.files import read_json, user_path
+from rmadapter.metrics import wilson
+from rmadapter.modelfile import MODEL, read_model
+from rmadapter.record import RECORD, Record, read_record
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from rmadapter.checkpoint import Saved
+
+NAMES = {GRAPH: "onnx", OPENVINO: "openvino", TORCH: "torch", LITERT: "litert"}
+OF_RUNS = ("torch", "onnx", "openvino")
+LIBRARIES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}  # of engines, where they are called otherwise
+
+
+class Wish(NamedTuple):
+    """What to open: a folder of `fit`, `save` or `export`. engine: "" for the folder's own. threads: 0 leaves them to
+    the engine. backbone, method: as `checkpoint.load` has them."""
+
+    folder: Path
+    engine: str = ""
+    threads: int = 0
+    backbone: str | None = None
+    method: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """labels: of the C classes. transform: RGB image -> float32 [3, H, W]. ask: pixels [B, 3, H, W], and whether
+    features are wanted -> probabilities [B, C], and then features [B, e] of unit length. features: whether it has any.
+    size: H and W. facts: for /info, JSON."""
+
+    labels: tuple[str, ...]
+    transform: Callable[[Image.Image], np.ndarray]
+    ask: Callable[[np.ndarray, bool], list[np.ndarray]]
+    features: bool
+    size: int
+    facts: dict[str, Any]
+
+    def best(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
+        """Of one image, [C]: as `predict` has them."""
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.labels[i], round(float(probabilities[i]), 6)) for i in order]
+
+
+def open_served(wish: Wish) -> Served:
+    """Loads it, and asks it about a grey image once.
+
+    Raises UserError for a folder that is neither a run nor an export, or damaged, for an engine that it cannot be asked
+    by, and where answers are no numbers.
+    """
+    folder, engine = user_path(wish.folder), wish.engine
+    if engine and engine not in OF_RUNS:
+        raise UserError(f"--engine {engine}{nearest(engine, OF_RUNS)}")
+    if graph := next((name for name in ENGINES if (folder / name).is_file()), None):
+        if engine not in ("", NAMES[graph]):
+            raise UserError(f"{folder}: an export for {NAMES[graph]}; leave out --engine {engine}, or name the run")
+        return _by_runtime(folder, folder, wish.threads, _of_export(folder))
+    if engine in ("", "torch"):
+        return _by_torch(folder, wish)
+    from rmadapter.deploy.serve.cached import cached
+
+    return _by_runtime(folder, cached(folder, wish), wish.threads, _of_run(folder))
+
+
+def _by_runtime(folder: Path, export: Path, threads: int, facts: dict[str, Any]) -> Served:
+    """folder: what the user named. export: what is opened."""
+    model, engine = Model(export, threads), NAMES[next(name for name in ENGINES if (export / name).is_file())]
+    size = model.transform.size
+    features = len(_grey(folder, model.ask, size)) > 1
+    facts = _facts(facts, model.labels, engine, features, size)
+    return Served(tuple(model.labels), model.transform, lambda pixels, _: model.ask(pixels), features, size, facts)
+
+
+def _by_torch(folder: Path, wish: Wish) -> Served:
+    import torch
+
+    from rmadapter.checkpoint import load
+
+    if wish.threads:
+        torch.set_num_threads(wish.threads)
+    saved = load(folder, wish.backbone, method=wish.method)
+    backbone, (both, features) = saved.fitted.backbone, answers_of(saved)
+    plain = copy.copy(both)
+    plain.features = None
+
+    def ask(pixels: np.ndarray, wanted: bool) -> list[np.ndarray]:
+        found = (both if wanted else plain)(torch.from_numpy(pixels))
+        return [part.cpu().numpy() for part in (found if isinstance(found, tuple) else (found,))]
+
+    _grey(folder, lambda pixels: ask(pixels, features), backbone.image_size)
+    labels = [str(label) for label in saved.labels]
+    facts = _facts(_of_run(folder), labels, "torch", features, backbone.image_size)
+    facts |= {"device": str(backbone.device)}
+    return Served(
+        tuple(labels), lambda image: backbone.preprocess(image).numpy(), ask, features, backbone.image_size, facts
+    )
+
+
+def answers_of(saved: Saved) -> tuple[Any, bool]:
+    """The run as a module, and whether it gives features beside probabilities."""
+    from rmadapter.deploy.graph import Answers
+    from rmadapter.method import NotApplicable
+
+    try:
+        return Answers(saved.fitted, saved.names, embeddings=True), True
+    except NotApplicable:
+        return Answers(saved.fitted, saved.names), False
+
+
+def _grey(folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int) -> list[np.ndarray]:
+    """The first answer, which is the slowest one."""
+    found = ask(np.zeros((1, 3, size, size), np.float32))
+    if not all(np.isfinite(part).all() for part in found):
+        raise UserError(f"{folder}: answers with what is not a number; fit again")
+    return found
+
+
+# ---- what /info tells; no path of this machine is in it ----
+
+
+def _facts(own: dict[str, Any], labels: list[str], engine: str, features: bool, size: int) -> dict[str, Any]:
+    libraries = ("rmadapter", "numpy", "pillow", LIBRARIES.get(engine, engine))
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in libraries}
+    return {**own, "engine": engine, "classes": labels, "features": features, "image_size": size, "versions": versions}
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    record = read_record(folder / RECORD) if (folder / RECORD).is_file() and (folder / MODEL).is_file() else None
+    if not (folder / MODEL).is_file():  # of version 0.1
+        return {"method": None, "backbone": None, "sha256": None, "accuracy": None}
+    model = read_model(folder / MODEL)
+    method = {"name": model.method.name, "title": model.method.title, "source": model.method.source}
+    return {
+        "method": method,
+        "backbone": {"name": _last(model.backbone.name), "digest": model.backbone.digest},
+        "sha256": model.sha256,
+        "accuracy": record and worth(record),
+    }
+
+
+def worth(record: Record) -> dict[str, Any] | None:
+    """Accuracy in percent with its 95 % interval, on how many images, and on which; None where nobody knows."""
+    if record.judgement:
+        own = next(row for row in record.judgement.rows if row.p is None)
+        return _accuracy(record.judgement.how, record.judgement.images, own.accuracy, (own.low, own.high))
+    for score in record.scores:
+        if score.accuracy is not None and score.images:
+            return _accuracy(score.title, score.images, score.accuracy)
+    return None
+
+
+def _of_export(folder: Path) -> dict[str, Any]:
+    """export.json may be missing, or anything."""
+    found = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
+    found = found if isinstance(found, Mapping) else {}
+    parity = found["parity"] if isinstance(found.get("parity"), Mapping) else {}
+    after, images = parity.get("after"), parity.get("images")
+    accuracy = None
+    if isinstance(after, float) and isinstance(images, int) and 0 <= after <= 100 and 0 < images < 2**31:
+        accuracy = _accuracy(str(parity.get("title")), images, after)
+    method, backbone = (
+        _words(found.get("method"), "name", "title", "source"),
+        _words(found.get("backbone"), "name", "digest"),
+    )
+    return {"method": method, "backbone": backbone, "sha256": str(found.get("sha256")), "accuracy": accuracy}
+
+
+def _words(found: Any, *wanted: str) -> dict[str, str] | None:
+    return {name: _last(str(found.get(name))) for name in wanted} if isinstance(found, Mapping) else None
+
+
+def _accuracy(of: str, images: int, accuracy: float, ends: tuple[float, float] | None = None) -> dict[str, Any]:
+    low, high = ends or wilson(round(accuracy * images / 100), images)
+    return {"accuracy": round(accuracy, 2), "low": round(low, 2), "high": round(high, 2), "images": images, "of": of}
+
+
+def _last(name: str) -> str:
+    """Of a backbone that is a folder, its name alone."""
+    return Path(name).name if Path(name).is_absolute() else name

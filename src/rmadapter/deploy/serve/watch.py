@@ -1,0 +1,76 @@
+"""A run that changes on disk is loaded again beside the old one, which answers until then, and on if that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rmadapter.console import plain
+from rmadapter.deploy.serve.served import Wish, open_served
+from rmadapter.deploy.serve.service import Service
+from rmadapter.errors import UserError
+from rmadapter.files import user_path
+from rmadapter.sums import SUMS
+
+EVERY = 2.0  # seconds between two looks
+
+Sign = tuple[int, int, int]
+
+
+def sign(folder: Path) -> Sign | None:
+    """What changes when a run is saved: SHA256SUMS is removed first and written last. None while it is not there."""
+    try:
+        found = (user_path(folder) / SUMS).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class Watch:
+    """wishes: of the models, by name."""
+
+    def __init__(self, service: Service, wishes: Mapping[str, Wish], every: float = EVERY) -> None:
+        self._service, self._wishes, self._every = service, wishes, every
+        self._loaded = {name: sign(wish.folder) for name, wish in wishes.items()}
+        self._last = dict(self._loaded)
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """Load all of them again, whether or not they look changed."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            forced = True
+            try:
+                await asyncio.wait_for(self._asked.wait(), self._every)
+            except asyncio.TimeoutError:
+                forced = False
+            self._asked.clear()
+            await self.look(forced)
+
+    async def look(self, forced: bool = False) -> None:
+        """Whatever changed before the last look, and has not since, is complete."""
+        for name, wish in self._wishes.items():
+            found = sign(wish.folder)
+            settled, self._last[name] = found == self._last[name], found
+            if forced or (found is not None and settled and found != self._loaded[name]):
+                self._loaded[name] = found  # also of one that is refused: it is told once
+                await self._load(name, wish)
+
+    async def _load(self, name: str, wish: Wish) -> None:
+        try:
+            served = await asyncio.to_thread(open_served, wish)
+        except Exception as error:  # whatever is wrong with the new one, the old one is not to be lost
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self._tell(name, "refused", f"not loaded again, the old one answers on: {reason}")
+        else:
+            self._service.put(name, served)
+            self._tell(name, "loaded", "loaded again")
+
+    def _tell(self, name: str, outcome: str, text: str) -> None:
+        self._service.counters.reloads.labels(name, outcome).inc()
+        print("rmadapter:", plain(" ".join(f"{name}: {text}".split())), file=sys.stderr, flush=True)

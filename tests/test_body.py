@@ -1,0 +1,64 @@
+"""Files of a form and base64 in JSON; all else is refused in a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from answering import HTTPException, Request, Starlette, multipart
+from rmadapter.deploy.serve.body import images_of
+from rmadapter.deploy.serve.limits import Limits
+
+
+def read(body: bytes, kind: str, most: int = 3) -> list[tuple[str, bytes]]:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())], "app": Starlette()}
+    return [tuple(one) for one in asyncio.run(images_of(Request(scope, receive), Limits(images=most)))]  # type: ignore
+
+
+def refusal(body: bytes, kind: str = "application/json") -> tuple[int, str]:
+    with pytest.raises(HTTPException) as caught:
+        read(body, kind)
+    return caught.value.status_code, caught.value.detail
+
+
+def test_files_of_a_form() -> None:
+    files = [("a.png", b"1"), ("ü b.png", b"\0" * 2_000_000), ("x" * 999, b"3")]
+    assert read(*multipart(files)) == [*files[:2], ("x" * 200, b"3")]
+
+
+def test_base64_in_json() -> None:
+    coded = base64.b64encode(b"1").decode()
+    body = json.dumps({"images": [coded, f"data:image/png;base64,{coded}"]}).encode()
+    assert read(body, "application/json; charset=utf-8") == [("images[0]", b"1"), ("images[1]", b"1")]
+
+
+def test_what_is_refused() -> None:
+    assert refusal(b"x", "image/png")[0] == 415
+    for body in (
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b"[1]",
+        b'{"images": 3}',
+        b'{"images": [3]}',
+        b'{"images": "abc"}',
+        b"\xff",
+    ):
+        status, told = refusal(body)
+        assert status == 400
+        assert 'send files as multipart/form-data under "files"' in told
+    assert refusal(b'{"images": ["a", "%%%"]}') == (400, "images[0]: not base64")
+    assert refusal(b'{"images": ["\\u00e9"]}') == (400, "images[0]: not base64")
+    assert refusal(b'{"images": []}')[1].startswith("no image came")
+    assert refusal(*multipart([("a", b"1")], field="image"))[1].startswith("no image came")
+    assert refusal(*multipart([("a", b"1")] * 4)) == (400, "4 images, and a request may have 3: send several")
+    assert refusal(*multipart([("a", b"1")] * 9))[0] == 400
+    assert refusal(b"nothing", "multipart/form-data; boundary=edge")[0] == 400
+    assert refusal(b"nothing", "multipart/form-data")[0] == 400

@@ -1,0 +1,19 @@
+"""Templates of the package's pages escape what they are given and refuse what they are not given."""
+
+from __future__ import annotations
+
+import pytest
+from jinja2 import UndefinedError
+
+from rmadapter.html import template
+
+
+def test_it_escapes_and_refuses() -> None:
+    page = template("suggest.html.j2", count=str, percent=str)
+    with pytest.raises(UndefinedError):
+        page.render()
+    assert template("report.css").render().startswith(":root")
+    fault = template("serve.html.j2", count=str).render(
+        models={}, requests=0, images=0, asked="", answers=[], fault="<b>&", version="1"
+    )
+    assert "<strong>&lt;b&gt;&amp;</strong>" in fault
