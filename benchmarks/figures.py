@@ -116,6 +116,35 @@ def predict(r: dict[str, Any]) -> str:
     return table(title, columns, rows) + text + about(r["machine"])
 
 
+def serve(found: list[dict[str, Any]]) -> str:
+    return "\n".join(map(_serve, found))
+
+
+def _serve(r: dict[str, Any]) -> str:
+    rows = [
+        [row["run"], f"{row['images_per_second']:.1f}", f"{1000 * row['cpu_seconds_per_image']:.1f}"]
+        for row in r["rows"]
+    ]
+    title = f"Over HTTP, {r['backbone']} by {r['engine']}, {r['concurrency']} clients (`serve.py`)"
+    late = r["latency"]
+    text = (
+        f"\nThroughput is {r['ratio']:.2f} of that of `predict`. At {late['rate']:.1f} requests a second, half of it,\n"
+    )
+    text += f"half of the answers come within {late['p50_ms']:.0f} ms and 99 % within {late['p99_ms']:.0f} ms.\n"
+    more = _soak(r["soak"]) if r["soak"] else ""
+    return table(title, ["run", "images/s", "CPU ms an image"], rows) + text + more + about(r["machine"])
+
+
+def _soak(r: dict[str, Any]) -> str:
+    memory = ", ".join(f"{mb:.0f} MB at the {when}" for when, mb in r["memory_mb"].items())
+    bad = sum(sum(found.values()) for found in r["hostile"].values())
+    statuses = ", ".join(f"{count:,} x {status}" for status, count in r["statuses"].items())
+    text = f"\n{r['minutes']:g} minutes of full load with {bad:,} hostile requests in it: statuses of polite ones {statuses},\n"
+    text += f"{r['wrong']} wrong answers; memory {memory}.\n"
+    rows = [[kind, ", ".join(f"{n} x {s}" for s, n in found.items())] for kind, found in r["hostile"].items()]
+    return text + table("Hostile requests (0: the client left, or was cut off)", ["kind", "statuses"], rows)
+
+
 def options(r: dict[str, Any]) -> str:
     rows = [
         [row["option"], f"{row['seconds']:.3f}", f"{row['speedup']:.2f}", f"{row['loss']:.4f}"] for row in r["rows"]
@@ -155,6 +184,7 @@ SECTIONS: dict[str, Any] = {
     "overhead": overhead,
     "inference": inference,
     "predict": predict,
+    "serve": serve,
     "options": options,
     "demo_fit": demo_fit,
     "peers": peers,

@@ -58,11 +58,14 @@ async def images_of(request: Request, limits: Limits) -> list[Given]:
 
 
 async def _files(request: Request, most: int) -> list[Given]:
-    async with request.form(max_files=most + 1, max_fields=most + 1) as form:
-        files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
-        # a browser sends an empty file without a name where none was chosen
-        named = [(place, one) for place, one in enumerate(files) if one.filename or one.size]
-        return [Given((one.filename or f"{FIELD}[{place}]")[:NAME], await one.read()) for place, one in named]
+    try:
+        async with request.form(max_files=most + 1, max_fields=most + 1) as form:
+            files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
+            # a browser sends an empty file without a name where none was chosen
+            named = [(place, one) for place, one in enumerate(files) if one.filename or one.size]
+            return [Given((one.filename or f"{FIELD}[{place}]")[:NAME], await one.read()) for place, one in named]
+    except ValueError as error:  # of a damaged form, by Starlette 0.49
+        raise HTTPException(400, f"not a form ({str(error)[:100]}); {HOW}") from None
 
 
 def _base64(body: bytes) -> list[Given]:

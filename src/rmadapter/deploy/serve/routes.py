@@ -13,9 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from rmadapter.deploy.serve.body import BODY, images_of
-from rmadapter.deploy.serve.door import Door
+from rmadapter.deploy.serve.door import GONE, Door
 from rmadapter.deploy.serve.service import LATER, Answered, Service
 from rmadapter.deploy.serve.status import status_page
 from rmadapter.errors import UserError
@@ -146,6 +147,7 @@ def create_app(
     app.include_router(router)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_middleware(Door, limits=service.limits, counters=service.counters, key=key)
     if cors:  # outside of the door: a browser asks first, without the key
         app.add_middleware(
@@ -158,6 +160,11 @@ def create_app(
 async def _refused(_: Request, error: Any) -> JSONResponse:
     content = error.detail if isinstance(error.detail, dict) else {"error": error.detail}
     return JSONResponse(content, error.status_code, error.headers)
+
+
+async def _left(_: Request, error: Any) -> Response:
+    """In the middle of the body: nobody reads this."""
+    return Response(status_code=GONE)
 
 
 async def _invalid(_: Request, error: Any) -> JSONResponse:

@@ -1,0 +1,221 @@
+"""An HTTP server beside `predict` of the same images, on the same engine and machine.
+
+    python benchmarks/serve.py --backbone pocket --minutes 10 --json
+
+In turns: `predict`, files to probabilities in this process; `serve`, the same files, one a request, by clients that
+each send the next one when they have their answer, to `rmadapter serve` in a process of its own. All answers must be
+the same. CPU seconds are those of the process that answers: the clients, which run in this one, take theirs from the
+same cores. Then `latency`: requests at half that rate, whether or not earlier ones are answered, from when each was to
+be sent. Then, with --minutes, `soak`: as many clients as before and four hostile ones; every answer is compared, and
+memory is that of the server at the start, in the middle and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from clients import GONE, HOSTILE, Client, closed_loop, form, hostile, metrics, open_loop, threads
+from common import MB, arguments, class_names, interleaved, medians, set_up, setting, show
+from predict import write_files
+
+from rmadapter.backbones import load_backbone
+from rmadapter.checkpoint import load, save
+from rmadapter.deploy.runtime import Model
+from rmadapter.deploy.serve.cached import cached
+from rmadapter.deploy.serve.served import Wish
+from rmadapter.method import Known
+from rmadapter.methods import load_method
+
+KEYS = ("run", "seconds", "images_per_second", "cpu_seconds_per_image")
+BODY = 4  # MB that the server takes
+NEAR = {"torch": 1e-5, "onnx": 1e-4, "openvino": 1e-4}  # of a probability, to `predict` on the same engine
+Answers = list[tuple[str, float]]
+
+
+def main() -> None:
+    parser = arguments(__doc__, "classes", repeat=5)
+    parser.add_argument("--images", type=int, default=256, help="files, each of which is a request")
+    parser.add_argument("--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file")
+    parser.add_argument("--engine", default="torch", help="torch, onnx or openvino")
+    parser.add_argument("--concurrency", type=int, default=32, help="clients")
+    parser.add_argument("--seconds", type=float, default=20, help="of the measurement of latency")
+    parser.add_argument("--minutes", type=float, default=0, help="of full load with hostile clients; 0: none")
+    options = parser.parse_args()
+    set_up(options)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder))
+    show(options, result, KEYS, result["rows"])
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    about = setting(options, "images", "pixels", "classes", "engine", "concurrency")
+    (folder / "images").mkdir()
+    files = list(write_files(folder / "images", options))
+    run = fitted(options, folder / "run")
+    bodies = [form(file.read_bytes()) for file in files]
+    ask = asker(options, run, files)
+    with server(options, run) as address:
+        wanted, cpu = ask(), {"predict": list[float](), "serve": list[float]()}
+        check(options, wanted, closed_loop(address, bodies, options.concurrency))
+
+        def predict() -> None:
+            before = time.process_time()
+            ask()
+            cpu["predict"].append(time.process_time() - before)
+
+        def serve() -> None:
+            before = metrics(address)["process_cpu_seconds_total"]
+            check(options, wanted, closed_loop(address, bodies, options.concurrency))
+            cpu["serve"].append(metrics(address)["process_cpu_seconds_total"] - before)
+
+        spent = medians(interleaved({"predict": predict, "serve": serve}, options.repeat, text="images", warm_up=False))
+        rates = {name: len(files) / seconds for name, seconds in spent.items()}
+        each = {name: value / len(files) for name, value in medians(cpu).items()}
+        result = {
+            "rows": [dict(zip(KEYS, (name, spent[name], rates[name], each[name]), strict=True)) for name in spent],
+            "ratio": rates["serve"] / rates["predict"],
+            "latency": latency(options, address, bodies, rates["serve"] / 2),
+            "soak": soak(options, address, bodies, wanted, files[0].read_bytes()) if options.minutes else None,
+            **about,
+        }
+    return result
+
+
+def fitted(options: argparse.Namespace, folder: Path) -> Path:
+    """A model whose adapters change every answer."""
+    backbone = load_backbone(options.backbone)
+    method: Any = load_method("rmadapter", {"init": "kaiming"})
+    model, names = method.model(backbone, options.seed), tuple(class_names(options.classes, options.seed))
+    save(folder, method.restore(backbone, Known(names), model.adapters.state_dict()), "rmadapter")
+    return folder
+
+
+def asker(options: argparse.Namespace, run: Path, files: Sequence[Path]) -> Any:
+    """() -> the best class of each file and its probability, as `predict` has them, on the engine."""
+    saved = load(run, options.backbone)
+    if options.engine == "torch":
+        labels = saved.labels
+
+        def tables() -> Iterator[np.ndarray]:
+            return (part.numpy() for part in saved.fitted.probabilities(files, saved.names))
+    else:
+        place = cached(run, Wish(run, options.engine, options.threads, options.backbone))
+        model = Model(place, options.threads)
+        labels = tuple(model.labels)
+
+        def tables() -> Iterator[np.ndarray]:
+            return (table for _, table in model.answers(files))
+
+    def ask() -> Answers:
+        found = np.concatenate(list(tables()))
+        return [(str(labels[row.argmax()]), float(row.max())) for row in found]
+
+    return ask
+
+
+@contextmanager
+def server(options: argparse.Namespace, run: Path) -> Iterator[str]:
+    """Its address."""
+    words = ["serve", run, "--port", "0", "--engine", options.engine, "--threads", options.threads, "--body", BODY]
+    code = "from rmadapter.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, words), "--backbone", options.backbone]
+    environment = {name: value for name, value in os.environ.items() if name != "RMADAPTER_API_KEY"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := re.search(r"http://\S+", line):
+                yield found[0]
+                break
+        else:
+            raise SystemExit("the server did not start")
+    finally:
+        process.terminate()
+        code_ = process.wait(120)
+        print(process.stderr.read(), end="", file=sys.stderr)
+        process.stderr.close()
+    if code_:
+        raise SystemExit(f"the server ended with {code_}")
+
+
+def check(options: argparse.Namespace, wanted: Answers, found: Sequence[tuple[int, Any]]) -> None:
+    if wrong := sum(not right(options, one, answer) for one, answer in zip(wanted, found, strict=True)):
+        raise SystemExit(f"{wrong} of {len(wanted)} answers are not those of predict")
+
+
+def right(options: argparse.Namespace, wanted: tuple[str, float], found: tuple[int, Any]) -> bool:
+    status, answer = found
+    if status != 200:
+        return False
+    best = answer["answers"][0]["classes"][0]
+    return best["class"] == wanted[0] and abs(best["probability"] - wanted[1]) < NEAR[options.engine]
+
+
+def latency(
+    options: argparse.Namespace, address: str, bodies: Sequence[tuple[bytes, str]], rate: float
+) -> dict[str, Any]:
+    spent, statuses = open_loop(address, bodies, rate, options.seconds, 2 * options.concurrency)
+    p50, p99 = np.percentile(spent, [50, 99])
+    told = {"rate": rate, "requests": len(spent), "p50_ms": 1e3 * p50, "p99_ms": 1e3 * p99}
+    return {**told, "statuses": {str(status): count for status, count in statuses.items()}}
+
+
+def soak(
+    options: argparse.Namespace, address: str, bodies: Sequence[tuple[bytes, str]], wanted: Answers, photo: bytes
+) -> dict[str, Any]:
+    """Full load, hostile clients among it. photo: a JPEG for them to spoil."""
+    started = time.monotonic()
+    until, kinds, statuses = started + 60 * options.minutes, dict[str, Counter[int]](), Counter[int]()
+    memory, wrong = list[tuple[float, float]](), [0] * options.concurrency
+
+    def polite(number: int) -> None:
+        client, place = Client(address), number
+        while time.monotonic() < until:
+            place = (place + options.concurrency) % len(bodies)
+            try:
+                found = client.post(*bodies[place])
+            except (OSError, http.client.HTTPException):
+                found = (GONE, None)
+            statuses[found[0]] += 1
+            wrong[number] += found[0] == 200 and not right(options, wanted[place], found)
+        client.connection.close()
+
+    def bad(number: int) -> None:
+        for kind, found in hostile(address, photo, int(BODY * MB), until, options.seed + number).items():
+            kinds.setdefault(kind, Counter()).update(found)
+
+    def watch() -> None:
+        while time.monotonic() < until:
+            resident = metrics(address)["process_resident_memory_bytes"] / MB
+            memory.append((time.monotonic() - started, resident))
+            time.sleep(min(5, options.minutes * 3))
+
+    jobs = [polite] * options.concurrency + [bad] * HOSTILE
+    threads(len(jobs) + 1, lambda number: jobs[number](number) if number < len(jobs) else watch())
+    ends = [memory[round(part * (len(memory) - 1))] for part in (0.1, 0.5, 1)]  # the first tenth warms up
+    return {
+        "minutes": options.minutes,
+        "images_per_second": statuses[200] / (60 * options.minutes),
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "wrong": sum(wrong),
+        "hostile": {kind: {str(s): n for s, n in sorted(found.items())} for kind, found in sorted(kinds.items())},
+        "memory_mb": dict(zip(("start", "middle", "end"), (mb for _, mb in ends), strict=True)),
+        "largest_mb": max(mb for _, mb in memory),
+    }
+
+
+if __name__ == "__main__":
+    main()
