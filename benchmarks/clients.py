@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from functools import cache
 from typing import Any
 
 from PIL import Image
@@ -187,6 +188,7 @@ def _damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(found)
 
 
+@cache
 def png(width: int, height: int, told: tuple[int, int] | None = None) -> bytes:
     """Grey, and small however many pixels it has. told: its size as the header has it."""
     file = io.BytesIO()

@@ -139,8 +139,8 @@ def _soak(r: dict[str, Any]) -> str:
     memory = ", ".join(f"{mb:.0f} MB at the {when}" for when, mb in r["memory_mb"].items())
     bad = sum(sum(found.values()) for found in r["hostile"].values())
     statuses = ", ".join(f"{count:,} x {status}" for status, count in r["statuses"].items())
-    text = f"\n{r['minutes']:g} minutes of full load with {bad:,} hostile requests in it: statuses of polite ones {statuses},\n"
-    text += f"{r['wrong']} wrong answers; memory {memory}.\n"
+    text = f"\n{r['minutes']:g} minutes of full load with {bad:,} hostile requests in it: statuses of polite ones\n"
+    text += f"{statuses}; {r['wrong']} wrong answers; memory {memory}.\n"
     rows = [[kind, ", ".join(f"{n} x {s}" for s, n in found.items())] for kind, found in r["hostile"].items()]
     return text + table("Hostile requests (0: the client left, or was cut off)", ["kind", "statuses"], rows)
 

@@ -70,7 +70,7 @@ def test_hostile_ones_are_refused_or_answered() -> None:
             "huge body in chunks": 413,
             "no such path": 404,
         }
-        assert clients.hostile(address, coloured(9, 9, 9, (90, 70), "JPEG"), 200_000, time.monotonic() + 0.3, 2)
+        assert clients.hostile(address, coloured(9, 9, 9, (90, 70), "JPEG"), 200_000, time.monotonic() + 0.5, 2)
 
 
 def test_a_fault_of_a_thread_is_not_lost() -> None:
