@@ -79,6 +79,7 @@ def test_a_key_opens_and_nothing_else_does() -> None:
         door = Door(Inside(), service.limits, service.counters, "secret:ü")
         basic = base64.b64encode("anybody:secret:ü".encode()).decode()
         assert through(door, authorization=f"Basic {basic}") == 200
+        assert through(door, x_api_key="secret:ü") == through(door, authorization="Bearer secret:ü") == 200
         assert through(door) == through(door, x_api_key="secret") == through(door, authorization="Basic ?") == 401
         assert through(door, path="/health") == through(door, path="/ready") == 200
         door = Door(Inside(), service.limits, service.counters, "secret")

@@ -97,10 +97,10 @@ class Door:
 
 def keys(headers: Headers) -> Iterator[bytes]:
     """Those that a request shows: X-API-Key, Authorization: Bearer, or the password of Authorization: Basic."""
-    yield headers.get("x-api-key", "").encode()
+    yield headers.get("x-api-key", "").encode("latin-1")  # as it came
     kind, _, word = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
-        yield word.strip().encode()
+        yield word.strip().encode("latin-1")
     elif kind.lower() == "basic":
         try:
             yield base64.b64decode(word, validate=True).partition(b":")[2]
