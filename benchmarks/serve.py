@@ -1,6 +1,6 @@
 """An HTTP server beside `predict` of the same images, on the same engine and machine.
 
-    python benchmarks/serve.py --backbone pocket --minutes 10 --json
+    python benchmarks/serve.py --backbone pocket --engine torch onnx --minutes 10 --json
 
 In turns: `predict`, files to probabilities in this process; `serve`, the same files, one a request, by clients that
 each send the next one when they have their answer, to `rmadapter serve` in a process of its own. All answers must be
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,11 @@ from predict import write_files
 
 from rmadapter.backbones import load_backbone
 from rmadapter.checkpoint import load, save
+from rmadapter.deploy.export import export
 from rmadapter.deploy.runtime import Model
-from rmadapter.deploy.serve.cached import cached
-from rmadapter.deploy.serve.served import Wish
 from rmadapter.method import Known
 from rmadapter.methods import load_method
+from rmadapter.modelfile import MODEL
 
 KEYS = ("run", "seconds", "images_per_second", "cpu_seconds_per_image")
 BODY = 4  # MB that the server takes
@@ -49,27 +49,29 @@ def main() -> None:
     parser = arguments(__doc__, "classes", repeat=5)
     parser.add_argument("--images", type=int, default=256, help="files, each of which is a request")
     parser.add_argument("--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file")
-    parser.add_argument("--engine", default="torch", help="torch, onnx or openvino")
+    parser.add_argument("--engine", nargs="+", default=["torch"], help="torch, onnx, openvino")
     parser.add_argument("--concurrency", type=int, default=32, help="clients")
     parser.add_argument("--seconds", type=float, default=20, help="of the measurement of latency")
     parser.add_argument("--minutes", type=float, default=0, help="of full load with hostile clients; 0: none")
     options = parser.parse_args()
     set_up(options)
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(options, Path(folder))
-    show(options, result, KEYS, result["rows"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "images").mkdir()
+        files = list(write_files(folder / "images", options))
+        run = fitted(options, folder / "run")
+        results = [measure(options, engine, run, files) for engine in options.engine]
+    show(options, results, ("engine", *KEYS), [row for result in results for row in result["rows"]])
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    about = setting(options, "images", "pixels", "classes", "engine", "concurrency")
-    (folder / "images").mkdir()
-    files = list(write_files(folder / "images", options))
-    run = fitted(options, folder / "run")
+def measure(options: argparse.Namespace, engine: str, run: Path, files: Sequence[Path]) -> dict[str, Any]:
+    about = setting(options, "images", "pixels", "classes", "concurrency") | {"engine": engine}
     bodies = [form(file.read_bytes()) for file in files]
-    ask = asker(options, run, files)
-    with server(options, run) as address:
+    model = run if engine == "torch" else exported(options, engine, run)
+    ask = asker(options, model, files)
+    with server(options, model) as address:
         wanted, cpu = ask(), {"predict": list[float](), "serve": list[float]()}
-        check(options, wanted, closed_loop(address, bodies, options.concurrency))
+        check(engine, wanted, closed_loop(address, bodies, options.concurrency))
 
         def predict() -> None:
             before = time.process_time()
@@ -78,17 +80,19 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         def serve() -> None:
             before = metrics(address)["process_cpu_seconds_total"]
-            check(options, wanted, closed_loop(address, bodies, options.concurrency))
+            check(engine, wanted, closed_loop(address, bodies, options.concurrency))
             cpu["serve"].append(metrics(address)["process_cpu_seconds_total"] - before)
 
         spent = medians(interleaved({"predict": predict, "serve": serve}, options.repeat, text="images", warm_up=False))
         rates = {name: len(files) / seconds for name, seconds in spent.items()}
         each = {name: value / len(files) for name, value in medians(cpu).items()}
+        rows = [dict(zip(KEYS, (name, spent[name], rates[name], each[name]), strict=True)) for name in spent]
+        asked = list(zip(bodies, wanted, strict=True))
         result = {
-            "rows": [dict(zip(KEYS, (name, spent[name], rates[name], each[name]), strict=True)) for name in spent],
+            "rows": [{"engine": engine, **row} for row in rows],
             "ratio": rates["serve"] / rates["predict"],
             "latency": latency(options, address, bodies, rates["serve"] / 2),
-            "soak": soak(options, address, bodies, wanted, files[0].read_bytes()) if options.minutes else None,
+            "soak": soak(options, engine, address, asked, files[0].read_bytes()) if options.minutes else None,
             **about,
         }
     return result
@@ -103,17 +107,22 @@ def fitted(options: argparse.Namespace, folder: Path) -> Path:
     return folder
 
 
-def asker(options: argparse.Namespace, run: Path, files: Sequence[Path]) -> Any:
-    """() -> the best class of each file and its probability, as `predict` has them, on the engine."""
-    saved = load(run, options.backbone)
-    if options.engine == "torch":
+def exported(options: argparse.Namespace, engine: str, run: Path) -> Path:
+    out = run.with_name(engine)
+    export(run, load(run, options.backbone), out, to=engine)
+    return out
+
+
+def asker(options: argparse.Namespace, folder: Path, files: Sequence[Path]) -> Callable[[], Answers]:
+    """() -> the best class of each file and its probability, as `predict` has them. folder: a run, or an export."""
+    if (folder / MODEL).is_file():
+        saved = load(folder, options.backbone)
         labels = saved.labels
 
         def tables() -> Iterator[np.ndarray]:
             return (part.numpy() for part in saved.fitted.probabilities(files, saved.names))
     else:
-        place = cached(run, Wish(run, options.engine, options.threads, options.backbone))
-        model = Model(place, options.threads)
+        model = Model(folder, options.threads)
         labels = tuple(model.labels)
 
         def tables() -> Iterator[np.ndarray]:
@@ -127,9 +136,9 @@ def asker(options: argparse.Namespace, run: Path, files: Sequence[Path]) -> Any:
 
 
 @contextmanager
-def server(options: argparse.Namespace, run: Path) -> Iterator[str]:
+def server(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Its address."""
-    words = ["serve", run, "--port", "0", "--engine", options.engine, "--threads", options.threads, "--body", BODY]
+    words = ["serve", folder, "--port", "0", "--threads", options.threads, "--body", BODY]
     code = "from rmadapter.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, words), "--backbone", options.backbone]
     environment = {name: value for name, value in os.environ.items() if name != "RMADAPTER_API_KEY"}
@@ -151,17 +160,17 @@ def server(options: argparse.Namespace, run: Path) -> Iterator[str]:
         raise SystemExit(f"the server ended with {code_}")
 
 
-def check(options: argparse.Namespace, wanted: Answers, found: Sequence[tuple[int, Any]]) -> None:
-    if wrong := sum(not right(options, one, answer) for one, answer in zip(wanted, found, strict=True)):
+def check(engine: str, wanted: Answers, found: Sequence[tuple[int, Any]]) -> None:
+    if wrong := sum(not right(engine, one, answer) for one, answer in zip(wanted, found, strict=True)):
         raise SystemExit(f"{wrong} of {len(wanted)} answers are not those of predict")
 
 
-def right(options: argparse.Namespace, wanted: tuple[str, float], found: tuple[int, Any]) -> bool:
+def right(engine: str, wanted: tuple[str, float], found: tuple[int, Any]) -> bool:
     status, answer = found
     if status != 200:
         return False
     best = answer["answers"][0]["classes"][0]
-    return best["class"] == wanted[0] and abs(best["probability"] - wanted[1]) < NEAR[options.engine]
+    return best["class"] == wanted[0] and abs(best["probability"] - wanted[1]) < NEAR[engine]
 
 
 def latency(
@@ -174,9 +183,9 @@ def latency(
 
 
 def soak(
-    options: argparse.Namespace, address: str, bodies: Sequence[tuple[bytes, str]], wanted: Answers, photo: bytes
+    options: argparse.Namespace, engine: str, address: str, asked: Sequence[tuple[Any, tuple[str, float]]], photo: bytes
 ) -> dict[str, Any]:
-    """Full load, hostile clients among it. photo: a JPEG for them to spoil."""
+    """Full load, hostile clients among it. asked: bodies and their answers. photo: a JPEG to spoil."""
     started = time.monotonic()
     until, kinds, statuses = started + 60 * options.minutes, dict[str, Counter[int]](), Counter[int]()
     memory, wrong = list[tuple[float, float]](), [0] * options.concurrency
@@ -184,13 +193,14 @@ def soak(
     def polite(number: int) -> None:
         client, place = Client(address), number
         while time.monotonic() < until:
-            place = (place + options.concurrency) % len(bodies)
+            place = (place + options.concurrency) % len(asked)
+            body, wanted = asked[place]
             try:
-                found = client.post(*bodies[place])
+                found = client.post(*body)
             except (OSError, http.client.HTTPException):
                 found = (GONE, None)
             statuses[found[0]] += 1
-            wrong[number] += found[0] == 200 and not right(options, wanted[place], found)
+            wrong[number] += found[0] == 200 and not right(engine, wanted, found)
         client.connection.close()
 
     def bad(number: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from answering import FACTS, TestClient, Toy, coloured, serviced
+from answering import FACTS, TestClient, Toy, coloured, serviced, wait_for
 from rmadapter.deploy.serve.routes import create_app
 
 RED, GREEN = ("red.png", coloured(250, 50, 0)), ("green.jpg", coloured(0, 250, 0, (30, 8), "JPEG"))
@@ -25,7 +25,7 @@ def toy() -> Toy:
 
 @pytest.fixture
 def client(toy: Toy) -> Iterator[TestClient]:
-    with serviced(toy, images=3, seconds=0.5) as service:
+    with serviced(toy, images=3) as service:
         yield TestClient(create_app(service))
 
 
@@ -79,12 +79,15 @@ def test_what_is_refused_is_a_sentence(client: TestClient) -> None:
     assert client.post("/predict", content=b"x", headers={"Content-Type": "application/json"}).status_code == 400
 
 
-def test_too_slow_a_model_is_503(client: TestClient, toy: Toy) -> None:
-    toy.gate.clear()
-    answer = client.post("/predict", files=form(RED))
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    toy.gate.set()
-    assert client.post("/predict", files=form(RED)).status_code == 200
+def test_too_slow_a_model_is_503(toy: Toy) -> None:
+    with serviced(toy, seconds=0.5) as service:
+        client = TestClient(create_app(service))
+        toy.gate.clear()
+        answer = client.post("/predict", files=form(RED))
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert service.counters.registry.get_sample_value("rmadapter_queue_images", {"model": "toy"}) == 0
+        toy.gate.set()
+        wait_for(lambda: client.post("/predict", files=form(RED)).status_code == 200, "it does not answer any more")
 
 
 def test_what_it_tells_of_itself(client: TestClient) -> None:

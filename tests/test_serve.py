@@ -28,7 +28,7 @@ def test_throughput_latency_and_a_soak(
     words += ["--pixels", "40", "30", "--concurrency", "3", "--seconds", "1", "--minutes", "0.03", "--json"]
     monkeypatch.setattr(sys, "argv", [serve.__file__, *words])
     serve.main()
-    result = json.loads(capsys.readouterr().out)
+    (result,) = json.loads(capsys.readouterr().out)
     rates = {row["run"]: row["images_per_second"] for row in result["rows"]}
     assert result["ratio"] == pytest.approx(rates["serve"] / rates["predict"])
     assert all(row["cpu_seconds_per_image"] > 0 for row in result["rows"])
@@ -47,10 +47,9 @@ def test_throughput_latency_and_a_soak(
 
 
 def test_an_answer_that_is_not_that_of_predict_ends_it() -> None:
-    options = serve.argparse.Namespace(engine="torch")
     good = (200, {"answers": [{"classes": [{"class": "a", "probability": 0.5}]}]})
-    assert serve.right(options, ("a", 0.500001), good)
+    assert serve.right("torch", ("a", 0.500001), good)
     for wanted, found in ((("b", 0.5), good), (("a", 0.51), good), (("a", 0.5), (500, None))):
-        assert not serve.right(options, wanted, found)
+        assert not serve.right("torch", wanted, found)
         with pytest.raises(SystemExit, match="1 of 1 answers are not those of predict"):
-            serve.check(options, [wanted], [found])
+            serve.check("torch", [wanted], [found])
