@@ -21,6 +21,7 @@ from rmadapter.errors import UserError
 from rmadapter.method import Known
 from rmadapter.methods import load_method
 from rmadapter.record import Score, read_record
+from rmadapter.sums import sign
 
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
@@ -144,3 +145,10 @@ def test_a_model_that_answers_no_numbers_is_refused() -> None:
     for number in (np.nan, np.inf):
         with pytest.raises(UserError, match="run: answers with what is not a number"):
             _grey(Path("run"), lambda pixels, number=number: [pixels.mean((2, 3)), pixels.mean((2, 3)) + number], 4)  # type: ignore
+
+
+def test_it_keeps_the_sign_that_the_folder_had_before_it_was_read(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "export"))
+    assert open_served(Wish(folder)).sign == sign(folder) is not None
+    (folder / "SHA256SUMS").unlink()
+    assert open_served(Wish(folder)).sign is None

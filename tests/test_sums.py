@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rmadapter.errors import UserError
-from rmadapter.sums import check_sums, sha256, write_sums
+from rmadapter.sums import check_sums, sha256, sign, write_sums
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-4
 
@@ -67,3 +67,13 @@ def test_no_file_has_no_sum(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "gone"):
         with pytest.raises(UserError, match="not readable"):
             sha256(place)
+
+
+def test_a_sign_is_another_one_when_a_folder_was_saved_again(tmp_path: Path) -> None:
+    assert sign(tmp_path) is None
+    (tmp_path / "a").write_text("1")
+    write_sums(tmp_path, ["a"])
+    before = sign(tmp_path)
+    assert None is not before == sign(tmp_path)
+    write_sums(tmp_path, ["a"])
+    assert None is not before != sign(tmp_path)

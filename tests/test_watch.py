@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ from answering import Toy, serviced, wait_for
 from rmadapter.deploy.serve import watch
 from rmadapter.deploy.serve.served import Served, Wish
 from rmadapter.deploy.serve.service import Service
-from rmadapter.deploy.serve.watch import Watch, sign
+from rmadapter.deploy.serve.watch import Watch
 from rmadapter.errors import UserError
-from rmadapter.sums import write_sums
+from rmadapter.sums import sign, write_sums
 
 
 def write(folder: Path, text: str) -> None:
@@ -39,6 +41,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@contextmanager
+def watched(folder: Path, **how: float) -> Iterator[tuple[Service, Watch]]:
+    with serviced(Toy()) as service:
+        service.put("toy", replace(Toy().served, sign=sign(folder)))
+        yield service, Watch(service, {"toy": Wish(folder)}, **how)
+
+
 def look(eye: Watch, times: int = 2) -> None:
     for _ in range(times):
         asyncio.run(eye.look())
@@ -46,8 +55,7 @@ def look(eye: Watch, times: int = 2) -> None:
 
 def test_loaded_when_it_has_settled(tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "a b c")
-    with serviced(Toy()) as service:
-        eye = Watch(service, {"toy": Wish(tmp_path)})
+    with watched(tmp_path) as (service, eye):
         look(eye)
         assert opened == []
         write(tmp_path, "d e f")
@@ -69,8 +77,7 @@ def test_what_is_damaged_is_refused_once_and_the_old_one_stays(
     tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, "a b c")
-    with serviced(Toy()) as service:
-        eye = Watch(service, {"toy": Wish(tmp_path)})
+    with watched(tmp_path) as (service, eye):
         for text, told in (("bad", "labels: damaged"), ("bug", "ZeroDivisionError: oh")):
             write(tmp_path, text)
             look(eye, 4)
@@ -87,8 +94,7 @@ def test_what_is_damaged_is_refused_once_and_the_old_one_stays(
 
 
 def test_when_it_is_asked_to_it_loads_what_has_not_changed(tmp_path: Path, opened: list[str]) -> None:
-    async def asked(service: Service) -> None:
-        eye = Watch(service, {"toy": Wish(tmp_path)}, every=60)
+    async def asked(eye: Watch) -> None:
         running = asyncio.create_task(eye.run())
         await asyncio.sleep(0)
         eye.ask()
@@ -96,27 +102,18 @@ def test_when_it_is_asked_to_it_loads_what_has_not_changed(tmp_path: Path, opene
         running.cancel()
 
     write(tmp_path, "d e f")
-    with serviced(Toy()) as service:
-        asyncio.run(asked(service))
+    with watched(tmp_path, every=60) as (_, eye):
+        asyncio.run(asked(eye))
     assert opened == ["d e f"]
 
 
 def test_it_looks_by_itself(tmp_path: Path, opened: list[str]) -> None:
-    async def waited(service: Service) -> None:
-        eye = Watch(service, {"toy": Wish(tmp_path)}, every=0.01)
+    async def waited(eye: Watch) -> None:
         running = asyncio.create_task(eye.run())
         write(tmp_path, "d e f")
         await asyncio.to_thread(wait_for, lambda: opened, "it did not look")
         running.cancel()
 
     write(tmp_path, "a b c")
-    with serviced(Toy()) as service:
-        asyncio.run(waited(service))
-
-
-def test_a_sign_changes_with_the_file(tmp_path: Path) -> None:
-    assert sign(tmp_path) is None
-    write(tmp_path, "a")
-    before = sign(tmp_path)
-    os.utime(tmp_path / "SHA256SUMS", (1, 1))
-    assert None is not before != sign(tmp_path)
+    with watched(tmp_path, every=0.01) as (_, eye):
+        asyncio.run(waited(eye))

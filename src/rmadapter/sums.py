@@ -11,6 +11,7 @@ from rmadapter.errors import UserError
 from rmadapter.files import write_text
 
 SUMS = "SHA256SUMS"
+Sign = tuple[int, int, int]
 
 
 def sha256(file: Path) -> str:
@@ -46,6 +47,16 @@ def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
     for name in needed:
         if name not in sums:
             raise UserError(f"{folder / name}: not among the files that {SUMS} names; it belongs to another run")
+
+
+def sign(folder: Path) -> Sign | None:
+    """What is another one when the folder was saved again: SHA256SUMS is removed first, and written last. None while it
+    is not there."""
+    try:
+        found = (folder / SUMS).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read(file: Path) -> dict[str, str]:

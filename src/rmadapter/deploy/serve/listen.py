@@ -72,13 +72,15 @@ def run(
     config = uvicorn.Config(
         create_app(service, key, cors, lifespan),
         lifespan="on",
+        http="h11",  # the others count headers and bodies otherwise
+        ws="none",
         log_config=None,
         log_level="info" if log else "error",
         access_log=log,
         server_header=False,
         limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=HEADERS,
-        timeout_graceful_shutdown=int(service.limits.seconds) + 1,
+        timeout_graceful_shutdown=int(2 * service.limits.seconds) + 1,
     )
     if threading.current_thread() is threading.main_thread():
         # uvicorn raises what it caught again when it is done, for whoever handled it before: who has nothing to add

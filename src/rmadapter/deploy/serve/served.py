@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from rmadapter.files import read_json, user_path
 from rmadapter.metrics import wilson
 from rmadapter.modelfile import MODEL, read_model
 from rmadapter.record import RECORD, Record, read_record
+from rmadapter.sums import Sign, sign
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,7 +49,7 @@ class Wish(NamedTuple):
 class Served:
     """labels: of the C classes. transform: RGB image -> float32 [3, H, W]. ask: pixels [B, 3, H, W], and whether
     features are wanted -> probabilities [B, C], and then features [B, e] of unit length. features: whether it has any.
-    size: H and W. facts: for /info, JSON."""
+    size: H and W. facts: for /info, JSON. sign: of the folder before it was read."""
 
     labels: tuple[str, ...]
     transform: Callable[[Image.Image], np.ndarray]
@@ -56,6 +57,7 @@ class Served:
     features: bool
     size: int
     facts: dict[str, Any]
+    sign: Sign | None = None
 
     def best(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
         """Of one image, [C]: as `predict` has them."""
@@ -69,7 +71,12 @@ def open_served(wish: Wish) -> Served:
     Raises UserError for a folder that is neither a run nor an export, or damaged, for an engine that it cannot be asked
     by, and where answers are no numbers.
     """
-    folder, engine = user_path(wish.folder), wish.engine
+    before = sign(user_path(wish.folder))
+    return replace(_opened(user_path(wish.folder), wish), sign=before)
+
+
+def _opened(folder: Path, wish: Wish) -> Served:
+    engine = wish.engine
     if engine and engine not in OF_RUNS:
         raise UserError(f"--engine {engine}{nearest(engine, OF_RUNS)}")
     if graph := next((name for name in ENGINES if (folder / name).is_file()), None):

@@ -5,27 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from rmadapter.console import plain
 from rmadapter.deploy.serve.served import Wish, open_served
 from rmadapter.deploy.serve.service import Service
 from rmadapter.errors import UserError
-from rmadapter.files import user_path
-from rmadapter.sums import SUMS
+from rmadapter.sums import sign
 
 EVERY = 2.0  # seconds between two looks
-
-Sign = tuple[int, int, int]
-
-
-def sign(folder: Path) -> Sign | None:
-    """What changes when a run is saved: SHA256SUMS is removed first and written last. None while it is not there."""
-    try:
-        found = (user_path(folder) / SUMS).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Watch:
@@ -33,7 +20,7 @@ class Watch:
 
     def __init__(self, service: Service, wishes: Mapping[str, Wish], every: float = EVERY) -> None:
         self._service, self._wishes, self._every = service, wishes, every
-        self._loaded = {name: sign(wish.folder) for name, wish in wishes.items()}
+        self._loaded = {name: served.sign for name, served in service.models.items()}
         self._last = dict(self._loaded)
         self._asked = asyncio.Event()
 
