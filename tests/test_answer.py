@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rmadapter.predict.answer import Answer, columns
+import numpy as np
+
+from rmadapter.predict.answer import Answer, best, columns
 
 
 def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:
@@ -19,3 +21,8 @@ def test_columns_are_those_of_the_rows() -> None:
     assert set(columns(2, unfamiliar=True)) == set(answer.row())
     assert columns(1, zero_shot=False) == ["image", "label", "probability", "guess", "unsure"]
     assert columns(1, sort=True)[-2:] == ["zero_shot_label", "sorted_to"]
+
+
+def test_the_best_classes_and_of_equal_ones_the_first() -> None:
+    found = best(("a", "b", "c", "d"), np.array([0.1, 0.4, 0.1, 0.4], np.float32), 3)
+    assert found == [("b", 0.4), ("d", 0.4), ("a", 0.1)]

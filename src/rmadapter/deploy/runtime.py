@@ -28,7 +28,7 @@ from rmadapter.data.scan import image_files
 from rmadapter.deploy.adding import Naming
 from rmadapter.deploy.engines import ENGINES, GRAPH
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import Answer, columns
+from rmadapter.predict.answer import Answer, best, columns
 from rmadapter.predict.outfile import cell
 from rmadapter.sums import check_sums
 
@@ -167,8 +167,7 @@ class Model:
 
     def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
         """Of one image, [C]."""
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        return [(self.labels[i], round(float(probabilities[i]), 6)) for i in order]
+        return best(self.labels, probabilities, top)
 
 
 def _files(words: Sequence[str]) -> list[Path]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 UNSURE = "unsure"
 LAST = ("unfamiliar", "zero_shot_label", "sorted_to")  # columns that a file of answers may have
@@ -33,6 +36,12 @@ class Answer:
         for place, (label, share) in enumerate(others, 2):
             row |= {f"label_{place}": label, f"probability_{place}": share}
         return {**row, "unsure": doubt, "unfamiliar": self.unfamiliar, "zero_shot_label": self.zero_shot}
+
+
+def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
+    """Labels and probabilities of one image, [C], the most probable first."""
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [(labels[i], round(float(probabilities[i]), 6)) for i in order]
 
 
 def columns(top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False) -> list[str]:

@@ -21,6 +21,7 @@ from rmadapter.errors import UserError, nearest
 from rmadapter.files import read_json, user_path
 from rmadapter.metrics import wilson
 from rmadapter.modelfile import MODEL, read_model
+from rmadapter.predict.answer import best
 from rmadapter.record import RECORD, Record, read_record
 from rmadapter.sums import Sign, sign
 
@@ -60,9 +61,8 @@ class Served:
     sign: Sign | None = None
 
     def best(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
-        """Of one image, [C]: as `predict` has them."""
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        return [(self.labels[i], round(float(probabilities[i]), 6)) for i in order]
+        """Of one image, [C]."""
+        return best(self.labels, probabilities, top)
 
 
 def open_served(wish: Wish) -> Served:
