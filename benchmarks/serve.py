@@ -16,6 +16,7 @@ import argparse
 import http.client
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -215,14 +216,19 @@ def soak(
 
     jobs = [polite] * options.concurrency + [bad] * HOSTILE
     threads(len(jobs) + 1, lambda number: jobs[number](number) if number < len(jobs) else watch())
-    ends = [memory[round(part * (len(memory) - 1))] for part in (0.1, 0.5, 1)]  # the first tenth warms up
+
+    def around(part: float) -> float:
+        """Median of a tenth of the looks: one of them may see a large image while it is decoded."""
+        near = sorted(memory, key=lambda one: abs(one[0] - part * 60 * options.minutes))
+        return statistics.median(mb for _, mb in near[: len(near) // 10 + 1])
+
     return {
         "minutes": options.minutes,
         "images_per_second": statuses[200] / (60 * options.minutes),
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "wrong": sum(wrong),
         "hostile": {kind: {str(s): n for s, n in sorted(found.items())} for kind, found in sorted(kinds.items())},
-        "memory_mb": dict(zip(("start", "middle", "end"), (mb for _, mb in ends), strict=True)),
+        "memory_mb": {"start": around(0.1), "middle": around(0.5), "end": around(1.0)},  # the first tenth warms up
         "largest_mb": max(mb for _, mb in memory),
     }
 
