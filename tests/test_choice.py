@@ -14,6 +14,7 @@ from huggingface_hub import constants
 
 from rmadapter.backbones import Backbone, choice
 from rmadapter.backbones.hub import Unreachable
+from rmadapter.backbones.pocket import LICENCE
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
 from shell import Command, refused, rmadapter
@@ -104,3 +105,9 @@ def test_the_command_gets_one_and_lists_all(
     assert rows["ViT-B-16/openai"]["images_per_second"] == 12.3
     assert "598 MB" in rows["ViT-B-16/openai"]["state"]
     assert "images/s here" in rmadapter("backbones", "--speed").out
+
+
+def test_a_licence_is_known_or_called_unknown() -> None:
+    assert choice.licence_of("pocket") == LICENCE
+    assert choice.licence_of("ViT-B-16/openai") == "Apache-2.0 (its card on the hub)"
+    assert "not known here" in choice.licence_of("somewhere/else")

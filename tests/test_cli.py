@@ -27,6 +27,7 @@ VERBS = {
     "suggest": "--n --start --names --out --rule --seed --backbone --skip-bad --quiet --json",
     "serve": "--host --port --engine --batch --queue --cors --backbone --json",
     "export": "--to --precision --out --data --force --backbone --allow-outside --quiet --json",
+    "push": "--private --to --half --examples --licence --quiet --json",
     "params": "--backbone --method --config --set --json",
     "demo": "--out --seed --quiet",
     "doctor": "--json",

@@ -27,6 +27,7 @@ PACKAGE = ROOT / "src/rmadapter"
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/pocket/README.md")
 PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+OTHERS = ("pip", "python", "pre-commit", "hf", "docker", "git", "uv", "uvx", "pipx", "twine")
 PLACEHOLDERS = ("NAME", "package:Class", "file.py:Class")
 each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
@@ -68,7 +69,7 @@ def test_commands_exist(line: str, whole: bool, monkeypatch: pytest.MonkeyPatch)
             wanted = words[words.index("-k") + 1]
             assert re.search(rf"def test_\w*{wanted}", files[0].read_text(encoding="utf-8")), f"no test {wanted}"
     else:
-        assert program in {"pip", "python", "pre-commit"}, f"unknown command {program}"
+        assert program in OTHERS, f"unknown command {program}"
         if extras := re.findall(r"\.\[([\w,]+)\]", line):
             known = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
             assert all(re.search(rf"^{name} = \[", known, re.M) for name in extras[0].split(",")), f"no extra {extras}"

@@ -30,6 +30,7 @@ from rmadapter.methods import is_outside, load_method
 from rmadapter.modelfile import MODEL, Model, Transform, read_model
 from rmadapter.predictions import PREDICTIONS, SPLIT
 from rmadapter.record import RECORD, BackboneName, MethodName, Record, read_record
+from rmadapter.remote import run_folder
 from rmadapter.request import COMMON, TASK
 from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
 from rmadapter.sums import SUMS, check_sums, sha256, write_sums
@@ -86,13 +87,11 @@ def _save(
     names: tuple[str, ...] = (),
     half: bool = False,
 ) -> None:
-    def kept(tensor: Tensor) -> Tensor:
-        return tensor.half() if half and tensor.dtype == torch.float32 else tensor
-
     backbone, method = fitted.backbone, fitted.method
     (folder / SUMS).unlink(missing_ok=True)  # of what this replaces
     examples = {} if fitted.examples is None else {EXAMPLES: fitted.examples}
-    write_tensors(folder / WEIGHTS, {key: kept(tensor) for key, tensor in {**fitted.tensors, **examples}.items()})
+    tensors = {**fitted.tensors, **examples}
+    write_tensors(folder / WEIGHTS, halved(tensors) if half else tensors)
     settings = json.loads(json.dumps(settings_of(method)))
     model = Model(
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
@@ -108,6 +107,11 @@ def _save(
         versions=versions(),
     )
     write_json(folder / MODEL, model.model_dump(mode="json"))
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 numbers as float16."""
+    return {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
 
 
 def save_run(folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()) -> None:
@@ -153,14 +157,15 @@ def load(
     folder: str | Path, backbone: Backbone | str | None = None, *,
     method: str = "", settings: Mapping[str, Any] | None = None, device: str = "auto",
 ) -> Saved:  # fmt: skip
-    """A fitted method from its folder. backbone: a loaded one, or a name, instead of what the folder names.
+    """A fitted method from its folder, or from `hf:OWNER/NAME`. backbone: a loaded one, or a name, instead of what the
+    folder names.
 
     From the folder alone, only pocket and open_clip's published names are taken as the backbone: another folder or a
     repository is the user's to name. So is a method from outside, whose code would be run: method says where it lies.
     settings: of the method, in place of those that it was fitted with. Raises UserError for a folder that holds no
     model, a damaged or foreign file, and another backbone than the model was fitted on.
     """
-    folder = user_path(folder)
+    folder = user_path(run_folder(folder))
     if not (folder / MODEL).is_file():
         if (folder / OLD).is_file() and (folder / RECORD).is_file():
             return _load_old(folder, backbone, settings or {}, device)
@@ -230,6 +235,13 @@ def _transform(backbone: Backbone) -> Transform:
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     """float16, which only saves room, becomes float32."""
+    return {
+        name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in read_tensors(file).items()
+    }
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """As they are stored. Raises UserError for a damaged file, and numbers that are not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -240,7 +252,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not tensor.isfinite().all():
             raise UserError(f"{file}: {name[:100]!r} holds what is not a finite number; fit again")
-    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in found.items()}
+    return found
 
 
 def drawn(folder: Path) -> tuple[int, int, str]:

@@ -39,6 +39,7 @@ from rmadapter.deploy.serve import cli as serve_cli
 from rmadapter.errors import UserError
 from rmadapter.explain import cli as explain_cli
 from rmadapter.predict import cli as predict_cli
+from rmadapter.remote import run_folder
 from rmadapter.runs import cli as runs_cli
 from rmadapter.suggest import cli as suggest_cli
 from rmadapter.suspects import cli as suspects_cli
@@ -202,7 +203,9 @@ def evaluate(
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given, columns=columns, crops=crops)
     if ignored := next(iter(splits.values())).ignored:
         note(ignored)
-    _, scores = evaluate_saved(run, saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False))
+    _, scores = evaluate_saved(
+        run_folder(run), saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False)
+    )
     show_score(scores[0], as_json)
 
 
@@ -289,7 +292,7 @@ def doctor(as_json: Json = False) -> None:
 # In the order in which somebody new needs them.
 VERBS = (
     demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
-    serve_cli.serve, explain_cli.explain, suggest_cli.suggest,
+    deploy_cli.push, serve_cli.serve, explain_cli.explain, suggest_cli.suggest,
     bench_cli.bench, bench_cli.report, bench_cli.methods, params, bench_cli.data, backbones, doctor,
 )  # fmt: skip
 for verb in VERBS:

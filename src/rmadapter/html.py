@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 
-def template(name: str, **filters: Any) -> Any:
-    """A template of the package, which escapes what it is given and refuses what it is not given."""
+def template(name: str, escape: bool = True, **filters: Any) -> Any:
+    """A template of the package, which escapes what it is given, for HTML, and refuses what it is not given."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("rmadapter", "assets"),
-        autoescape=True,
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

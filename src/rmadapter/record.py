@@ -101,6 +101,11 @@ class Judgement(Value):
     rows: tuple[Rates, ...]
     doubts: tuple[str, ...] = ()
 
+    @property
+    def own(self) -> Rates:
+        """The row of the method that was fitted."""
+        return next(row for row in self.rows if row.p is None)
+
 
 class Candidate(Value):
     """A method that `auto` could have chosen: accuracy over the folds, and how far it is `behind` the best one's, with

@@ -96,8 +96,9 @@ def choice_table(choice: Choice) -> tuple[list[str], list[list[str]]]:
 
 def lowest(found: Judgement, count: int = 3) -> str:
     """The classes that the method finds least often, "ant 0 %, cat 50 %"; of equal ones, the first."""
-    own = next(row for row in found.rows if row.p is None)
-    recalls = [(recall, name) for recall, name in zip(own.recalls, found.classes, strict=True) if recall is not None]
+    recalls = [
+        (recall, name) for recall, name in zip(found.own.recalls, found.classes, strict=True) if recall is not None
+    ]
     return ", ".join(f"{name} {recall:.0f} %" for recall, name in sorted(recalls, key=lambda pair: pair[0])[:count])
 
 

@@ -11,7 +11,7 @@ import torch
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.hub import Unreachable
 from rmadapter.backbones.load import load_backbone
-from rmadapter.backbones.pocket import POCKETS
+from rmadapter.backbones.pocket import LICENCE, POCKETS
 from rmadapter.console import note
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
@@ -42,6 +42,14 @@ BATCH, TIMES = 8, 5
 def advise(name: str) -> str:
     """What a run on this backbone should be told, if anything."""
     return BETTER if name in POCKETS else ""
+
+
+def licence_of(name: str) -> str:
+    """Of a backbone's weights, as far as it is known here."""
+    if name in POCKETS:
+        return LICENCE
+    unknown = "its publisher's, not known here: read it where the backbone comes from"
+    return f"{KNOWN[name].licence} (its card on the hub)" if name in KNOWN else unknown
 
 
 def first_of(names: str) -> Backbone:

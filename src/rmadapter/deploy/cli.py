@@ -1,4 +1,4 @@
-"""The verb `export`; every import that costs time waits for it."""
+"""The verbs `export` and `push`; every import that costs time waits for its verb."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rmadapter.console import Its, Json, Name, Outside, Quiet, command, table
+from rmadapter.remote import run_folder
 
 SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # of `int8.search`, within 80 columns
 
@@ -33,11 +34,12 @@ def export(
     from rmadapter.deploy import export as exporting
     from rmadapter.deploy.parity import HEADER, Parity
 
-    out = out or run.with_name(f"{run.resolve().name}-{to}")
+    folder = run_folder(run)
+    out = out or (run.with_name(f"{run.resolve().name}-{to}") if folder == run else Path(f"{run.name}-{to}"))
     exporting.check_wishes(out, to, precision, text, embeddings)
-    saved = load(run, backbone, method=method, device="cpu")
+    saved = load(folder, backbone, method=method, device="cpu")
     facts = exporting.export(
-        run, saved, out, precision, data,
+        folder, saved, out, precision, data,
         to=to, outside=outside, force=force, command=command(), embeddings=embeddings, text=text,
     )  # fmt: skip
     if as_json:
@@ -50,3 +52,31 @@ def export(
         if facts["parity"][what] is not None:
             print(f"{title} by at most {facts['parity'][what]:.1e}")
     print(f"export: {out}, {facts['bytes'] / 1e6:.1f} MB in {precision}")
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the Hugging Face hub, new or a run's.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it one that nobody else sees.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="New folder for what would go; nothing is sent.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Weights in 16 bits.")] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Features of the training images, too: for `predict --unfamiliar`.")
+    ] = False,
+    licence: Annotated[str, typer.Option(help="Of what was trained, as the hub calls it: apache-2.0.")] = "unknown",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """A run on the Hugging Face hub, with a model card and without file names; `hf:OWNER/NAME` is a run, too."""
+    from rmadapter.deploy.push import Wishes
+    from rmadapter.deploy.push import push as pushed
+
+    facts = pushed(run, repository, Wishes(half, examples, licence), private=private, to=to)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table(["file", "bytes"], [[name, f"{size:,}"] for name, size in facts["files"].items()])
+    if to:
+        print(f"folder: {to}; nothing was sent")
+    else:
+        print(f"{facts['url']}: rmadapter predict {facts['load']} IMAGES")

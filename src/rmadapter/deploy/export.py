@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.pocket import LICENCE, POCKETS
+from rmadapter.backbones.choice import licence_of
 from rmadapter.checkpoint import RECORD, WEIGHTS, Saved
 from rmadapter.deploy.card import card
 from rmadapter.deploy.engines import FACTS, GRAPH, LITERT, OPENVINO, TORCH
@@ -192,12 +192,11 @@ def _header() -> str:
 
 def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:
     fitted = saved.fitted
-    pocket = fitted.backbone.name in POCKETS
     return {
         "method": {"name": saved.name, "title": fitted.method.title, "source": fitted.method.source},
         "backbone": {"name": fitted.backbone.name, "digest": fitted.backbone.digest},
         "classes": len(saved.labels),
-        "licence of the weights": LICENCE if pocket else "its publisher's: read it where the backbone comes from",
+        "licence of the weights": licence_of(fitted.backbone.name),
         "run": None if record is None else {"key": record.key, "split_digest": record.split_digest},
     }
 

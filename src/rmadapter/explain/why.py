@@ -23,6 +23,7 @@ from rmadapter.files import user_path
 from rmadapter.method import MOST_EXAMPLES, Known, NotApplicable, answers
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.record import read_record
+from rmadapter.remote import run_folder
 
 SHOWN = 5  # nearest training images
 MAP: str | None = None  # of CANDIDATES, by docs/explain.md; None where none has shown its worth
@@ -71,7 +72,7 @@ def explain_images(
     data: where the run's training images lie by now, if they moved. heat: whether to draw a map, if one is worth it
     (MAP): docs/explain.md. Raises UserError as `load`, and for an unreadable image.
     """
-    folder = user_path(run)
+    folder = user_path(run_folder(run))
     saved = load(folder, backbone, method=method)
     fitted, found = saved.fitted, list[Explanation]()
     known = _training(folder, saved, data)

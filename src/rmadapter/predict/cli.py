@@ -12,6 +12,7 @@ import typer
 
 from rmadapter.console import Crops, ImageColumn, Its, Json, Name, Outside, Quiet, SkipBad, bar, note, table, track
 from rmadapter.errors import UserError
+from rmadapter.remote import run_folder
 
 if TYPE_CHECKING:
     from rmadapter.checkpoint import Saved
@@ -56,6 +57,7 @@ def predict(
     from rmadapter.predict.outfile import OutFile
     from rmadapter.predict.stream import Asker
 
+    run = run_folder(run)
     saved = load(run, backbone, method=method)
     asked, labels = _classes(saved, names)
     try:

@@ -26,6 +26,7 @@ from rmadapter.console import (
     table,
 )  # fmt: skip
 from rmadapter.errors import UserError
+from rmadapter.remote import run_folder
 
 
 def add(
@@ -52,6 +53,7 @@ def add(
     from rmadapter.runs.grow import add_images, add_names
     from rmadapter.show import show
 
+    run = run_folder(run)
     saved, data = load(run, backbone, method=method), Path(what[0])
     columns = named_columns(image_column, label_column, split_column, group_column)
     if len(what) == 1 and (data.is_dir() or is_source(data)):

@@ -1,0 +1,173 @@
+"""A run goes to the Hugging Face hub: what others need to use it, and nothing that tells of whose images it was made.
+
+What goes: the weights, model.json, config.yaml, run.json, a model card, SHA256SUMS. What stays: names and copies of
+images (split.json, predictions.csv, images.csv, report.html), paths, the command, the machine, notes that name files,
+and, unless they are asked for, the features of the training images.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+from rmadapter.backbones.load import is_published
+from rmadapter.checkpoint import CONFIG, EXAMPLES, MODEL, RECORD, WEIGHTS, flat, halved, read_tensors
+from rmadapter.console import note
+from rmadapter.deploy.export import README, whole
+from rmadapter.deploy.modelcard import LIBRARY, modelcard
+from rmadapter.errors import UserError
+from rmadapter.files import write_json, write_tensors, write_text
+from rmadapter.modelfile import read_model
+from rmadapter.record import BackboneName, MethodName, Record, read_record
+from rmadapter.remote import HUB, check_repository, told
+from rmadapter.settings import to_yaml
+from rmadapter.sums import SUMS, check_sums, sha256, write_sums
+
+FILES = (WEIGHTS, MODEL, CONFIG, RECORD, README)
+OURS = {*FILES, SUMS}
+THE_HUBS = {".gitattributes"}  # in every repository
+
+
+class Wishes(NamedTuple):
+    """half: float32 numbers as float16. examples: whether features of the training images go, too. licence: of what was
+    trained, as the hub calls it."""
+
+    half: bool = False
+    examples: bool = False
+    licence: str = "unknown"
+
+
+PLAIN = Wishes()
+
+
+def push(
+    run: Path, repository: str, wishes: Wishes = PLAIN, *, private: bool = False, to: Path | None = None
+) -> dict[str, Any]:
+    """Put a run into a repository OWNER/NAME of the Hugging Face hub, in one commit; a note says first what goes.
+
+    to: a new folder for what would go, where nothing is to leave this machine. private: whether nobody else sees a
+    repository that is new. Returns the files with their bytes and where they are. Raises UserError for what is no
+    finished run of this version, for a repository that holds something else or is public although `private`, and for
+    whatever the hub refuses.
+    """
+    check_repository(repository)
+    if to is not None:
+        if os.path.lexists(to):
+            raise UserError(f"{to}: is there already; choose another --to, or delete it")
+        with whole(to) as stage:
+            return {"folder": str(to), **_written(stage, run, repository, wishes)}
+    with tempfile.TemporaryDirectory() as place:
+        facts = _written(Path(place), run, repository, wishes)
+        listed = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in facts["files"].items())
+        note(f"to {repository}: {listed}; {facts['bytes'] / 1e6:.2f} MB in all")
+        return {**_uploaded(Path(place), repository, private), **facts}
+
+
+def _written(folder: Path, run: Path, repository: str, wishes: Wishes) -> dict[str, Any]:
+    if not (run / MODEL).is_file():
+        raise UserError(f"{run}: not a finished run of this version; `rmadapter fit DATA --out {run}` makes one")
+    model, record = read_model(run / MODEL), None
+    if sha256(run / WEIGHTS) != model.sha256:
+        raise UserError(f"{run / WEIGHTS}: not the file that {MODEL} belongs to; the folder is damaged")
+    check_sums(run)
+    tensors = read_tensors(run / WEIGHTS)
+    if not wishes.examples:
+        tensors.pop(EXAMPLES, None)
+    write_tensors(folder / WEIGHTS, halved(tensors) if wishes.half else tensors)
+    if (run / RECORD).is_file():
+        record = bare_record(read_record(run / RECORD))
+        record.save(folder / RECORD)
+        write_text(folder / CONFIG, to_yaml(flat(record)))
+    method, backbone = bare_names(model.method, model.backbone)
+    update = {"method": method, "backbone": backbone, "versions": libraries(model.versions)}
+    model = model.model_copy(update={**update, "sha256": sha256(folder / WEIGHTS)})
+    write_json(folder / MODEL, model.model_dump(mode="json"))
+    card = modelcard(model, record, repository, wishes.licence, EXAMPLES in tensors)
+    write_text(folder / README, card)
+    write_sums(folder, FILES)
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name in OURS}
+    return {"files": sizes, "bytes": sum(sizes.values())}
+
+
+# What a run says of its maker's disk
+
+
+def last_part(path: str) -> str:
+    """`pets` of `/home/anna/pets`, whatever the system that it was written on."""
+    return PureWindowsPath(path).name or path
+
+
+def libraries(versions: Mapping[str, str]) -> dict[str, str]:
+    """Without the system's own."""
+    return {name: version for name, version in versions.items() if name != "platform"}
+
+
+def bare_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, BackboneName]:
+    """Without folders: of a method's own file, of files in its settings, and of a backbone that is no published one."""
+    known = is_published(backbone.name) or backbone.name.startswith("hf-hub:")
+    settings = {
+        name: last_part(value) if isinstance(value, str) and (os.path.exists(value) or value[:1] in "/~.") else value
+        for name, value in method.settings.items()
+    }
+    return (
+        method.model_copy(update={"name": last_part(method.name), "settings": settings}),
+        backbone if known else backbone.model_copy(update={"name": last_part(backbone.name)}),
+    )
+
+
+def bare_record(record: Record) -> Record:
+    """Without paths, command, machine, notes, and the names of a table's columns."""
+    method, backbone = bare_names(record.method, record.backbone)
+    asked = tuple(replace(question, data=last_part(question.data)) for question in record.task.tests)
+    task = replace(record.task, data=last_part(record.task.data), backbone=backbone.name, tests=asked)
+    scores = tuple(score.model_copy(update={"data": last_part(score.data)}) for score in record.scores)
+    gone: Mapping[str, Any] = {"command": "", "machine": {}, "notes": (), "columns": {}, "copied_from": ""}
+    kept = {"method": method, "backbone": backbone, "task": task, "scores": scores}
+    return record.model_copy(update={**kept, "versions": libraries(record.versions), **gone})
+
+
+# The hub
+
+
+def _uploaded(folder: Path, repository: str, private: bool) -> dict[str, Any]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    from rmadapter import __version__
+
+    api = HfApi(library_name=LIBRARY, library_version=__version__)
+    names = sorted(file.name for file in folder.iterdir() if file.name in OURS)
+    with told(repository):
+        before, there = _opened(api, repository, private)
+        operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in names]
+        operations += [CommitOperationDelete(name) for name in sorted((there & OURS) - {*names})]
+        message = f"A run of {LIBRARY} {__version__}"
+        done = api.create_commit(repository, operations, commit_message=message, parent_commit=before)
+    url = f"{api.endpoint}/{repository}"
+    return {"repository": repository, "url": url, "commit": done.oid, "load": f"{HUB}{repository}"}
+
+
+def _opened(api: Any, repository: str, private: bool) -> tuple[str | None, set[str]]:
+    """The repository, made where there was none: its last commit, and the files in it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(repository, private=private)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 409:
+            raise
+    info = api.model_info(repository)
+    there = {file.rfilename for file in info.siblings or ()}
+    if there - THE_HUBS and info.library_name != LIBRARY:
+        raise UserError(
+            f"{repository} is there already and holds something else than a run of {LIBRARY}; choose another name"
+        )
+    if private and not info.private:
+        raise UserError(
+            f"{repository} is there already and public, which --private does not change: make it private on its page "
+            f"of the hub, or choose another name"
+        )
+    return info.sha, there

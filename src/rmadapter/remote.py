@@ -1,0 +1,75 @@
+"""A run on the Hugging Face hub: where `hf:OWNER/NAME` lies on this disk, and what can go wrong with a repository."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from rmadapter.errors import UserError, quoted
+
+HUB = "hf:"
+FILES = ("model.safetensors", "model.json", "config.yaml", "run.json", "SHA256SUMS")  # all that is ever fetched
+LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
+
+
+def run_folder(name: str | Path) -> Path:
+    """The folder of a run. Of `hf:OWNER/NAME`, or `hf:OWNER/NAME@REVISION`, it is a snapshot in the hub's cache,
+    brought up to date where the hub can be reached; any other name is a folder's own.
+
+    Raises UserError where there is no such repository, or no model of ours in it, and where it cannot be fetched.
+    """
+    text = str(name)
+    if not text.startswith(HUB):
+        return Path(name)
+    import huggingface_hub
+
+    repository, _, revision = text.removeprefix(HUB).partition("@")
+    check_repository(repository)
+    with told(repository):
+        found = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES))
+    if not Path(found, "model.json").is_file():
+        raise UserError(f"{text}: holds no model of rmadapter, for it lacks model.json")
+    return Path(found)
+
+
+def check_repository(name: str) -> None:
+    """Raises UserError for what is no OWNER/NAME."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) or len(name) > 96 or ".." in name or "--" in name:
+        raise UserError(f"{quoted(name)}: no name of a repository; write OWNER/NAME, as in anna/sea-horses")
+
+
+@contextlib.contextmanager
+def told(repository: str) -> Iterator[None]:
+    """Within the block, whatever the hub or the way to it refuses becomes a UserError of one sentence."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{repository} on the Hugging Face hub has no such revision") from error
+    except errors.GatedRepoError as error:
+        raise UserError(f"{repository}: accept its conditions on its page of the hub first") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"the Hugging Face hub has no {repository!r}, or it is private: that takes {LOG_IN}") from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError(f"{repository}: the Hugging Face hub does not know who you are: {LOG_IN}") from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"{repository}: {_refusal(error.response.status_code)}") from error
+    except Exception as error:  # whatever a network can do
+        raise UserError(
+            f"the Hugging Face hub cannot be reached for {repository!r} ({type(error).__name__}); check the connection"
+        ) from error
+
+
+def _refusal(status: int) -> str:
+    if status == 401:
+        return f"the Hugging Face hub does not know who you are, or your token has expired: {LOG_IN}"
+    if status == 403:
+        return "your token may not write there; take one with the right to write, or a name of your own"
+    if status == 412:
+        return "somebody else changed it at the same time; try again"
+    return f"the Hugging Face hub refused with status {status}; try again later"
