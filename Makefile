@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint audit hostile kills bench clean
+.PHONY: setup demo test lint audit hostile kills dist bench clean
 
 setup: .venv/.ready
 
@@ -30,6 +30,13 @@ audit: setup  # known holes in what is installed; skipped, and said so, where no
 
 hostile: setup  # ARGS as `--count 500 --kinds sets,runs --json`
 	PYTHONPATH=tests $(BIN)/python -m hostile $(ARGS)
+
+dist: setup  # wheel and source archive in dist/, checked
+	$(BIN)/pip install --quiet --editable ".[release]"
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 --json

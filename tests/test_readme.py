@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 
+from commands import assert_parses
 from rmadapter.backbones import Backbone
-from rmadapter.bench.cli import common_and_own
-from rmadapter.bench.protocols import AXES, PROTOCOLS
-from rmadapter.choose import Auto, asked
+from rmadapter.choose import Auto
 from rmadapter.method import Known
-from rmadapter.methods import AUTO, METHODS, load_method
+from rmadapter.methods import METHODS, load_method
 from rmadapter.request import COMMON, Request
-from rmadapter.settings import parse_overrides, settings_of
+from rmadapter.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/rmadapter"
@@ -28,7 +26,6 @@ NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/pocket/README.md
 PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 OTHERS = ("pip", "python", "pre-commit", "hf", "docker", "git", "uv", "uvx", "pipx", "twine")
-PLACEHOLDERS = ("NAME", "package:Class", "file.py:Class")
 each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 
@@ -73,37 +70,6 @@ def test_commands_exist(line: str, whole: bool, monkeypatch: pytest.MonkeyPatch)
         if extras := re.findall(r"\.\[([\w,]+)\]", line):
             known = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
             assert all(re.search(rf"^{name} = \[", known, re.M) for name in extras[0].split(",")), f"no extra {extras}"
-
-
-def assert_parses(words: list[str], whole: bool = True) -> None:
-    """By the command line's own parser, and then by the classes that take settings and names of methods."""
-    from rmadapter.cli import app
-
-    group: Any = typer.main.get_command(app)
-    if words[0] in ("--version", "--help"):
-        return
-    verb, *arguments = words
-    assert verb in group.commands, f"no verb {verb}"
-    try:
-        given = group.commands[verb].make_context(verb, arguments).params
-    except Exception as error:
-        options = {option for parameter in group.commands[verb].params for option in parameter.opts}
-        if whole or type(error).__name__ != "MissingParameter":
-            raise
-        assert {word for word in arguments if word.startswith("--")} <= options
-        return
-    sets, named = parse_overrides(given.get("sets") or []), given.get("method") or "rmadapter"
-    if verb == "bench":
-        assert given["protocol"] in PROTOCOLS
-        assert {axis for axis in given["axes"].split(",") if axis} <= set(AXES)
-        task, machine, own = common_and_own(sets)
-        Request.make(task | machine)
-        for name in {*filter(None, given["methods"].split(",")), *own} - {*PLACEHOLDERS}:
-            load_method(name, own.get(name, {}))
-    elif named == AUTO and verb == "fit":
-        asked(sets, given["effort"])
-    elif named not in PLACEHOLDERS:
-        Request.make(sets, named, given.get("effort") or "normal")
 
 
 @pytest.mark.parametrize(

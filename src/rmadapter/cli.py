@@ -36,6 +36,7 @@ from rmadapter.console import (
 )  # fmt: skip
 from rmadapter.deploy import cli as deploy_cli
 from rmadapter.deploy.serve import cli as serve_cli
+from rmadapter.epilogs import register
 from rmadapter.errors import UserError
 from rmadapter.explain import cli as explain_cli
 from rmadapter.predict import cli as predict_cli
@@ -47,7 +48,6 @@ from rmadapter.suspects import cli as suspects_cli
 app = typer.Typer(
     help="Adapt a CLIP-like model with a few images per class without losing what it already knows.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -69,7 +69,7 @@ def main() -> None:
                 raise UserError(
                     "started in several processes: a command runs in one; `bench --jobs` shares runs among some"
                 )
-            app()
+            app(prog_name="rmadapter")
         except UserError as error:
             print("rmadapter:", plain(" ".join(str(error).split())), file=sys.stderr)
             sys.exit(2)
@@ -295,5 +295,4 @@ VERBS = (
     deploy_cli.push, serve_cli.serve, explain_cli.explain, suggest_cli.suggest,
     bench_cli.bench, bench_cli.report, bench_cli.methods, params, bench_cli.data, backbones, doctor,
 )  # fmt: skip
-for verb in VERBS:
-    app.command("eval" if verb is evaluate else None)(verb)
+register(app, VERBS)

@@ -1,0 +1,61 @@
+"""What stands below the options of each verb's --help: commands that work, to begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import typer
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("rmadapter demo --out runs/demo",),
+    "suspects": ("rmadapter suspects my-images --out suspects", "rmadapter suspects photos.csv --method rmadapter"),
+    "fit": (
+        "rmadapter fit my-images --out runs/first",
+        "rmadapter fit photos.csv --label-column species --out runs/species",
+        "rmadapter fit my-images --backbone ViT-B-16/openai --out runs/clip",
+    ),
+    "predict": (
+        "rmadapter predict runs/first photos --top 3",
+        "rmadapter predict runs/first photos --out answers.csv",
+        "rmadapter predict runs/first photos --sort-into sorted --unsure 0.5",
+    ),
+    "eval": ("rmadapter eval runs/first my-images", "rmadapter eval runs/first my-images --split heldout --json"),
+    "add": ("rmadapter add runs/first zebra --out runs/wider", "rmadapter add runs/first new-photos --out runs/grown"),
+    "compare": ("rmadapter compare runs/first runs/second --data my-images",),
+    "export": (
+        "rmadapter export runs/first --out my-model",
+        "rmadapter export runs/first --to web",
+        "rmadapter export runs/first --precision int8 --data my-images",
+    ),
+    "push": (
+        "rmadapter push runs/first anna/sea-horses --to look-at-it",
+        "rmadapter push runs/first anna/sea-horses --private --licence cc-by-4.0",
+    ),
+    "explain": ("rmadapter explain runs/first photos/001.jpg --out why",),
+    "suggest": (
+        "rmadapter suggest runs/first unlabelled --n 20 --out next.csv",
+        "rmadapter suggest unlabelled --start --names cat,dog,zebra",
+    ),
+    "bench": (
+        "rmadapter bench few-shot --datasets my-images --methods mma,coop --out few",
+        "rmadapter bench base-to-novel --datasets dtd --root data --out results",
+    ),
+    "report": ("rmadapter report results --out report", "rmadapter report runs/first"),
+    "methods": ("rmadapter methods", "rmadapter methods --json"),
+    "params": ("rmadapter params --method mma --classes 50",),
+    "data": ("rmadapter data", "rmadapter data dtd --root data --download"),
+    "backbones": ("rmadapter backbones", "rmadapter backbones get pocket"),
+    "doctor": ("rmadapter doctor",),
+}
+
+
+def epilog(verb: str) -> str:
+    """As paragraphs, which Typer leaves apart."""
+    return "\n\n".join(("Examples:", *EXAMPLES.get(verb, ())))
+
+
+def register(app: typer.Typer, verbs: Iterable[Callable[..., None]]) -> None:
+    """Make commands of functions, in their order; `evaluate` is called eval."""
+    for verb in verbs:
+        name = "eval" if verb.__name__ == "evaluate" else verb.__name__
+        app.command(name, epilog=epilog(name))(verb)
