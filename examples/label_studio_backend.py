@@ -1,0 +1,242 @@
+"""An ML backend for Label Studio: it answers before anybody labelled, and learns from what was; docs/container.md.
+
+    pip install 'rmadapter[serve]'
+    LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=... python examples/label_studio_backend.py
+
+For projects with one <Image> and one <Choices>. Until a project has a run of its own, RUN answers, or without it the
+untouched backbone, asked with the project's choices. "Start training" fits a new run to all annotations that came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from urllib.error import URLError
+from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+from xml.etree import ElementTree
+
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+
+from rmadapter import FewShotClassifier, UserError, load, load_backbone
+from rmadapter.checkpoint import Saved
+from rmadapter.data.names import prompt_names
+from rmadapter.files import atomic, read_json, write_json
+from rmadapter.method import Known
+from rmadapter.methods.zero_shot import ZeroShot
+
+LARGEST = 100_000_000  # bytes of an image
+KEEP = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
+DROP = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED")
+
+
+class Stay(HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """A redirection could take the key to somebody else."""
+
+
+class Studio(NamedTuple):
+    """Where images lie. url, key: of Label Studio. files: folder that its /data/local-files/ shows."""
+
+    url: str = ""
+    key: str = ""
+    files: str = ""
+
+    def read(self, place: str) -> bytes:
+        """An image by what a task says of it. Raises UserError for one that lies elsewhere or cannot be read."""
+        try:
+            if urlsplit(place).path == "/data/local-files/" and self.files:
+                root = Path(self.files).resolve()
+                path = (root / parse_qs(urlsplit(place).query)["d"][0]).resolve()
+                if path.is_relative_to(root):
+                    return path.read_bytes()
+            url = urljoin(f"{self.url}/", place)
+            if self.url and urlsplit(url)[:2] == urlsplit(self.url)[:2]:
+                asked = Request(url, headers={"Authorization": f"Token {self.key}"})
+                with build_opener(Stay).open(asked, timeout=20) as answer:
+                    return answer.read(LARGEST)
+        except (OSError, URLError, KeyError, ValueError) as error:
+            raise UserError(f"{place[:200]}: cannot be read ({type(error).__name__})") from error
+        raise UserError(f"{place[:200]}: lies neither on LABEL_STUDIO_URL nor below LOCAL_FILES")
+
+
+class Config(NamedTuple):
+    """A project's labelling configuration: names of its two tags, the key of a task's image, and the choices."""
+
+    choices: str
+    image: str
+    key: str
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Config:
+        """Raises UserError for a configuration without exactly one image and one set of choices."""
+        try:
+            root = ElementTree.fromstring(text[:1_000_000])
+        except ElementTree.ParseError as error:
+            raise UserError(f"the labelling configuration is no XML ({error})") from None
+        images, choices = root.findall(".//Image"), root.findall(".//Choices")
+        if len(images) != 1 or len(choices) != 1:
+            raise UserError("the labelling configuration needs one <Image> and one <Choices>")
+        labels = tuple(value for choice in choices[0].iter("Choice") if (value := choice.get("value")))
+        key = images[0].get("value", "").removeprefix("$")
+        return cls(choices[0].get("name", ""), images[0].get("name", ""), key, labels)
+
+
+class Project:
+    """What is known of a project, in a folder: images, labels.json, and run-1, run-2, ... of which the last answers."""
+
+    def __init__(self, folder: Path, studio: Studio, run: str, method: str) -> None:
+        self.folder, self.studio, self.method = folder, studio, method
+        self.writing, self.training = threading.Lock(), threading.Lock()
+        self.version, self.saved = "zero-shot", None
+        runs = sorted(folder.glob("run-*/model.json"), key=lambda file: int(file.parent.name[4:]))
+        if found := (str(runs[-1].parent) if runs else run):
+            self.version, self.saved = Path(found).name, load(found)
+
+    def image(self, place: str) -> Path:
+        """Its file, fetched once."""
+        name = hashlib.sha256(place.encode()).hexdigest() + Path(urlsplit(place).path).suffix.lower()[:8]
+        path = self.folder / "images" / name
+        if not path.is_file():
+            data = self.studio.read(place)
+            with atomic(path) as temporary:
+                temporary.write_bytes(data)
+        return path
+
+    def model(self, config: Config) -> Saved:
+        if self.saved:
+            return self.saved
+        names = tuple(prompt_names(config.labels).values())
+        fitted = ZeroShot().restore(load_backbone("pocket"), Known(names), {})
+        return Saved(fitted, config.labels, "zero-shot", names)
+
+    def predict(self, tasks: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
+        """For each task its most probable choice; none where its image cannot be read."""
+        version, saved = self.version, self.model(config)
+        return [{"model_version": version, **self._predicted(task, config, saved)} for task in tasks]
+
+    def _predicted(self, task: dict[str, Any], config: Config, saved: Saved) -> dict[str, Any]:
+        try:
+            path = self.image(str(task["data"].get(config.key, "")))
+            [row] = saved.fitted.probabilities([path], saved.names)
+        except UserError as error:
+            return {"score": 0.0, "result": [], "error": str(error)}
+        score, best = row[0].max(-1)
+        label = str(saved.labels[int(best)])
+        value = {"from_name": config.choices, "to_name": config.image, "type": "choices"}
+        return {"score": float(score), "result": [{**value, "value": {"choices": [label]}}]}
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Number of an annotation -> what its task says of the image, and the label."""
+        file = self.folder / "labels.json"
+        return read_json(file) if file.is_file() else {}
+
+    def learn(self, event: str, data: Mapping[str, Any], config: Config) -> str:
+        """Keep, change or drop an annotation, or start a training; what became of it."""
+        if event == "START_TRAINING":
+            threading.Thread(target=self.train, name=f"training {self.folder.name}", daemon=True).start()
+            return "training"
+        with self.writing:
+            labels = self.labels
+            for annotation in data.get("annotations") or [data["annotation"]]:
+                labels.pop(str(annotation["id"]), None)
+                chosen = [one["value"].get("choices") for one in annotation.get("result") or ()]
+                if event in KEEP and not annotation.get("was_cancelled") and chosen and len(chosen[0] or ()) == 1:
+                    labels[str(annotation["id"])] = [str(data["task"]["data"][config.key]), chosen[0][0]]
+            write_json(self.folder / "labels.json", labels)
+        return f"{len(labels)} annotations"
+
+    def train(self) -> None:
+        """Fit a new run, which answers from then on; nothing where one is being fitted, or where it cannot be."""
+        if not self.training.acquire(blocking=False):
+            return
+        try:
+            places, labels = zip(*self.labels.values(), strict=True) if self.labels else ((), ())
+            model = FewShotClassifier(method=self.method, shots=0).fit([*map(self.image, places)], list(labels))
+            number = 1 + max((int(run.name[4:]) for run in self.folder.glob("run-*")), default=0)
+            model.save(self.folder / f"run-{number}")
+            self.saved, self.version = load(self.folder / f"run-{number}"), f"run-{number}"
+        except UserError as error:
+            print("not trained:", error)
+        finally:
+            self.training.release()
+
+
+def make_app(
+    folder: Path, studio: Studio, run: str = "", method: str = "linear-probe-pair",
+    login: tuple[str, str] | None = None,
+) -> FastAPI:  # fmt: skip
+    """The routes that Label Studio calls. folder: of all projects. login: name and password, if it shall give them."""
+    projects, app, opening = dict[str, Project](), FastAPI(title="rmadapter for Label Studio"), threading.Lock()
+
+    def check(given: Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(auto_error=False))]) -> None:
+        words = (given.username, given.password) if given else ("", "")
+        if login and not all(secrets.compare_digest(a.encode(), b.encode()) for a, b in zip(words, login, strict=True)):
+            raise HTTPException(401, "name and password, please", {"WWW-Authenticate": "Basic"})
+
+    def project(number: object) -> Project:
+        """By "7", or "7.1694809921" with the time when it was made."""
+        found = re.fullmatch(r"(\d{1,18})(\.\d+)?", str(number))
+        if found is None:
+            raise UserError(f"project {str(number)[:50]!r}: its number is missing")
+        with opening:
+            if found[1] not in projects:
+                projects[found[1]] = Project(folder / found[1], studio, run, method)
+            return projects[found[1]]
+
+    @app.exception_handler(UserError)
+    def refused(_: Any, error: UserError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 400)
+
+    @app.get("/")
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "UP", "model_class": "rmadapter"}
+
+    @app.post("/setup", dependencies=[Depends(check)])
+    def setup(data: dict[str, Any]) -> dict[str, str]:
+        Config.of(str(data.get("schema") or ""))
+        return {"model_version": project(data.get("project")).version}
+
+    @app.post("/predict", dependencies=[Depends(check)])
+    def predict(data: dict[str, Any]) -> dict[str, Any]:
+        config = Config.of(str(data.get("label_config") or ""))
+        return {"results": project(data.get("project")).predict(data.get("tasks") or [], config)}
+
+    @app.post("/webhook", dependencies=[Depends(check)])
+    def webhook(data: dict[str, Any]) -> JSONResponse:
+        event, its = str(data.get("action")), data.get("project") or {}
+        if event not in (*KEEP, *DROP, "START_TRAINING"):
+            return JSONResponse({"status": "Unknown event"})
+        config = Config.of(str(its.get("label_config") or ""))
+        return JSONResponse({"status": "ok", "result": project(its.get("id")).learn(event, data, config)}, 201)
+
+    return app
+
+
+if __name__ == "__main__":
+    import uvicorn
+
+    asked = os.environ.get
+    name = asked("BASIC_AUTH_USER")
+    uvicorn.run(
+        make_app(
+            Path(asked("PROJECTS", "label-studio")),
+            Studio(asked("LABEL_STUDIO_URL", ""), asked("LABEL_STUDIO_API_KEY", ""), asked("LOCAL_FILES", "")),
+            asked("RUN", ""),
+            asked("METHOD", "linear-probe-pair"),
+            (name, asked("BASIC_AUTH_PASS", "")) if name else None,
+        ),
+        host=asked("HOST", "127.0.0.1"),
+        port=int(asked("PORT", "9090")),
+    )
