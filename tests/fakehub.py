@@ -96,6 +96,12 @@ def info(hub: Hub, user: str, body: bytes, name: str, revision: str | None = Non
     return 200, {**facts, "siblings": siblings, "library_name": data.get("library_name")}, {}
 
 
+def validate(hub: Hub, user: str, body: bytes) -> Answer:
+    known = "license: nonsense" not in json.loads(body)["content"]
+    errors = [] if known else [{"message": '"license" must be one of [apache-2.0, mit, ...]'}]
+    return 200 if known else 400, {"errors": errors, "warnings": []}, {}
+
+
 def preupload(hub: Hub, user: str, body: bytes, name: str, revision: str) -> Answer:
     modes = [
         {"path": file["path"], "uploadMode": _mode(file["path"]), "shouldIgnore": False}
@@ -178,7 +184,7 @@ def blob(hub: Hub, user: str, body: bytes, oid: str) -> Answer:
 REPOSITORY = r"([\w.-]+/[\w.-]+)"
 ROUTES: dict[str, Callable[..., Answer]] = {
     r"POST /api/repos/create": create,
-    r"POST /api/validate-yaml": lambda *_: (200, {"errors": [], "warnings": []}, {}),
+    r"POST /api/validate-yaml": validate,
     rf"GET /api/models/{REPOSITORY}": info,
     rf"GET /api/models/{REPOSITORY}/revision/([^/]+)": info,
     rf"GET /api/models/{REPOSITORY}/tree/([^/]+)": tree,

@@ -18,7 +18,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import EXAMPLES, load
 from rmadapter.deploy.push import Wishes, bare_names, bare_record, last_part, push
 from rmadapter.errors import UserError
-from rmadapter.record import BackboneName, MethodName, read_record
+from rmadapter.record import BackboneName, Candidate, Choice, MethodName, read_record
 from rmadapter.sums import check_sums
 from rmadapter.task import Question
 from shell import Command, its_backbone, refused, rmadapter
@@ -67,7 +67,10 @@ def test_nothing_tells_whose_images_they_were(finished: Path, tmp_path: Path) ->
     secret = "/home/anna/secret"
     task = replace(record.task, data=f"{secret}/pets", tests=(Question("x", f"{secret}/zoo"),))
     found = {"task": task, "command": f"rmadapter fit {secret}", "notes": (secret,), "machine": {"cpu": secret}}
-    found |= {"scores": tuple(score.model_copy(update={"data": f"{secret}/zoo"}) for score in record.scores)}
+    told = {"data": f"{secret}/zoo", "reason": f"{secret}/1.jpg: damaged"}
+    found |= {"scores": tuple(score.model_copy(update=told) for score in record.scores)}
+    row = Candidate(name="mma", reason=f"{secret}/1.jpg: damaged")
+    found |= {"choice": Choice(chosen="rmadapter", minutes=1, rows=(row,)), "reason": secret}
     record.model_copy(update={**found, "columns": {"image": "secret"}, "copied_from": secret}).save(run / "run.json")
     (run / "SHA256SUMS").unlink()
     push(run, "anna/pets", to=tmp_path / "out")
@@ -137,6 +140,7 @@ def test_what_is_refused(rmadapter: Command, hub: Hub, finished: Path, tmp_path:
     refused(rmadapter(*quiet, "bert/x"), "bert/x: your token may not write there")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
     refused(rmadapter(*quiet, "anna/text"), "anna/text is there already and holds something else than a run")
+    refused(rmadapter(*quiet, "anna/a", "--licence", "nonsense"), "does not take anna/a", '"license" must be one of')
     push(finished, "anna/open")
     refused(rmadapter(*quiet, "anna/open", "--private"), "anna/open is there already and public")
     assert len(hub.repositories["anna/open"].log) == 2

@@ -168,7 +168,7 @@ def _request(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
     data: Annotated[Path, typer.Argument(help="Folder or table of images.")],
     split: Annotated[str, typer.Option(help="Split of the data, or heldout: what fit did not draw.")] = "test",
     image_column: ImageColumn = "",

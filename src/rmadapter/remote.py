@@ -59,6 +59,10 @@ def told(repository: str) -> Iterator[None]:
         raise UserError(f"{repository}: the Hugging Face hub does not know who you are: {LOG_IN}") from error
     except errors.HfHubHTTPError as error:
         raise UserError(f"{repository}: {_refusal(error.response.status_code)}") from error
+    except ValueError as error:  # of metadata, say
+        raise UserError(
+            f"the Hugging Face hub does not take {repository}: {' '.join(str(error).split())[:300]}"
+        ) from error
     except Exception as error:  # whatever a network can do
         raise UserError(
             f"the Hugging Face hub cannot be reached for {repository!r} ({type(error).__name__}); check the connection"

@@ -15,7 +15,7 @@ SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
     to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch, litert (phones), or web: a page.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (onnx, openvino), bf16 (openvino).")] = "fp32",
     out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx and so on.")] = None,

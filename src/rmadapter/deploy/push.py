@@ -101,6 +101,11 @@ def last_part(path: str) -> str:
     return PureWindowsPath(path).name or path
 
 
+def bare_reason(text: str) -> str:
+    """A sentence of why there is no figure, unless it could name a file."""
+    return "not kept, for it may name a file" if "/" in text or "\\" in text else text
+
+
 def libraries(versions: Mapping[str, str]) -> dict[str, str]:
     """Without the system's own."""
     return {name: version for name, version in versions.items() if name != "platform"}
@@ -124,10 +129,18 @@ def bare_record(record: Record) -> Record:
     method, backbone = bare_names(record.method, record.backbone)
     asked = tuple(replace(question, data=last_part(question.data)) for question in record.task.tests)
     task = replace(record.task, data=last_part(record.task.data), backbone=backbone.name, tests=asked)
-    scores = tuple(score.model_copy(update={"data": last_part(score.data)}) for score in record.scores)
+    scores = tuple(
+        score.model_copy(update={"data": last_part(score.data), "reason": bare_reason(score.reason)})
+        for score in record.scores
+    )
+    if choice := record.choice:
+        rows = tuple(row.model_copy(update={"reason": bare_reason(row.reason)}) for row in choice.rows)
+        choice = choice.model_copy(update={"rows": rows})
     gone: Mapping[str, Any] = {"command": "", "machine": {}, "notes": (), "columns": {}, "copied_from": ""}
-    kept = {"method": method, "backbone": backbone, "task": task, "scores": scores}
-    return record.model_copy(update={**kept, "versions": libraries(record.versions), **gone})
+    kept = {"method": method, "backbone": backbone, "task": task, "scores": scores, "choice": choice}
+    return record.model_copy(
+        update={**kept, "reason": bare_reason(record.reason), "versions": libraries(record.versions), **gone}
+    )
 
 
 # The hub

@@ -15,7 +15,7 @@ PAGE = "explain.html"
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
     images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, CSV or parquet tables.")],
     out: Annotated[Path | None, typer.Option("--out", help=f"Folder of {PAGE}, which shows the images.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Where the run's training images lie by now.")] = None,

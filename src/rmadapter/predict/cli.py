@@ -25,7 +25,7 @@ SHOWN = 20  # images in a table
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
     images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, tables, archives; - for stdin.")],
     names: Annotated[str | None, typer.Option("--names", help='Other class names, as "cat,dog,zebra".')] = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,

@@ -30,7 +30,7 @@ from rmadapter.remote import run_folder
 
 
 def add(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote; it stays as it is.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME; it stays as it is.")],
     what: Annotated[list[str], typer.Argument(help="Names of new classes; or a folder or table of images of any.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")],
     image_column: ImageColumn = "",
