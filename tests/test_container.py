@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,20 @@ def test_what_the_wheel_step_writes_is_what_the_next_one_takes() -> None:
         runs = [shlex.split(line) for line in of(file, "RUN")]
         assert ["--wheel-dir", "/wheels"] in [line[i : i + 2] for line in runs for i in range(len(line))]
         assert any(words.startswith("--from=build /wheels ") for words in of(file, "COPY"))
+
+
+SMALL = """
+import importlib, pkgutil, sys
+for name in "torch torchvision open_clip timm transformers safetensors sklearn matplotlib huggingface_hub onnx".split():
+    sys.modules[name] = None  # whoever imports it fails
+import rmadapter.deploy.runtime
+import rmadapter.deploy.serve as serve
+for module in pkgutil.iter_modules(serve.__path__):
+    importlib.import_module(f"rmadapter.deploy.serve.{module.name}")
+"""
+
+
+def test_serving_imports_nothing_that_the_small_image_lacks() -> None:
+    pytest.importorskip("fastapi", reason="pip install 'rmadapter[serve]'")
+    done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from answering import Process, coloured, post
+from fakehub import Hub, Repository, hub
 from rmadapter.deploy.serve.cli import named
 from rmadapter.errors import UserError
 from shell import Command, its_backbone, refused, rmadapter
 
-__all__ = ["rmadapter"]  # a fixture
+__all__ = ["hub", "rmadapter"]  # fixtures
 
 
 def test_names_of_runs(tmp_path: Path) -> None:
@@ -31,6 +32,15 @@ def test_names_of_runs(tmp_path: Path) -> None:
     for name in ("a b", "ä", "a/b", ".a", ""):
         with pytest.raises(UserError, match="give it a name"):
             named([f"{name}=folder"])
+
+
+def test_a_repository_is_served_by_its_name(hub: Hub) -> None:
+    hub.repositories["anna/pets"] = Repository(**{"model.json": b"{}"})
+    revision = hub.repositories["anna/pets"].log[-1][0]
+    for word, name in (("hf:anna/pets", "pets"), (f"hf:anna/pets@{revision}", "pets"), ("a=hf:anna/pets", "a")):
+        found = named([word])
+        assert [*found] == [name]
+        assert (found[name] / "model.json").read_bytes() == b"{}"
 
 
 def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter export runs/first --to web",
         "rmadapter export runs/first --precision int8 --data my-images",
     ),
+    "serve": ("rmadapter serve runs/first", "rmadapter serve my-model birds=runs/second --port 8080"),
     "push": (
         "rmadapter push runs/first anna/sea-horses --to look-at-it",
         "rmadapter push runs/first anna/sea-horses --private --licence cc-by-4.0",

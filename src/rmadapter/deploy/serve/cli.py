@@ -15,6 +15,7 @@ import typer
 
 from rmadapter.console import Its, Json, Name, Quiet, plain
 from rmadapter.errors import UserError
+from rmadapter.remote import HUB, run_folder
 
 if TYPE_CHECKING:
     from rmadapter.deploy.serve.served import Wish
@@ -63,7 +64,7 @@ def serve(
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:
-    """Folders by the names that they are served under, NAME=FOLDER or the folder's own.
+    """Folders by the names that they are served under, NAME=FOLDER or the folder's own; hf:OWNER/NAME is one, too.
 
     Raises UserError for a name that no address can have, and for one that is there twice.
     """
@@ -72,11 +73,13 @@ def named(words: Sequence[str]) -> dict[str, Path]:
         name, sign, folder = word.partition("=")
         if not sign or os.path.isdir(word):
             name, folder = Path(word).resolve().name, word
+        if not sign and word.startswith(HUB):
+            name = name.partition("@")[0]  # without the revision
         if not NAME.fullmatch(name):
             raise UserError(f"{word}: give it a name of letters, digits, dots, _ and -, as in birds={folder}")
         if name in found:
             raise UserError(f"{word}: {name} is {found[name]} already; give one of them another name: NAME={folder}")
-        found[name] = Path(folder)
+        found[name] = run_folder(folder)
     return found
 
 
