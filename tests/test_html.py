@@ -17,3 +17,12 @@ def test_it_escapes_and_refuses() -> None:
         models={}, requests=0, images=0, asked="", answers=[], fault="<b>&", version="1"
     )
     assert "<strong>&lt;b&gt;&amp;</strong>" in fault
+
+
+def test_a_text_that_is_no_html_is_left_alone() -> None:
+    """The model card's, which escapes for Markdown itself."""
+    given = {"title": "<b>"}
+    environment = template("modelcard.md.j2", escape=False, cell=str, percent=str).environment
+    assert environment.from_string("{{ title }}").render(given) == "<b>"
+    escaping = template("modelcard.md.j2", cell=str, percent=str).environment
+    assert escaping.from_string("{{ title }}").render(given) == "&lt;b&gt;"
