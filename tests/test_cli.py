@@ -26,6 +26,7 @@ VERBS = {
     "explain": "--out --data --backbone --quiet --json",
     "suggest": "--n --start --names --out --rule --seed --backbone --skip-bad --quiet --json",
     "serve": "--host --port --engine --batch --queue --cors --backbone --json",
+    "app": "--host --port --backbone --runs --keep-hours --open --quiet --json",
     "export": "--to --precision --out --data --force --backbone --allow-outside --quiet --json",
     "push": "--private --to --half --examples --licence --quiet --json",
     "params": "--backbone --method --config --set --json",

@@ -35,6 +35,7 @@ from rmadapter.console import (
     table,
 )  # fmt: skip
 from rmadapter.deploy import cli as deploy_cli
+from rmadapter.deploy.app import cli as app_cli
 from rmadapter.deploy.serve import cli as serve_cli
 from rmadapter.epilogs import register
 from rmadapter.errors import UserError
@@ -292,7 +293,7 @@ def doctor(as_json: Json = False) -> None:
 # In the order in which somebody new needs them.
 VERBS = (
     demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
-    deploy_cli.push, serve_cli.serve, explain_cli.explain, suggest_cli.suggest,
+    deploy_cli.push, serve_cli.serve, app_cli.app, explain_cli.explain, suggest_cli.suggest,
     bench_cli.bench, bench_cli.report, bench_cli.methods, params, bench_cli.data, backbones, doctor,
 )  # fmt: skip
 register(app, VERBS)

@@ -47,7 +47,7 @@ def named_columns(image: str, label: str, split: str, group: str) -> dict[str, s
 
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in
 AGAIN = "rmadapter: stopped; the same command starts again, and an unfinished `fit` or `predict --out` goes on"
-EVERY = 10.0  # seconds between two lines in a pipe
+EVERY = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0  # seconds between two lines in a pipe
 SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
 # What a terminal obeys instead of showing it, and what turns the direction of writing; a file may be called so.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -1,0 +1,239 @@
+// The page: it sends images and wishes to the server, and shows what that says. Nothing is computed here.
+
+import { Camera, bars, element, own, percent } from "./parts.mjs";
+
+const AGAIN = 500, SPOKEN = 10_000; // milliseconds between two looks at a job, and between two sentences about it
+const $ = (id) => document.getElementById(id);
+let shown = {}; // what was drawn of the state: part -> as JSON
+let judged = "", spoken = 0, timer = 0;
+
+async function call(method, path, body) {
+  const response = await fetch(path, { method, body }).catch(() => {
+    throw Error("The server does not answer: is its terminal still open?");
+  });
+  const found = await response.json().catch(() => null);
+  if (!response.ok) throw Error(found?.error ?? `The server answered with an error (${response.status}): its terminal says more.`);
+  return found;
+}
+const ask = (name, wanted = {}) => call("POST", `api/${name}`, JSON.stringify(wanted));
+const put = (name, file, more = {}) => call("PUT", `api/${name}?${new URLSearchParams({ name: file.name ?? "camera.png", ...more })}`, file);
+const split = (text) => text.split(",").map((name) => name.trim()).filter(Boolean);
+
+// Does something, and says in its section what came of it.
+async function doing(section, task) {
+  const told = $(section).querySelector(":scope > .told"), say = (text) => (told.textContent = text);
+  say("");
+  try {
+    say((await task(say)) ?? "");
+  } catch (error) {
+    say(error.message);
+  }
+  await refresh();
+}
+
+// Sends files one by one; bad ones are named and left out.
+async function each(files, say, send) {
+  const bad = [];
+  for (const [i, file] of files.entries()) {
+    say(`${i + 1} of ${files.length} …`);
+    await send(file).catch((error) => bad.push(error.message));
+  }
+  return leftOut(bad);
+}
+const leftOut = (bad, most = 10) =>
+  [...bad.slice(0, most), ...(bad.length > most ? [`and ${bad.length - most} more`] : [])].join("\n");
+
+function dropped(zone, take) {
+  for (const kind of ["dragover", "dragleave", "drop"])
+    zone.addEventListener(kind, (event) => {
+      event.preventDefault();
+      zone.classList.toggle("over", kind === "dragover");
+      if (kind === "drop") take([...event.dataTransfer.files]);
+    });
+}
+
+// What is drawn
+
+function part(name, value, draw) {
+  const text = JSON.stringify(value ?? null);
+  if (shown[name] === text) return;
+  shown[name] = text;
+  draw(value);
+}
+
+function drawClasses(classes) {
+  const active = document.activeElement?.dataset?.key;
+  $("classes").replaceChildren(...classes.map(({ label, images }) => {
+    const add = (files) => doing("images", (say) => each(files, say, (file) => put("image", file, { label })));
+    const input = element("input", { type: "file", accept: "image/*", multiple: true });
+    input.addEventListener("change", () => add([...input.files]));
+    const button = (text, key, press) => {
+      const found = element("button", { type: "button" }, text, " ", element("span", { className: "heard" }, own(label)));
+      found.dataset.key = `${key} ${label}`;
+      found.addEventListener("click", press);
+      return found;
+    };
+    input.setAttribute("aria-label", `Add images of ${label}`);
+    input.dataset.key = `add ${label}`;
+    const item = element("li", {}, element("strong", {}, own(label)), `: ${images} image${images === 1 ? "" : "s"}`,
+      element("div", { className: "row" }, element("span", { className: "button" }, "Add images", input),
+        button("Camera", "camera", () => start(camera, "images", (file) => add([file]))),
+        button("Remove", "remove", () => doing("images", () => ask("remove", { label })))));
+    dropped(item, add);
+    return item;
+  }));
+  if (active) ($("classes").querySelector(`[data-key="${CSS.escape(active)}"]`) ?? $("names")).focus();
+}
+
+function drawJob(job) {
+  const busy = job && ["waiting", "running"].includes(job.state), told = $("train").querySelector(":scope > .told");
+  const focused = $("work").contains(document.activeElement);
+  $("work").hidden = !busy;
+  for (const id of ["go", "alone"]) $(id).disabled = Boolean(busy);
+  if (focused && !busy) $("go").focus();
+  if (!job) return;
+  const place = job.place ? `${job.what} waits for ${job.place} other${job.place === 1 ? "" : "s"} on this machine.` : "";
+  const bar = $("work").querySelector("progress");
+  if (job.share === null) bar.removeAttribute("value");
+  else bar.value = job.share;
+  $("far").textContent = place || `${job.what}: ${job.told || "starting"}`;
+  const ends = { done: `${job.what} is done.`, failed: job.told, stopped: `${job.what} was stopped; everything is as it was before.` };
+  if (!busy) told.textContent = ends[job.state];
+  else if (Date.now() - spoken > SPOKEN) {
+    spoken = Date.now();
+    told.textContent = place || `${job.what} ${job.share === null ? "goes on" : percent(job.share, 0)}`;
+  }
+  $("notes").hidden = !job.notes.length;
+  $("notes").lastElementChild.replaceChildren(...job.notes.map((note) => element("li", {}, note)));
+}
+
+function drawJudged(found) {
+  const before = found?.rows.find((row) => row.name.startsWith("before")), after = found?.rows.at(-1);
+  $("verdict").textContent = after
+    ? `${percent(after.accuracy / 100)} are right${before && before !== after ? ` instead of ${percent(before.accuracy / 100)} before` : ""}.`
+    : "Nobody knows yet: it was not judged on images whose class is known.";
+  $("rates").hidden = !after;
+  $("rates").tBodies[0].replaceChildren(...(found?.rows ?? []).map((row) => element("tr", {}, element("td", {}, row.name),
+    element("td", {}, percent(row.accuracy / 100)), element("td", {}, `${row.low.toFixed(1)} to ${row.high.toFixed(1)}`))));
+  $("how").textContent = after ? `${found.images} images, judged ${found.how}.` : "";
+  $("doubts").replaceChildren(...[...(found?.doubts ?? []), ...(found?.notes ?? [])].map((text) => element("li", {}, text)));
+  $("mistakes").hidden = !found?.mistakes;
+  $("mistakes").textContent = `${found?.mistakes} wrong, the surest first`;
+  $("wrong").replaceChildren(...(found?.wrong ?? []).map((one) => element("li", {},
+    ...(one.src ? [element("img", { src: one.src, alt: "" })] : []), own(one.true), ", called ", own(one.answer),
+    ` (${percent(one.probability, 0)})`, element("div", { className: "soft" }, own(one.name)))));
+  $("report").hidden = !found?.report;
+}
+
+function drawTargets({ targets, exports }) {
+  $("targets").replaceChildren(...Object.entries(targets).map(([to, about]) => {
+    if (exports.includes(to))
+      return element("a", { className: "button", href: `download/${to}`, download: "" }, `Download it ${about}`);
+    const button = element("button", { type: "button" }, `Make it ${about}`);
+    button.addEventListener("click", () => doing("get", async () => {
+      await ask("export", { to });
+      return "It is being made: section 2 shows how far it is.";
+    }));
+    return button;
+  }));
+}
+
+function draw(state) {
+  part("classes", state.classes, drawClasses);
+  part("runs", state.runs, (runs) => {
+    $("open").hidden = !runs.length;
+    $("runs").replaceChildren(...runs.map((run) => element("option", { value: run }, run)));
+  });
+  part("methods", state.methods, (methods) => $("methods").append(...Object.entries(methods).map(([value, text], i) =>
+    element("label", {}, element("input", { type: "radio", name: "method", value, checked: !i }), text))));
+  part("base", state.base, (base) => {
+    $("base").hidden = !base;
+    $("base").textContent = "A classifier is open. Images that you add here are joined to those that it knows, and it learns from all of them.";
+    $("methods").hidden = Boolean(base);
+  });
+  part("job", state.job, drawJob);
+  part("model", state.model, (model) => {
+    for (const id of ["judge", "try", "more", "get"]) $(id).hidden = !model;
+    $("answers").replaceChildren();
+    $("known").firstElementChild.textContent = `What it knows (${model?.labels.length})`;
+    $("known").lastElementChild.replaceChildren(...(model?.labels ?? []).map((label) => element("li", {}, own(label))));
+  });
+  part("get", state, drawTargets);
+  $("with").hidden = Boolean(state.base) || !state.classes.some((one) => one.images);
+  $("advice").textContent = state.advice;
+}
+
+async function refresh() {
+  clearTimeout(timer);
+  try {
+    const state = await call("GET", "api/state");
+    draw(state);
+    if (state.model && state.model.run !== judged) {
+      judged = state.model.run;
+      drawJudged(await call("GET", "api/judged"));
+    }
+    if (["waiting", "running"].includes(state.job?.state)) timer = setTimeout(refresh, AGAIN);
+  } catch (error) {
+    $("train").querySelector(":scope > .told").textContent = error.message;
+  }
+}
+
+// What a person does
+
+const camera = new Camera($("images").querySelector(".camera")), eye = new Camera($("try").querySelector(".camera"));
+const start = (which, section, take) => doing(section, () => which.start(take));
+
+const takeZip = (files) => files.length && doing("images", async (say) => {
+  say(`Reading ${files[0].name} …`);
+  const { opened, bad } = await put("zip", files[0]);
+  return [opened ? `${opened} is open.` : "The images are here.", leftOut(bad)].filter(Boolean).join("\n");
+});
+const tryThem = (files) => doing("try", (say) => each(files, say, async (file) => {
+  const found = await put("ask", file), name = file.name ?? "camera image";
+  const image = element("img", { alt: "", src: URL.createObjectURL(file) });
+  image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
+  $("answers").prepend(element("li", {}, image, element("h3", {}, own(name), ": ", own(found[0].label)), bars(found)));
+}).then((bad) => bad || (files.length === 1 ? $("answers").querySelector("h3").textContent : `${files.length} images.`)));
+
+$("new").addEventListener("submit", (event) => {
+  event.preventDefault();
+  doing("images", async () => {
+    await ask("classes", { names: split($("names").value) });
+    $("names").value = "";
+  });
+});
+$("zip").addEventListener("change", () => takeZip([...$("zip").files]));
+$("open").addEventListener("submit", (event) => {
+  event.preventDefault();
+  doing("images", async () => {
+    await ask("open", { run: $("runs").value });
+    return `${$("runs").value} is open.`;
+  });
+});
+$("train").querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  spoken = Date.now();
+  doing("train", async () => {
+    await ask("train", { method: document.querySelector("[name=method]:checked").value });
+    return "Training has begun.";
+  });
+});
+$("alone").addEventListener("click", () => doing("train", async () => {
+  await ask("names");
+  return "The classifier is ready: it knows these classes by their names.";
+}));
+$("stop").addEventListener("click", () => doing("train", () => ask("stop")));
+$("files").addEventListener("change", () => tryThem([...$("files").files]));
+$("look").addEventListener("click", () => start(eye, "try", (file) => tryThem([file])));
+$("more").querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  doing("more", async () => {
+    await ask("add", { names: split($("further").value) });
+    $("further").value = "";
+    return "Added.";
+  });
+});
+for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
+dropped(document.querySelector("#images .drop"), takeZip);
+dropped(document.querySelector("#try .drop"), tryThem);
+refresh();

@@ -1,0 +1,68 @@
+"""Who may come in: a browser that was sent here by name or number, and by no other site."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+READING = ("GET", "HEAD")
+ADDED = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+def refusal(method: str, host: str, origin: str | None, names: Collection[str]) -> str:
+    """Why a request is not served, or "".
+
+    host, origin: its headers. names: what this server may be called besides "localhost" and any number. A site that
+    lets its own name lead to this machine (DNS rebinding) is told by the name; one whose page sends something here
+    (CSRF), by the origin.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = ""
+    if name not in names and name != "localhost" and not _is_number(name):
+        return "Open this page by the address that the terminal shows."
+    if method not in READING and origin is not None and urlsplit(origin).netloc != host:
+        return "Another site's page sent this, which is not allowed."
+    return ""
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Doors:
+    """An application behind them; its answers say what a browser must not do with them. names: as `refusal` has it."""
+
+    def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
+        self.app, self.names = app, {name.casefold() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in ADDED.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if told := refusal(scope["method"], headers.get("host", ""), headers.get("origin"), self.names):
+                await JSONResponse({"error": told}, 403)(scope, receive, guarded)
+                return
+        await self.app(scope, receive, guarded)

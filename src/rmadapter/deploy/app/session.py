@@ -1,0 +1,282 @@
+"""What one visitor does: images, training, questions and downloads, all in a folder of their own."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+from rmadapter.backbones import Backbone
+from rmadapter.backbones.choice import advise
+from rmadapter.checkpoint import FILES as RUN_FILES
+from rmadapter.checkpoint import IMAGES as GROWN
+from rmadapter.checkpoint import MODEL, PAGE, Saved, load, save
+from rmadapter.data.names import prompt_names
+from rmadapter.deploy.app.jobs import Job, Jobs
+from rmadapter.deploy.app.judged import its_record, judged
+from rmadapter.deploy.app.shelf import IMAGES, Shelf, unzipped
+from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.files import atomic, user_path
+from rmadapter.method import Known
+from rmadapter.methods import AUTO, load_method
+from rmadapter.runs.grow import add_names
+from rmadapter.sums import SUMS
+from rmadapter.task import TEMPLATES
+
+METHODS = {
+    AUTO: "Choose for me: tries several and takes the best",
+    "linear-probe-pair": "Quick: learns your classes and no others",
+    "rmadapter": "Slow: also takes further classes by name alone",
+}
+TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
+BUSY = "Something is at work already: wait for it, or stop it."
+NO_MODEL = "There is no classifier yet: train one, or use the names alone."
+
+
+@dataclass(eq=False)
+class Shared:
+    """What all visitors have in common. runs: a folder of runs that any of them may open. lock: of the backbone, which
+    answers one of them at a time."""
+
+    backbone: Backbone
+    jobs: Jobs
+    runs: Path | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def listed(self) -> dict[str, Path]:
+        """The runs by name."""
+        if self.runs is None:
+            return {}
+        return {path.parent.name: path.parent for path in sorted(self.runs.glob(f"*/{MODEL}"))}
+
+
+class Base(NamedTuple):
+    """A run that learns more from images that are not here. data: where they lie; "" for nobody knows."""
+
+    run: Path
+    data: str
+
+
+class Session:
+    """Every method raises UserError, with the sentence that the page shows, and then leaves all as it was."""
+
+    def __init__(self, folder: Path, shared: Shared) -> None:
+        self.folder, self.shared, self.shelf = folder, shared, Shelf(folder)
+        self.run: Path | None = None
+        self.saved: Saved | None = None
+        self.base: Base | None = None
+        self.job: Job | None = None
+        self.exports: dict[str, Path] = {}  # by target
+        self.lock = threading.RLock()  # a browser may ask for several things at once
+        self._count = 0
+
+    def state(self) -> dict[str, Any]:
+        """All that the page shows but images."""
+        with self.lock:
+            job, saved, run = self.job, self.saved, self.run
+            return {
+                "classes": [{"label": label, "images": len(shots)} for label, shots in self.shelf.classes.items()],
+                "base": self.base and self.base.run.name,
+                "runs": [*self.shared.listed()],
+                "methods": METHODS,
+                "targets": TARGETS,
+                "exports": [*self.exports],
+                "advice": advise(self.shared.backbone.name),
+                "model": saved
+                and run
+                and {"run": run.name, "labels": list(map(str, saved.labels)), "method": saved.fitted.method.title},
+                "job": job
+                and {
+                    "what": job.what, "state": job.state, "told": job.told, "share": job.share, "notes": job.notes,
+                    "place": self.shared.jobs.place(job),
+                },
+            }  # fmt: skip
+
+    # Images and runs
+
+    def take_zip(self, archive: Path) -> dict[str, Any]:
+        """Of images in class folders, or of a run that the page gave; a sentence for each image that is left out."""
+        with self.lock:
+            self._idle()
+            where = self._new("unpacked")
+            try:
+                inside = unzipped(archive, where)
+                run = next((path for path in (inside, inside / "model") if (path / MODEL).is_file()), None)
+                if run is None:
+                    return {"opened": "", "bad": self.shelf.take_folder(inside)}
+                self._open_foreign(run)
+                return {"opened": archive.stem, "bad": self._take_back(inside)}
+            except UserError as error:
+                raise UserError(str(error).replace(f"{where}", archive.name)) from None
+            finally:
+                shutil.rmtree(where, ignore_errors=True)
+                archive.unlink(missing_ok=True)
+
+    def _open_foreign(self, run: Path) -> None:
+        """A run that anybody may have made: it leads to no other image of this machine than those in the zip."""
+        record = its_record(run, Path())
+        if record and (PurePath(record.task.data).is_absolute() or ".." in PurePath(record.task.data).parts):
+            raise UserError("its data lies outside of it: open a zip that this page gave")
+        self._open(run, "", leave=(GROWN,))
+
+    def _take_back(self, inside: Path) -> list[str]:
+        """The images that the zip of a run holds."""
+        if not (inside / IMAGES).is_file() or (inside / MODEL).is_file():
+            return []
+        self.base = None
+        return self.shelf.take_folder(inside)
+
+    def open(self, name: str) -> None:
+        """One of the server's own runs, a copy of it."""
+        with self.lock:
+            self._idle()
+            there = self.shared.listed()
+            if name not in there:
+                raise UserError(f"unknown run {quoted(name)}{nearest(name, there)}")
+            record = its_record(there[name], Path.cwd())
+            self._open(there[name], str(user_path(record.task.data).absolute()) if record else "")
+
+    def _open(self, run: Path, data: str, leave: Sequence[str] = ()) -> None:
+        out = self._new("model")
+        out.mkdir(parents=True)
+        for file in {*RUN_FILES, SUMS, "classnames.json"} - {*leave}:
+            if (run / file).is_file():
+                shutil.copyfile(run / file, out / file)
+        try:
+            self._take(out)
+        except BaseException:
+            shutil.rmtree(out)
+            raise
+        self.shelf.clear()
+        self.base = Base(out, data)
+
+    # Models
+
+    def train(self, method: str) -> None:
+        """On all images that are here; an opened run goes on with its own method."""
+        with self.lock:
+            if method not in METHODS:
+                raise UserError(f"unknown method {quoted(method)}{nearest(method, METHODS)}")
+            self._idle()
+            if self.base and not self.base.data:
+                raise UserError("the images of this run are not here, and it cannot learn more without them")
+            self.shelf.write()
+            out = self._new("model")
+            words = ["fit", IMAGES, "--method", method]
+            if self.base:
+                words = ["add", self.base.run.name, IMAGES, "--old-data", self.base.data, "--allow-outside"]
+            self._start("Training", [*words, "--shots", "0"], out, lambda: self._take(out))
+
+    def use_names(self) -> None:
+        """A classifier of the classes by their names alone; nothing is trained."""
+        with self.lock:
+            self._idle()
+            called = prompt_names([*self.shelf.classes])
+            if len(called) < 2:
+                raise UserError("give at least two classes: there is nothing to tell one class from")
+            known = Known(tuple(called.values()), TEMPLATES)
+            with self.shared.lock:
+                fitted = load_method("zero-shot").restore(self.shared.backbone, known, {})
+            out = self._new("model")
+            save(out, fitted, "zero-shot", tuple(called), known.classes)
+            self._take(out)
+            self.base = None
+
+    def add(self, names: Sequence[str]) -> None:
+        """Classes that the model is to answer by name alone."""
+        with self.lock:
+            self._idle()
+            saved, out = self._model(), self._new("model")
+            with self.shared.lock:
+                add_names(saved, names, out)
+            self._take(out)
+
+    def ask(self, image: Path, name: str) -> list[dict[str, Any]]:
+        """What the model says of an image, the most probable class first. name: that its owner gave it."""
+        saved = self._model()
+        try:
+            with self.shared.lock:
+                table = next(saved.fitted.probabilities([image], saved.names))[0].tolist()
+        except UserError as error:
+            raise UserError(str(error).replace(str(image), name)) from None
+        rows = [{"label": str(label), "probability": p} for label, p in zip(saved.labels, table, strict=True)]
+        return sorted(rows, key=lambda row: -row["probability"])
+
+    def judged(self) -> dict[str, Any] | None:
+        self._model()
+        assert self.run is not None
+        return judged(self.run, self.folder)
+
+    def stop(self) -> None:
+        if self.job:
+            self.shared.jobs.stop(self.job)
+
+    # Downloads
+
+    def report(self) -> Path:
+        if self.run is None or not (self.run / PAGE).is_file():
+            raise UserError("there is no report: only a classifier that was trained here has one")
+        return self.run / PAGE
+
+    def export(self, to: str) -> None:
+        """The model as a folder that answers without this package."""
+        with self.lock:
+            if to not in TARGETS:
+                raise UserError(f"unknown target {quoted(to)}{nearest(to, TARGETS)}")
+            self._idle()
+            self._model()
+            assert self.run is not None
+            out = self._new(to)
+            self._start("Exporting", ["export", self.run.name, "--to", to], out, lambda: self.exports.update({to: out}))
+
+    def zipped(self, what: str) -> Path:
+        """A file with "model", the same with "images", or an export by its target."""
+        with self.lock:
+            self._model()
+            assert self.run is not None
+            folder = self.exports.get(what) if what in TARGETS else self.run
+            if folder is None:
+                raise UserError(f"{quoted(what)}: not made yet")
+            inside = {f"{'model' if folder is self.run else what}/{file.name}": file for file in _files(folder)}
+            if what == "images":
+                self.shelf.write()
+                inside |= {name: self.folder / name for name in (IMAGES, *self.shelf.files())}
+            path = self.folder / f"rmadapter-{what}.zip"
+            with atomic(path, sync=False) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
+                for name, source in sorted(inside.items()):
+                    file.write(source, name)
+            return path
+
+    # Within
+
+    def _idle(self) -> None:
+        if self.job and not self.job.over:
+            raise UserError(BUSY)
+
+    def _model(self) -> Saved:
+        if self.saved is None:
+            raise UserError(NO_MODEL)
+        return self.saved
+
+    def _new(self, what: str) -> Path:
+        self._count += 1
+        return self.folder / f"{what}-{self._count}"
+
+    def _take(self, run: Path) -> None:
+        with self.lock, self.shared.lock:
+            saved = load(run, self.shared.backbone)
+            self.run, self.saved, self.exports = run, saved, {}
+
+    def _start(self, what: str, words: Sequence[str], out: Path, then: Callable[[], object]) -> None:
+        more = ["--out", out.name, "--backbone", self.shared.backbone.name, "--json"]
+        self.job = Job(what, [*words, *more], self.folder, out, then)
+        self.shared.jobs.add(self.job)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Of a run or an export, which hold no folders."""
+    return [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]

@@ -1,0 +1,159 @@
+"""The images that one visitor has brought, class by class: bounded, decoded once, and under names of ours."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from rmadapter.data.fetch import unpack
+from rmadapter.data.ignored import ignored_note
+from rmadapter.data.names import key, prompt_names
+from rmadapter.data.pixels import complaint
+from rmadapter.data.scan import scan_folder, scan_table
+from rmadapter.data.unpacked import inner
+from rmadapter.errors import UserError, is_text, quoted
+from rmadapter.files import write_text
+
+IMAGES, FILES = "images.csv", "files"
+MOST_IMAGES, MOST_BYTES, MOST_CLASSES = 20_000, 4_000_000_000, 1_000  # of one visitor
+MOST_ZIP = 2_000_000_000  # bytes, packed or not
+LONGEST = 100  # characters of a class's name
+
+
+class Shot(NamedTuple):
+    """file: relative to the visitor's folder. split: "train", "val", "test", or "" where the images came without."""
+
+    file: str
+    split: str = ""
+
+
+class Shelf:
+    """folder: of the visitor, where the images lie in `FILES` and their list is written as `IMAGES`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.classes: dict[str, list[Shot]] = {}  # by label, in the order in which they came
+        self._count = self._bytes = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.classes.values()))
+
+    def add_class(self, written: str) -> str:
+        """The label of a class, which is the one that is there already where the two are the same in a prompt.
+
+        Raises UserError for no name, a very long one, and for too many classes.
+        """
+        label = " ".join(written.split())
+        if not is_text(label) or len(label) > LONGEST:
+            raise UserError(f"{quoted(label)}: a class's name is a text of at most {LONGEST} characters")
+        prompt_names([label])
+        label = next((known for known in self.classes if key(known) == key(label)), label)
+        if label not in self.classes and len(self.classes) == MOST_CLASSES:
+            raise UserError(
+                f"{MOST_CLASSES:,} classes are the most that this page takes: use the command line for more"
+            )
+        self.classes.setdefault(label, [])
+        return label
+
+    def remove(self, label: str) -> None:
+        """A class with its images. Raises UserError where there is none."""
+        if label not in self.classes:
+            raise UserError(f"{quoted(label)}: no such class")
+        for shot in self.classes.pop(label):
+            (self.folder / shot.file).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        for label in [*self.classes]:
+            self.remove(label)
+        self._bytes = 0
+
+    def take(self, path: Path, label: str, name: str, split: str = "") -> None:
+        """An image from a file, which is moved here. name: that its owner gave it.
+
+        Raises UserError, naming it so, where it cannot be read, and when there are too many.
+        """
+        if bad := complaint(path):
+            raise UserError(bad.replace(str(path), name))
+        size = path.stat().st_size
+        if len(self) >= MOST_IMAGES or self._bytes + size > MOST_BYTES:
+            raise UserError(
+                f"{name}: {MOST_IMAGES:,} images and {MOST_BYTES / 1e9:.0f} GB are the most that this page takes: use "
+                f"the command line for more"
+            )
+        label = self.add_class(label)
+        self._count, self._bytes = self._count + 1, self._bytes + size
+        file = f"{FILES}/{self._count:06}-{plain(name)}"
+        (self.folder / FILES).mkdir(parents=True, exist_ok=True)
+        os.replace(path, self.folder / file)
+        self.classes[label].append(Shot(file, split))
+
+    def take_folder(self, folder: Path) -> list[str]:
+        """All images of a folder of class folders, or of `IMAGES` in it; returns a sentence for each that is left out.
+
+        Raises UserError as `scan_folder` and `scan_table`.
+        """
+        ignored: Counter[str] = Counter()
+        listed = (folder / IMAGES).is_file()
+        rows = scan_table(folder / IMAGES) if listed else scan_folder(folder, ignored)
+        bad = []
+        for split, some in rows.items():
+            for row in some:
+                try:
+                    self.take(row.image, row.label, shown(row.image, folder, listed), "" if split == "all" else split)
+                except UserError as error:
+                    bad.append(str(error).replace(f"{folder}/", ""))
+        return [*bad, *filter(None, [ignored_note(ignored)])]
+
+    def write(self) -> None:
+        """The list that `fit` reads. Raises UserError where two classes have no image to learn from."""
+        learnt = [label for label, shots in self.classes.items() if any(shot.split in ("", "train") for shot in shots)]
+        if len(learnt) < 2:
+            raise UserError("give images of at least two classes: there is nothing to tell one class from")
+        splits = any(shot.split for shots in self.classes.values() for shot in shots)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "label", *["split"] * splits])
+        for label in learnt:
+            for shot in self.classes[label]:
+                writer.writerow([shot.file, label, *[shot.split or "train"] * splits])
+        write_text(self.folder / IMAGES, text.getvalue())
+
+    def files(self) -> Iterable[str]:
+        return (shot.file for shots in self.classes.values() for shot in shots)
+
+
+def plain(name: str) -> str:
+    """A name that is safe in any file system and archive."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", Path(name).name)[-60:].lstrip("._-") or "image"
+
+
+def shown(image: Path, folder: Path, ours: bool) -> str:
+    """As its owner knows it. ours: it was called by `Shelf.take`."""
+    name = image.relative_to(folder).as_posix() if image.is_relative_to(folder) else image.name
+    return re.sub(rf"^{FILES}/\d+-", "", name) if ours else name
+
+
+def unzipped(archive: Path, folder: Path) -> Path:
+    """What a zip is about, unpacked into a folder. Raises UserError as `unpack`, and for too many members."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            count = len(opened.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{archive.name}: not a readable zip file ({error})") from None
+    if count > 2 * MOST_IMAGES:
+        raise UserError(f"{archive.name}: holds {count:,} files, and {2 * MOST_IMAGES:,} are the most")
+    folder.mkdir(parents=True)
+    try:
+        unpack(archive, folder, MOST_ZIP)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return inner(folder)

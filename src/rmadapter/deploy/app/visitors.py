@@ -1,0 +1,66 @@
+"""Who is at the page: each browser is known by a random number in a cookie, and has a folder that nobody else sees."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmadapter.deploy.app.session import Session, Shared
+
+MOST = 200  # visitors; the one who was away the longest makes room for another
+
+
+@dataclass(eq=False)
+class _Visit:
+    session: Session
+    seen: float
+
+
+class Visitors:
+    """root: for their folders. seconds: after which one who did nothing is forgotten. clock: in seconds."""
+
+    def __init__(self, root: Path, shared: Shared, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.root, self.shared, self.seconds, self.clock = root, shared, seconds, clock
+        self._visits: dict[str, _Visit] = {}
+        self._lock = threading.Lock()
+
+    def known(self, number: str | None) -> Session | None:
+        """Whose number it is, if anybody's."""
+        with self._lock:
+            visit = self._visits.get(number or "")
+            if visit is None:
+                return None
+            visit.seen = self.clock()
+            return visit.session
+
+    def welcome(self) -> str:
+        """A new visitor's number; it does not tell which folder is theirs."""
+        number = secrets.token_urlsafe(32)
+        folder = Path(tempfile.mkdtemp(dir=self.root))
+        with self._lock:
+            self._visits[number] = _Visit(Session(folder, self.shared), self.clock())
+            over = sorted(self._visits, key=lambda each: self._visits[each].seen)[: max(len(self._visits) - MOST, 0)]
+        for each in over:
+            self.forget(each)
+        return number
+
+    def forget(self, number: str) -> None:
+        """All that somebody had."""
+        with self._lock:
+            visit = self._visits.pop(number, None)
+        if visit:
+            visit.session.stop()
+            shutil.rmtree(visit.session.folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Forget those who did nothing for too long; a training that goes on is something."""
+        for number, visit in [*self._visits.items()]:
+            job = visit.session.job
+            if self.clock() - visit.seen > self.seconds and (job is None or job.over):
+                self.forget(number)

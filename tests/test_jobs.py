@@ -1,0 +1,136 @@
+"""Commands one after the other: what they say, how they end, and what is left when they are stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rmadapter.deploy.app import jobs as module
+from rmadapter.deploy.app.jobs import Job, Jobs
+from rmadapter.errors import UserError
+
+# The last word is the folder that it writes.
+SCRIPT = """
+import os, sys, time
+kind, out = sys.argv[1:]
+os.mkdir(out)
+print("note: two classes", "training: 1,500 of 2,000, 3 s left, loss 0.5", sep="\\n", file=sys.stderr, flush=True)
+if kind == "long":
+    time.sleep(60)
+if kind == "wrong":
+    print("rmadapter: give more", file=sys.stderr)
+    sys.exit(2)
+if kind == "bug":
+    1 / 0
+if kind == "killed":
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    monkeypatch.setattr(module, "COMMAND", (sys.executable, "-c", SCRIPT))
+    found = Jobs()
+    yield found
+    found.close()
+
+
+def job(folder: Path, kind: str, name: str = "out") -> Job:
+    return Job("Training", [kind, name], folder, folder / name)
+
+
+def wait(what: Job, state: str) -> None:
+    until = time.monotonic() + 60
+    while what.state != state:
+        assert time.monotonic() < until, (what.state, what.told)
+        time.sleep(0.01)
+
+
+def gone(path: Path) -> bool:
+    until = time.monotonic() + 60
+    while path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return not path.exists()
+
+
+def test_one_that_ends_well(jobs: Jobs, tmp_path: Path) -> None:
+    one, seen = job(tmp_path, "well"), []
+    one.then = lambda: seen.append(one.out.is_dir())
+    jobs.add(one)
+    wait(one, "done")
+    assert seen == [True]
+    assert (one.notes, one.share, one.told) == (["two classes"], 0.75, "training: 3 s left, loss 0.5")
+    assert one.out.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("wrong", "give more"), ("bug", "exit code 1, which is a bug"), ("killed", "as when memory runs out")],
+)
+def test_one_that_fails_leaves_nothing(jobs: Jobs, tmp_path: Path, kind: str, told: str) -> None:
+    one = job(tmp_path, kind)
+    one.then = lambda: pytest.fail("it did not end well")
+    jobs.add(one)
+    wait(one, "failed")
+    assert told in one.told
+    assert gone(one.out)
+
+
+def test_what_comes_after_may_fail_too(jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise UserError("not this one")
+
+    def stumble() -> None:
+        raise ZeroDivisionError
+
+    for number, (then, told) in enumerate([(refuse, "not this one"), (stumble, "The server has a bug")]):
+        one = job(tmp_path, "well", str(number))
+        one.then = then
+        jobs.add(one)
+        wait(one, "failed")
+        assert told in one.told
+        assert gone(one.out)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_line_and_stopping(jobs: Jobs, tmp_path: Path) -> None:
+    one, two, three = (job(tmp_path, kind, name) for kind, name in [("long", "a"), ("well", "b"), ("well", "c")])
+    for each in (one, two, three):
+        jobs.add(each)
+    wait(one, "running")
+    while one.share is None:
+        time.sleep(0.01)
+    assert [jobs.place(each) for each in (one, two, three)] == [0, 1, 2]
+    jobs.stop(two)
+    assert (two.state, jobs.place(three)) == ("stopped", 1)
+    jobs.stop(one)
+    wait(three, "done")
+    assert (one.state, gone(one.out), two.out.exists()) == ("stopped", True, False)
+    jobs.stop(three)
+    assert (three.state, three.out.exists()) == ("done", True)
+
+
+def test_the_end_of_the_server_stops_all(jobs: Jobs, tmp_path: Path) -> None:
+    one, two = job(tmp_path, "long", "a"), job(tmp_path, "well", "b")
+    jobs.add(one)
+    jobs.add(two)
+    wait(one, "running")
+    started = time.monotonic()
+    jobs.close()
+    assert time.monotonic() - started < 30
+    assert {one.state, two.state} == {"stopped"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_heard() -> None:
+    one = Job("Training", [], Path(), Path("x"))
+    one.hear("note: auto: rmadapter (7 of 8)")
+    assert (one.told, one.share) == ("rmadapter (7 of 8)", None)
+    one.hear("checking images: 7")
+    assert (one.told, one.share) == ("checking images", None)
+    one.hear("something else: entirely")
+    assert one.told == "checking images"

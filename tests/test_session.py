@@ -1,0 +1,201 @@
+"""What a visitor does with a tiny model, without a browser: train, open, add, ask, download, and mistakes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rmadapter import load
+from rmadapter.backbones import Backbone
+from rmadapter.deploy.app.jobs import Jobs
+from rmadapter.deploy.app.session import Session, Shared
+from rmadapter.errors import UserError
+from rmadapter.record import read_record
+
+
+@pytest.fixture
+def shared(tiny_clip: Backbone, finished: Path, tmp_path: Path) -> Iterator[Shared]:
+    """With one run to open."""
+    shutil.copytree(finished, tmp_path / "runs/colours")
+    found = Shared(tiny_clip, Jobs(), tmp_path / "runs")
+    yield found
+    found.jobs.close()
+
+
+@pytest.fixture
+def session(shared: Shared, tmp_path: Path) -> Session:
+    return visitor(tmp_path / "me", shared)
+
+
+def visitor(folder: Path, shared: Shared) -> Session:
+    folder.mkdir()
+    return Session(folder, shared)
+
+
+def bring(session: Session, images: Path, *labels: str) -> None:
+    for label in labels:
+        for image in sorted((images / label).iterdir()):
+            path = session.folder / image.name
+            shutil.copyfile(image, path)
+            session.shelf.take(path, label, image.name)
+
+
+def wait(session: Session) -> str:
+    assert session.job is not None
+    until = time.monotonic() + 120
+    while not session.job.over and time.monotonic() < until:
+        time.sleep(0.05)
+    return session.job.state
+
+
+def test_from_images_to_a_model_that_comes_back(session: Session, shared: Shared, colors: Path, tmp_path: Path) -> None:
+    bring(session, colors / "train", "red", "blue", "green")
+    session.train("linear-probe-pair")
+    with pytest.raises(UserError, match="at work already"):
+        session.train("auto")
+    assert wait(session) == "done", session.job and session.job.told
+    state = session.state()
+    assert state["model"]["labels"] == ["blue", "green", "red"]
+    found = session.judged()
+    assert found is not None
+    assert found["rows"][-1]["accuracy"] > 50
+    assert found["rows"][-1]["low"] < found["rows"][-1]["accuracy"] <= found["rows"][-1]["high"]
+    assert found["rows"][0]["name"].startswith("before")
+    assert "cross-validation" in found["how"]
+    assert all(one["src"].startswith("data:image/jpeg") for one in found["wrong"])
+    assert session.run is not None
+    assert read_record(session.run / "run.json").command.startswith("rmadapter fit images.csv --method")
+    assert "<html" in session.report().read_text("utf-8")
+    answers = session.ask(colors / "test/red/0.png", "photo.png")
+    assert answers[0]["label"] == "red"
+    assert sum(row["probability"] for row in answers) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="knows the classes it was trained on alone"):
+        session.add(["yellow"])
+    assert session.state()["model"] == state["model"]
+    comes_back(session, visitor(tmp_path / "other", shared), colors, tmp_path)
+
+
+def comes_back(session: Session, other: Session, colors: Path, tmp_path: Path) -> None:
+    """What was downloaded, at another visitor's."""
+    with zipfile.ZipFile(session.zipped("images")) as file:
+        names = file.namelist()
+        file.extractall(tmp_path / "got")
+    assert "images.csv" in names
+    assert sum(name.startswith("files/") for name in names) == 18
+    assert load(tmp_path / "got/model", session.shared.backbone).labels == ("blue", "green", "red")
+    with zipfile.ZipFile(session.zipped("model")) as file:
+        assert {name.split("/")[0] for name in file.namelist()} == {"model"}
+
+    shutil.copyfile(session.zipped("images"), other.folder / "x.zip")
+    assert other.take_zip(other.folder / "x.zip") == {"opened": "x", "bad": []}
+    assert other.judged() == session.judged()
+    state = other.state()
+    assert (state["classes"][0], state["base"]) == ({"label": "red", "images": 6}, None)
+    shutil.copyfile(session.zipped("model"), other.folder / "y.zip")
+    assert other.take_zip(other.folder / "y.zip")["opened"] == "y"
+    assert (other.state()["classes"], len(other.state()["model"]["labels"])) == ([], 3)
+    bring(other, colors / "train", "red", "blue")
+    with pytest.raises(UserError, match="images of this run are not here"):
+        other.train("linear-probe-pair")
+
+
+def test_a_run_of_the_server_learns_one_more_class(session: Session, colors: Path, tmp_path: Path) -> None:
+    record = tmp_path / "runs/colours/run.json"
+    record.write_text(record.read_text().replace('"data": "colors"', f'"data": "{colors}"'))
+    (record.parent / "SHA256SUMS").unlink()
+    session.open("colours")
+    assert session.state()["base"] == "model-1"
+    shutil.copytree(colors / "train/red", tmp_path / "more/scarlet")
+    shutil.copytree(colors / "train/blue", tmp_path / "more/navy")
+    bring(session, tmp_path / "more", "scarlet", "navy")
+    session.train("auto")
+    assert wait(session) == "done", session.job and session.job.told
+    assert session.state()["model"]["labels"] == ["blue", "green", "navy", "night_sky", "red", "scarlet"]
+    before = session.run
+    session.add(["yellow"])
+    assert session.state()["model"]["labels"][-1] == "yellow"
+    assert session.run != before
+    assert session.judged() is None
+    with pytest.raises(UserError, match="no report"):
+        session.report()
+
+
+def test_names_alone(session: Session, colors: Path) -> None:
+    with pytest.raises(UserError, match="no classifier yet"):
+        session.ask(colors / "test/red/0.png", "a.png")
+    session.shelf.add_class("red")
+    with pytest.raises(UserError, match="at least two classes"):
+        session.use_names()
+    session.shelf.add_class("sea_horse")
+    session.use_names()
+    session.add(["night-sky"])
+    assert [one["label"] for one in session.ask(colors / "test/red/0.png", "a.png")] != []
+    assert session.state()["model"]["labels"] == ["red", "sea_horse", "night-sky"]
+    with pytest.raises(UserError, match="are both called"):
+        session.add(["Red"])
+    bad = session.folder / "x"
+    bad.write_bytes(b"no")
+    with pytest.raises(UserError, match=r"^bad\.png: not an image"):
+        session.ask(bad, "bad.png")
+    with zipfile.ZipFile(session.zipped("model")) as file:
+        assert "model/model.json" in file.namelist()
+
+
+def test_stopping_leaves_everything_as_it_was(session: Session, colors: Path) -> None:
+    session.shelf.add_class("red")
+    session.shelf.add_class("blue")
+    session.use_names()
+    bring(session, colors / "train", "red", "blue")
+    before = session.state() | {"job": None}
+    session.train("rmadapter")
+    while session.job and session.job.state == "waiting":
+        time.sleep(0.01)
+    session.stop()
+    assert wait(session) == "stopped"
+    assert session.state() | {"job": None} == before
+    session.shelf.remove("blue")
+    with pytest.raises(UserError, match="at least two classes"):
+        session.train("auto")
+
+
+def test_the_sentence_of_the_command_line(session: Session, shared: Shared, colors: Path) -> None:
+    bring(session, colors / "train", "red", "blue")
+    (session.folder / session.shelf.classes["red"][0].file).write_bytes(b"spoilt since")
+    session.train("linear-probe-pair")
+    assert wait(session) == "failed"
+    assert session.job is not None
+    assert session.job.told.startswith("files/000001-0.png: not an image of a kind that is read here; --skip-bad")
+    assert session.state()["model"] is None
+
+
+def test_a_run_that_leads_elsewhere(session: Session, finished: Path, tmp_path: Path, colors: Path) -> None:
+    """Whoever sends a run must not get images of this machine to see."""
+    for data in (str(colors), "../colors"):
+        (tmp_path / "evil").mkdir()
+        with zipfile.ZipFile(session.folder / "evil.zip", "w") as file:
+            for path in finished.iterdir():
+                if path.name not in ("run.json", "SHA256SUMS"):
+                    file.write(path, f"model/{path.name}")
+            record = (finished / "run.json").read_text().replace('"data": "colors"', f'"data": "{data}"')
+            file.writestr("model/run.json", record)
+        with pytest.raises(UserError, match="open a zip that this page gave"):
+            session.take_zip(session.folder / "evil.zip")
+        (tmp_path / "evil").rmdir()
+    assert session.state()["model"] is None
+    assert not list(session.folder.glob("*"))
+
+
+def test_words_that_a_browser_never_sends(session: Session) -> None:
+    for call, told in [
+        (lambda: session.open("../runs"), "unknown run"),
+        (lambda: session.train("magic"), "unknown method"),
+        (lambda: session.export("exe"), "unknown target"),
+        (lambda: session.zipped("model"), "no classifier yet"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            call()

@@ -1,0 +1,120 @@
+"""The images that a visitor brings: kept, left out by name, listed, and never too many."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rmadapter.data.images import read_images
+from rmadapter.deploy.app import shelf as module
+from rmadapter.deploy.app.shelf import FILES, IMAGES, Shelf, plain, unzipped
+from rmadapter.errors import UserError
+
+
+def png(color: str = "red") -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(data, "PNG")
+    return data.getvalue()
+
+
+def put(shelf: Shelf, label: str, name: str, data: bytes | None = None) -> None:
+    path = shelf.folder / f"upload-{plain(name)}"
+    path.write_bytes(png() if data is None else data)
+    shelf.take(path, label, name)
+
+
+def packed(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return path
+
+
+def test_images_become_the_list_that_fit_reads(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    put(shelf, "sea_horse", "../../évil ;name.png")
+    put(shelf, " Sea  Horse", "b.png", png("blue"))
+    put(shelf, '=zebra, "plain"', "c.png")
+    assert [*shelf.classes] == ["sea_horse", '=zebra, "plain"']
+    shelf.add_class("alone")
+    shelf.write()
+    sets = read_images(tmp_path / IMAGES, progress=False)
+    assert sets["all"].written == ('=zebra, "plain"', "sea_horse")
+    assert sorted(path.name for path in (tmp_path / FILES).iterdir()) == [
+        "000001-vil_name.png", "000002-b.png", "000003-c.png",
+    ]  # fmt: skip
+    shelf.remove("sea_horse")
+    assert len([*(tmp_path / FILES).iterdir()]) == len(shelf) == 1
+    with pytest.raises(UserError, match="at least two classes"):
+        shelf.write()
+    shelf.clear()
+    assert not list((tmp_path / FILES).iterdir())
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(tmp_path)
+    with pytest.raises(UserError, match=r"^bad\.png: not an image"):
+        put(shelf, "a", "bad.png", b"no")
+    for label in ("", " _ ", "x" * 101, "a\0b", "\ud800"):
+        with pytest.raises(UserError):
+            shelf.add_class(label)
+    with pytest.raises(UserError, match="no such class"):
+        shelf.remove("b")
+    monkeypatch.setattr(module, "MOST_IMAGES", 1)
+    put(shelf, "a", "a.png")
+    with pytest.raises(UserError, match=r"^b\.png: 1 images and 4 GB are the most"):
+        put(shelf, "a", "b.png")
+    monkeypatch.setattr(module, "MOST_CLASSES", 1)
+    with pytest.raises(UserError, match="1 classes are the most"):
+        shelf.add_class("b")
+    assert {label: len(shots) for label, shots in shelf.classes.items()} == {"a": 1}
+
+
+def test_a_zip_with_a_folder_for_each_class(tmp_path: Path) -> None:
+    members = {f"set/{split}/{label}/1.png": png(label) for split in ("train", "test") for label in ("red", "blue")}
+    members |= {"set/train/red/broken.jpg": b"no", "set/train/red/notes.txt": b"x"}
+    shelf = Shelf(tmp_path / "home")
+    shelf.folder.mkdir()
+    told = shelf.take_folder(unzipped(packed(tmp_path / "set.zip", members), tmp_path / "out"))
+    assert told == ["train/red/broken.jpg: not an image of a kind that is read here", "1 file ignored: .txt 1"]
+    put(shelf, "red", "more.png", png("yellow"))
+    shelf.write()
+    sets = read_images(shelf.folder / IMAGES, progress=False)
+    assert {split: len(images) for split, images in sets.items()} == {"train": 3, "test": 2}
+
+
+def test_what_a_shelf_gave_comes_back(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = Shelf(tmp_path / "one"), Shelf(tmp_path / "two")
+    put(one, "red/green", "a.png")
+    put(one, "blue", "b.png", png("blue"))
+    one.write()
+    assert two.take_folder(one.folder) == []
+    assert {label: len(shots) for label, shots in two.classes.items()} == {"red/green": 1, "blue": 1}
+    assert sorted(two.files()) == ["files/000001-a.png", "files/000002-b.png"]
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ({"../x.png": b""}, "leads out of its folder"),
+        ({"a/b.png": b"\0" * 3000}, "unpacked it has more than"),
+        ({str(i): b"" for i in range(5)}, "holds 5 files, and 4 are the most"),
+        (None, "not a readable zip file"),
+    ],
+)
+def test_archives_that_mean_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes] | None, told: str
+) -> None:
+    monkeypatch.setattr(module, "MOST_ZIP", 2000)
+    monkeypatch.setattr(module, "MOST_IMAGES", 2)
+    path = tmp_path / "x.zip"
+    packed(path, members) if members is not None else path.write_bytes(b"no")
+    with pytest.raises(UserError, match=told):
+        unzipped(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
