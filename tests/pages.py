@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from browser import BROWSER, STATE, Tab, served, tab
 
-__all__ = ["NAMES", "STATE", "Tab", "engine", "needs_browser", "served", "tab", "write_site"]
+__all__ = ["NAMES", "STATE", "Tab", "axe", "engine", "needs_browser", "served", "tab", "write_site"]
 
 NAMES = [f"a class whose name is rather long, as those of some data sets are, number {i}" for i in range(17)]
 NAMES += ["تفاحة خضراء كبيرة", "非常に長い日本語のクラス名と緑色のりんご", "Donaudampfschifffahrtsgesellschaftskapitän"]
@@ -57,3 +59,13 @@ def write_site(out: Path) -> Path:
     write_sums(out, (GRAPH, LABELS, TRANSFORM))
     web.write_page(out)
     return out
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """axe-core, which knows the rules of accessible pages, by npm."""
+    folder, npm = tmp_path_factory.mktemp("axe"), shutil.which("npm")
+    command = [str(npm), "install", "axe-core@4.11.0", "--prefix", str(folder), "--ignore-scripts", "--silent"]
+    if npm is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("npm cannot fetch axe-core")
+    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")

@@ -63,7 +63,7 @@ def test_one_that_ends_well(jobs: Jobs, tmp_path: Path) -> None:
     jobs.add(one)
     wait(one, "done")
     assert seen == [True]
-    assert (one.notes, one.share, one.told) == (["two classes"], 0.75, "training: 3 s left, loss 0.5")
+    assert (one.notes, one.share, one.told) == (["two classes"], 0.75, "training: 3 s left")
     assert one.out.is_dir()
 
 
@@ -131,6 +131,10 @@ def test_what_is_heard() -> None:
     one.hear("note: auto: rmadapter (7 of 8)")
     assert (one.told, one.share) == ("rmadapter (7 of 8)", None)
     one.hear("checking images: 7")
+    assert (one.told, one.share) == ("checking images", None)
+    one.hear("frozen activations: 5 of 10, 12 s left")
+    assert (one.told, one.share) == ("looking at the images: 12 s left", 0.5)
+    one.hear("checking images: 9 of 10, 0 s left, loss 0.1")
     assert (one.told, one.share) == ("checking images", None)
     one.hear("something else: entirely")
     assert one.told == "checking images"

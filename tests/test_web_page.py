@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from pages import NAMES, STATE, Tab, needs_browser, served, tab, write_site
+from pages import NAMES, STATE, Tab, axe, needs_browser, served, tab, write_site
 from rmadapter.deploy import web
 from rmadapter.deploy.runtime import GRAPH
+
+__all__ = ["axe"]  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +119,6 @@ def test_what_axe_finds(browser: tuple[Tab, str], pictures: list[str], scheme: s
     found = page.script("axe.run()")
     assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
     assert "color-contrast" in [each["id"] for each in found["passes"]]
-
-
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """axe-core, which knows the rules of accessible pages, by npm."""
-    folder, npm = tmp_path_factory.mktemp("axe"), shutil.which("npm")
-    command = [str(npm), "install", "axe-core@4.11.0", "--prefix", str(folder), "--ignore-scripts", "--silent"]
-    if npm is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("npm cannot fetch axe-core")
-    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
 
 
 @needs_browser

@@ -24,7 +24,10 @@ from rmadapter.errors import UserError
 
 SURROUNDINGS = {"RMADAPTER_OFTEN": "1", "PYTHONSAFEPATH": "1"}  # no code from the folder that it starts in
 COMMAND = (sys.executable, "-m", "rmadapter")
-LINE = re.compile(r"(?P<what>[^:]+): (?P<done>[\d,]+)(?: of (?P<total>[\d,]+))?(?:, (?P<rest>.*))?")
+LINE = re.compile(
+    r"(?P<what>[^:]+): (?P<done>[\d,]+)(?: of (?P<total>[\d,]+))?(?:, (?P<left>[1-9][\d,]* (?:s|min) left))?(?:, .*)?"
+)
+PLAIN = {"frozen activations": "looking at the images"}  # what a bar is called, for those who write no code
 LAST = 30  # lines of a process that ended as none should, for the terminal
 PATIENCE = 10  # seconds in which a process may end by itself
 
@@ -57,8 +60,9 @@ class Job:
                 self.told, self.share = text.removeprefix("auto: "), None
         elif found := LINE.fullmatch(line):
             done, total = (int((found[name] or "0").replace(",", "")) for name in ("done", "total"))
-            self.share = min(done / total, 1.0) if total else None
-            self.told = f"{found['what']}: {found['rest']}" if found["rest"] else found["what"]
+            what, under_way = PLAIN.get(found["what"], found["what"]), done < total and ", 0 s left" not in line
+            self.share = done / total if under_way else None  # what comes next has not said a word yet
+            self.told = f"{what}: {found['left']}" if found["left"] else what
 
 
 class Jobs:

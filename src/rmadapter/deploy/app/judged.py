@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rmadapter.checkpoint import PAGE, RECORD
+from rmadapter.deploy.app.shelf import own_name
 from rmadapter.judge import ZERO_SHOT
 from rmadapter.panel import thumbnail, thumbnails_of
 from rmadapter.predictions import Predictions, read_predictions
@@ -62,7 +63,7 @@ def wrong(found: Predictions, thumbnails: dict[tuple[int, str], str]) -> dict[st
     rows = rows[np.argsort(-found.answer.probability[rows], kind="stable")]
     shown = [
         {
-            "name": found.images[i],
+            "name": own_name(found.images[i]),
             "src": thumbnail(found.sources[i]) or thumbnails.get((0, found.images[i]), ""),
             "true": found.classes[found.true[i]],
             "answer": found.classes[found.answer.which[i]],

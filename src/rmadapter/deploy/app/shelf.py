@@ -138,7 +138,12 @@ def plain(name: str) -> str:
 def shown(image: Path, folder: Path, ours: bool) -> str:
     """As its owner knows it. ours: it was called by `Shelf.take`."""
     name = image.relative_to(folder).as_posix() if image.is_relative_to(folder) else image.name
-    return re.sub(rf"^{FILES}/\d+-", "", name) if ours else name
+    return own_name(name) if ours else name
+
+
+def own_name(file: str) -> str:
+    """What somebody called an image before `Shelf.take` did."""
+    return re.sub(rf"^{FILES}/\d+-", "", file)
 
 
 def unzipped(archive: Path, folder: Path) -> Path:
