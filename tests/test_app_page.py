@@ -99,7 +99,7 @@ def bring(page: Tab, images: dict[str, list[str]]) -> str:
 def train(page: Tab, method: str) -> None:
     click(page, f"[value='{method}']")
     click(page, "#go")
-    page.until(f"{told('train')} === 'Training is done.'", seconds=300)
+    page.until(f"{told('train')} === 'Training is done.'", seconds=600)
     page.until("document.querySelector('#rates tbody tr') !== null")
 
 

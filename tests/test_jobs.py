@@ -63,7 +63,7 @@ def test_one_that_ends_well(jobs: Jobs, tmp_path: Path) -> None:
     jobs.add(one)
     wait(one, "done")
     assert seen == [True]
-    assert (one.notes, one.share, one.told) == (["two classes"], 0.75, "training: 3 s left")
+    assert (one.notes, one.share, one.told) == (["two classes"], 0.75, "learning from them: 3 s left")
     assert one.out.is_dir()
 
 
@@ -129,7 +129,7 @@ def test_the_end_of_the_server_stops_all(jobs: Jobs, tmp_path: Path) -> None:
 def test_what_is_heard() -> None:
     one = Job("Training", [], Path(), Path("x"))
     one.hear("note: auto: rmadapter (7 of 8)")
-    assert (one.told, one.share) == ("rmadapter (7 of 8)", None)
+    assert (one.told, one.share) == ("trying rmadapter (7 of 8)", None)
     one.hear("checking images: 7")
     assert (one.told, one.share) == ("checking images", None)
     one.hear("frozen activations: 5 of 10, 12 s left")

@@ -47,7 +47,7 @@ def bring(session: Session, images: Path, *labels: str) -> None:
 
 def wait(session: Session) -> str:
     assert session.job is not None
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while not session.job.over and time.monotonic() < until:
         time.sleep(0.05)
     return session.job.state
@@ -123,6 +123,19 @@ def test_a_run_of_the_server_learns_one_more_class(session: Session, colors: Pat
     assert session.judged() is None
     with pytest.raises(UserError, match="no report"):
         session.report()
+
+
+def test_an_export(session: Session) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+    pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
+    session.open("colours")
+    with pytest.raises(UserError, match="not made yet"):
+        session.zipped("onnx")
+    session.export("onnx")
+    assert wait(session) == "done", session.job and session.job.told
+    assert session.state()["exports"] == ["onnx"]
+    with zipfile.ZipFile(session.zipped("onnx")) as file:
+        assert {"onnx/model.onnx", "onnx/predict.py", "onnx/SHA256SUMS"} <= {*file.namelist()}
 
 
 def test_names_alone(session: Session, colors: Path) -> None:

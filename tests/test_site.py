@@ -121,6 +121,26 @@ def test_mistakes_are_one_sentence(client: TestClient, colors: Path, monkeypatch
     assert classes(client) == {}
 
 
+def test_somebody_who_leaves_in_the_middle(client: TestClient) -> None:
+    sent: list[Any] = []
+    cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    headers = [(b"host", b"127.0.0.1:8080"), (b"cookie", cookie.encode())]
+    scope = {"type": "http", "method": "PUT", "path": "/api/image", "query_string": b"label=a", "headers": headers}
+    scope |= {"server": ("127.0.0.1", 8080), "scheme": "http", "root_path": "", "http_version": "1.1"}
+    messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    client.portal.call(client.app, scope, receive, send)  # type: ignore[union-attr]
+    assert sent[0]["status"] == 400
+    [session] = [visit.session for visit in client.app.state.visitors._visits.values()]  # type: ignore[attr-defined]
+    assert not list(session.folder.iterdir())
+
+
 def test_other_sites(client: TestClient) -> None:
     evil = {"origin": "http://evil.example"}
     assert "Another site" in told(client.post("/api/classes", json={"names": ["a"]}, headers=evil), 403)

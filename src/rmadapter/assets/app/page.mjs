@@ -86,7 +86,8 @@ function drawClasses(classes) {
 }
 
 function drawJob(job) {
-  const busy = job && ["waiting", "running"].includes(job.state), told = $("train").querySelector(":scope > .told");
+  const busy = job && ["waiting", "running"].includes(job.state);
+  const told = $(job?.what === "Exporting" ? "get" : "train").querySelector(":scope > .told");
   const focused = $("work").contains(document.activeElement);
   $("work").hidden = !busy;
   for (const id of ["go", "alone"]) $(id).disabled = Boolean(busy);
@@ -132,7 +133,7 @@ function drawTargets({ targets, exports }) {
     const button = element("button", { type: "button" }, `Make it ${about}`);
     button.addEventListener("click", () => doing("get", async () => {
       await ask("export", { to });
-      return "It is being made: section 2 shows how far it is.";
+      return "It is being made.";
     }));
     return button;
   }));

@@ -27,7 +27,8 @@ COMMAND = (sys.executable, "-m", "rmadapter")
 LINE = re.compile(
     r"(?P<what>[^:]+): (?P<done>[\d,]+)(?: of (?P<total>[\d,]+))?(?:, (?P<left>[1-9][\d,]* (?:s|min) left))?(?:, .*)?"
 )
-PLAIN = {"frozen activations": "looking at the images"}  # what a bar is called, for those who write no code
+# What a bar is called, for those who write no code.
+PLAIN = {"frozen activations": "looking at the images", "training": "learning from them"}
 LAST = 30  # lines of a process that ended as none should, for the terminal
 PATIENCE = 10  # seconds in which a process may end by itself
 
@@ -57,7 +58,7 @@ class Job:
         if kind == "note":
             self.notes.append(text)
             if text.startswith("auto: "):
-                self.told, self.share = text.removeprefix("auto: "), None
+                self.told, self.share = f"trying {text.removeprefix('auto: ')}", None
         elif found := LINE.fullmatch(line):
             done, total = (int((found[name] or "0").replace(",", "")) for name in ("done", "total"))
             what, under_way = PLAIN.get(found["what"], found["what"]), done < total and ", 0 s left" not in line

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -59,7 +59,7 @@ def build(shared: Shared, hours: float = 12, names: Collection[str] = ()) -> Sta
             Route("/download/{what}", _download),
         ],
         middleware=[Middleware(Doors, names=names)],
-        exception_handlers={UserError: _mistake},
+        exception_handlers={UserError: _mistake, ClientDisconnect: _gone},
         lifespan=life,
     )
 
@@ -72,6 +72,11 @@ async def _sweep(visitors: Visitors) -> None:
 
 async def _mistake(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 400)
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    """Of somebody who left in the middle of sending; nobody reads it."""
+    return Response(status_code=400)
 
 
 # What is asked for
