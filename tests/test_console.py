@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -54,6 +56,15 @@ def test_into_a_pipe_goes_a_line_now_and_then(
     for _ in track(range(2), 2, "\x1b[2J\n"):
         clock[0] += 100
     assert capsys.readouterr().err == "\\x1b[2J\n: 1 of 2, 2 min left\n\\x1b[2J\n: 2 of 2, 0 s left\n"
+
+
+def test_a_line_comes_more_often_where_a_program_reads_them() -> None:
+    code = "from rmadapter import console; print(console.EVERY)"
+    found = [
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "RMADAPTER_OFTEN": often}, capture_output=True)
+        for often in ("", "1")
+    ]
+    assert [float(done.stdout) for done in found] == [10, 0.5]
 
 
 def test_quiet_is_for_one_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

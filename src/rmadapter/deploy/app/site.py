@@ -48,7 +48,7 @@ def build(shared: Shared, hours: float = 12, names: Collection[str] = ()) -> Sta
     return Starlette(
         routes=[
             Route("/", _page),
-            *(Route(f"/{file.name}", _asset) for file in ASSETS.iterdir() if file.suffix != ".html"),
+            *(Route(f"/{file.name}", _asset(file)) for file in ASSETS.iterdir() if file.suffix != ".html"),
             *(Route(f"/api/{name}", _answered(answer), methods=["POST"]) for name, answer in ANSWERS.items()),
             Route("/api/state", _answered(lambda session, _: session.state())),
             Route("/api/judged", _answered(lambda session, _: session.judged())),
@@ -149,8 +149,11 @@ def _cookie(request: Request) -> str:
     return f"rmadapter-app-{request.url.port or 80}"
 
 
-async def _asset(request: Request) -> Response:
-    return FileResponse(ASSETS / Path(request.url.path).name)
+def _asset(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(_: Request) -> Response:
+        return FileResponse(file)
+
+    return endpoint
 
 
 def _session(request: Request) -> Session:
