@@ -6,6 +6,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,21 +187,30 @@ def test_the_sentence_of_the_command_line(session: Session, shared: Shared, colo
     assert session.state()["model"] is None
 
 
-def test_a_run_that_leads_elsewhere(session: Session, finished: Path, tmp_path: Path, colors: Path) -> None:
-    """Whoever sends a run must not get images of this machine to see."""
-    for data in (str(colors), "../colors"):
-        (tmp_path / "evil").mkdir()
-        with zipfile.ZipFile(session.folder / "evil.zip", "w") as file:
-            for path in finished.iterdir():
-                if path.name not in ("run.json", "SHA256SUMS"):
-                    file.write(path, f"model/{path.name}")
-            record = (finished / "run.json").read_text().replace('"data": "colors"', f'"data": "{data}"')
-            file.writestr("model/run.json", record)
-        with pytest.raises(UserError, match="open a zip that this page gave"):
-            session.take_zip(session.folder / "evil.zip")
-        (tmp_path / "evil").rmdir()
-    assert session.state()["model"] is None
-    assert not list(session.folder.glob("*"))
+@pytest.mark.parametrize("where", ["task", "score"])
+def test_a_run_that_leads_elsewhere(session: Session, tmp_path: Path, colors: Path, where: str) -> None:
+    """Whoever sends a run must not get images of this machine to see; the server's own runs do show theirs."""
+    run = tmp_path / "runs/colours"
+    record = read_record(run / "run.json")
+    score = record.scores[0].model_copy(update={"data": str(colors)})
+    update = {"task": replace(record.task, data=str(colors))} if where == "task" else {"scores": (score,)}
+    record.model_copy(update=update).save(run / "run.json")
+    rows = (run / "predictions.csv").read_text().replace(",red,red,", ",red,blue,")
+    (run / "predictions.csv").write_text(rows)
+    for file in ("SHA256SUMS", "report.html"):
+        (run / file).unlink()
+    session.open("colours")
+    before = session.judged()
+    with zipfile.ZipFile(session.folder / "evil.zip", "w") as file:
+        for path in run.iterdir():
+            file.write(path, f"model/{path.name}")
+    assert session.take_zip(session.folder / "evil.zip") == {"opened": "evil", "bad": []}
+    after = session.judged()
+    assert before is not None
+    assert after is not None
+    assert {bool(one["src"]) for one in before["wrong"]} == {True}
+    assert {bool(one["src"]) for one in after["wrong"]} == {False}
+    assert len(after["wrong"]) == len(before["wrong"]) > 1
 
 
 def test_words_that_a_browser_never_sends(session: Session) -> None:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import shutil
 import threading
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
-from rmadapter.checkpoint import FILES as RUN_FILES
-from rmadapter.checkpoint import IMAGES as GROWN
 from rmadapter.checkpoint import MODEL, PAGE, Saved, load, save
 from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.jobs import Job, Jobs
 from rmadapter.deploy.app.judged import its_record, judged
+from rmadapter.deploy.app.parcels import copy_run, pack
 from rmadapter.deploy.app.shelf import IMAGES, Shelf, unzipped
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.files import atomic, user_path
+from rmadapter.files import user_path
 from rmadapter.method import Known
 from rmadapter.methods import AUTO, load_method
 from rmadapter.runs.grow import add_names
-from rmadapter.sums import SUMS
 from rmadapter.task import TEMPLATES
 
 METHODS = {
@@ -108,20 +105,13 @@ class Session:
                 run = next((path for path in (inside, inside / "model") if (path / MODEL).is_file()), None)
                 if run is None:
                     return {"opened": "", "bad": self.shelf.take_folder(inside)}
-                self._open_foreign(run)
+                self._open(run, "", foreign=True)
                 return {"opened": archive.stem, "bad": self._take_back(inside)}
             except UserError as error:
                 raise UserError(str(error).replace(f"{where}", archive.name)) from None
             finally:
                 shutil.rmtree(where, ignore_errors=True)
                 archive.unlink(missing_ok=True)
-
-    def _open_foreign(self, run: Path) -> None:
-        """A run that anybody may have made: it leads to no other image of this machine than those in the zip."""
-        record = its_record(run, Path())
-        if record and (PurePath(record.task.data).is_absolute() or ".." in PurePath(record.task.data).parts):
-            raise UserError("its data lies outside of it: open a zip that this page gave")
-        self._open(run, "", leave=(GROWN,))
 
     def _take_back(self, inside: Path) -> list[str]:
         """The images that the zip of a run holds."""
@@ -140,16 +130,14 @@ class Session:
             record = its_record(there[name], Path.cwd())
             self._open(there[name], str(user_path(record.task.data).absolute()) if record else "")
 
-    def _open(self, run: Path, data: str, leave: Sequence[str] = ()) -> None:
+    def _open(self, run: Path, data: str, foreign: bool = False) -> None:
+        """foreign: anybody may have made it."""
         out = self._new("model")
-        out.mkdir(parents=True)
-        for file in {*RUN_FILES, SUMS, "classnames.json"} - {*leave}:
-            if (run / file).is_file():
-                shutil.copyfile(run / file, out / file)
         try:
+            copy_run(run, out, foreign)
             self._take(out)
         except BaseException:
-            shutil.rmtree(out)
+            shutil.rmtree(out, ignore_errors=True)
             raise
         self.shelf.clear()
         self.base = Base(out, data)
@@ -241,14 +229,12 @@ class Session:
             folder = self.exports.get(what) if what in TARGETS else self.run
             if folder is None:
                 raise UserError(f"{quoted(what)}: not made yet")
-            inside = {f"{'model' if folder is self.run else what}/{file.name}": file for file in _files(folder)}
+            more: dict[str, Path] = {}
             if what == "images":
                 self.shelf.write()
-                inside |= {name: self.folder / name for name in (IMAGES, *self.shelf.files())}
+                more = {name: self.folder / name for name in (IMAGES, *self.shelf.files())}
             path = self.folder / f"rmadapter-{what}.zip"
-            with atomic(path, sync=False) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
-                for name, source in sorted(inside.items()):
-                    file.write(source, name)
+            pack(path, folder, "model" if folder is self.run else what, more)
             return path
 
     # Within
@@ -275,8 +261,3 @@ class Session:
         more = ["--out", out.name, "--backbone", self.shared.backbone.name, "--json"]
         self.job = Job(what, [*words, *more], self.folder, out, then)
         self.shared.jobs.add(self.job)
-
-
-def _files(folder: Path) -> list[Path]:
-    """Of a run or an export, which hold no folders."""
-    return [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]

@@ -1,0 +1,57 @@
+"""What comes and goes as files: copies of runs, also of those that anybody may have made, and zips."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from rmadapter.checkpoint import FILES as RUN_FILES
+from rmadapter.checkpoint import IMAGES as GROWN
+from rmadapter.checkpoint import RECORD
+from rmadapter.deploy.app.shelf import IMAGES
+from rmadapter.files import atomic
+from rmadapter.record import read_record
+from rmadapter.sums import SUMS, check_sums, write_sums
+
+
+def copy_run(run: Path, out: Path, foreign: bool = False) -> None:
+    """What a run consists of, into a new folder. foreign: anybody may have made it, as `keep_within` has it.
+
+    Raises UserError for a damaged one that is foreign.
+    """
+    out.mkdir(parents=True)
+    for file in {*RUN_FILES, SUMS, "classnames.json"} - ({GROWN} if foreign else set()):
+        if (run / file).is_file():
+            shutil.copyfile(run / file, out / file)
+    if foreign:
+        keep_within(out)
+
+
+def keep_within(run: Path) -> None:
+    """Let a run name no other images of this machine than those that came with it: the page would show them.
+
+    Raises UserError for a damaged one.
+    """
+    check_sums(run)
+    if not (run / RECORD).is_file():
+        return
+    record = read_record(run / RECORD)
+    tests = tuple(replace(test, data="") for test in record.task.tests)
+    found = {
+        "task": replace(record.task, data=IMAGES, tests=tests),
+        "scores": tuple(score.model_copy(update={"data": ""}) for score in record.scores),
+    }
+    record.model_copy(update=found).save(run / RECORD)
+    write_sums(run, RUN_FILES)
+
+
+def pack(path: Path, folder: Path, name: str, more: Mapping[str, Path]) -> None:
+    """Write a zip of a folder's files below `name`, and of more files by the names that they get. Atomic."""
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    inside = {f"{name}/{file.name}": file for file in files} | dict(more)
+    with atomic(path, sync=False) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for called, file in sorted(inside.items()):
+            archive.write(file, called)

@@ -1,0 +1,57 @@
+"""Runs that come from anybody, and zips that go."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rmadapter.deploy.app.parcels import copy_run, pack
+from rmadapter.errors import UserError
+from rmadapter.record import read_record
+from rmadapter.sums import check_sums
+from rmadapter.task import Question
+
+
+def test_a_copy_is_the_run(finished: Path, tmp_path: Path) -> None:
+    copy_run(finished, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in finished.iterdir()
+    }
+
+
+def test_a_foreign_run_names_no_images_but_its_own(finished: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    shutil.copytree(finished, evil)
+    (evil / "SHA256SUMS").unlink()
+    (evil / "images.csv").write_text("path,label\n/etc/passwd,red\n")
+    (evil / "run.py").write_text("")
+    record = read_record(evil / "run.json")
+    task = replace(record.task, data="/home", tests=(Question("all", "/etc"),))
+    scores = (record.scores[0].model_copy(update={"data": "~/photos"}),)
+    record.model_copy(update={"task": task, "scores": scores}).save(evil / "run.json")
+    copy_run(evil, tmp_path / "out", foreign=True)
+    found = read_record(tmp_path / "out/run.json")
+    assert (found.task.data, found.task.tests, found.scores[0].data) == ("images.csv", (Question("all"),), "")
+    assert found.scores[0].accuracy == record.scores[0].accuracy
+    check_sums(tmp_path / "out", ["run.json", "model.safetensors"])
+    assert not {"images.csv", "run.py"} & {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_damaged_one_is_refused_before_its_sums_are_written_anew(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "evil")
+    (tmp_path / "evil/predictions.csv").write_text("spoilt")
+    with pytest.raises(UserError, match=r"predictions\.csv: not the file that SHA256SUMS belongs to"):
+        copy_run(tmp_path / "evil", tmp_path / "out", foreign=True)
+
+
+def test_a_zip_of_plain_names(tmp_path: Path) -> None:
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    for name in ("a.txt", ".hidden"):
+        (tmp_path / "folder" / name).write_text(name)
+    pack(tmp_path / "x.zip", tmp_path / "folder", "model", {"files/b": tmp_path / "folder/a.txt"})
+    with zipfile.ZipFile(tmp_path / "x.zip") as file:
+        assert {name: file.read(name) for name in file.namelist()} == {"model/a.txt": b"a.txt", "files/b": b"a.txt"}
