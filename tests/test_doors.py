@@ -27,7 +27,9 @@ def test_a_name_that_somebody_else_gave_this_machine(host: str) -> None:
     assert "address that the terminal shows" in refusal("GET", host, None, NAMES)
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:8081", "http://127.0.0.1:8080"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://localhost:8081", "http://127.0.0.1:8080", "http://["]
+)
 def test_what_another_site_sends(origin: str) -> None:
     for method in ("POST", "PUT", "DELETE"):
         assert "Another site" in refusal(method, "localhost:8080", origin, NAMES)

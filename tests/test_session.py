@@ -152,6 +152,13 @@ def test_names_alone(session: Session, colors: Path) -> None:
     assert session.state()["model"]["labels"] == ["red", "sea_horse", "night-sky"]
     with pytest.raises(UserError, match="are both called"):
         session.add(["Red"])
+    for names, told in (
+        (["\ud800"], "is a text of"),
+        (["x" * 101], "is a text of"),
+        (["a"] * 998, "1,000 classes are"),
+    ):
+        with pytest.raises(UserError, match=told):
+            session.add(names)
     bad = session.folder / "x"
     bad.write_bytes(b"no")
     with pytest.raises(UserError, match=r"^bad\.png: not an image"):

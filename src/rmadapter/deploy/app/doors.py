@@ -27,15 +27,20 @@ def refusal(method: str, host: str, origin: str | None, names: Collection[str]) 
     lets its own name lead to this machine (DNS rebinding) is told by the name; one whose page sends something here
     (CSRF), by the origin.
     """
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        name = ""
+    name = _part(f"//{host}", "hostname")
     if name not in names and name != "localhost" and not _is_number(name):
         return "Open this page by the address that the terminal shows."
-    if method not in READING and origin is not None and urlsplit(origin).netloc != host:
+    if method not in READING and origin is not None and _part(origin, "netloc") != host:
         return "Another site's page sent this, which is not allowed."
     return ""
+
+
+def _part(address: str, name: str) -> str:
+    """Of an address as a browser should send it; "" where that makes no sense."""
+    try:
+        return getattr(urlsplit(address), name) or ""
+    except ValueError:
+        return ""
 
 
 def _is_number(name: str) -> bool:

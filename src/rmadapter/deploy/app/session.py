@@ -16,7 +16,7 @@ from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.jobs import Job, Jobs
 from rmadapter.deploy.app.judged import its_record, judged
 from rmadapter.deploy.app.parcels import copy_run, pack
-from rmadapter.deploy.app.shelf import IMAGES, Shelf, unzipped
+from rmadapter.deploy.app.shelf import IMAGES, MOST_CLASSES, Shelf, spelled, unzipped
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.files import user_path
 from rmadapter.method import Known
@@ -179,8 +179,10 @@ class Session:
         with self.lock:
             self._idle()
             saved, out = self._model(), self._new("model")
+            if len(saved.labels) + len(names) > MOST_CLASSES:
+                raise UserError(f"{MOST_CLASSES:,} classes are the most that this page takes")
             with self.shared.lock:
-                add_names(saved, names, out)
+                add_names(saved, [*map(spelled, names)], out)
             self._take(out)
 
     def ask(self, image: Path, name: str) -> list[dict[str, Any]]:

@@ -51,10 +51,7 @@ class Shelf:
 
         Raises UserError for no name, a very long one, and for too many classes.
         """
-        label = " ".join(written.split())
-        if not is_text(label) or len(label) > LONGEST:
-            raise UserError(f"{quoted(label)}: a class's name is a text of at most {LONGEST} characters")
-        prompt_names([label])
+        label = spelled(written)
         label = next((known for known in self.classes if key(known) == key(label)), label)
         if label not in self.classes and len(self.classes) == MOST_CLASSES:
             raise UserError(
@@ -128,6 +125,15 @@ class Shelf:
 
     def files(self) -> Iterable[str]:
         return (shot.file for shots in self.classes.values() for shot in shots)
+
+
+def spelled(written: str) -> str:
+    """A class's name without odd spaces. Raises UserError for none, a very long one, and what no tokenizer takes."""
+    label = " ".join(written.split())
+    if not is_text(label) or len(label) > LONGEST:
+        raise UserError(f"{quoted(label)}: a class's name is a text of at most {LONGEST} characters")
+    prompt_names([label])
+    return label
 
 
 def plain(name: str) -> str:
