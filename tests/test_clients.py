@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import clients
 
-from rmadapter.deploy.serve import listen
+from rmadapter.deploy import sockets
 
 
 @contextmanager
@@ -28,13 +28,13 @@ def served(toy: Toy) -> Iterator[str]:
 
     from rmadapter.deploy.serve.routes import create_app
 
-    with serviced(toy, body=0.2, seconds=5) as service, listen.bound("127.0.0.1", 0) as socket:
+    with serviced(toy, body=0.2, seconds=5) as service, sockets.bound("127.0.0.1", 0) as socket:
         server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         socket.listen()
         thread.start()
         try:
-            yield listen.address(socket)
+            yield sockets.address(socket)
         finally:
             server.should_exit = True
             thread.join(20)

@@ -10,36 +10,9 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
-
 from answering import Process, coloured, post, read, wait_for
 from rmadapter.checkpoint import load, save
-from rmadapter.deploy.serve import listen
-from rmadapter.errors import UserError
 from shell import its_backbone
-
-
-def test_an_address_that_cannot_be_had() -> None:
-    with listen.bound("127.0.0.1", 0) as one:
-        one.listen()
-        port = one.getsockname()[1]
-        assert listen.address(one) == f"http://127.0.0.1:{port}"
-        with pytest.raises(
-            UserError, match=rf"--host 127.0.0.1 --port {port}: cannot be listened on \(Address already"
-        ):
-            listen.bound("127.0.0.1", port)
-    with pytest.raises(UserError, match=r"--host 192.0.2.1 --port 1: cannot be listened on"):
-        listen.bound("192.0.2.1", 1)
-
-
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
-def test_an_address_of_ipv6() -> None:
-    try:
-        found = listen.bound("::1", 0)
-    except UserError as error:
-        pytest.skip(str(error))
-    with found:
-        assert listen.address(found).startswith("http://[::1]:")
 
 
 def test_what_was_taken_is_answered_before_it_ends(finished: Path) -> None:

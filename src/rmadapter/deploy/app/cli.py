@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmadapter.console import Json, Quiet, note
+from rmadapter.deploy.sockets import address, bound, until_ended
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
 
@@ -36,7 +37,8 @@ def app(
     check_extra()
     if runs is not None and not user_path(runs).is_dir():
         raise UserError(f"{runs}: no folder of runs")
-    with listening(host, port) as door:
+    with bound(host, port) as door:
+        door.listen()
         from rmadapter.backbones.choice import first_of
         from rmadapter.deploy.app.jobs import Jobs
         from rmadapter.deploy.app.session import Shared
@@ -45,14 +47,12 @@ def app(
 
         chosen = first_of(backbone).to(find_device("auto"))
         site = build(Shared(chosen, Jobs(), runs and user_path(runs)), keep_hours, {host, socket.gethostname()})
-        address = address_of(door)
+        where = f"{address(door)}/"
         if not is_loopback(host):
-            note(
-                f"anybody who reaches {address} can use this page, this machine's time and its disk: there is no login"
-            )
-        print(json.dumps({"address": address}) if as_json else f"{address} (Ctrl-C ends it)", flush=True)
+            note(f"anybody who reaches {where} can use this page, this machine's time and its disk: there is no login")
+        print(json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)", flush=True)
         if browser:
-            webbrowser.open(address)
+            webbrowser.open(where)
         serve(site, door)
 
 
@@ -60,21 +60,6 @@ def check_extra() -> None:
     """Raises UserError where the extra is missing."""
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise UserError(f"app needs {', '.join(missing)}; `pip install 'rmadapter[app]'` brings what is missing")
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """Raises UserError where nobody can listen there."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another") from None
-
-
-def address_of(door: socket.socket) -> str:
-    host, port = door.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def is_loopback(host: str) -> bool:
@@ -90,4 +75,4 @@ def serve(site: Starlette, door: socket.socket) -> None:
 
     settings = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
                               timeout_graceful_shutdown=5)  # fmt: skip
-    uvicorn.Server(settings).run(sockets=[door])
+    until_ended(settings, door)

@@ -51,13 +51,14 @@ def serve(
     from rmadapter.deploy.serve.limits import Limits
     from rmadapter.deploy.serve.served import Wish, open_served
     from rmadapter.deploy.serve.service import Service
+    from rmadapter.deploy.sockets import address, bound
 
     limits = Limits(batch, wait, queue, images, body, seconds)
     wishes = {name: Wish(folder, engine, threads, backbone, method) for name, folder in named(runs).items()}
     key = os.environ.get(KEY, "")
-    with listen.bound(host, port) as listening:
+    with bound(host, port) as listening:
         service = Service({name: open_served(wish) for name, wish in wishes.items()}, limits)
-        where = listen.address(listening)
+        where = address(listening)
         listen.run(
             service, wishes, listening, lambda: _tell(where, wishes, as_json), key=key, cors=cors or (), log=log
         )  # fmt: skip

@@ -1,15 +1,13 @@
-"""A socket, signals, and an end that loses no answer."""
+"""A server, signals, and an end that loses no answer."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -19,30 +17,9 @@ from rmadapter.deploy.serve.routes import create_app
 from rmadapter.deploy.serve.served import Wish
 from rmadapter.deploy.serve.service import Service
 from rmadapter.deploy.serve.watch import Watch
-from rmadapter.errors import UserError
+from rmadapter.deploy.sockets import until_ended
 
 BACKLOG = 2048  # connections that wait to be taken
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """Not listening yet. port: 0 for one that is free. Raises UserError where that is not possible."""
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with ExitStack() as fails:
-            found = fails.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            if os.name == "posix":  # elsewhere it would let two processes have one port
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(place)
-            fails.pop_all()
-        return found
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose another") from None
-
-
-def address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run(
@@ -82,8 +59,4 @@ def run(
         h11_max_incomplete_event_size=HEADERS,
         timeout_graceful_shutdown=int(2 * service.limits.seconds) + 1,
     )
-    if threading.current_thread() is threading.main_thread():
-        # uvicorn raises what it caught again when it is done, for whoever handled it before: who has nothing to add
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listening])
+    until_ended(config, listening)

@@ -1,0 +1,47 @@
+"""An address of this machine, and a server there until somebody ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Not listening yet. port: 0 for one that is free. Raises UserError where that is not possible."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with ExitStack() as fails:
+            found = fails.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if os.name == "posix":  # elsewhere it would let two processes have one port
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(place)
+            fails.pop_all()
+        return found
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose another") from None
+
+
+def address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def until_ended(config: uvicorn.Config, listening: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, and then return."""
+    import uvicorn
+
+    if threading.current_thread() is threading.main_thread():
+        # uvicorn raises what it caught again when it is done, for whoever handled it before: who has nothing to add
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listening])
