@@ -183,7 +183,7 @@ def test_broken_links_and_pipes_are_refused(model: Path, tmp_path: Path) -> None
     ("place", "fields", "words"),
     [
         ((), {"pretrained": "x"}, "'pretrained' is no field"),
-        (("model_cfg",), {"multimodal_cfg": {}}, "'model_cfg.multimodal_cfg' is no field"),
+        (("model_cfg",), {"multimodal_cfg": {"hf_model_name": "x"}}, "multimodal_cfg.hf_model_name' is no field"),
         (("model_cfg", "vision_cfg"), {"timm_modelname": "x"}, "did you mean 'timm_model_name'"),
         (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}, "bpe_path' is no field"),
         (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"gguf_file": "x"}}, "gguf_file' is no field"),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rmadapter.backbones import cli as backbones_cli
 from rmadapter.bench import cli as bench_cli
 from rmadapter.console import (
     Config,
@@ -248,37 +249,6 @@ def demo(
         print(f"report: {out / 'report.html'}")
 
 
-def backbones(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[get NAME]", help="Fetch one now.")] = None,
-    speed: Annotated[bool, typer.Option("--speed", help="Measure those in the list, about a minute.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Backbones that are on this disk, and what others would fetch; any of open_clip's can be named."""
-    from rmadapter.backbones import load_backbone
-    from rmadapter.backbones.choice import KNOWN, images_per_second
-    from rmadapter.backbones.listing import listed
-    from rmadapter.backbones.pocket import POCKETS
-    from rmadapter.machine import find_device
-
-    if words:
-        if len(words) != 2 or words[0] != "get":
-            raise UserError(f"{' '.join(words)[:100]!r}: write `rmadapter backbones get NAME`, as in get pocket")
-        got = load_backbone(words[1])
-        print(json.dumps({"name": got.name, "digest": got.digest}) if as_json else f"{got.name} is ready")
-        return
-    found = listed()
-    for one in found if speed else ():
-        if one["name"] in KNOWN or (one["name"] in POCKETS and one["mb"] is not None):
-            one["images_per_second"] = round(images_per_second(one["name"], find_device("auto")), 1)
-    if as_json:
-        print(json.dumps(found))
-        return
-    rows = [[one["name"], one["state"], "" if one["mb"] is None else f"{one['mb']} MB", one["about"]] for one in found]
-    if speed:
-        rows = [[*row, str(one.get("images_per_second", ""))] for row, one in zip(rows, found, strict=True)]
-    table(["name", "state", "on disk", "about", *(["images/s here"] if speed else [])], rows)
-
-
 def doctor(as_json: Json = False) -> None:
     """What this machine and installation can do."""
     from rmadapter.doctor import diagnose
@@ -294,6 +264,7 @@ def doctor(as_json: Json = False) -> None:
 VERBS = (
     demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
     deploy_cli.push, serve_cli.serve, app_cli.app, explain_cli.explain, suggest_cli.suggest,
-    bench_cli.bench, bench_cli.report, bench_cli.methods, params, bench_cli.data, backbones, doctor,
+    bench_cli.bench, bench_cli.report, bench_cli.methods, params, bench_cli.data,
+    backbones_cli.backbones, backbones_cli.convert, doctor,
 )  # fmt: skip
 register(app, VERBS)

@@ -256,13 +256,16 @@ def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[in
 class Learner(nn.Module, ABC):
     """A module on a frozen backbone, whose state is all that a method learns.
 
-    first: the block of the image encoder whose input it reads; None for features alone.
+    first: the block of the image encoder whose input it reads; None for features alone. reaches: the encoders, "image"
+    and "text", whose blocks it runs by itself. Raises UserError for a backbone where these have none.
     """
 
     first: int | None = None
+    reaches: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
+        backbone.need_blocks(*self.reaches)
         self.backbone = backbone
 
     @abstractmethod

@@ -55,6 +55,7 @@ class AdaptedCLIP(nn.Module):
         seed: int = 1,
     ) -> None:
         super().__init__()
+        backbone.need_blocks("image", "text")
         self.backbone = backbone
         self.settings, self.loss = settings or AdapterSettings(), loss or LossSettings()
         self.clip: Any = backbone.model

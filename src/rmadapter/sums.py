@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rmadapter.errors import UserError
-from rmadapter.files import write_text
+from rmadapter.files import CHUNK, write_text
 
 SUMS = "SHA256SUMS"
 Sign = tuple[int, int, int]
@@ -19,7 +19,11 @@ def sha256(file: Path) -> str:
     try:
         if not file.is_file():
             raise FileNotFoundError(2, "no such file")
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        found = hashlib.sha256()
+        with open(file, "rb") as opened:
+            while part := opened.read(CHUNK):
+                found.update(part)
+        return found.hexdigest()
     except OSError as error:
         raise UserError(f"{file}: not readable ({error.strerror or error})") from None
 

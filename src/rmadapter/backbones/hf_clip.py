@@ -1,29 +1,38 @@
-"""Read a Hugging Face CLIP folder into open_clip's CLIP, which computes the same function."""
+"""Hugging Face's CLIP, and what differs from it in its text encoder, as open_clip's CLIP."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rmadapter.backbones.tokenizer import Tokenizer, load_tokenizer
 from rmadapter.errors import UserError
-from rmadapter.files import read_json
 
 CLIP_VOCABULARY = 49408
-RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+CHINESE_CONTEXT = 52  # tokens that Chinese-CLIP was trained with; its BERT has room for more
+Pair = tuple[str, str]
 
-# Names in Hugging Face's CLIPModel -> names in open_clip's CLIP; the three projections of attention are joined below.
-RENAMES = [
+# Names in Hugging Face's models -> names in open_clip's; the three projections of attention are joined below.
+BLOCKS: list[Pair] = [
+    (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+    (r"\.self_attn\.([qkv])_proj\.(weight|bias)$", r".attn.in_proj_\2.\1"),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+]
+TEXT: list[Pair] = [
     (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
     (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
     (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
     (r"^text_model\.final_layer_norm\.", "ln_final."),
     (r"^text_projection\.weight$", "text_projection"),
+]
+VISION: list[Pair] = [
     (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
     (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
     (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
@@ -31,128 +40,101 @@ RENAMES = [
     (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),
     (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
     (r"^visual_projection\.weight$", "visual.proj"),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-    (r"\.self_attn\.([qkv])_proj\.(weight|bias)$", r".attn.in_proj_\2.\1"),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
 ]
+BERT: list[Pair] = [(r"^text_model\.", "text.transformer."), (r"^text_projection\.", "text.proj.")]
 TRANSPOSED = ("text_projection", "visual.proj")  # x @ W in open_clip, a linear layer in Hugging Face
 
 
-def load_hf_clip(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
-    """Model and tokenizer of a folder with `config.json` (model type clip) and safetensors weights.
-
-    Raises UserError when the folder is of another kind, its weights are damaged or do not fit, or it uses something
-    that open_clip's CLIP cannot compute.
-    """
-    import open_clip
-    from open_clip.transform import PreprocessCfg
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    config = _config(folder)
-    with torch.random.fork_rng(devices=[]):
-        model = open_clip.CLIP(**config)
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("model*.safetensors")):  # large models are sharded
-        try:
-            weights |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a readable safetensors file ({error}); fetch or write it again") from error
-    try:
-        model.load_state_dict(rename(weights))
-    except (RuntimeError, KeyError) as error:
+def clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """As `Family.build` has it."""
+    if config.text_config.vocab_size != CLIP_VOCABULARY:
         raise UserError(
-            f"{folder}: the weights do not fit its config.json: {' '.join(str(error).split())[:300]}"
-        ) from error
-    size = config["vision_cfg"]["image_size"]
-    open_clip.set_model_preprocess_cfg(model, vars(PreprocessCfg(size=size, **_transform(folder, size))))
-    return model, load_tokenizer(name, config["text_cfg"])
+            f"{file}: a vocabulary of {config.text_config.vocab_size}; only CLIP's own of {CLIP_VOCABULARY} can be read"
+        )
+    return _clip(config, file)
+
+
+def metaclip_2(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """CLIP with many languages: the token that is read is the first that ends a text, whatever its number."""
+    return _clip(config, file, pool_type="eos", eos_id=config.text_config.eos_token_id)
+
+
+def chinese_clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """CLIP with a BERT for text, read at its first token."""
+    import open_clip
+
+    text = config.text_config
+    (scratch / "config.json").write_text(json.dumps({**text.to_dict(), "model_type": "bert"}))
+    named = {"hf_model_name": str(scratch), "hf_model_pretrained": False, "hf_proj_type": "linear"}
+    named["hf_pooler_type"] = "cls_last_hidden_state_pooler"
+    quick_gelu = _quick_gelu(file, config.vision_config)
+    model = open_clip.CustomTextCLIP(config.projection_dim, vision(config.vision_config), named, quick_gelu)
+    return model, {"context_length": min(CHINESE_CONTEXT, text.max_position_embeddings)}
 
 
 def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state of Hugging Face's CLIPModel as that of open_clip's CLIP."""
-    renamed = {}
+    return renamed(weights, [*TEXT, *VISION, *BLOCKS])
+
+
+def rename_chinese(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state of ChineseCLIPModel as that of open_clip's CustomTextCLIP."""
+    return renamed(weights, [*BERT, *VISION, *BLOCKS])
+
+
+def renamed(weights: dict[str, torch.Tensor], names: Sequence[Pair]) -> dict[str, torch.Tensor]:
+    """Patterns are replaced in turn; names that end in .q, .k and .v thereafter are joined."""
+    found = {}
     for name, tensor in weights.items():
-        if name.endswith("position_ids"):  # a constant that old versions saved
-            continue
-        for pattern, replacement in RENAMES:
+        for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor.T if name in TRANSPOSED else tensor
-    for name in [name for name in renamed if name.endswith(".q")]:
+        found[name] = tensor.T if name in TRANSPOSED else tensor
+    for name in [name for name in found if name.endswith(".q")]:
         joined = name.removesuffix(".q")
-        renamed[joined] = torch.cat([renamed.pop(f"{joined}.{part}") for part in "qkv"])
-    return renamed
+        found[joined] = torch.cat([found.pop(f"{joined}.{part}") for part in "qkv"])
+    return found
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """config.json as the arguments of open_clip's CLIP."""
-    file = folder / "config.json"
-    try:
-        kind = read_json(file).get("model_type")
-    except (UserError, AttributeError) as error:
-        raise UserError(
-            f"{folder} is no model folder: it needs an open_clip_config.json, or the config.json of a Hugging Face "
-            f"CLIP ({type(error).__name__})"
-        ) from None
-    if kind != "clip":
-        raise UserError(f"{file}: model type {kind!r}; of Hugging Face's models only 'clip' can be read")
-    from transformers import CLIPConfig
-
-    # transformers knows the values that the file leaves out
-    config: Any = CLIPConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    text, vision = config.text_config, config.vision_config
-    if text.vocab_size != CLIP_VOCABULARY:
-        raise UserError(f"{file}: a vocabulary of {text.vocab_size}; only CLIP's own of {CLIP_VOCABULARY} can be read")
-    if text.hidden_act != vision.hidden_act or text.hidden_act not in ("quick_gelu", "gelu"):
-        raise UserError(
-            f"{file}: activations {vision.hidden_act} and {text.hidden_act}; both must be quick_gelu or gelu"
-        )
-    return {
-        "embed_dim": config.projection_dim,
-        "quick_gelu": text.hidden_act == "quick_gelu",
-        "vision_cfg": {
-            **_tower(vision),
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "head_width": vision.hidden_size // vision.num_attention_heads,
-        },
-        "text_cfg": {
-            **_tower(text),
-            "heads": text.num_attention_heads,
-            "context_length": text.max_position_embeddings,
-            "vocab_size": text.vocab_size,
-        },
-    }
-
-
-def _tower(config: Any) -> dict[str, Any]:
+def tower(config: Any) -> dict[str, Any]:
+    """Sizes of a transformer as open_clip's configurations have them."""
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "mlp_ratio": mlp_ratio(config),
         "norm_kwargs": {"eps": config.layer_norm_eps},
     }
 
 
-def _transform(folder: Path, image_size: int) -> dict[str, Any]:
-    """preprocessor_config.json in open_clip's words; CLIP's own transform when there is none."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        transform = {
-            "mean": tuple(values["image_mean"]),
-            "std": tuple(values["image_std"]),
-            "interpolation": RESAMPLING[values.get("resample", 3)],
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a readable image transform ({type(error).__name__}: {error})") from None
-    size = values.get("size", image_size)
-    edges = set(size.values()) if isinstance(size, dict) else {size}
-    if edges != {image_size}:
-        raise UserError(f"{file}: images are resized to {size}, but config.json says {image_size}")
-    squash = isinstance(size, dict) and "shortest_edge" not in size
-    return {**transform, "resize_mode": "squash" if squash else "shortest"}
+def mlp_ratio(config: Any) -> float:
+    """Of which the whole part, times the width, is the MLP's own."""
+    return (config.intermediate_size + 0.5) / config.hidden_size
+
+
+def vision(config: Any) -> dict[str, Any]:
+    return {
+        **tower(config),
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "head_width": config.hidden_size // config.num_attention_heads,
+    }
+
+
+def _clip(config: Any, file: Path, **pooling: Any) -> tuple[nn.Module, dict[str, Any]]:
+    import open_clip
+
+    text = {
+        **tower(config.text_config),
+        "heads": config.text_config.num_attention_heads,
+        "context_length": config.text_config.max_position_embeddings,
+        "vocab_size": config.text_config.vocab_size,
+        **pooling,
+    }
+    quick_gelu = _quick_gelu(file, config.vision_config, config.text_config)
+    return open_clip.CLIP(config.projection_dim, vision(config.vision_config), text, quick_gelu), text
+
+
+def _quick_gelu(file: Path, *towers: Any) -> bool:
+    acts = [one.hidden_act for one in towers]
+    if len(set(acts)) > 1 or acts[0] not in ("quick_gelu", "gelu"):
+        raise UserError(f"{file}: activations {' and '.join(map(str, acts))}; must be quick_gelu or gelu, one for all")
+    return acts[0] == "quick_gelu"

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from rmadapter.backbones.trust import HOW_TO_CONVERT
+from rmadapter.backbones.trust import how_to_convert
 from rmadapter.errors import UserError
 
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers
@@ -73,7 +73,7 @@ def _told_in_a_sentence(repository: str) -> Iterator[None]:
     except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"the Hugging Face hub has no {repository!r}, or none with safetensors weights; "
-            f"if it holds a pickle: {HOW_TO_CONVERT}"
+            f"if it holds a pickle, fetch that: {how_to_convert(Path('FILE'))}"
         ) from error
     except Exception as error:  # whatever a network can do
         raise Unreachable(

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from rmadapter.backbones.backbone import Backbone
+from rmadapter.backbones.build import as_backbone, build_model, first_line, load_weights
 from rmadapter.backbones.hub import fetch, model_folder, tokenizer_folder
 from rmadapter.backbones.pocket import POCKETS, pocket_folder
-from rmadapter.backbones.tokenizer import Tokenizer, load_tokenizer
+from rmadapter.backbones.tokenizer import load_tokenizer
 from rmadapter.backbones.trust import (
     CONFIG,
-    HOW_TO_CONVERT,
     PICKLES,
     check_architecture,
     check_config,
     check_folder,
+    how_to_convert,
     is_plain,
 )
-from rmadapter.encoders import encoders_of
 from rmadapter.errors import UserError
 from rmadapter.files import read_json, user_path
-from rmadapter.machine import seeded
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 LARGEST = 1_000_000  # size of a part of a model: a vocabulary, a width, a number of layers
 
 
 def load_backbone(name: str) -> Backbone:
-    """Load a model with transformer encoders, frozen, in float32, on the CPU.
+    """Load a model, frozen, in float32, on the CPU.
 
     `name` is one of
 
@@ -48,13 +43,15 @@ def load_backbone(name: str) -> Backbone:
     - `"ARCHITECTURE/FILE.safetensors"`: a local checkpoint for an open_clip architecture (an absolute file gives two
       slashes, as `"ViT-B-16//data/my.safetensors"`). Here the architecture's name alone decides about QuickGELU;
     - `"hf-hub:OWNER/NAME"`: a repository on the Hugging Face hub, read from the local cache when it is there;
-    - a folder with `open_clip_config.json`, or with a Hugging Face CLIP (`config.json`), and safetensors weights.
+    - a folder with `open_clip_config.json`, or with the `config.json` of a Hugging Face CLIP, SigLIP, MetaCLIP 2 or
+      Chinese-CLIP, and safetensors weights.
 
-    Weights are read from safetensors alone, never from a pickle, and nothing in a folder or a repository is run.
+    Weights are read from safetensors alone, never from a pickle, and nothing in a folder or a repository is run. An
+    encoder that is no transformer gives its features alone, with which some of the methods work.
 
     Raises:
-        UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, an
-            encoder that is no transformer, or a folder that holds or asks for code, or leads out of itself.
+        UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, or
+            a folder that holds or asks for code, or leads out of itself.
     """
     folder = user_path(name)
     if name in POCKETS:
@@ -82,10 +79,11 @@ def is_published(name: str) -> bool:
     return name in POCKETS or (there and not os.path.exists(Path(name).expanduser()))
 
 
-def _from_architecture(name: str) -> Backbone:
+def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], list[str]]:
+    """open_clip's configuration of an architecture, and the tags of its published weights. name: for messages. Raises
+    UserError for an unknown one."""
     import open_clip
 
-    architecture, _, tag = name.partition("/")
     if architecture not in open_clip.list_models():
         raise UserError(
             f"backbone {name!r}: open_clip has no architecture {architecture!r}; "
@@ -93,24 +91,35 @@ def _from_architecture(name: str) -> Backbone:
         )
     config: dict[str, Any] = open_clip.get_model_config(architecture) or {}
     check_architecture(config)
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    return config, open_clip.list_pretrained_tags_by_model(architecture)
+
+
+def transform_of(architecture: str, tags: list[str]) -> dict[str, Any]:
+    """Of random weights and of local files: that of the architecture's published weights, if it has any."""
+    import open_clip
+
+    return open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {}
+
+
+def _from_architecture(name: str) -> Backbone:
+    architecture, _, tag = name.partition("/")
+    config, tags = architecture_config(name, architecture)
     file = user_path(tag)
     published: dict[str, Any] = {}
     if file.suffix in (".safetensors", *PICKLES):
-        _check_file(file)
+        _check_file(file, architecture)
     elif tag != "none":
         published = _published(architecture, tag, tags)
-    # Random weights and local files get the transform that the architecture's published weights have.
-    transform = published or (open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {})
+    transform = published or transform_of(architecture, tags)
     quick_gelu = published.get("quick_gelu", False)
-    model = _build(name, architecture, draw=tag == "none", quick_gelu=quick_gelu, transform=transform)
+    model = build_model(name, architecture, draw=tag == "none", quick_gelu=quick_gelu, transform=transform)
     if published:
         file = fetch(*_hub_file(published["hf_hub"]))
     if tag != "none":
-        _load_weights(name, model, file)
+        load_weights(name, model, file)
     elsewhere = config["text_cfg"].get("hf_tokenizer_name")
     place = tokenizer_folder(elsewhere) if elsewhere else None
-    return _backbone(name, model, load_tokenizer(name, config["text_cfg"], place))
+    return as_backbone(name, model, load_tokenizer(name, config["text_cfg"], place))
 
 
 def _published(architecture: str, tag: str, tags: list[str]) -> dict[str, Any]:
@@ -145,19 +154,19 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
     weights = _weights_in(folder)
     if weights is None:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
-        hint = f"; {pickles[0]} is a pickle, and {HOW_TO_CONVERT}" if pickles else ""
+        hint = f"; {pickles[0]} is a pickle, and {how_to_convert(folder / pickles[0])}" if pickles else ""
         raise UserError(f"{folder} holds no safetensors weights{hint}")
     check_folder(folder)
     if (folder / CONFIG).is_file():
         text = check_config(folder)["text_cfg"]
         place = _tokenizer_place(folder, repository, text.get("hf_tokenizer_name"))
         tokenizer = load_tokenizer(name, text, place)
-        model = _build(name, f"local-dir:{folder}", draw=False)
-        _load_weights(name, model, weights)
-        return _backbone(name, model, tokenizer)
-    from rmadapter.backbones.hf_clip import load_hf_clip
+        model = build_model(name, f"local-dir:{folder}", draw=False)
+        load_weights(name, model, weights)
+        return as_backbone(name, model, tokenizer)
+    from rmadapter.backbones.hf_folder import load_hf
 
-    return _backbone(name, *load_hf_clip(name, folder))
+    return as_backbone(name, *load_hf(name, folder))
 
 
 def _tokenizer_place(folder: Path, repository: str, named: Any) -> Path | None:
@@ -184,7 +193,7 @@ def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
     except UserError:
         raise
     except Exception as error:  # what its files say reaches open_clip, transformers and torch
-        raise UserError(f"{folder}: no model that can be used: {_first_line(error)}") from error
+        raise UserError(f"{folder}: no model that can be used: {first_line(error)}") from error
     return backbone
 
 
@@ -201,92 +210,12 @@ def _weights_in(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _build(
-    name: str, source: str, *, draw: bool, quick_gelu: bool = False, transform: dict[str, Any] | None = None
-) -> nn.Module:
-    """An open_clip model, refused unless both towers can be adapted. `draw`: random weights, always the same ones."""
-    import open_clip
-
-    keys = ("mean", "std", "interpolation", "resize_mode")
-    fill = contextlib.nullcontext() if draw else _Unfilled()
-    with _quiet(), fill, seeded(0):
-        try:
-            model = open_clip.create_model(
-                source,
-                load_weights=False,
-                pretrained_text=False,
-                force_quick_gelu=quick_gelu,
-                force_preprocess_cfg={key: transform[key] for key in keys if key in transform} if transform else None,
-            )
-        except Exception as error:  # a wrong configuration fails in many ways
-            raise UserError(f"backbone {name!r}: open_clip cannot build it: {_first_line(error)}") from error
-    try:
-        encoders_of(model)
-    except UserError as error:
-        raise UserError(f"backbone {name!r}: {error}; take a plain ViT, as 'ViT-B-16/openai'") from None
-    return model
-
-
-def _check_file(file: Path) -> None:
+def _check_file(file: Path, architecture: str) -> None:
     if not file.is_file():
         raise UserError(f"{file}: no such weights file")
     if file.suffix != ".safetensors":
-        raise UserError(f"{file}: weights must be safetensors; {HOW_TO_CONVERT}")
-
-
-def _load_weights(name: str, model: nn.Module, file: Path) -> None:
-    import open_clip
-    from safetensors import SafetensorError
-
-    try:
-        with _quiet():
-            open_clip.load_checkpoint(model, str(file))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error}); fetch or write it again") from error
-    except (RuntimeError, KeyError, StopIteration) as error:
-        raise UserError(f"{file}: these weights do not fit backbone {name!r}: {_first_line(error)}") from error
-
-
-def _backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    config = PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
-    height, width = config.input_size[1:]
-    if height != width:
-        raise UserError(f"backbone {name!r} takes images of {height} x {width} pixels; only square ones are supported")
-    model = model.float().eval().requires_grad_(False)
-    preprocess = image_transform_v2(config, is_train=False)
-    mean, std = tuple(config.mean), tuple(config.std)
-    return Backbone(name, model, preprocess, tokenizer.split, height, mean, std, tokenizer.digest)
+        raise UserError(f"{file}: weights must be safetensors; {how_to_convert(file, architecture)}")
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     return ", ".join(difflib.get_close_matches(word, known, n=3, cutoff=0.0))
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves new weights as they lie in memory: they all come from a file, and drawing them takes seconds."""
-
-    FILLS: tuple[Any, ...] = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
-    FILLS += (nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        target = args[0] if args else kwargs.get("tensor")
-        return target if func in self.FILLS and isinstance(target, nn.Parameter) else func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip narrates on the root logger, and installs a handler there as a side effect."""
-    level, handlers = logging.root.manager.disable, logging.root.handlers[:]
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(level)
-        logging.root.handlers[:] = handlers

@@ -24,6 +24,11 @@ class Tokenizer(NamedTuple):
     digest: str
 
 
+def files_of(place: Path) -> list[Path]:
+    """Those of a Hugging Face tokenizer in a folder."""
+    return sorted(file for file in place.iterdir() if file.name in FILES or file.suffix == ".model")
+
+
 def load_tokenizer(name: str, text: Mapping[str, Any], place: Path | None = None) -> Tokenizer:
     """By open_clip's `text_cfg` of a model: CLIP's own, or a Hugging Face one whose files lie in `place`.
 
@@ -38,7 +43,7 @@ def load_tokenizer(name: str, text: Mapping[str, Any], place: Path | None = None
             split: Any = open_clip.SimpleTokenizer(**settings)
         else:
             check_folder(place, pickles=False)
-            files = sorted(file for file in place.iterdir() if file.name in FILES or file.suffix == ".model")
+            files = files_of(place)
             settings["tokenizer_mode"] = text.get("tokenizer_mode")
             split = open_clip.tokenizer.HFTokenizer(str(place), **settings, trust_remote_code=False)
     except UserError:

@@ -20,10 +20,6 @@ from rmadapter.files import read_json
 CONFIG = "open_clip_config.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-HOW_TO_CONVERT = (
-    "opening a pickle can run any code in it; where you trust it, load it with open_clip once and convert it: "
-    "safetensors.torch.save_model(model, 'open_clip_model.safetensors')"
-)
 # What transformers imports or fetches code for, in whatever file it stands
 CODE_FIELDS = (
     *("auto_map", "trust_remote_code", "custom_pipelines"),
@@ -37,7 +33,8 @@ _BLOCKS = """layers width mlp_ratio ls_init_value final_ln_after_pool pool_type 
 _FIELDS = {
     "": "model_cfg preprocess_cfg",
     "model_cfg": """embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale init_logit_bias
-        nonscalar_logit_scale output_dict""",
+        nonscalar_logit_scale output_dict multimodal_cfg""",
+    "model_cfg.multimodal_cfg": _BLOCKS + "context_length vocab_size heads dim_head n_queries attn_pooler_heads",
     "model_cfg.vision_cfg": _BLOCKS
     + """head_width patch_size image_size patch_dropout attentional_pool attn_pooler_queries attn_pooler_heads
         no_ln_pre pos_embed_type timm_model_name timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop
@@ -51,6 +48,14 @@ _FIELDS = {
 for _side in ("vision_cfg", "text_cfg"):
     _FIELDS |= {f"model_cfg.{_side}.act_kwargs": "approximate", f"model_cfg.{_side}.norm_kwargs": "eps"}
 KNOWN = {place: frozenset(names.split()) for place, names in _FIELDS.items()}
+
+
+def how_to_convert(file: Path, architecture: str = "NAME") -> str:
+    """What to do with a pickle."""
+    return (
+        "opening a pickle can run any code in it; convert it, by a reader that takes tensors alone: "
+        f"rmadapter convert {file} --architecture {architecture} --out FOLDER"
+    )
 
 
 def check_folder(folder: Path, *, pickles: bool = True) -> None:
@@ -81,7 +86,7 @@ def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
             elif kind in CODE:
                 yield f"{shown} is code, and a model folder may hold none; take it out of the folder"
             elif kind in PICKLES and pickles:
-                yield f"{shown} is a pickle, and never read; take it out of the folder ({HOW_TO_CONVERT})"
+                yield f"{shown} is a pickle, and never read; take it out of the folder ({how_to_convert(shown)})"
             elif kind == ".json":
                 yield from _asks_for_code(path, shown)
 

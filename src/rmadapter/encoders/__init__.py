@@ -5,6 +5,7 @@ blocks    blocks of open_clip, timm and BERT by the roles of their parts
 encoder   stem -> blocks -> head; States, what an encoder gives up to a block
 image     open_clip's and timm's image encoders
 text      open_clip's and BERT's text encoders
+whole     encoders of any other make, which give their features alone
 """
 
 from __future__ import annotations
@@ -15,37 +16,43 @@ from rmadapter.encoders.encoder import Encoder, States
 from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage
 from rmadapter.encoders.layouts import Grid, Packed
 from rmadapter.encoders.text import BertText, ClipText, TextEncoder
-from rmadapter.errors import UserError
+from rmadapter.encoders.whole import WholeImage, WholeText, first_of
 
 __all__ = ["Encoder", "Grid", "ImageEncoder", "Packed", "States", "TextEncoder", "encoders_of"]
 
 
 def encoders_of(model: Any) -> tuple[ImageEncoder, TextEncoder]:
-    """The two encoders of an open_clip model. Raises UserError for one that is no stack of transformer blocks."""
+    """The two encoders of an open_clip model; one that is no stack of transformer blocks has no blocks."""
+    return _image(model), _text(model)
+
+
+def _image(model: Any) -> ImageEncoder:
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    visual = model.visual
+    if isinstance(visual, VisionTransformer) and not visual.output_tokens:
+        return ClipImage(visual)
+    if isinstance(visual, TimmModel) and hasattr(next(iter(getattr(visual.trunk, "blocks", ())), None), "attn"):
+        return TimmImage(visual)
+    kind = type(getattr(visual, "trunk", visual)).__name__
+    return WholeImage(visual, kind, lambda images: first_of(visual(images)))
+
+
+def _text(model: Any) -> TextEncoder:
     import open_clip
     from open_clip.hf_model import HFTextEncoder
-    from open_clip.timm_model import TimmModel
-    from open_clip.transformer import TextTransformer, VisionTransformer
+    from open_clip.transformer import TextTransformer
 
-    if isinstance(model, open_clip.CoCa):
-        raise UserError("it is a CoCa, whose captioning decoder has no place for adapters")
-    visual, text = model.visual, getattr(model, "text", model)
-    image: ImageEncoder
-    if isinstance(visual, VisionTransformer):
-        image = ClipImage(visual)
-    elif isinstance(visual, TimmModel) and hasattr(next(iter(getattr(visual.trunk, "blocks", ())), None), "attn"):
-        image = TimmImage(visual)
-    else:
-        kind = type(getattr(visual, "trunk", visual)).__name__
-        raise UserError(f"adapters sit beside transformer blocks, and its image encoder, a {kind}, has none")
-    words: TextEncoder
-    if isinstance(text, (open_clip.CLIP, TextTransformer)):
-        words = ClipText(text, inside=text is model)
+    text = getattr(model, "text", model)
+    found: TextEncoder | None = None
+    if isinstance(text, open_clip.CLIP):
+        found = ClipText(text, inside=True)
+    elif isinstance(text, TextTransformer) and text.cls_emb is None and not text.use_pad_mask:
+        found = ClipText(text, inside=False)
     elif isinstance(text, HFTextEncoder) and hasattr(getattr(text.transformer, "encoder", None), "layer"):
-        words = BertText(text)
-    else:
-        kind = type(getattr(text, "transformer", text)).__name__
-        raise UserError(f"its text encoder, a {kind}, is neither open_clip's transformer nor of the BERT family")
-    if words.opaque:
-        raise UserError("the blocks of its text encoder are of a kind that rmadapter does not know yet")
-    return image, words
+        found = BertText(text)
+    if found is not None and not found.opaque:
+        return found
+    kind = type(getattr(text, "transformer", text)).__name__ if found is None else type(found.blocks[0]).__name__
+    return WholeText(kind, lambda tokens: first_of(model.encode_text(tokens)))

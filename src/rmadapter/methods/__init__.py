@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.files import user_path
 from rmadapter.settings import configured
+from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 if TYPE_CHECKING:
     from rmadapter.method import Method
@@ -46,10 +47,7 @@ METHODS: dict[str, str] = {
     "rmadapter-plain": "rmadapter:PLAIN",
 }
 # Those that read an image's features alone, and so can share what came with another method's tokens.
-ON_FEATURES = (
-    *("zero-shot", "zero-shot-ensemble", "linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
-    *("clip-adapter", "tip-adapter", "tip-adapter-f", "coop", "cocoop", "kgcoop", "tcp"),
-)
+ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
 DEFAULT = "rmadapter"
 AUTO = "auto"  # no method: choose.py
 GROUP = "rmadapter.methods"

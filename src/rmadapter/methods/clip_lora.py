@@ -92,6 +92,7 @@ class UpdatedCLIP(Learner):
     """
 
     first = 1
+    reaches = ("image", "text")
 
     def __init__(self, backbone: Backbone, rank: int, scale: float, dropout: float, seed: int) -> None:
         super().__init__(backbone)

@@ -23,6 +23,8 @@ from rmadapter.train import Batch, Recipe, minimise
 class Conditional(Learner):
     """Context vectors to which each image adds one vector, made from its features by a bottleneck ("meta-net")."""
 
+    reaches = ("text",)
+
     def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
         super().__init__(backbone)
         self.ctx = context_vectors(backbone, words, tokens, seed)

@@ -99,6 +99,8 @@ def context_vectors(backbone: Backbone, words: str, tokens: int, seed: int) -> n
 class ContextLearner(Learner):
     """A module that gives class features, and leaves those of images as they are."""
 
+    reaches = ("text",)
+
     @abstractmethod
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
         """A function without arguments: the normalised features [C, e] of these classes, as the parameters are when it

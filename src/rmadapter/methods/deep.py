@@ -79,6 +79,7 @@ class Prompted(Learner):
     normalised."""
 
     first = 1
+    reaches = ("image", "text")
     rest = ""
 
     @abstractmethod

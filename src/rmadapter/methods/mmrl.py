@@ -70,6 +70,8 @@ class Representations(Learner):
     are those of the same relative height.
     """
 
+    reaches = ("image", "text")
+
     def __init__(self, backbone: Backbone, tokens: int, width: int, first_block: int, alpha: float, seed: int) -> None:
         super().__init__(backbone)
         check_room(backbone, "MMRL")

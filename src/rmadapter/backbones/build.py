@@ -1,0 +1,130 @@
+"""An open_clip model by configuration, its weights by file, and both as a Backbone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from rmadapter.backbones.backbone import Backbone
+from rmadapter.backbones.tokenizer import Tokenizer
+from rmadapter.errors import UserError
+from rmadapter.machine import seeded
+
+TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
+SHOWN = 3  # names of tensors in a message
+CONSTANTS = ("input_resolution", "context_length", "vocab_size")  # which OpenAI's files keep beside the weights
+
+
+def build_model(
+    name: str, source: str, *, draw: bool, quick_gelu: bool = False, transform: dict[str, Any] | None = None
+) -> nn.Module:
+    """An open_clip model without its weights. source: as open_clip's create_model has it. draw: random weights, always
+    the same ones. Raises UserError where open_clip cannot build it."""
+    import open_clip
+
+    fill = contextlib.nullcontext() if draw else Unfilled()
+    with quiet(), fill, seeded(0):
+        try:
+            return open_clip.create_model(
+                source,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=quick_gelu,
+                force_preprocess_cfg={key: transform[key] for key in TRANSFORM if key in transform}
+                if transform
+                else None,
+            )
+        except Exception as error:  # a wrong configuration fails in many ways
+            raise UserError(f"backbone {name!r}: open_clip cannot build it: {first_line(error)}") from error
+
+
+def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = None, exact: bool = False) -> None:
+    """Fill a model with the weights of a safetensors file. shown: what messages call it. exact: refuse the positions of
+    another image size or context length, which open_clip stretches.
+
+    Raises UserError where it is damaged, or holds other names or shapes than the model.
+    """
+    import open_clip
+    from safetensors import SafetensorError, safe_open
+
+    shown = shown or file
+    own, constants = model.state_dict(), dict(model.named_buffers())
+    try:
+        with safe_open(file, "pt") as opened:
+            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+        with quiet():
+            missing, unexpected = open_clip.load_checkpoint(model, str(file), strict=False)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{shown}: not a readable safetensors file ({error}); fetch or write it again") from error
+    except (RuntimeError, KeyError, StopIteration, AttributeError) as error:
+        if "size mismatch" not in str(error):
+            raise UserError(f"{shown}: these weights do not fit backbone {name!r}: {first_line(error)}") from error
+        missing, unexpected = [], []
+    wrong = [
+        f"{key} {list(shape)} instead of {list(ours.shape)}"
+        for key, shape in shapes.items()
+        if (ours := own.get(key, own.get(f"text.{key}"))) is not None
+        and math.prod(shape) != ours.numel()
+        and (exact or not key.endswith("positional_embedding"))
+    ]
+    unexpected = [key for key in unexpected if key not in constants and key not in CONSTANTS]
+    faults = [_some(what, found) for what, found in (("lack", missing), ("also hold", unexpected), ("hold", wrong))]
+    if any(faults):
+        raise UserError(
+            f"{shown}: these weights do not fit backbone {name!r}: they {', and '.join(filter(None, faults))}"
+        )
+
+
+def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
+    """Frozen, in float32. Raises UserError for images that are not square."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
+    height, width = config.input_size[1:]
+    if height != width:
+        raise UserError(f"backbone {name!r} takes images of {height} x {width} pixels; only square ones are supported")
+    model = model.float().eval().requires_grad_(False)
+    preprocess = image_transform_v2(config, is_train=False)
+    mean, std = tuple(config.mean), tuple(config.std)
+    return Backbone(name, model, preprocess, tokenizer.split, height, mean, std, tokenizer.digest)
+
+
+def first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """open_clip narrates on the root logger, and installs a handler there as a side effect."""
+    level, handlers = logging.root.manager.disable, logging.root.handlers[:]
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        logging.root.handlers[:] = handlers
+
+
+def _some(what: str, names: Sequence[str]) -> str:
+    """`lack a, b, c and 4 more`; nothing where there are none."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{what} {', '.join(name[:100] for name in names[:SHOWN])}{more}" if names else ""
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves new weights as they lie in memory: they all come from a file, and drawing them takes seconds."""
+
+    FILLS: tuple[Any, ...] = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+    FILLS += (nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        return target if func in self.FILLS and isinstance(target, nn.Parameter) else func(*args, **kwargs)

@@ -1,0 +1,105 @@
+"""A pickled checkpoint as a model folder of safetensors: the one place where a pickle is opened; how: unpickle.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rmadapter.backbones import unpickle
+from rmadapter.backbones.build import as_backbone, build_model, load_weights
+from rmadapter.backbones.hub import tokenizer_folder
+from rmadapter.backbones.load import OPEN_CLIP_WEIGHTS, architecture_config, transform_of
+from rmadapter.backbones.tokenizer import files_of, load_tokenizer
+from rmadapter.backbones.trust import CONFIG, PICKLES
+from rmadapter.errors import UserError
+from rmadapter.files import opened, write_json, write_tensors
+from rmadapter.sums import sha256, write_sums
+
+SECONDS, BYTES_A_SECOND = 60, 20e6  # that reading may take: a minute, and more for large files
+
+
+def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[str, Any]:
+    """Write a pickled checkpoint of an open_clip architecture as a folder that `load_backbone` opens.
+
+    digest: the SHA-256 in hex that the file must have. Returns what is told: folder, digests, what was left out. Raises
+    UserError, and leaves nothing behind, for a file that is no checkpoint, asks for anything but tensors, or does not
+    fit the architecture.
+    """
+    found, (config, tags) = _check(file, out, digest), architecture_config(architecture, architecture)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as place:
+        folder, flat = Path(place, "model"), Path(place, "tensors.safetensors")
+        folder.mkdir()
+        facts = _read(file, flat)
+        quick_gelu = bool(config.get("quick_gelu"))
+        if facts["quick_gelu"] is not None and facts["quick_gelu"] != quick_gelu:
+            other = f"{architecture}-quickgelu" if facts["quick_gelu"] else architecture.removesuffix("-quickgelu")
+            raise UserError(f"{file}: its activation is another one than that of {architecture}; give {other!r}")
+        transform = transform_of(architecture, tags)
+        model = build_model(architecture, architecture, draw=False, transform=transform)
+        load_weights(architecture, model, flat, shown=file, exact=True)
+        named = config["text_cfg"].get("hf_tokenizer_name")
+        tokenizer = tokenizer_folder(named) if named else None
+        for part in files_of(tokenizer) if tokenizer else ():
+            shutil.copy(part, folder)
+        backbone = as_backbone(architecture, model, load_tokenizer(architecture, config["text_cfg"], tokenizer))
+        write_tensors(folder / OPEN_CLIP_WEIGHTS[0], backbone.model.state_dict())
+        write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": model.visual.preprocess_cfg})  # type: ignore
+        write_sums(folder, [part.name for part in folder.iterdir()])
+        _put(folder, out)
+    return {
+        "backbone": str(out), "digest": backbone.digest, "sha256": found,
+        "scripted": facts["scripted"], "left_out": facts["left_out"],
+    }  # fmt: skip
+
+
+def _check(file: Path, out: Path, digest: str) -> str:
+    """The SHA-256 of the file, in hex."""
+    if file.suffix.lower() == ".safetensors":
+        raise UserError(f"{file}: nothing is to be converted; take it as it is: --backbone ARCHITECTURE/{file}")
+    with opened(file, "a checkpoint"):
+        pass
+    if file.suffix.lower() not in PICKLES:
+        raise UserError(f"{file}: no pickled checkpoint by its name; known are {', '.join(PICKLES)}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: is there already, and not an empty folder; give a new --out")
+    found = sha256(file)
+    if digest and found != digest.lower():
+        raise UserError(f"{file}: has the SHA-256 {found}, not {digest[:80]}; it is another file, and was not opened")
+    return found
+
+
+def _read(file: Path, flat: Path) -> dict[str, Any]:
+    """Let another process write the tensors of a checkpoint."""
+    seconds = int(SECONDS + file.stat().st_size / BYTES_A_SECOND)
+    command = [sys.executable, unpickle.__file__, os.path.abspath(file), str(flat), str(seconds)]
+    try:
+        done = subprocess.run(
+            command, cwd=flat.parent, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{file}: was not read within {seconds} seconds, and no checkpoint takes so long") from None
+    if done.returncode == 3:
+        raise UserError(f"{file}: tried to do something else than to be read, and was stopped; delete it")
+    try:
+        facts: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise UserError(f"{file}: ended the process that read it, as damaged or hostile files do") from None
+    if error := facts.get("error"):
+        raise UserError(f"{file}: cannot be converted: {error}")
+    return facts
+
+
+def _put(folder: Path, out: Path) -> None:
+    try:
+        if out.exists():
+            out.rmdir()
+        os.replace(folder, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing was changed there") from error

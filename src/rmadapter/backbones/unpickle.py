@@ -1,0 +1,208 @@
+"""A pickled checkpoint's tensors as a safetensors file: a program of its own, started by `convert` with little room.
+
+The pickle is opened by torch with weights_only: its own reader of pickles makes tensors and plain containers, and calls
+nothing else that a file names. What stands around it is for the case that this reader has a hole: memory, time and the
+size of files are bounded, and starting a program, opening a connection or writing another file ends it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import zipfile
+from typing import Any
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "teacher", "ema", "model_ema", "params")
+PREFIXES = ("module.", "_orig_mod.", "state_dict.", "model.", "teacher.")
+MOST = 4  # times the size of the file: of all tensors, and of the memory to read them
+SLACK = 2**30  # bytes of memory besides
+FORBIDDEN: tuple[str, ...] = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "subprocess.",
+    "socket.",
+    "ctypes.dlopen",
+)
+FORBIDDEN += ("os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.chmod", "shutil.", "pickle.find_class")
+
+
+class Refused(Exception):
+    """A sentence about the file."""
+
+
+class Scripted:
+    """A module of TorchScript, of which only its attributes are wanted."""
+
+
+def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors by name, and facts: `scripted`, `quick_gelu` (None where nobody knows), `left_out` (no tensors)."""
+    import torch
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if sum(entry.file_size for entry in archive.infolist()) > MOST * os.path.getsize(path) + 2**20:
+                raise Refused("its archive unpacks to far more than it is")
+        if any(name.endswith("/constants.pkl") for name in names):
+            return _scripted(path)
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    table = _table(found)
+    tensors = {key: value for key, value in table.items() if isinstance(value, torch.Tensor)}
+    left_out = [str(key)[:100] for key in table if key not in tensors]
+    return _stripped(tensors), {"scripted": False, "quick_gelu": None, "left_out": left_out}
+
+
+def _table(found: Any) -> dict[str, Any]:
+    """The innermost table that holds tensors, through the names that training code wraps it in."""
+    import torch
+
+    for _ in range(4):
+        if not isinstance(found, dict):
+            break
+        if any(isinstance(value, torch.Tensor) for value in found.values()):
+            return found
+        inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), dict)), None)
+        if inner is None:
+            names = ", ".join(str(name)[:40] for name in list(found)[:5])
+            raise Refused(f"it holds no table of weights under {', '.join(WRAPPERS[:4])} or the like, but {names}")
+        found = inner
+    raise Refused(f"it holds no table of weights, but a {type(found).__name__}")
+
+
+def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Without the prefixes that wrappers give to all names; of a teacher and a student, the teacher."""
+    if not all(isinstance(name, str) for name in tensors):
+        raise Refused("its weights have names that are no text")
+    if any(name.startswith("student.") for name in tensors):
+        tensors = {name: value for name, value in tensors.items() if name.startswith("teacher.")}
+    while prefix := next((one for one in PREFIXES if tensors and all(name.startswith(one) for name in tensors)), ""):
+        tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
+    return tensors
+
+
+def _scripted(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attributes of the modules in a TorchScript archive. Its code is left aside: without the constants that belong to
+    it, the rest is an archive as torch.save writes one, whose classes are not torch's but `Scripted` here."""
+    import torch
+
+    plain = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(plain, "w") as copy:
+        for name in archive.namelist():
+            inner = name.partition("/")[2]
+            if inner != "constants.pkl" and not inner.startswith("code/"):
+                copy.writestr(name, archive.read(name))
+    kinds = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(plain.getvalue()))
+    makers = {"__torch__": Scripted, "torch.jit._pickle": list}  # modules, and lists of one type
+    known: list[Any] = [
+        (maker, kind) for kind in kinds for start, maker in makers.items() if kind.startswith(f"{start}.")
+    ]
+    plain.seek(0)
+    with torch.serialization.safe_globals(known):
+        module = torch.load(plain, map_location="cpu", weights_only=True)
+    facts = {"scripted": True, "quick_gelu": any(kind.endswith("QuickGELU") for kind in kinds), "left_out": []}
+    return _stripped(_attributes(module)), facts
+
+
+def _attributes(module: Any) -> dict[str, Any]:
+    import torch
+
+    tensors: dict[str, Any] = {}
+    seen, waiting = {id(module)}, [("", module)]
+    while waiting:
+        place, one = waiting.pop()
+        for name, value in vars(one).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{place}{name}"] = value
+            elif isinstance(value, Scripted) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append((f"{place}{name}.", value))
+    return tensors
+
+
+def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
+    """Plain tensors, each with memory of its own, that are not larger than the file allows."""
+    import torch
+
+    if not tensors:
+        raise Refused("it holds no weights")
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise Refused(f"{name[:100]!r} is no plain tensor")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MOST * size + 2**20:
+        raise Refused("its tensors claim to be far larger than the file")
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def limit(size: int, seconds: int) -> None:
+    """Bounds of this process, after its imports. size: bytes of the checkpoint."""
+    try:
+        import resource
+    except ImportError:  # Windows has the time limit of the caller alone
+        return
+    used = 0
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+    bounds = {
+        resource.RLIMIT_AS: used + MOST * size + SLACK,
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: MOST * size + 2**21,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in bounds.items():
+        if kind != resource.RLIMIT_AS or used:
+            hard = resource.getrlimit(kind)[1]
+            least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (least, least))
+
+
+def watch() -> None:
+    """End this process when Python is to do anything but read; safetensors writes by itself."""
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if event.startswith(FORBIDDEN) or writes:
+            os._exit(3)
+
+    sys.addaudithook(hook)
+
+
+def main(source: str, target: str, seconds: str) -> None:
+    import pickle
+
+    import torch
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    size = os.path.getsize(source)
+    limit(size, int(seconds))
+    watch()
+    try:
+        tensors, facts = read(source)
+        save_file(checked(tensors, size), target)
+    except Refused as error:
+        facts = {"error": str(error)}
+    except MemoryError:
+        facts = {"error": "it wants more memory than a file of its size may"}
+    except pickle.UnpicklingError as error:
+        facts = {"error": _reason(error)}
+    except Exception as error:  # what a damaged file makes torch raise
+        facts = {"error": f"it is damaged, or no checkpoint of torch ({type(error).__name__})"}
+    print(json.dumps(facts))
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to open the file all the same."""
+    asked = re.search(r"GLOBAL (\S{1,100})", str(error))
+    return f"it asks for {asked[1]}, and tensors alone are taken" if asked else "it holds other things than tensors"
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file, whose names are those of other packages
+    main(*sys.argv[1:])
