@@ -48,7 +48,7 @@ def _write_tokenizer(folder: Path, kind: str) -> None:
     if kind == "siglip2":
         vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
         places = {word: place for place, word in enumerate(vocabulary)}
-        transformers.Siglip2Tokenizer(vocab=places).save_pretrained(folder)
+        transformers.Siglip2Tokenizer(vocab=places, padding_side="right").save_pretrained(folder)
         return
     (folder / "vocab.txt").write_text(WORDS.replace(" ", "\n"))
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)

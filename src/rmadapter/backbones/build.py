@@ -32,7 +32,7 @@ def build_model(
     fill = contextlib.nullcontext() if draw else Unfilled()
     with quiet(), fill, seeded(0):
         try:
-            return open_clip.create_model(
+            model = open_clip.create_model(
                 source,
                 load_weights=False,
                 pretrained_text=False,
@@ -43,6 +43,9 @@ def build_model(
             )
         except Exception as error:  # a wrong configuration fails in many ways
             raise UserError(f"backbone {name!r}: open_clip cannot build it: {first_line(error)}") from error
+    if not hasattr(model, "visual"):
+        raise UserError(f"backbone {name!r}: it takes no images")
+    return model
 
 
 def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = None, exact: bool = False) -> None:

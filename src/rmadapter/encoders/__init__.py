@@ -55,4 +55,4 @@ def _text(model: Any) -> TextEncoder:
     if found is not None and not found.opaque:
         return found
     kind = type(getattr(text, "transformer", text)).__name__ if found is None else type(found.blocks[0]).__name__
-    return WholeText(kind, lambda tokens: first_of(model.encode_text(tokens)))
+    return WholeText(kind, lambda tokens: first_of(model.encode_text(tokens, normalize=False)))
