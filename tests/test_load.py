@@ -11,14 +11,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors.torch import save_file
 
 from fixed import write_fixed_backbone
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.build import build_model
-from rmadapter.backbones.load import _hub_file, _published, is_published
+from rmadapter.backbones.load import _hub_file, is_published
 from rmadapter.errors import UserError
 
 SMALL = "ViT-S-32-alt"  # the smallest of open_clip's architectures
@@ -61,24 +59,6 @@ def test_random_weights_are_always_the_same_and_come_back_from_a_file(tmp_path: 
     from_file = load_backbone(f"{SMALL}/{tmp_path}/half.safetensors").model.state_dict()
     assert {tensor.dtype for tensor in from_file.values()} == {torch.float32}
     assert all(torch.equal(from_file[n], tensor.half().float()) for n, tensor in first.model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    "name", ["ViT-B-16/openai", "ViT-B-16/dfn2b", "ViT-B-32/metaclip_400m", "ViT-B-16-quickgelu/openai"]
-)
-def test_weights_trained_with_quick_gelu_get_it(name: str) -> None:
-    architecture, tag = name.split("/")
-    record = _published(architecture, tag, [tag])
-    model = build_model(name, architecture, draw=False, quick_gelu=record["quick_gelu"], transform=record)
-    activations = [module for module in model.modules() if "GELU" in type(module).__name__]
-    assert len(activations) == 24  # one a block, 12 blocks a tower
-    assert all(isinstance(module, QuickGELU) for module in activations)
-
-
-def test_weights_trained_with_gelu_keep_it() -> None:
-    assert not _published("ViT-B-16", "laion2b_s34b_b88k", []).get("quick_gelu")
-    model = build_model("x", "ViT-B-16", draw=False)
-    assert not any(isinstance(module, QuickGELU) for module in model.modules())
 
 
 def test_every_published_checkpoint_has_a_safetensors_file_to_ask_for() -> None:

@@ -27,9 +27,10 @@ from rmadapter.backbones.build import quiet
 from rmadapter.errors import UserError
 from rmadapter.files import write_json, write_tensors, write_text
 from rmadapter.method import Known
-from rmadapter.methods import load_method
+from rmadapter.methods import METHODS, load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.prompts import tokenize
+from rmadapter.settings import settings_of
 
 START, END = "<!-- what loads -->", "<!-- end of what loads -->"
 NAMES, TEMPLATES = ("cat", "a small red car. a blue bird", "dog"), ("a photo of a {}.",)
@@ -60,7 +61,7 @@ BERT = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, 
 
 
 class Found(NamedTuple):
-    """image, text: kinds of the encoders. verdict: of RMAdapter."""
+    """image, text: kinds of the encoders. verdict: the methods that work."""
 
     name: str
     image: str
@@ -148,12 +149,31 @@ def ask(name: str) -> Found:
             _same(f"{name}, text", backbone.text.frozen(tokens).features, model.encode_text(tokens, normalize=False))
         fitted = ZeroShot().restore(loaded, Known(NAMES, TEMPLATES), {})
         assert fitted.score()(fitted.states(images.float())).shape == (len(images), len(NAMES)), name
-        try:
+        works = methods_on(loaded)
+        if "rmadapter" in works:
             _compare(name, backbone, images, tokens)
-            verdict = "yes"
-        except UserError as error:
-            verdict = str(error).rpartition("what works with it: ")[2]
-    return Found(name, _kind(backbone.image), _kind(backbone.text), verdict)
+    return Found(name, _kind(backbone.image), _kind(backbone.text), _verdict(works))
+
+
+def methods_on(backbone: Backbone) -> list[str]:
+    """The methods that can be set up on it; the others refuse it in a sentence."""
+    found = []
+    for name in METHODS:
+        own = settings_of(load_method(name))
+        small: dict[str, Any] = {field: 1 for field in ("first_block", "layer") if field in own}
+        try:
+            load_method(name, small).parameters(backbone)
+        except UserError:
+            continue
+        found.append(name)
+    return found
+
+
+def _verdict(works: Sequence[str]) -> str:
+    rest = [name for name in METHODS if name not in works]
+    if not rest:
+        return "all"
+    return f"all but {', '.join(rest)}" if "rmadapter" in works else ", ".join(works)
 
 
 def _images(backbone: Backbone) -> Tensor:
@@ -200,11 +220,10 @@ def rows(found: Sequence[Found]) -> Iterator[str]:
     groups: dict[tuple[str, ...], list[str]] = {}
     for one in found:
         groups.setdefault(one[1:], []).append(one.name)
-    yield "| image encoder | text encoder | RMAdapter and all others | architectures |"
+    yield "| image encoder | text encoder | methods that work | architectures |"
     yield "|---|---|---|---|"
-    for (image, text, verdict), names in sorted(groups.items(), key=lambda group: group[0][2] != "yes"):
-        works = "yes" if verdict == "yes" else f"no; {verdict}"
-        yield f"| {image} | {text} | {works} | {', '.join(names)} |"
+    for (image, text, verdict), names in sorted(groups.items(), key=lambda group: not group[0][2].startswith("all")):
+        yield f"| {image} | {text} | {verdict} | {', '.join(names)} |"
 
 
 def main() -> None:

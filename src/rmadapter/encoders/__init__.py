@@ -35,7 +35,7 @@ def _image(model: Any) -> ImageEncoder:
         return ClipImage(visual)
     if isinstance(visual, TimmModel) and hasattr(next(iter(getattr(visual.trunk, "blocks", ())), None), "attn"):
         return TimmImage(visual)
-    kind = type(getattr(visual, "trunk", visual)).__name__
+    kind = _of_coca(model) + type(getattr(visual, "trunk", visual)).__name__
     return WholeImage(visual, kind, lambda images: first_of(visual(images)))
 
 
@@ -55,4 +55,10 @@ def _text(model: Any) -> TextEncoder:
     if found is not None and not found.opaque:
         return found
     kind = type(getattr(text, "transformer", text)).__name__ if found is None else type(found.blocks[0]).__name__
-    return WholeText(kind, lambda tokens: first_of(model.encode_text(tokens, normalize=False)))
+    return WholeText(_of_coca(model) + kind, lambda tokens: first_of(model.encode_text(tokens, normalize=False)))
+
+
+def _of_coca(model: Any) -> str:
+    import open_clip
+
+    return "CoCa's " if isinstance(model, open_clip.CoCa) else ""
