@@ -52,5 +52,5 @@ def test_positions_of_another_image_size_are_stretched_unless_they_must_be_exact
     with pytest.raises(UserError, match=r"they hold visual.positional_embedding \[10, 64\] instead of \[17, 64\]"):
         load_weights("x", model, file, exact=True)
     save_file({name: tensor for name, tensor in state.items() if "resblocks.1" not in name}, file)
-    with pytest.raises(UserError, match=r"they lack transformer\.resblocks\.1\.[\w.]+, .+ and 21 more"):
+    with pytest.raises(UserError, match=r"they lack visual\.transformer\.resblocks\.1\.[\w.]+, .+ and 21 more"):
         load_weights("x", model, file)
