@@ -53,13 +53,14 @@ def written(folder: Path, content: Any) -> Path:
 
 
 BOTH = (("teacher", 0), ("student", 1))
+MASK = "transformer.resblocks.0.attn_mask"
 WRAPPED = {
     "plain": lambda state: state,
     "open_clip's trainer": lambda state: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}},
     "two wrappers": lambda state: {"model": {"state_dict": {f"_orig_mod.{k}": v for k, v in state.items()}}},
     "a teacher": lambda state: {"teacher": state, "student": {k: v + 1 for k, v in state.items()}},
     "both in one": lambda state: {f"{w}.{k}": v + n for k, v in state.items() for w, n in BOTH},
-    "OpenAI's constants": lambda state: {**state, "input_resolution": torch.tensor(32), "vocab_size": torch.tensor(9)},
+    "OpenAI's constants": lambda state: {**state, "input_resolution": torch.tensor(32), MASK: torch.eye(16)},
     "a number among them": lambda state: {**state, "step": 7},
 }  # fmt: skip
 
@@ -155,6 +156,7 @@ def test_what_is_asked_for_is_checked_before_the_file_is_opened(state: State, tm
         "is there already": (file, NAME, tmp_path / "full", ""),
         "not abc; it is another file, and was not opened": (file, NAME, out, "abc"),
         "open_clip has no architecture 'ViT-X'": (file, "ViT-X", out, ""),
+        "weights.pt/out: cannot be written": (file, NAME, file / "out", ""),
     }.items():
         with pytest.raises(UserError, match=told):
             convert(Path(words[0]), *words[1:])

@@ -58,7 +58,8 @@ def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = N
     from safetensors import SafetensorError, safe_open
 
     shown = shown or file
-    own, constants = model.state_dict(), dict(model.named_buffers())
+    own = model.state_dict()
+    masks = {_last(key) for key, _ in model.named_buffers() if key not in own}  # no weights, wherever a file has them
     try:
         with safe_open(file, "pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
@@ -77,7 +78,7 @@ def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = N
         and math.prod(shape) != ours.numel()
         and (exact or not key.endswith("positional_embedding"))
     ]
-    unexpected = [key for key in unexpected if key not in constants and key not in CONSTANTS]
+    unexpected = [key for key in unexpected if _last(key) not in masks and key not in CONSTANTS]
     faults = [_some(what, found) for what, found in (("lack", missing), ("also hold", unexpected), ("hold", wrong))]
     if any(faults):
         raise UserError(
@@ -113,6 +114,10 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(level)
         logging.root.handlers[:] = handlers
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _some(what: str, names: Sequence[str]) -> str:

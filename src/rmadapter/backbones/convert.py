@@ -32,8 +32,12 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
     fit the architecture.
     """
     found, (config, tags) = _check(file, out, digest), architecture_config(architecture, architecture)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as place:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    with beside as place:
         folder, flat = Path(place, "model"), Path(place, "tensors.safetensors")
         folder.mkdir()
         facts = _read(file, flat)

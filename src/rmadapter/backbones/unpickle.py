@@ -176,8 +176,8 @@ def watch() -> None:
 def main(source: str, target: str, seconds: str) -> None:
     import pickle
 
+    import safetensors.torch  # noqa: F401  as torch, before memory is bounded
     import torch
-    from safetensors.torch import save_file
 
     torch.set_num_threads(1)
     size = os.path.getsize(source)
@@ -185,7 +185,7 @@ def main(source: str, target: str, seconds: str) -> None:
     watch()
     try:
         tensors, facts = read(source)
-        save_file(checked(tensors, size), target)
+        _save(checked(tensors, size), target)
     except Refused as error:
         facts = {"error": str(error)}
     except MemoryError:
@@ -195,6 +195,16 @@ def main(source: str, target: str, seconds: str) -> None:
     except Exception as error:  # what a damaged file makes torch raise
         facts = {"error": f"it is damaged, or no checkpoint of torch ({type(error).__name__})"}
     print(json.dumps(facts))
+
+
+def _save(tensors: dict[str, Any], target: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, target)
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"its tensors cannot be written ({' '.join(str(error).split())[:100]})") from error
 
 
 def _reason(error: Exception) -> str:
