@@ -47,6 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "params": ("rmadapter params --method mma --classes 50",),
     "data": ("rmadapter data", "rmadapter data dtd --root data --download"),
     "backbones": ("rmadapter backbones", "rmadapter backbones get pocket"),
+    "convert": ("rmadapter convert clip.pt --architecture ViT-B-32 --out my-clip",),
     "doctor": ("rmadapter doctor",),
 }
 

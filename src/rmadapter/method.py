@@ -256,8 +256,7 @@ def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[in
 class Learner(nn.Module, ABC):
     """A module on a frozen backbone, whose state is all that a method learns.
 
-    first: the block of the image encoder whose input it reads; None for features alone. reaches: the encoders, "image"
-    and "text", whose blocks it runs by itself. Raises UserError for a backbone where these have none.
+    first: the image encoder's block whose input it reads; None for features alone. reaches: sides whose blocks it runs.
     """
 
     first: int | None = None
@@ -265,8 +264,7 @@ class Learner(nn.Module, ABC):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        backbone.need_blocks(*self.reaches)
-        self.backbone = backbone
+        self.backbone = backbone.with_blocks(*self.reaches)
 
     @abstractmethod
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:

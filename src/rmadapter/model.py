@@ -55,8 +55,7 @@ class AdaptedCLIP(nn.Module):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        backbone.need_blocks("image", "text")
-        self.backbone = backbone
+        self.backbone = backbone.with_blocks("image", "text")
         self.settings, self.loss = settings or AdapterSettings(), loss or LossSettings()
         self.clip: Any = backbone.model
         self.encoders: dict[str, Encoder[Any]] = {"image": backbone.image, "text": backbone.text}

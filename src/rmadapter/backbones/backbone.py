@@ -42,8 +42,8 @@ class Backbone:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def need_blocks(self, *sides: str) -> None:
-        """sides: "image", "text". Raises UserError where one of these encoders has no blocks to reach into."""
+    def with_blocks(self, *sides: str) -> Backbone:
+        """The backbone itself. sides: "image", "text". Raises UserError where one of these has no blocks."""
         for encoder in (self.image, self.text):
             if encoder.side in sides and isinstance(encoder, (WholeImage, WholeText)):
                 rest = FEATURES_ALONE if isinstance(self.text, WholeText) else (*FEATURES_ALONE, *TEXT_TOO)
@@ -51,6 +51,7 @@ class Backbone:
                     f"backbone {self.name!r}: this method reaches into transformer blocks, and its {encoder.side} "
                     f"encoder, a {encoder.kind}, has none that are known; what works with it: {', '.join(rest)}"
                 )
+        return self
 
     def to(self, device: torch.device) -> Backbone:
         """Move the model; returns the backbone itself."""
