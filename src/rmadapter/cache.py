@@ -30,6 +30,7 @@ from rmadapter.settings import Machine
 
 GB = 1e9
 BATCH = 64  # images encoded at once where no gradient is needed
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -130,21 +131,25 @@ class Cache:
         """Parts of these will be asked for: whoever asks for the first one waits for all, and nobody after that."""
         self._whole = images
 
-    def source(self, images: ImageSet, first: int | None = None, *, augmented: bool = False) -> Source:
+    def source(
+        self, images: ImageSet, first: int | None = None, *, augmented: bool = False, precision: str = "fp32"
+    ) -> Source:
         """Tokens into block `first` of the image encoder, its output and the features; None for features alone.
 
-        augmented: of the training views that were asked for, if any.
+        augmented: of the training views that were asked for, if any. precision: in which tokens are held; features are
+        held in float32.
         """
         augmented = augmented and self.augmentation == "standard"
         views = self.views if augmented else 1
         if not self.hold or not views:
             return Live(self, images, first, augmented, views)
-        key = (images.digest, first, augmented)
+        kind = FORMATS[precision if first else "fp32"]
+        key = (images.digest, first, augmented, kind)
         if key not in self._held:
             whole = self._whole
             if whole is not None and not augmented and {*images.contents} < {*whole.contents}:
-                self.source(whole, first)
-            found = self._among(images, first, augmented) or self._compute(images, first, augmented, views)
+                self.source(whole, first, precision=precision)
+            found = self._among(images, first, augmented, kind) or self._compute(images, first, augmented, views, kind)
             if found is None:
                 return Live(self, images, first, augmented, views)
             self._held[key] = found
@@ -177,10 +182,10 @@ class Cache:
         transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
         return ImageTensors(images, transform, (self.seed, view))
 
-    def _among(self, images: ImageSet, first: int | None, augmented: bool) -> Held | None:
+    def _among(self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype) -> Held | None:
         """What is held with more: features with the tokens, and some images with others, if not augmented by place."""
-        for (digest, block, views), held in self._held.items():
-            if views != augmented or first not in (block, None):
+        for (digest, block, views, format_), held in self._held.items():
+            if views != augmented or first not in (block, None) or (first and kind != format_):
                 continue
             places = {content: row for row, content in enumerate(held.contents)}
             if digest == images.digest:
@@ -196,30 +201,32 @@ class Cache:
                 return replace(held, contents=images.contents, **parts)
         return None
 
-    def _compute(self, images: ImageSet, first: int | None, augmented: bool, views: int) -> Held | None:
+    def _compute(
+        self, images: ImageSet, first: int | None, augmented: bool, views: int, kind: torch.dtype
+    ) -> Held | None:
         """In memory, or in a file; None when neither has room."""
         started, live = time.perf_counter(), Live(self, images, first, augmented, views)
         blank = torch.zeros(1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device)
         probe = self.backbone.image.frozen(blank, first)
-        parts = (probe.features, probe.x, probe.y)
-        shapes = [(views * len(images), *part.shape[1:]) if len(part) else (0,) for part in parts]
-        size = sum(torch.Size(shape).numel() for shape in shapes)
-        if first is None or 4 * size <= self.machine.cache_memory * GB:
-            flat = torch.empty(size)
-            self._fill(live, _cut(flat, shapes))
-        elif self.folder and 4 * size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
-            file = self.folder / f"frozen-{self._name(images, first, augmented)}.bin"
-            if not file.exists() or file.stat().st_size != 4 * size:  # torch would fill a short one up with zeros
+        parts = ((probe.features, torch.float32), (probe.x, kind), (probe.y, kind))
+        plan = [((views * len(images), *part.shape[1:]) if len(part) else (0,), kind) for part, kind in parts]
+        size = sum(_size(*one) for one in plan)
+        if first is None or size <= self.machine.cache_memory * GB:
+            flat = torch.empty(size, dtype=torch.uint8)
+            self._fill(live, _cut(flat, plan))
+        elif self.folder and size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
+            file = self.folder / f"frozen-{self._name(images, first, augmented, kind)}.bin"
+            if not file.exists() or file.stat().st_size != size:  # torch would fill a short one up with zeros
                 with atomic(file) as part:
-                    reserve(part, 4 * size)
-                    flat = torch.from_file(str(part), shared=True, size=size)
-                    self._fill(live, _cut(flat, shapes))
+                    reserve(part, size)
+                    flat = torch.from_file(str(part), shared=True, size=size, dtype=torch.uint8)
+                    self._fill(live, _cut(flat, plan))
                     del flat
-            flat = torch.from_file(str(file), shared=True, size=size)
+            flat = torch.from_file(str(file), shared=True, size=size, dtype=torch.uint8)
         else:
             return None
         self.seconds += time.perf_counter() - started
-        features, x, y = _cut(flat, shapes)
+        features, x, y = _cut(flat, plan)
         return Held(first, probe.layout, self.device, features, x, y, views, images.contents)
 
     def _fill(self, live: Live, stores: list[Tensor]) -> None:
@@ -230,10 +237,10 @@ class Cache:
                 store[row : row + len(part)] = part
             row += len(states.features)
 
-    def _name(self, images: ImageSet, first: int | None, augmented: bool) -> str:
-        """Tells weights, transform, images and block, so that a stale file can never be read."""
+    def _name(self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype) -> str:
+        """Tells weights, transform, images, block and format, so that a stale file can never be read."""
         transform = [str(self.tensors(images, 0, augmented).transform), *([self.seed, self.views] if augmented else ())]
-        parts = [self.backbone.digest, transform, images.digest, first]
+        parts = [self.backbone.digest, transform, images.digest, first, str(kind)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -247,10 +254,15 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _cut(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """One tensor per shape out of a flat one."""
-    numbers = [torch.Size(shape).numel() for shape in shapes]
-    return [part.view(shape) for part, shape in zip(flat.split(numbers), shapes, strict=True)]
+def _size(shape: tuple[int, ...], kind: torch.dtype) -> int:
+    """Bytes."""
+    return torch.Size(shape).numel() * kind.itemsize
+
+
+def _cut(flat: Tensor, plan: list[tuple[tuple[int, ...], torch.dtype]]) -> list[Tensor]:
+    """One tensor for each shape and format out of bytes."""
+    parts = flat.split([_size(*one) for one in plan])
+    return [part.view(kind).view(shape) for part, (shape, kind) in zip(parts, plan, strict=True)]
 
 
 def _bytes(held: Held) -> int:

@@ -105,8 +105,9 @@ class Shots:
         return self.cache.machine
 
     def source(self, first: int | None = None) -> Source:
-        """Frozen activations of the shots in all their views. first: the block whose input is wanted, or None."""
-        return self.cache.source(self.images, first, augmented=True)
+        """Frozen activations of the shots in all their views, in the number format of the training. first: the block
+        whose input is wanted, or None."""
+        return self.cache.source(self.images, first, augmented=True, precision=self.machine.precision)
 
     def features(self) -> Tensor:
         """Untouched features [V, N, e] of V views of the shots, not normalised."""

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rmadapter.cache import Source
+from rmadapter.cache import FORMATS, Source
 from rmadapter.callbacks import tell
 from rmadapter.console import bar
 from rmadapter.encoders import States
@@ -30,7 +30,6 @@ from rmadapter.method import Shots, Trained, Unfinished
 from rmadapter.settings import STRICT, option
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
-FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
