@@ -100,3 +100,23 @@ def test_sensitivity_has_a_tick_per_value() -> None:
 def test_nothing_to_draw() -> None:
     assert figures([record("mma", "a", 1, {"all": 1.0, "x": 1.0}, protocol="cross-dataset")]) == []
     assert figures(variants("ablation-layers", ["1"])) == []
+
+
+def test_ranks_have_a_row_per_method_and_a_bar_for_those_not_shown_to_differ() -> None:
+    def runs(methods: list[str], sets: int) -> list[Record]:
+        return [
+            record(m, f"set {d}", 1, {"base": 50.0 + 2 * i + d, "novel": 50.0})
+            for i, m in enumerate(methods)
+            for d in range(sets)
+        ]
+
+    *_, figure = figures(runs(["zero-shot", "mma", "rmadapter"], 4))
+    assert (figure.name[-6:], figure.title) == ("-ranks", "Mean ranks in HM over n = 4 data sets")
+    shown = texts(figure)
+    assert [t for t in shown if t in ("Zero-shot CLIP", "MMA", "RMAdapter")] == ["RMAdapter", "MMA", "Zero-shot CLIP"]
+    assert any(text.startswith("mean rank, 1 is the best") for text in shown)
+    ink = "stroke: var(--ink, #1d2129); stroke-width: 2.5"
+    assert figure.svg.count(ink) == 1
+    apart = figures(runs(["zero-shot", "mma", "rmadapter"], 8))[-1]
+    assert apart.svg.count(ink) == 0, "p is 3 * 2 / 2**8 of each pair"
+    assert not [f for f in figures(runs(["mma", "rmadapter"], 8)) if f.name.endswith("-ranks")]

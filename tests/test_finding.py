@@ -49,8 +49,16 @@ def test_the_title(gaps: list[float], title: str) -> None:
     assert f"{4 * len(gaps)} runs, 2 rows, {len(gaps)} data set" in found.sentences[0]
 
 
-def test_several_others_are_counted() -> None:
-    own, far = runs([1.0, 1.5, 2.0]), runs([5.0, 5.5, 5.2], other="coop")
+@pytest.mark.parametrize(
+    ("gaps", "told"),
+    [
+        ([1.0, 1.1, 1.2], "ahead of coop and MMA and behind tcp"),
+        ([1.0, 1.5, 2.0], "behind tcp and not shown to differ from coop and MMA"),
+    ],
+)
+def test_several_others_are_counted_and_corrected_for(gaps: list[float], told: str) -> None:
+    """1, 1.5 and 2 points are shown alone, with a p of 0.035, and not when they are two of three differences."""
+    own, far = runs(gaps), runs([5.0, 5.5, 5.2], other="coop")
     worse = runs([-1.0, -1.5, -2.0], other="tcp")
     together = [*own, *(r for r in (*far, *worse) if r.method.name != "rmadapter")]
     shifted = [
@@ -59,8 +67,9 @@ def test_several_others_are_counted() -> None:
         else r
         for r in together
     ]
-    title = finding(group_records(shifted)).title
-    assert title == "RMAdapter is ahead of coop and MMA and behind tcp in HM, tested over n = 3 data sets"
+    found = finding(group_records(shifted))
+    assert found.title == f"RMAdapter is {told} in HM, tested over n = 3 data sets"
+    assert found.sentences[2].endswith("p is corrected by Holm for 3 comparisons.")
 
 
 def test_it_is_of_base_to_novel_on_the_most_data_sets() -> None:

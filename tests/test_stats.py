@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmadapter.bench.report.stats import HM_OF_MEANS, average, paired
+from rmadapter.bench.report.stats import HM_OF_MEANS, average, corrected, paired
 from rmadapter.record import Record
 from synthetic_runs import record
 
@@ -116,3 +116,20 @@ def test_of_an_average_each_target_is_a_data_set() -> None:
     assert found is not None
     assert (found.sets, found.pairs, found.difference) == (3, 2, 2.5)
     assert found.t == pytest.approx(stats.ttest_1samp(list(gains.values()), 0).pvalue)
+
+
+def test_verdicts_of_differences_that_are_told_together() -> None:
+    a = with_bases("a", 60 + np.array([[1.0], [1.5], [2.0]]))
+    pairs = {m: paired(a, with_bases(m, np.full((3, 1), base)), "base") for m, base in (("b", 60.0), ("c", 45.0))}
+    known = {m: pair for m, pair in pairs.items() if pair is not None}
+    assert [pair.verdict for pair in known.values()] == ["ahead", "ahead"]
+    same = paired(a, a, "base")
+    assert same is not None
+    found = corrected({**known, "itself": same})
+    assert [pair.verdict for pair in found.values()] == ["ahead", "ahead", "not shown"]
+    assert known["b"].t is not None
+    assert known["c"].t is not None
+    assert found["c"].holm == 2 * known["c"].t < found["b"].holm == known["b"].t
+    many = corrected({**known, "d": known["b"]})
+    assert [pair.verdict for pair in many.values()] == ["not shown", "ahead", "not shown"], "0.035 counts twice"
+    assert corrected({}) == {}

@@ -12,7 +12,7 @@ import numpy as np
 
 from rmadapter.bench.report.groups import Group, complete, entries, slug
 from rmadapter.bench.report.table import Cell
-from rmadapter.bench.report.tables import HALVES, average_title, columns_of, reference
+from rmadapter.bench.report.tables import HALVES, average_title, columns_of, rankings, reference
 from rmadapter.plots import COLOURS, canvas
 
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ class Figure(NamedTuple):
 
 
 def make_figures(group: Group) -> list[Figure]:
-    """The figures that fit the protocol; none where there is too little to draw."""
+    """The figures that fit the protocol, and the ranks; none where there is too little to draw."""
+    return [*_own(group), *_ranks(group)]
+
+
+def _own(group: Group) -> list[Figure]:
     if group.protocol == "few-shot":
         return _few_shot(group)
     if group.protocol == "base-to-novel":
@@ -199,4 +203,28 @@ def _sensitivity(group: Group) -> list[Figure]:
         _value_axis(axes, places, [f"{value:g}" if numeric else str(value) for value in values])
         axes.set(xlabel=group.axis, ylabel="accuracy, %")
         _legend(axes)
+    return [Figure(name, title, out[0])]
+
+
+def _ranks(group: Group) -> list[Figure]:
+    """A critical-difference diagram of the figure that the finding is about: mean ranks with their intervals, and bars
+    beside methods, no two of which are shown to differ."""
+    found, column = rankings(group), columns_of(group)[-1]
+    if column not in found:
+        return []
+    ranks, looks = found[column], _looks(group)
+    k, (n, _) = len(ranks.labels), ranks.values.shape
+    name, title = f"{group.slug}-ranks", f"Mean ranks in {column.head} over n = {n} data sets"
+    with canvas(5.0, 1.1 + 0.25 * k, name, title) as (axes, out):
+        for place, (label, rank, half) in enumerate(zip(ranks.labels, ranks.mean, ranks.half_widths, strict=True)):
+            colour, marker = looks[label]
+            ends = [[min(half, rank - 1)], [min(half, k - rank)]]  # there are no other ranks
+            axes.errorbar(rank, place, xerr=ends, fmt="none", ecolor=colour, elinewidth=1.2, alpha=0.6)
+            axes.plot(rank, place, marker, color=colour, markersize=6.5, markeredgewidth=0)
+        right = max(axes.get_xlim()[1], k)
+        for number, (first, last) in enumerate(ranks.level(), 1):
+            x = [right + 0.04 * k * number] * 2
+            axes.plot(x, [first - 0.25, last + 0.25], color=COLOURS["ink"], linewidth=2.5, solid_capstyle="butt")
+        axes.set_yticks(range(k), ranks.labels)
+        axes.set(ylim=(k - 0.5, -0.5), xlabel="mean rank, 1 is the best;\na bar joins methods not shown to differ")
     return [Figure(name, title, out[0])]

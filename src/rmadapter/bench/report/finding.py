@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rmadapter.bench.report.groups import TRANSFER, Group, alike, entries
-from rmadapter.bench.report.stats import ENOUGH, LEVEL, Paired, paired
-from rmadapter.bench.report.tables import columns_of, reference
+from rmadapter.bench.report.stats import ENOUGH, LEVEL, Paired
+from rmadapter.bench.report.tables import columns_of, differences, reference
 
 MAIN = "base-to-novel"  # the protocol that is told of first
 
@@ -38,11 +38,8 @@ def _compared(group: Group) -> tuple[str, str, Mapping[str, Paired]]:
     if first is None or group.protocol == "sensitivity":
         return "", "", {}
     column = columns[-1]  # HM, the targets, or the most shots
-    found = {
-        label: paired(column.of(rows[first]), column.of(rows[label]), column.metric) for label in rows if label != first
-    }
     figure = "accuracy on the targets" if group.protocol in TRANSFER else column.head
-    return first, figure, {label: pair for label, pair in found.items() if pair is not None}
+    return first, figure, differences(rows, first, column)
 
 
 def _title(first: str, figure: str, pairs: Mapping[str, Paired]) -> str:
@@ -79,8 +76,8 @@ def _sentences(group: Group, first: str, figure: str, pairs: Mapping[str, Paired
         f"{seeds} seed{'' if seeds == 1 else 's'}.",
         f"The largest difference in {figure} is that of {first} to {label}, {_signed(pair.difference)} points "
         f"({ends}n = {pair.sets}), which {words}.",
-        f"A difference is shown where Student's t over data sets gives p below {LEVEL}, on {ENOUGH} of them or more; "
-        "no p is corrected for the number of comparisons.",
+        f"A difference is shown where Student's t over data sets gives p below {LEVEL}, on {ENOUGH} of them or more"
+        f"{f'; p is corrected by Holm for {len(pairs)} comparisons' if len(pairs) > 1 else ''}.",
     )
 
 

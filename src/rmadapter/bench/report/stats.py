@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from rmadapter.record import Record
 LEVEL = 0.05  # of the t test
 ENOUGH = 3  # data sets below which nothing is tested
 HM_OF_MEANS = "HM of the means"
+Key = TypeVar("Key")
 
 
 def average(records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]) -> Cell:
@@ -30,9 +32,9 @@ def average(records: Sequence[Record], name: str, datasets: Sequence[str], seeds
     if len(known) < len(parts):
         return Cell()
     if name != HM_OF_MEANS:
-        return Cell(float(known[0].mean()), _half_width(known[0]))
+        return Cell(float(known[0].mean()), half_width(known[0]))
     per_seed = np.array([harmonic_mean(base, novel) for base, novel in zip(*known, strict=True)])
-    return Cell(harmonic_mean(*(float(values.mean()) for values in known)), _half_width(per_seed))
+    return Cell(harmonic_mean(*(float(values.mean()) for values in known)), half_width(per_seed))
 
 
 def _per_seed(records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]) -> np.ndarray | None:
@@ -44,7 +46,8 @@ def _per_seed(records: Sequence[Record], name: str, datasets: Sequence[str], see
     return np.array(values, dtype=np.float64).mean(axis=1)
 
 
-def _half_width(values: np.ndarray) -> float | None:
+def half_width(values: np.ndarray) -> float | None:
+    """Of the 95 % interval of a mean by Student's t; None for a single value."""
     return confidence_interval(values) if len(values) > 1 else None
 
 
@@ -53,7 +56,8 @@ class Paired:
     """A difference in points over data sets, each of which counts once, with the mean of its pairs of runs.
 
     low, high: 95 % interval by Student's t; None for one data set. ahead, behind: data sets. t, wilcoxon: p values;
-    None for fewer than three data sets, or where there is nothing to test.
+    None for fewer than three data sets, or where there is nothing to test. holm: t, corrected for the number of
+    differences that are told together; None where nobody corrected it.
     """
 
     sets: int
@@ -65,13 +69,15 @@ class Paired:
     behind: int
     t: float | None
     wilcoxon: float | None
+    holm: float | None = None
 
     @property
     def verdict(self) -> str:
-        """p below 0.05 is the same as an interval without 0."""
+        """Of one difference alone, t below 0.05 is the same as an interval without 0."""
         if self.sets < ENOUGH:
             return "one data set" if self.sets == 1 else "two data sets"
-        if self.t is None or self.t >= LEVEL:
+        p = self.t if self.holm is None else self.holm
+        if p is None or p >= LEVEL:
             return "not shown"
         return "ahead" if self.difference > 0 else "behind"
 
@@ -83,21 +89,21 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
     """
     from scipy.stats import ttest_1samp, wilcoxon
 
-    others = {_drawn(record): record for record in b}
+    others = {drawn(record): record for record in b}
     of_set: dict[tuple[str, str], list[float]] = defaultdict(list)
     pairs = set()
     for record in a:
-        other = others.get(_drawn(record))
+        other = others.get(drawn(record))
         for part in record.targets if name == "average" else [name]:
             x, y = record.metric(part), None if other is None else other.metric(part)
             if x is not None and y is not None:
                 of_set[record.task.data, part].append(x - y)
-                pairs.add(_drawn(record))
+                pairs.add(drawn(record))
     if not pairs:
         return None
     # Accuracies are ratios of counts: what differs by rounding alone is a tie.
     d = np.round([fmean(differences) for differences in of_set.values()], 9)
-    mean, half, enough = float(d.mean()), _half_width(d), len(d) >= ENOUGH
+    mean, half, enough = float(d.mean()), half_width(d), len(d) >= ENOUGH
     return Paired(
         sets=len(d),
         pairs=len(pairs),
@@ -111,5 +117,21 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
     )
 
 
-def _drawn(record: Record) -> tuple[str, int, int, str]:
+def drawn(record: Record) -> tuple[str, int, int, str]:
+    """What two runs share that were trained on the same images."""
     return record.task.data, record.task.shots, record.task.seed, record.split_digest
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 1979): none of those below a level
+    is there by chance, but with that probability."""
+    order, corrected = np.argsort(p), np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)).clip(max=1)
+    return corrected
+
+
+def corrected(pairs: Mapping[Key, Paired]) -> dict[Key, Paired]:
+    """Differences that are told together: their verdicts are those of p values that are corrected for their number."""
+    tested = {key: pair.t for key, pair in pairs.items() if pair.t is not None}
+    found = dict(zip(tested, holm([*tested.values()]).tolist(), strict=True))
+    return {key: replace(pair, holm=found.get(key)) for key, pair in pairs.items()}

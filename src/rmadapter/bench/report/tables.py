@@ -9,7 +9,8 @@ from statistics import median
 
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import TRANSFER, Group, alike, complete, entries, slug, tested
-from rmadapter.bench.report.stats import HM_OF_MEANS, LEVEL, average, paired
+from rmadapter.bench.report.ranks import Ranks, ranked, to_table
+from rmadapter.bench.report.stats import HM_OF_MEANS, LEVEL, Paired, average, corrected, paired
 from rmadapter.bench.report.table import Cell, Row, Table, mark_best
 from rmadapter.plots import duration
 from rmadapter.record import Record
@@ -20,9 +21,10 @@ PAPER_NOTE = "Rows in italics are the paper's figures as they are printed, not m
 MEAN_NOTE = "Mean ± half width of the 95 % interval over seeds (Student's t); HM: harmonic mean of base and novel."
 PAIR_NOTE = (
     "Tested over data sets (n): each counts once, with the mean difference of its pairs, which are runs of the same "
-    "data set, shots, seed and images. Each target is a data set. The interval and the first p are Student's t, the "
-    "second p is Wilcoxon's signed-rank test. The verdict is on the first named: ahead or behind where the interval "
-    f"excludes 0 and the p of t is below {LEVEL}, on three data sets or more. No p is corrected for the number of rows."
+    "data set, shots, seed and images. Each target is a data set. The interval and the first p are Student's t of that "
+    "row alone; the second p is that one, corrected by Holm for the number of rows of the same figure; the third is "
+    "Wilcoxon's signed-rank test, not corrected. The verdict is on the first named: ahead or behind where the "
+    f"corrected p of t is below {LEVEL}, on three data sets or more."
 )
 COST_NOTE = (
     "Medians over the runs. Memory is the peak resident memory of the process, the backbone included. Frozen "
@@ -69,7 +71,7 @@ def reference(rows: Rows) -> str | None:
 
 
 def make_tables(group: Group) -> list[Table]:
-    """Every table of a group: the average first, then one per data set or source, paired differences, cost."""
+    """Every table of a group: the average first, then one per data set or source, paired differences, ranks, cost."""
     parts = []
     if group.protocol in TRANSFER:
         parts = [_transfer(group, source) for source in group.datasets]
@@ -77,7 +79,7 @@ def make_tables(group: Group) -> list[Table]:
         if len(group.datasets) > 1:
             parts = [_average(group)]
         parts += [_means(group, dataset, columns_of(group), [dataset]) for dataset in group.datasets]
-    return [*parts, *_pairs(group), _cost(group)]
+    return [*parts, *_pairs(group), *_ranks(group), _cost(group)]
 
 
 def _means(
@@ -179,21 +181,45 @@ def _pairs(group: Group) -> list[Table]:
     first = reference(rows)
     if first is None or len(rows) < 2 or group.protocol == "sensitivity":
         return []
+    together = {column: differences(rows, first, column) for column in columns_of(group)}
     lines = []
     for label in (label for label in rows if label != first):
-        for column in columns_of(group):
-            found = paired(column.of(rows[first]), column.of(rows[label]), column.metric)
-            if found is not None:
-                tests = (None if p is None else f"{p:.3g}" for p in (found.t, found.wilcoxon))
+        for column, pairs in together.items():
+            if label in pairs:
+                found = pairs[label]
+                tests = (None if p is None else f"{p:.3g}" for p in (found.t, found.holm, found.wilcoxon))
                 values = (found.difference, found.low, found.high, found.sets, found.pairs, found.ahead, found.behind)
                 lines.append(Row(label, (Cell(column.head), *map(Cell, (*values, *tests, found.verdict)))))
     heads = (
-        "compared with", "figure", "difference", "95 % from", "to", "n", "pairs", "ahead on", "behind on",
-        "p, t", "p, Wilcoxon", "verdict",
+        "compared with", "figure", "difference", "95 % from", "to", "n", "pairs", "better on", "worse on",
+        "p, t", "p, Holm", "p, Wilcoxon", "verdict",
     )  # fmt: skip
     notes = (PAIR_NOTE, *_other_images(group))
     title = f"{first} minus the others, in points"
     return [Table(f"{group.slug}-pairs", title, heads, tuple(lines), facts(group, group.records), notes)]
+
+
+def differences(rows: Rows, first: str, column: Column) -> dict[str, Paired]:
+    """Of one row to each other one that it has pairs with, tested together."""
+    others = {label: column.of(records) for label, records in rows.items() if label != first}
+    found = {label: paired(column.of(rows[first]), records, column.metric) for label, records in others.items()}
+    return corrected({label: pair for label, pair in found.items() if pair is not None})
+
+
+def rankings(group: Group) -> dict[Column, Ranks]:
+    """Of each figure for which enough methods and data sets are there."""
+    rows = entries(alike(group.records))
+    columns = columns_of(group) if group.protocol != "sensitivity" else ()
+    found = {c: ranked({label: c.of(records) for label, records in rows.items()}, c.metric) for c in columns}
+    return {column: ranks for column, ranks in found.items() if ranks is not None}
+
+
+def _ranks(group: Group) -> list[Table]:
+    told = facts(group, group.records)
+    return [
+        to_table(ranks, f"{group.slug}-ranks-{slug(column.head)}", column.head, first_column(group), told)
+        for column, ranks in rankings(group).items()
+    ]
 
 
 def _other_images(group: Group) -> list[str]:
