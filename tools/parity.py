@@ -1,0 +1,177 @@
+"""A method beside the code of its authors, in one process: logits, loss and gradients of their trainer, and of ours.
+
+    git clone https://github.com/ZjjConan/Multi-Modal-Adapter
+    python tools/parity.py mma --upstream Multi-Modal-Adapter
+
+    python tools/parity.py --page    # the table in docs/parity.md, of all that was measured
+
+Their trainer is imported from your clone and built as it stands, on a small CLIP of random weights that our side has,
+too. What it trains gets noise and is copied into ours; then both answer about the same images and take the gradient of
+the same step. `upstream.py` says what stands in for Dassl and for a GPU. A clone's code is run: read it first.
+Ends with 1 where anything differs by more than 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, patch
+
+import numpy as np
+import torch
+from torch import Tensor
+from upstream import DEPTH, PEERS, SIZE, WIDTHS, theirs
+
+from rmadapter.backbones import Backbone
+from rmadapter.cache import Cache
+from rmadapter.data.images import ImageSet
+from rmadapter.errors import UserError
+from rmadapter.files import read_json, read_text, write_json, write_text
+from rmadapter.machine import seeded, versions
+from rmadapter.method import Known, Shots, Trained
+from rmadapter.methods import load_method
+from rmadapter.settings import Machine
+from rmadapter.train import Batch
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "docs/results/parity.json", ROOT / "docs/parity.md"
+BEGIN, END = "<!-- by tools/parity.py --page, from results/parity.json -->", "<!-- end -->"
+LIMIT = 1e-4
+BY_HAND = ("kgcoop", "tcp", "coprompt", "clip-adapter", "tip-adapter-f")  # not in this tool
+CLASSES = ("cat", "night sky", "red fire engine", "very small dog")
+LABELS = (0, 1, 2, 3, 0, 1)
+DIFFERENCES = {
+    "logits": "largest difference of logits",
+    "loss": "difference of the loss",
+    "gradients": "largest difference of a tensor's gradient, relative to its largest number",
+}
+
+
+def tiny_clip(seed: int = 0) -> Backbone:
+    """OpenAI's architecture with DEPTH blocks on either side, random weights of which none is 0, temperature 1/100."""
+    import open_clip
+
+    vision: Any = {"image_size": SIZE, "patch_size": 16, "width": WIDTHS[0], "layers": DEPTH}
+    text: Any = {"width": WIDTHS[1], "heads": WIDTHS[1] // 64, "layers": DEPTH}
+    with seeded(seed):
+        model: Any = open_clip.CLIP(512, vision, text, quick_gelu=True)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases and norms
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    model.logit_scale.data.fill_(np.log(100))
+    look, tokenizer = open_clip.image_transform(SIZE, is_train=False), open_clip.SimpleTokenizer()
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    return Backbone("tiny", model.eval().requires_grad_(False), look, tokenizer, SIZE, mean, std)
+
+
+def compare(name: str, clone: Path) -> dict[str, Any]:
+    """The differences, the sizes of what differs, and what it was measured with. Raises UserError where the clone does
+    not have the trainer, or trains other tensors."""
+    peer, backbone, rows = PEERS[name], tiny_clip(), torch.arange(len(LABELS))
+    arrays = np.random.default_rng(0).integers(0, 256, (len(LABELS), SIZE, SIZE, 3), np.uint8)
+    cache = Cache(backbone, Machine(device="cpu"), progress=False)
+    shots = Shots(ImageSet(tuple(arrays), LABELS, CLASSES), cache, progress=False)
+    pixels = shots.pixels(rows, 0, 1)
+    found = theirs(peer, clone, backbone.model.state_dict(), CLASSES, pixels, shots.labels)
+
+    method = load_method(name, found.settings)
+    module, loss, source = untrained(method, shots)
+    inner = getattr(module, peer.inner) if peer.inner else module
+    ours = {peer.called(own): parameter for own, parameter in inner.named_parameters()}
+    if odd := sorted(ours.keys() ^ found.tensors.keys()):
+        raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
+    for own, parameter in ours.items():
+        parameter.data.copy_(found.tensors[own][0])
+    value = loss(Batch(0, rows, shots.labels, source.batch(rows), torch.Generator()))
+    value = value["loss"] if isinstance(value, dict) else value
+    gradients = dict(zip(ours, torch.autograd.grad(value, [*ours.values()]), strict=True))
+    fitted = method.restore(backbone, Known(CLASSES), inner.state_dict())
+    logits = fitted.score()(backbone.image.frozen(pixels, fitted.first))
+    return {
+        "repository": peer.repository,
+        "commit": commit(clone),
+        "trained": sum(parameter.numel() for parameter in ours.values()),
+        "largest logit": float(found.logits.abs().max()),
+        "logits": float((logits - found.logits).abs().max()),
+        "loss": abs(value.item() - found.loss),
+        "gradients": max(_relative(gradients[own], expected) for own, (_, expected) in found.tensors.items()),
+        "versions": versions(),
+    }
+
+
+def untrained(method: Any, shots: Shots) -> tuple[Any, Any, Any]:
+    """The module, the loss and the source of images that a fit hands to `minimise`, which takes no step."""
+    minimise = Mock(return_value=Trained())
+    with ExitStack() as stack:
+        for name, file in list(sys.modules.items()):
+            if name.startswith("rmadapter.methods.") and hasattr(file, "minimise"):
+                stack.enter_context(patch.object(file, "minimise", minimise))
+        method.fit(shots.cache.backbone, shots)
+    module, loss, _, _, source, *_ = minimise.call_args.args
+    return module, loss, source
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def commit(folder: Path) -> str:
+    """Of the clone; "unknown" for a folder that is none."""
+    asked = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
+    top, head, *_ = [*subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n"), "", ""]
+    return head if top and Path(top) == folder.resolve() else "unknown"
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: what was measured, and what was not run."""
+    heads = ["method", "authors' code", "trained numbers", "logits go up to", *DIFFERENCES.values()]
+    rows = [heads, ["---"] * len(heads)]
+    for name in (*PEERS, *BY_HAND):
+        cells = ["not run", *[""] * (len(heads) - 2)]
+        if name in results:
+            r = results[name]
+            cells = [f"{r['repository']} at {r['commit'][:7]}", f"{r['trained']:,}", f"{r['largest logit']:.1f}"]
+            cells += [f"{r[key]:.1e}" for key in DIFFERENCES]
+        rows.append([f"`{name}`", *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Replaces what stands between the marks."""
+    new = f"{BEGIN}\n\n{table(read_json(results))}\n\n{END}"
+    write_text(page, re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: new, read_text(page), flags=re.DOTALL))
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", nargs="?", choices=PEERS)
+    parser.add_argument("--upstream", type=Path, metavar="DIR", help="your clone of the authors' repository")
+    parser.add_argument("--out", type=Path, help="JSON that takes what was measured, one entry a method")
+    parser.add_argument("--page", action="store_true", help=f"write the table of {PAGE.name}")
+    args = parser.parse_args(words)
+    if not args.page and (args.method is None or args.upstream is None):
+        parser.error("give a method and --upstream DIR, or --page")
+    try:
+        if args.page:
+            write_page(args.out or RESULTS, PAGE)
+            return 0
+        found = compare(args.method, args.upstream)
+        if args.out:
+            write_json(args.out, {**(read_json(args.out) if args.out.exists() else {}), args.method: found})
+    except UserError as error:
+        print(f"parity: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.method}: {found['trained']:,} trained numbers; logits up to {found['largest logit']:.1f}")
+    for key, text in DIFFERENCES.items():
+        print(f"{text}: {found[key]:.1e}")
+    return int(not all(found[key] <= LIMIT for key in DIFFERENCES))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
