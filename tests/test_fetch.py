@@ -155,6 +155,18 @@ def test_files_come_out_as_they_went_in(tmp_path: Path) -> None:
     assert below(tmp_path / "zip") == {"z/c": b"c", "z/d/a.txt": b"a", "z/d/b": b"b" * 3_000_000}
 
 
+def test_a_tar_file_of_the_folder_itself(tmp_path: Path) -> None:
+    """As `tar -cf x.tar -C photos .` writes it, and Python's make_archive."""
+    archive = tar(
+        tmp_path / "x.tar",
+        (".", tarfile.DIRTYPE, b""),
+        ("./d", tarfile.DIRTYPE, b""),
+        ("./d/a.txt", tarfile.REGTYPE, b"a"),
+    )
+    unpack(archive, tmp_path / "out")
+    assert below(tmp_path / "out") == {"d/a.txt": b"a"}
+
+
 CLIMBING = ["../evil", "/tmp/evil", "a/../../evil", "C:\\evil", "..\\evil"]
 
 

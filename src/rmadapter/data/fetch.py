@@ -144,7 +144,7 @@ def _of_tar(archive: Path) -> Iterator[Member]:
             if not (member.isdir() or member.isreg()):
                 raise UserError(f"{archive}: holds {member.name!r:.80}, which is a link or a device")
             if member.isdir():
-                _inside(member.name, archive)
+                _inside(f"{member.name}/x", archive)  # its name may be ".", as `tar -C photos .` has it
             else:
                 yield member.name, member.size, lambda member=member: file.extractfile(member)  # type: ignore[misc]
 
