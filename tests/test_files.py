@@ -136,9 +136,15 @@ def test_json_round_trip(tmp_path: Path) -> None:
     value = {"größe": [1, 2.5, None, True], "斑马": {"x": -math.pi}, "lone": os.fsdecode(b"caf\xe9.png")}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
+
     text = (tmp_path / "a.json").read_bytes().decode("utf-8")  # valid UTF-8 in spite of the file name that is not
     assert "größe" in text
     assert json.loads(text) == value
+
+
+def test_json_without_keys_that_nobody_needs(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [{"mask": [1], "b": {"mask": 2, "c": 3}}], "mask": 4})
+    assert read_json(tmp_path / "a.json", without=("mask",)) == {"a": [{"b": {"c": 3}}]}
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff"])

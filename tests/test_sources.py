@@ -12,7 +12,7 @@ import pytest
 from miniatures import paint, png, write_json
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.data.inputs import find_images
-from rmadapter.data.sources import is_source, open_source
+from rmadapter.data.sources import images_root, is_source, open_source
 from rmadapter.errors import UserError
 
 NAMES = ("cat_1.png", "dog_1.png")
@@ -96,6 +96,17 @@ def fiftyone(home: Path) -> Path:
     return home
 
 
+def fiftyone_samples(home: Path) -> Path:
+    samples = [
+        {"filepath": f"data/{name}", "tags": ["train"], "ground_truth": {"_cls": "Detections", "detections": [
+            {"_cls": "Detection", "label": name[:3], "bounding_box": [0, 0, 0.5, 0.25]}
+        ]}} for name in NAMES
+    ]  # fmt: skip
+    write_json(paint(home, *(f"data/{name}" for name in NAMES)) / "samples.json", {"samples": samples})
+    write_json(home / "metadata.json", {"name": "pets"})
+    return home
+
+
 def zip_file(home: Path) -> Path:
     home.mkdir(parents=True)
     with zipfile.ZipFile(home / "pets.zip", "w") as file:
@@ -137,9 +148,9 @@ def shard_folder(home: Path) -> Path:
 
 FORMATS = (
     class_folders, yolo_classification, csv_file, json_lines, imagefolder, coco_file, coco_folder, roboflow, yolo,
-    yolo_file, label_studio, fiftyone, zip_file, zip_of_coco, tar_file, shard, shard_folder,
+    yolo_file, label_studio, fiftyone, fiftyone_samples, zip_file, zip_of_coco, tar_file, shard, shard_folder,
 )  # fmt: skip
-BOXED = (coco_file, coco_folder, roboflow, yolo, yolo_file, zip_of_coco)
+BOXED = (coco_file, coco_folder, roboflow, yolo, yolo_file, fiftyone_samples, zip_of_coco)
 
 
 def labelled(images: ImageSet) -> list[tuple[str, str]]:
@@ -154,6 +165,7 @@ def test_every_format_becomes_the_same_images_and_labels(tmp_path: Path, write: 
     assert images.classes == ("cat", "dog")
     assert labelled(images) == [("cat_1.png", "cat"), ("dog_1.png", "dog")]
     assert not images.name(0).startswith("/")
+    assert images_root(path) / images.name(0) == images.images[0]
     assert read_images(path)["train" if "train" in sets else "all"].digest == images.digest
 
 
@@ -174,6 +186,7 @@ def test_boxes_as_crops_for_fit_and_predict(tmp_path: Path, write: Callable[[Pat
         assert crop.size == (4, 2)
     assert [name.rpartition("/")[2] for name in images.groups] == ["cat_1.png", "dog_1.png"]
     assert set(images.images) <= {*find_images([str(path)], crops=True).files}
+    assert images_root(path, crops=True) / images.name(0) == images.images[0]
 
 
 @pytest.mark.parametrize("write", [write for write in FORMATS if write not in (*BOXED, label_studio, fiftyone)])
@@ -188,7 +201,7 @@ def test_crops_where_no_label_has_a_box(tmp_path: Path, write: Callable[[Path], 
         read_images(write(tmp_path / "set"), crops=True)
 
 
-@pytest.mark.parametrize("write", [imagefolder, coco_folder, yolo, fiftyone])
+@pytest.mark.parametrize("write", [imagefolder, coco_folder, yolo, fiftyone, fiftyone_samples])
 def test_what_no_label_names_is_counted(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     home = write(tmp_path / "set")
     paint(home, "more/owl_1.png")
@@ -215,6 +228,22 @@ def test_what_is_no_data_says_what_is(tmp_path: Path, name: str) -> None:
     ):
         open_source(tmp_path / name)
     assert is_source(tmp_path / name) == name.endswith("zip")
+
+
+def test_a_file_of_labels_that_is_too_large_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = coco_file(tmp_path / "set")
+    monkeypatch.setattr("rmadapter.data.sources.LARGEST", 100)
+    words = r"coco\.json: \d+ bytes, .* 100 are read; .* 'del\(\.annotations\[\]\.segmentation\)' coco"
+    with pytest.raises(UserError, match=words):
+        open_source(file)
+
+
+def test_the_root_of_what_is_gone_and_of_an_archive_that_is_still_packed(tmp_path: Path) -> None:
+    assert images_root(tmp_path / "gone.csv") == tmp_path / "gone.csv"  # so that nothing beside it is shown
+    file = zip_file(tmp_path / "set")
+    assert not images_root(file).exists()
+    open_source(file)
+    assert images_root(file).is_dir()
 
 
 @pytest.mark.parametrize(

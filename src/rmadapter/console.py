@@ -35,7 +35,7 @@ ImageColumn = Annotated[str, typer.Option(help="Of a table, that of paths; by de
 LabelColumn = Annotated[str, typer.Option(help="That of classes; by default label, class or category.")]
 SplitColumn = Annotated[str, typer.Option(help="That of train, val or test; by default split or subset.")]
 GroupColumn = Annotated[str, typer.Option(help="That of what images share, as a patient; by default group.")]
-Crops = Annotated[bool, typer.Option("--crops", help="Of COCO, YOLO and Label Studio: the boxes are the images.")]
+Crops = Annotated[bool, typer.Option("--crops", help="Of COCO, YOLO, Label Studio, FiftyOne: boxes are the images.")]
 Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it is a folder or a repository.")]
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -154,12 +154,17 @@ def read_text(path: Path, kind: str = "a readable text file", most: int = LARGES
         return data.decode("utf-8-sig", errors)
 
 
-def read_json(path: Path, most: int = LARGEST) -> Any:
-    """Read JSON. Raises UserError when it is missing, damaged, too large or nested too deeply."""
+def read_json(path: Path, most: int = LARGEST, without: Collection[str] = ()) -> Any:
+    """Read JSON. without: keys that no object keeps, so that they take no memory. Raises UserError when it is missing,
+    damaged, too large or nested too deeply."""
     kind = "readable JSON"
     text = read_text(path, kind, most)
+
+    def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in pairs if key not in without}
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=hook if without else None)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not {kind} ({type(error).__name__})") from None
 

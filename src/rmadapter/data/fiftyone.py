@@ -1,17 +1,21 @@
-"""FiftyOneImageClassificationDataset: labels.json of {"classes": [...], "labels": {stem: class}} beside data/."""
+"""FiftyOne's exports. FiftyOneImageClassificationDataset: labels.json of {"classes": [...], "labels": {stem: class}}
+beside data/. FiftyOneDataset: samples.json of {"samples": [{"filepath": ..., "tags": [...], FIELD: label}]}."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.guard import check_inside
+from rmadapter.data.guard import check_inside, listed_image
 from rmadapter.data.marks import Mark, Marks, shaped
-from rmadapter.data.scan import image_files
+from rmadapter.data.scan import SPLITS, image_files
 from rmadapter.errors import UserError, quoted
 
 KIND = "a FiftyOne list of labels"
+SAMPLES = "samples.json"
+TRUTH = "ground_truth"  # the field that counts where there are several
+LABELS = {"Classification", "Classifications", "Detection", "Detections"}  # the last two have boxes
 
 
 def is_fiftyone(value: Any) -> bool:
@@ -38,3 +42,56 @@ def read_fiftyone(path: Path, value: Mapping[str, Any]) -> Marks:
             name = str(classes[target]) if isinstance(target, int) and classes else target
             marks[files.get(stem, data / stem)] = [] if name is None else [Mark(str(name), where)]
     return marks
+
+
+def is_samples(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("samples"), list)
+
+
+def read_samples(path: Path, value: Mapping[str, Any], outside: bool = False) -> dict[str, Marks]:
+    """Split -> images in the order of the file; a split is a tag called train, val or test. Raises UserError for a file
+    of another shape, labels in several fields none of which is TRUTH, tags of several splits or of one in some samples
+    alone, and paths that lead out of the folder unless `outside` allows them."""
+    splits: dict[str, Marks] = {}
+    with shaped(path, "a FiftyOne data set"):
+        field = _field(path, value["samples"])
+        for sample in value["samples"]:
+            name = str(sample["filepath"])
+            where = f"{path}: sample {quoted(name)}"
+            image = listed_image(path, where, name, outside)
+            marks = splits.setdefault(_split(where, sample.get("tags") or ()), {})
+            marks.setdefault(image, []).extend(_marks(where, sample.get(field)))
+    if len(splits) > 1 and any(splits.get("all", {}).values()):
+        raise UserError(f"{path}: some samples are tagged train, val or test, and others are not: tag all, or none")
+    return splits
+
+
+def _field(path: Path, samples: Sequence[Mapping[str, Any]]) -> str:
+    """The one that holds the labels."""
+    found = {
+        name: None
+        for sample in samples
+        for name, value in sample.items()
+        if isinstance(value, dict) and value.get("_cls") in LABELS
+    }
+    if not found:
+        raise UserError(f"{path}: no sample has a label of the kinds {', '.join(sorted(LABELS))}")
+    if TRUTH not in found and len(found) > 1:
+        names = ", ".join(map(quoted, [*found][:5]))
+        raise UserError(f"{path}: holds labels in the fields {names}: export one of them alone, or call it {TRUTH}")
+    return TRUTH if TRUTH in found else next(iter(found))
+
+
+def _split(where: str, tags: Sequence[Any]) -> str:
+    found = {SPLITS[tag.casefold()] for tag in map(str, tags) if tag.casefold() in SPLITS}
+    if len(found) > 1:
+        raise UserError(f"{where} is tagged with the splits {' and '.join(sorted(found))}: keep one")
+    return found.pop() if found else "all"
+
+
+def _marks(where: str, value: Any) -> Iterator[Mark]:
+    """Boxes are shares of the image: left, top, width, height."""
+    kind = value["_cls"] if value else ""
+    for label in value[kind.lower()] if kind in ("Classifications", "Detections") else [value] if value else ():
+        if label.get("label") is not None:
+            yield Mark(str(label["label"]), where, label.get("bounding_box") or ())

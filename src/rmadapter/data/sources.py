@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rmadapter.data.coco import coco_files, is_coco, read_coco
 from rmadapter.data.columns import SUFFIXES
-from rmadapter.data.fiftyone import is_fiftyone, read_fiftyone
+from rmadapter.data.fiftyone import SAMPLES, is_fiftyone, is_samples, read_fiftyone, read_samples
 from rmadapter.data.ignored import ignored_note
 from rmadapter.data.imagefolder import metadata, read_imagefolder
 from rmadapter.data.label_studio import is_label_studio, read_label_studio
 from rmadapter.data.marks import Marks, rows_of
-from rmadapter.data.saved import hub_parquets, is_hub_parquet, is_saved, read_parquets, read_saved
+from rmadapter.data.saved import hub_parquets, is_hub_parquet, is_library, is_saved, read_parquets, read_saved
 from rmadapter.data.scan import Source, image_files, scan_folder, scan_table
-from rmadapter.data.unpacked import inner, is_packed, unpacked
+from rmadapter.data.unpacked import inner, is_packed, place, unpacked
 from rmadapter.data.webdataset import class_names, is_sampled, read_shards, samples, shards
 from rmadapter.data.yolo import read_yolo, yolo_file
 from rmadapter.errors import UserError
@@ -24,6 +24,8 @@ from rmadapter.files import cache_folder, read_json, user_path
 
 YAML = (".yaml", ".yml")
 ANNOTATED = (".json", *YAML)
+LARGEST = 2**29  # bytes of a file of labels; COCO's own, of its train images of 2017, are less
+UNREAD = ("segmentation", "mask", "rle")  # most of such a file, and dropped while it is read
 LISTS = (*SUFFIXES, *ANNOTATED, ".txt")  # files that may hold labels
 KNOWN = (
     "a folder of class folders; a table of path,label[,split] (.csv, .tsv, .parquet, .jsonl); a JSON file of COCO, "
@@ -51,26 +53,43 @@ def open_source(
         what = "of no known format" if os.path.exists(path) else "no such file or folder"
         raise UserError(f"{path}: {what}; give {KNOWN}")
     if path.suffix.lower() in SUFFIXES:
-        _only_boxes(path, crops)
+        only_boxes(path, crops)
         if is_hub_parquet(path):
             return read_parquets({"all": [path]}, columns)
         return Source(path.parent, scan_table(path, outside, columns), Counter())
     if is_packed(path):
         return _archive(path, outside, columns, crops)
     _no_columns(path, columns)
-    root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    return _source(root, annotated(path, outside), crops, whole=False)
+    return _source(_beside(path), annotated(path, outside), crops, whole=False)
+
+
+def images_root(data: str | Path, crops: bool = False) -> Path:
+    """The folder that the names of a data set's images start from, which `open_source` calls its root; nothing is read,
+    nor unpacked. crops: as there."""
+    path = user_path(data)
+    if crops:
+        return cache_folder() / "crops"
+    if is_library(path):
+        return cache_folder() / "images"
+    if os.path.isdir(path):
+        return cache_folder() / "unpacked" if shards(path) and not metadata(path) else path
+    if not os.path.isfile(path):
+        return path
+    if is_packed(path):
+        folder = place(path)
+        return folder if not folder.is_dir() or is_sampled(folder) else images_root(inner(folder))
+    return _beside(path) if path.suffix.lower() in ANNOTATED else path.parent
 
 
 def annotated(path: Path, outside: bool = False) -> dict[str, Marks]:
     """Split -> all images that a file of the kinds `ANNOTATED` lists, and their labels. Raises UserError as above."""
-    return read_yolo(path, outside) if path.suffix.lower() in YAML else {"all": _json(path, outside)}
+    return read_yolo(path, outside) if path.suffix.lower() in YAML else _json(path, outside)
 
 
 def _archive(path: Path, outside: bool, columns: Mapping[str, str] | None, crops: bool) -> Source:
     folder = unpacked(path)
     if is_sampled(folder):
-        _only_boxes(path, crops)
+        only_boxes(path, crops)
         ignored: Counter[str] = Counter()
         names = class_names(path.parent) or class_names(folder)
         return Source(folder, {"all": samples(folder, names, ignored)}, ignored)
@@ -79,14 +98,14 @@ def _archive(path: Path, outside: bool, columns: Mapping[str, str] | None, crops
 
 def _folder(folder: Path, outside: bool, columns: Mapping[str, str] | None, crops: bool) -> Source:
     if is_saved(folder):
-        _only_boxes(folder, crops)
+        only_boxes(folder, crops)
         return read_saved(folder, outside, columns)
     if parquets := hub_parquets(folder):
-        _only_boxes(folder, crops)
+        only_boxes(folder, crops)
         return read_parquets(parquets, columns)
     ignored: Counter[str] = Counter()
     if tables := metadata(folder):
-        _only_boxes(folder, crops)
+        only_boxes(folder, crops)
         splits = read_imagefolder(tables, outside, columns)
         _unlisted(folder, {row.image for rows in splits.values() for row in rows}, ignored)
         return Source(folder, splits, ignored)
@@ -94,26 +113,42 @@ def _folder(folder: Path, outside: bool, columns: Mapping[str, str] | None, crop
     if yaml := yolo_file(folder):
         return _source(folder, read_yolo(yaml, outside), crops)
     if files := coco_files(folder):
-        return _source(folder, {split: _json(file, outside) for split, file in files.items()}, crops)
+        found = {split: marks for split, file in files.items() for marks in _json(file, outside).values()}
+        return _source(folder, found, crops)
     if (folder / "labels.json").is_file() and (folder / "data").is_dir():
-        return _source(folder, {"all": _json(folder / "labels.json", outside)}, crops)
-    _only_boxes(folder, crops)
-    if found := shards(folder):
-        return Source(cache_folder() / "unpacked", read_shards(folder, found, ignored), ignored)
+        return _source(folder, _json(folder / "labels.json", outside), crops)
+    if (folder / SAMPLES).is_file() and (folder / "metadata.json").is_file():
+        return _source(folder, _json(folder / SAMPLES, outside), crops)
+    only_boxes(folder, crops)
+    if parts := shards(folder):
+        return Source(cache_folder() / "unpacked", read_shards(folder, parts, ignored), ignored)
     if is_sampled(folder):
         return Source(folder, {"all": samples(folder, class_names(folder), ignored)}, ignored)
     return Source(folder, scan_folder(folder, ignored), ignored)
 
 
-def _json(file: Path, outside: bool) -> Marks:
-    value = read_json(file)
+def _json(file: Path, outside: bool) -> dict[str, Marks]:
+    if os.path.isfile(file) and (size := os.path.getsize(file)) > LARGEST:
+        raise UserError(
+            f"{file}: {size:,} bytes, and of labels {LARGEST:,} are read; leave out what is not needed, as with "
+            f"`jq -c 'del(.annotations[].segmentation)' {file.name} > small.json`"
+        )
+    value = read_json(file, LARGEST, UNREAD)
     if is_coco(value):
-        return read_coco(file, value, outside)
+        return {"all": read_coco(file, value, outside)}
     if is_fiftyone(value):
-        return read_fiftyone(file, value)
+        return {"all": read_fiftyone(file, value)}
+    if is_samples(value):
+        return read_samples(file, value, outside)
     if is_label_studio(value):
-        return read_label_studio(file, value, outside)
-    raise UserError(f"{file}: neither a COCO file, nor an export of Label Studio, nor FiftyOne's labels.json")
+        return {"all": read_label_studio(file, value, outside)}
+    what = "neither a COCO file, nor an export of Label Studio, nor FiftyOne's labels.json or samples.json"
+    raise UserError(f"{file}: {what}")
+
+
+def _beside(labels: Path) -> Path:
+    """The folder that the images of a file of labels are below."""
+    return labels.parent.parent if labels.parent.name == "annotations" else labels.parent
 
 
 def _source(root: Path, marks: Mapping[str, Marks], crops: bool, whole: bool = True) -> Source:
@@ -137,9 +172,9 @@ def _unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None:
     ignored.update({kind: count for kind, count in others.items() if kind not in LISTS})
 
 
-def _only_boxes(path: Path, crops: bool) -> None:
+def only_boxes(path: Path, crops: bool) -> None:
     if crops:
-        raise UserError(f"{path}: --crops (crops=True) is for the boxes of COCO, YOLO and Label Studio; here are none")
+        raise UserError(f"{path}: --crops (crops=True) is for boxes, as of COCO, YOLO and Label Studio; here are none")
 
 
 def _no_columns(path: Path, columns: Mapping[str, str] | None) -> None:

@@ -19,6 +19,15 @@ def is_packed(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
+def place(archive: Path) -> Path:
+    """The folder of an archive in the cache, whether it is there or not; another one once the archive has changed."""
+    facts = os.stat(archive)
+    word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
+    stem = archive.name[: -len(next(end for end in ARCHIVES if archive.name.lower().endswith(end)))]
+    return cache_folder() / "unpacked" / f"{stem[:80]}-{key}"
+
+
 def unpacked(archive: Path) -> Path:
     """The folder of what is in a zip or tar file, member by member; one that has not changed is unpacked once.
 
@@ -27,11 +36,7 @@ def unpacked(archive: Path) -> Path:
     """
     from filelock import FileLock
 
-    facts = os.stat(archive)
-    word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-    key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
-    stem = archive.name[: -len(next(end for end in ARCHIVES if archive.name.lower().endswith(end)))]
-    folder = cache_folder() / "unpacked" / f"{stem[:80]}-{key}"
+    folder = place(archive)
     aside = folder.with_name(f".{folder.name}.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +45,7 @@ def unpacked(archive: Path) -> Path:
                 shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
                 aside.mkdir()
                 try:
-                    unpack(archive, aside, LEAST + TIMES * facts.st_size)
+                    unpack(archive, aside, LEAST + TIMES * os.stat(archive).st_size)
                     os.rename(aside, folder)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
