@@ -10,7 +10,8 @@ from PIL import Image
 
 from parsed import Page
 from rmadapter.explain.cards import SIDE, overlay, write_page
-from rmadapter.explain.why import Explanation, Neighbour
+from rmadapter.explain.why import Explanation
+from rmadapter.neighbours import Neighbour
 
 EVIL = "<script>alert(1)</script>"
 

@@ -30,7 +30,7 @@ from rmadapter.settings import read_yaml
 
 MODEL = "model.safetensors"
 DONE = {MODEL, "model.json", "config.yaml", "history.csv", "report.html", "run.json", "split.json", "SHA256SUMS"}
-DONE |= {"predictions.csv"}
+DONE |= {"predictions.csv", "why.json"}
 
 
 def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings: Any) -> Record:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from parsed import Page
 from rmadapter.data.images import ImageSet
-from rmadapter.panel import MATRIX_LIMIT, Change, panel, thumbnails_of
+from rmadapter.neighbours import Mistake, Neighbour
+from rmadapter.page import write_page
+from rmadapter.panel import MATRIX_LIMIT, TRAINING, Change, panel, thumbnails_of
 from rmadapter.predictions import Predictions
 from rmadapter.record import Evaluation
 from test_page import correct, evaluation, record, score, write
@@ -111,3 +115,31 @@ def test_images_that_are_gone_come_from_the_earlier_page(tmp_path: Path) -> None
     assert {card["src"] for card in cards} == {*kept.values()}
     assert not any(card["src"] for o in panel(1, its.score, gone, kept)["outcomes"] for card in o["cards"])
     assert thumbnails_of(tmp_path / "none.html") == {}
+
+
+def test_mistakes_are_shown_with_the_nearest_training_images(tmp_path: Path) -> None:
+    e = evaluation("test, all classes", 40, ("sea horse", "y"), 1)
+    e = replace(e, images=replace(e.images, written=("sea_horse", "y")))
+    its = Predictions.of(score(e, "all"), e)
+    row = int(np.flatnonzero(its.answer.which != its.true)[0])
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "near.png")
+    near = (Neighbour("near.png", tmp_path / "near.png", "sea_horse", 0.876), Neighbour("<gone>.png", None, "<b>", 0.5))
+    wrong = [Mistake(its.images[row], near)]
+    write_page(tmp_path / "r.html", record(score(e, "all")), [its], [], wrong=wrong)
+    page = Page(tmp_path / "r.html")
+    text = page.text
+    assert "why" in page.values("id")
+    answer, true = (its.classes[which[row]] for which in (its.answer.which, its.true))
+    shares = [f"{100 * guess.probability[row]:.0f}" for guess in (its.answer, its.second, its.zero_shot)]
+    assert f"true class: {true}adapted: {answer} {shares[0]} %, {true} {shares[1]} %" in text
+    assert f"zero-shot: {its.classes[its.zero_shot.which[row]]} {shares[2]} %" in text
+    assert re.search(r"sea horse ?0\.88", text)
+    assert re.search(r"<b> ?0\.50", text)
+    kept = thumbnails_of(tmp_path / "r.html")
+    assert kept[TRAINING, "near.png"]
+    gone = Predictions(**{**vars(its), "sources": (None,) * 40})
+    wrong = [Mistake(its.images[row], tuple(one._replace(source=None) for one in near))]
+    write_page(tmp_path / "again.html", record(score(e, "all")), [gone], [], kept, wrong)
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "r.html").read_bytes()
+    write_page(tmp_path / "none.html", record(score(e, "all")), [its], [])
+    assert "why" not in Page(tmp_path / "none.html").values("id")

@@ -32,10 +32,11 @@ def test_a_foreign_run_names_no_images_but_its_own(finished: Path, tmp_path: Pat
     record = read_record(evil / "run.json")
     task = replace(record.task, data="/home", tests=(Question("all", "/etc"),))
     scores = (record.scores[0].model_copy(update={"data": "~/photos"}),)
-    record.model_copy(update={"task": task, "scores": scores}).save(evil / "run.json")
+    record.model_copy(update={"task": task, "scores": scores, "crops": True}).save(evil / "run.json")
     copy_run(evil, tmp_path / "out", foreign=True)
     found = read_record(tmp_path / "out/run.json")
     assert (found.task.data, found.task.tests, found.scores[0].data) == ("images.csv", (Question("all"),), "")
+    assert not found.crops  # which lie in the cache
     assert found.scores[0].accuracy == record.scores[0].accuracy
     check_sums(tmp_path / "out", ["run.json", "model.safetensors"])
     assert not {"images.csv", "run.py"} & {path.name for path in (tmp_path / "out").iterdir()}

@@ -14,8 +14,9 @@ from rmadapter.checkpoint import load
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
 from rmadapter.explain import why
-from rmadapter.explain.why import SHOWN, explain_images
+from rmadapter.explain.why import explain_images
 from rmadapter.files import read_json, write_json
+from rmadapter.neighbours import SHOWN
 from shots import pixels_of
 
 
@@ -29,7 +30,7 @@ def test_the_nearest_training_images(finished: Path, tiny_clip: Backbone, colors
     cosines = unit @ unit[5]
     assert len(one.neighbours) == SHOWN
     assert one.neighbours[0].image == drawn[5]
-    assert one.neighbours[0].path == colors / drawn[5]
+    assert one.neighbours[0].source == colors / drawn[5]
     assert one.neighbours[0].similarity == pytest.approx(1, abs=1e-3)
     found = [n.similarity for n in one.neighbours]
     assert found == pytest.approx(cosines.sort(descending=True).values[:SHOWN].tolist(), abs=1e-3)

@@ -28,6 +28,7 @@ from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
 from rmadapter.methods import is_outside, load_method
 from rmadapter.modelfile import MODEL, Model, Transform, read_model
+from rmadapter.neighbours import WHY
 from rmadapter.predictions import PREDICTIONS, SPLIT
 from rmadapter.record import RECORD, BackboneName, MethodName, Record, read_record
 from rmadapter.remote import run_folder
@@ -39,7 +40,7 @@ from rmadapter.task import Task
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.yaml", "history.csv"
 IMAGES = "images.csv"  # of a run that grew, in place of a folder of data
 PAGE = "report.html"
-FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, SPLIT, PREDICTIONS, PAGE, IMAGES)
+FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, SPLIT, PREDICTIONS, WHY, PAGE, IMAGES)
 OLD = "adapter.safetensors"
 EXAMPLES = "fitted to"  # beside the method's own tensors, none of which can be called so
 

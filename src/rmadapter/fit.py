@@ -13,12 +13,14 @@ from rmadapter.checkpoint import FILES, HISTORY, PAGE, RECORD, drawn, finished, 
 from rmadapter.choose import Auto, choose
 from rmadapter.console import note
 from rmadapter.data.fewshot import few_shot, half, has_digest, order_digest, save_split
+from rmadapter.data.sources import images_root
 from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts, read_text
 from rmadapter.folds import FOLDS, Folds
 from rmadapter.judge import BESIDE, enough, judge
 from rmadapter.locks import alone
 from rmadapter.method import Fitted, Method, Unfinished
+from rmadapter.neighbours import WHY, mistakes, read_mistakes, write_mistakes
 from rmadapter.page import write_page
 from rmadapter.panel import thumbnails_of
 from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_predictions
@@ -59,8 +61,11 @@ def fit(
             record = done.record.model_copy(update=found)
             tested = predictions(record, done.evaluations)
             write_predictions(out / PREDICTIONS, tested)
-            write_page(out / PAGE, record, tested, done.fitted.trained.history)
-            save_run(out, done.fitted, record.method.name, record, half(few.train, task.classes).written)
+            train = half(few.train, task.classes)
+            wrong = mistakes(done.fitted, train, done.evaluations, tested, lab.test_cache(task))
+            write_mistakes(out / WHY, wrong)
+            write_page(out / PAGE, record, tested, done.fitted.trained.history, wrong=wrong)
+            save_run(out, done.fitted, record.method.name, record, train.written)
         # What an unfinished run alone needs, this one or one that was killed here.
         (out / STATE).unlink(missing_ok=True)
         shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
@@ -77,9 +82,11 @@ def page_again(folder: Path) -> Path:
         check_sums(folder, [RECORD])
         record, page = read_record(folder / RECORD), folder / PAGE
         found, history = read_predictions(folder, record), _history(folder / HISTORY)
+        root = images_root(record.task.data, record.crops)
+        wrong = read_mistakes(folder / WHY, found[0], root) if found else []
         thumbnails = thumbnails_of(page)
         write_sums(folder, set(FILES) - {PAGE})  # which fit the folder whenever this is killed
-        write_page(page, record, found, history, thumbnails)
+        write_page(page, record, found, history, thumbnails, wrong)
         write_sums(folder, FILES)
     return page
 

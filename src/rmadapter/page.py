@@ -15,7 +15,8 @@ from rmadapter.errors import UserError
 from rmadapter.files import write_text
 from rmadapter.html import template
 from rmadapter.methods import load_method
-from rmadapter.panel import Thumbnails, panel
+from rmadapter.neighbours import Mistake
+from rmadapter.panel import Thumbnails, panel, reasons
 from rmadapter.predictions import Predictions
 from rmadapter.record import MethodName, Record
 from rmadapter.settings import Machine, documentation, settings_of
@@ -29,12 +30,14 @@ def write_page(
     found: Sequence[Predictions],
     history: Sequence[Mapping[str, float]],
     thumbnails: Thumbnails | None = None,
+    wrong: Sequence[Mistake] = (),
 ) -> None:
     """Write the page atomically; the same input gives the same bytes.
 
     found: of those scores of the record that have an accuracy, in their order
     history: loss terms of every step, empty for a method that is not trained step by step
     thumbnails: for images that are gone, as `panel.thumbnails_of` has them
+    wrong: mistakes on the first set that was tested, with the nearest training images
     Raises ValueError when scores and predictions do not belong together.
     """
     answered = [number for number, score in enumerate(record.scores) if score.accuracy is not None]
@@ -51,6 +54,7 @@ def write_page(
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),
         panels=panels,
+        reasons=reasons(answered[0], found[0], wrong, thumbnails or {}) if wrong else [],
         losses=plots.loss_terms(history),
         settings=_settings(record),
     )

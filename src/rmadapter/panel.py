@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from rmadapter import metrics, plots
 from rmadapter.data.images import ImageSource, load_image
 from rmadapter.errors import UserError
+from rmadapter.neighbours import Mistake
 from rmadapter.predictions import Predictions
 from rmadapter.record import Score
 
@@ -25,7 +26,8 @@ PAIRS = 15  # rows of that list
 AT_FIRST = 8  # rows of it in place of a matrix
 IN_WORDS = 3  # of the confusions
 PER_OUTCOME = 6  # images shown for each outcome
-THUMBNAIL = 160  # pixels of the longer side
+THUMBNAIL, SMALL = 160, 96  # pixels of the longer side, and of a training image
+TRAINING = -1  # its number among the sets
 OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
     ("Gained", "only the adapted model is right", (False, True)),
     ("Lost", "only the untouched model is right", (True, False)),
@@ -165,6 +167,31 @@ def _card(number: int, found: Predictions, i: int, thumbnails: Thumbnails) -> di
     return {"set": number, "file": file, "src": src, "true": true, "answers": answers}
 
 
+def reasons(number: int, found: Predictions, wrong: Sequence[Mistake], thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """What the page shows of mistakes: the image, the best two classes, the nearest training images."""
+    names = dict(zip(found.labels, found.classes, strict=True))
+    cards = []
+    for image, neighbours in wrong:
+        i = found.images.index(image)
+        near = [
+            {
+                "image": one.image,
+                "label": names.get(one.label, one.label),
+                "similarity": one.similarity,
+                "src": thumbnail(one.source, SMALL) or thumbnails.get((TRAINING, one.image), ""),
+            }
+            for one in neighbours
+        ]
+        adapted, zero_shot = (
+            [(found.classes[guess.which[i]], float(guess.probability[i])) for guess in guesses if guess.which[i] >= 0]
+            for guesses in ((found.answer, found.second), (found.zero_shot,))
+        )
+        src = thumbnail(found.sources[i]) or thumbnails.get((number, image), "")
+        card = {"set": number, "image": image, "src": src, "heat": None, "true": found.classes[found.true[i]]}
+        cards.append({**card, "best": adapted, "zero_shot": zero_shot, "neighbours": near})
+    return cards
+
+
 def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
     """The image as a data: address, its longer side of at most `side` pixels; nothing when the file has gone since."""
     if source is None:
@@ -183,6 +210,6 @@ def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
     """Those that an earlier page of the run shows, so that it can be made again where its images are gone."""
     if not page.is_file():
         return {}
-    card = r'<li class="card" data-set="(\d+)" title="([^"]*)">\s*<img src="(data:image/jpeg;base64,[\w+/=]+)"'
+    card = r'<\w+ class="\w+" data-set="(-?\d+)" title="([^"]*)">\s*<img src="(data:image/jpeg;base64,[\w+/=]+)"'
     found = re.findall(card, page.read_text(encoding="utf-8", errors="replace"))
     return {(int(number), unescape(file)): src for number, file, src in found}

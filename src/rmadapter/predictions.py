@@ -17,8 +17,9 @@ from rmadapter.data.fewshot import half, read_split
 from rmadapter.data.images import ImageSet, ImageSource
 from rmadapter.data.names import descriptions, prompt_name
 from rmadapter.data.scan import order
+from rmadapter.data.sources import images_root
 from rmadapter.errors import UserError
-from rmadapter.files import csv_text, inert, read_text, user_path, write_text
+from rmadapter.files import csv_text, inert, read_text, write_text
 from rmadapter.record import Evaluation, Record, Score
 
 PREDICTIONS, SPLIT = "predictions.csv", "split.json"
@@ -124,7 +125,7 @@ def read_predictions(folder: Path, record: Record) -> list[Predictions]:
             rows[name, split].append(rest)
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path}: not readable CSV ({error})") from None
-    keys = [(_spelled(score.name), str(score.split)) for score in wanted]
+    keys = [(spelled(score.name), str(score.split)) for score in wanted]
     sizes = {len(row) + 2 for some in rows.values() for row in some}
     if tuple(head) != COLUMNS or {*keys} != {*rows} or sizes != {len(COLUMNS)}:
         raise UserError(f"{path}: not what run.json belongs to; the folder is damaged or mixed")
@@ -152,12 +153,13 @@ def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Pr
     known = all(((p >= 0) & (p <= 1)).all() for p in (answer.probability, zero_shot.probability))
     if not known or min(true.min(), answer.which.min(), zero_shot.which.min()) < 0:
         raise UserError(f"{path}: {score.title}: an empty cell, or a probability that is not from 0 to 1")
+    root = images_root(score.data or record.task.data, record.crops and not score.data)
     return Predictions(
         score=score,
         classes=tuple(names.values()),
         labels=tuple(names),
         images=columns[0],
-        sources=tuple(_source(score.data or record.task.data, image) for image in columns[0]),
+        sources=tuple(source_of(root, image) for image in columns[0]),
         true=true,
         answer=answer,
         second=second,
@@ -172,20 +174,18 @@ def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict
     question = next((asked for asked in record.task.asked if asked.name == score.name), None)
     which = question.classes if question else "all"
     of_run = half(ImageSet((), (), draw.classes, written=draw.written), which)
-    known = {_spelled(label): descriptions(name)[0] for label, name in zip(of_run.written, of_run.classes, strict=True)}
+    known = {spelled(label): descriptions(name)[0] for label, name in zip(of_run.written, of_run.classes, strict=True)}
     if len(known) == score.classes and used <= {*known, ""}:
         return known
     return {label: known.get(label, prompt_name(label)) for label in sorted(used - {""}, key=order)}
 
 
-def _spelled(label: object) -> str:
-    """As it comes back from the file."""
-    return _plain(inert(str(label)))
+def spelled(text: object) -> str:
+    """A label or path as it comes back from the file."""
+    return _plain(inert(str(text)))
 
 
-def _source(data: str, image: str) -> Path | None:
+def source_of(root: Path, image: str) -> Path | None:
     """A path below the data. Whoever sends a run could name any image of this machine otherwise."""
-    name, home = PurePosixPath(image), user_path(data)
-    if name.is_absolute() or ".." in name.parts:
-        return None
-    return (home.parent if home.is_file() else home) / image
+    name = PurePosixPath(image)
+    return None if name.is_absolute() or ".." in name.parts else root / image

@@ -1,8 +1,8 @@
 """A run goes to the Hugging Face hub: what others need to use it, and nothing that tells of whose images it was made.
 
 What goes: the weights, model.json, config.yaml, run.json, a model card, SHA256SUMS. What stays: names and copies of
-images (split.json, predictions.csv, images.csv, report.html), paths, the command, the machine, notes that name files,
-and, unless they are asked for, the features of the training images.
+images (split.json, predictions.csv, why.json, images.csv, report.html), paths, the command, the machine, notes that
+name files, and, unless they are asked for, the features of the training images.
 """
 
 from __future__ import annotations

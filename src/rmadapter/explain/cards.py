@@ -12,9 +12,9 @@ from rmadapter.explain.why import MAP, Explanation
 from rmadapter.files import write_text
 from rmadapter.html import template
 from rmadapter.page import percent
-from rmadapter.panel import thumbnail
+from rmadapter.panel import SMALL, thumbnail
 
-SIDE, SMALL = 160, 96  # pixels of an image, and of a neighbour
+SIDE = 160  # pixels of an overlay
 HOT = (230, 60, 0)  # over a grey image
 
 
@@ -22,7 +22,7 @@ def write_page(path: Path, found: Sequence[Explanation], run: str) -> None:
     """The page, atomically; it needs no network and no script. run: as it names the run."""
     cards = []
     for one in found:
-        neighbours = [{**near._asdict(), "src": thumbnail(near.path, SMALL)} for near in one.neighbours]
+        neighbours = [{**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in one.neighbours]
         heat = None if one.heat is None else thumbnail(overlay(one))
         cards.append({**vars(one), "neighbours": neighbours, "src": thumbnail(one.image), "heat": heat})
     html = template("explain.html.j2", percent=percent, count=lambda n: f"{n:,}").render(cards=cards, run=run, map=MAP)

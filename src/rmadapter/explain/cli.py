@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rmadapter.console import ImageColumn, Its, Json, Name, Outside, Quiet, note, table
+from rmadapter.console import Crops, ImageColumn, Its, Json, Name, Outside, Quiet, note, table
 from rmadapter.errors import UserError
 
 PAGE = "explain.html"
@@ -16,10 +16,11 @@ PAGE = "explain.html"
 
 def explain(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
-    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, CSV or parquet tables.")],
+    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, tables, archives, COCO, YOLO ...")],
     out: Annotated[Path | None, typer.Option("--out", help=f"Folder of {PAGE}, which shows the images.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Where the run's training images lie by now.")] = None,
     image_column: ImageColumn = "",
+    crops: Crops = False,
     outside: Outside = False,
     method: Name = "",
     backbone: Its = None,
@@ -34,7 +35,7 @@ def explain(
     page = out / PAGE if out else None
     if page and page.exists():
         raise UserError(f"{page}: is there already; choose another --out, or delete it")
-    inputs = find_images(images, image_column, outside)
+    inputs = find_images(images, image_column, outside, crops=crops)
     if inputs.note:
         note(inputs.note)
     found = explain_images(run, inputs.files, data=data, backbone=backbone, method=method, heat=page is not None)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
@@ -16,27 +15,19 @@ from rmadapter.cache import BATCH
 from rmadapter.checkpoint import RECORD, Saved, load
 from rmadapter.console import note, track
 from rmadapter.data.fewshot import read_split
+from rmadapter.data.sources import images_root
 from rmadapter.data.transforms import decoded
 from rmadapter.errors import UserError
 from rmadapter.explain.maps import CANDIDATES, trace
 from rmadapter.files import user_path
-from rmadapter.method import MOST_EXAMPLES, Known, NotApplicable, answers
+from rmadapter.method import Known, NotApplicable, answers
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.neighbours import Neighbour, kept, nearest
 from rmadapter.record import read_record
 from rmadapter.remote import run_folder
 
-SHOWN = 5  # nearest training images
 MAP: str | None = None  # of CANDIDATES, by docs/explain.md; None where none has shown its worth
 Shares = tuple[tuple[str, float], ...]  # labels with probabilities, the most probable first
-
-
-class Neighbour(NamedTuple):
-    """image: as split.json has it. path: where it lies. similarity: cosine of untouched features; 1 is the same."""
-
-    image: str
-    path: Path
-    label: str
-    similarity: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +75,7 @@ def explain_images(
         states = fitted.states(pixels, features=True)
         tables = next(answers(models, [states]))
         maps = _maps(saved, MAP, pixels, tables["own"].argmax(1)) if heat and MAP else None
-        near = _nearest(fitted.examples, states.features)
+        near = nearest(fitted.examples, states.features)
         for i, image in enumerate(some):
             neighbours = tuple(known[row]._replace(similarity=round(cos, 4)) for row, cos in near[i] if known)
             best, zero_shot = (_best(saved, tables[name][i]) for name in ("own", "untouched"))
@@ -106,25 +97,14 @@ def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neigh
     if examples is None or not split.is_file() or not (folder / RECORD).is_file():
         note(f"{folder}: does not say which images it was fitted to; no neighbours are shown")
         return []
-    task, drawn = read_record(folder / RECORD).task, read_split(split)
+    record, drawn = read_record(folder / RECORD), read_split(split)
     middle = (len(drawn.classes) + 1) // 2
     wanted = {"all": range(len(drawn.classes)), "base": range(middle), "novel": range(middle, len(drawn.classes))}
-    rows = [row for row in drawn.train if row[1] in wanted[task.classes]]
-    rows = rows[:: max(-(-len(rows) // MOST_EXAMPLES), 1)]
+    rows = kept([row for row in drawn.train if row[1] in wanted[record.task.classes]])
     if len(rows) != len(examples):
         raise UserError(f"{split}: lists other images than the model was fitted to; the folder is damaged or mixed")
-    home = user_path(data or task.data)
-    root = home.parent if home.is_file() or home.suffix else home
+    root = images_root(data or record.task.data, record.crops)
     return [Neighbour(name, root / name, drawn.written[label], 0.0) for name, label, _ in rows]
-
-
-def _nearest(examples: Tensor | None, features: Tensor) -> list[list[tuple[int, float]]]:
-    """Of features [B, e], rows of the examples [N, e] and their cosines, the nearest first."""
-    if examples is None:
-        return [[] for _ in features]
-    cosines = F.normalize(features.float(), dim=-1) @ examples.float().T
-    best = cosines.topk(min(SHOWN, cosines.shape[1]))
-    return [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def _maps(saved: Saved, name: str, pixels: Tensor, targets: Tensor) -> Tensor | None:

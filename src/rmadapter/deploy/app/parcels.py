@@ -44,7 +44,7 @@ def keep_within(run: Path) -> None:
         "task": replace(record.task, data=IMAGES, tests=tests),
         "scores": tuple(score.model_copy(update={"data": ""}) for score in record.scores),
     }
-    record.model_copy(update=found).save(run / RECORD)
+    record.model_copy(update={**found, "crops": False}).save(run / RECORD)
     write_sums(run, RUN_FILES)
 
 

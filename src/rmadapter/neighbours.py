@@ -1,0 +1,130 @@
+"""The training images that are most like others, by the untouched features that a fitted model keeps of them; and those
+of a run's mistakes, why.json in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch.nn.functional as F
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from torch import Tensor
+
+from rmadapter.cache import Cache
+from rmadapter.data.images import ImageSet, ImageSource
+from rmadapter.errors import UserError, first_fault
+from rmadapter.files import read_json, write_json
+from rmadapter.method import MOST_EXAMPLES, Fitted
+from rmadapter.predictions import Predictions, source_of, spelled
+from rmadapter.record import Evaluation
+
+WHY = "why.json"
+WRONG, SHOWN = 6, 5  # mistakes, and neighbours of each
+
+Item = TypeVar("Item")
+
+
+class Neighbour(NamedTuple):
+    """image: as split.json has it. source: the image itself, None where it is not to be had. similarity: cosine of
+    untouched features; 1 is the same."""
+
+    image: str
+    source: ImageSource | None
+    label: str
+    similarity: float
+
+
+class Mistake(NamedTuple):
+    """image: of the set that was tested first, as predictions.csv has it. neighbours: the nearest first."""
+
+    image: str
+    neighbours: tuple[Neighbour, ...]
+
+
+def kept(images: Sequence[Item]) -> Sequence[Item]:
+    """Of the images that a model was fitted to, those behind `Fitted.examples`, in their order."""
+    return images[:: max(-(-len(images) // MOST_EXAMPLES), 1)]
+
+
+def nearest(examples: Tensor | None, features: Tensor, count: int = SHOWN) -> list[list[tuple[int, float]]]:
+    """Of features [B, e], rows of the examples [N, e] and their cosines, the nearest first."""
+    if examples is None:
+        return [[] for _ in features]
+    cosines = F.normalize(features.float(), dim=-1) @ examples.float().T
+    best = cosines.topk(min(count, cosines.shape[1]))
+    return [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def mistakes(
+    fitted: Fitted, train: ImageSet, evaluations: Sequence[Evaluation], tested: Sequence[Predictions], cache: Cache
+) -> list[Mistake]:
+    """Of the images that were tested first, at most WRONG that the model does not name, those it is surest of first;
+    and the nearest training images of each.
+
+    train: what it was fitted to. tested: the answers of the evaluations. An image that it was fitted to, as all are
+    that folds answered, is no neighbour of itself.
+    """
+    if not tested:
+        return []
+    images, found = evaluations[0].images, tested[0]
+    wrong = np.flatnonzero(found.answer.which != found.true)
+    rows = wrong[np.argsort(-found.answer.probability[wrong], kind="stable")][:WRONG].tolist()
+    if not rows:
+        return []
+    known = kept(range(len(train)))
+    result = list[Mistake]()
+    near = nearest(fitted.examples, cache.features(images.subset(rows))[0], SHOWN + 1)
+    for row, pairs in zip(rows, near, strict=True):
+        others = [(known[place], cosine) for place, cosine in pairs]
+        others = [pair for pair in others if train.images[pair[0]] is not images.images[row]]
+        neighbours = tuple(
+            Neighbour(train.name(i), train.images[i], str(train.written[train.labels[i]]), round(cosine, 4))
+            for i, cosine in others[:SHOWN]
+        )
+        result.append(Mistake(found.images[row], neighbours))
+    return result
+
+
+def write_mistakes(path: Path, found: Sequence[Mistake]) -> None:
+    """As JSON, atomically."""
+    keys = ("image", "label", "similarity")
+    rows = [
+        {"image": one.image, "neighbours": [{key: getattr(near, key) for key in keys} for near in one.neighbours]}
+        for one in found
+    ]
+    write_json(path, rows)
+
+
+class _Near(BaseModel):
+    image: str
+    label: str
+    similarity: float
+
+
+class _Wrong(BaseModel):
+    image: str
+    neighbours: list[_Near]
+
+
+def read_mistakes(path: Path, found: Predictions, root: Path) -> list[Mistake]:
+    """What `write_mistakes` wrote; none where there is no such file, as of earlier versions.
+
+    found: the answers on the set that was tested first. root: of the training images. Raises UserError for a file that
+    does not belong to them.
+    """
+    if not path.is_file():
+        return []
+    try:
+        rows = TypeAdapter(list[_Wrong]).validate_python(read_json(path))
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise UserError(f"{path}: not the mistakes of a run ({place}: {reason})") from None
+    there, result = {*found.images}, list[Mistake]()
+    for row in rows[:WRONG]:
+        if spelled(row.image) not in there:
+            raise UserError(f"{path}: names an image that predictions.csv does not; the folder is damaged or mixed")
+        near = (Neighbour(n.image, source_of(root, n.image), n.label, n.similarity) for n in row.neighbours[:SHOWN])
+        result.append(Mistake(spelled(row.image), tuple(near)))
+    return result
