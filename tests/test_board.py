@@ -82,6 +82,7 @@ def test_an_answer_of_other_settings_is_refused(job: Job, tmp_path: Path) -> Non
         (other, {}, "templates"),
         (job, {"values": {"mma": {"rank": 8}}}, "rank"),
         (job, {"machine": precise}, "precision"),
+        (job, {"crops": True}, "--crops"),
     ):
         board = Board(Plan((jobs,), tmp_path, **words))  # type: ignore[arg-type]
         with pytest.raises(UserError, match=f"{path} is a run with another {named}: choose another --out"):

@@ -24,5 +24,6 @@ def test_the_protocols_settings_go_before_those_of_set(tmp_path: Path) -> None:
 
 
 def test_activations_lie_in_the_folder_of_results(tmp_path: Path) -> None:
-    lab = Plan((), tmp_path, Path("data")).lab()
+    lab = Plan((), tmp_path, Path("data"), crops=True).lab()
     assert (lab.folder, lab.root, lab.keep) == (tmp_path / ".activations", Path("data"), True)
+    assert (lab.outside, lab.crops) == (False, True)

@@ -38,9 +38,9 @@ Splits = Mapping[str, ImageSet]
 class Lab:
     """What the runs of one process share: the backbone, images that were read, and frozen activations.
 
-    root: where data sets lie. outside: whether their lists may name images outside of them. folder: for activations
-    that memory cannot hold. keep: whether those of test images are kept for the next run; a single run looks at each
-    of them once. callbacks: who is told of every step of a training.
+    root: where data sets lie. outside, crops: as `load_dataset` has them. folder: for activations that memory cannot
+    hold. keep: whether those of test images are kept for the next run; a single run looks at each of them once.
+    callbacks: who is told of every step of a training.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -49,6 +49,7 @@ class Lab:
     keep: bool = False
     progress: bool = True
     outside: bool = False
+    crops: bool = False
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class Lab:
 
     def splits(self, data: str) -> Splits:
         if data not in self._splits:
-            self._splits[data] = load_dataset(data, self.root, outside=self.outside)
+            self._splits[data] = load_dataset(data, self.root, outside=self.outside, crops=self.crops)
         return self._splits[data]
 
     def backbone(self, name: str) -> Backbone:

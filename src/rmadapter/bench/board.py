@@ -48,6 +48,7 @@ class Board:
 
     def check(self) -> None:
         """Raises UserError for an answer that other settings gave, and for a file that is no record of this version."""
+        common = {"precision": self.plan.machine.precision, "--crops": self.plan.crops}
         for job in self.jobs:
             found = record_at(self.out / job.path)
             if found is None and _foreign(self.out / job.path):
@@ -56,10 +57,9 @@ class Board:
                 pairs = (
                     (asdict(found.task), asdict(job.task)),
                     (found.method.settings, settings_of(self.plan.method(job))),
+                    ({"precision": found.precision, "--crops": found.crops}, common),
                 )
-                changed = filter(None, (_difference(*pair) for pair in pairs))
-                precision = "precision" if found.precision != self.plan.machine.precision else ""
-                if other := next(changed, precision):
+                if other := next(filter(None, (_difference(*pair) for pair in pairs)), ""):
                     raise UserError(f"{self.out / job.path} is a run with another {other}: {CHOOSE}")
 
 

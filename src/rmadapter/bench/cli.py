@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmadapter.console import Config, Json, Outside, Quiet, note, table
+from rmadapter.console import Config, Crops, Json, Outside, Quiet, note, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def bench(
         typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="A method's setting, or one common to all."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the processor's cores.")] = 1,
+    crops: Crops = False,
     outside: Outside = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -57,7 +58,7 @@ def bench(
         protocol, _list(datasets), _list(methods or fitted), _numbers("seeds", seeds), _numbers("shots", shots),
         axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
-    records = run_all(Plan(tuple(planned), out, root, configured(Machine(), machine), own, outside), jobs)
+    records = run_all(Plan(tuple(planned), out, root, configured(Machine(), machine), own, outside, crops), jobs)
     if as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
     else:

@@ -14,7 +14,7 @@ from rmadapter.settings import Machine
 
 @dataclass(frozen=True)
 class Plan:
-    """values: settings of methods, {method: {setting: value}}. outside: as `Lab` has it."""
+    """values: settings of methods, {method: {setting: value}}. outside, crops: as `Lab` has them."""
 
     jobs: tuple[Job, ...]
     out: Path
@@ -22,12 +22,15 @@ class Plan:
     machine: Machine = field(default_factory=Machine)
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outside: bool = False
+    crops: bool = False
 
     def lab(self) -> Any:
         from rmadapter.run import Lab
 
         folder = self.out / ACTIVATIONS
-        return Lab(self.machine, self.root, folder, keep=True, progress=False, outside=self.outside)
+        return Lab(
+            self.machine, self.root, folder, keep=True, progress=False, outside=self.outside, crops=self.crops
+        )
 
     def method(self, job: Job) -> Any:
         """The method with the values of --set, and over them those of the protocol."""

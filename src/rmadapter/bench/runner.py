@@ -260,7 +260,7 @@ def do(job: Job, plan: Plan, lab: Any, known: dict[str, Path]) -> Record:
         reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
-    record = record.model_copy(update=place)
+    record = record.model_copy(update={**place, "crops": plan.crops})
     record.save(plan.out / job.path)
     if record.status == "finished":
         known.setdefault(record.key, plan.out / job.path)

@@ -25,6 +25,7 @@ from rmadapter.data.images import ImageSet, read_images
 from rmadapter.data.names import prompt_name
 from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfolders
 from rmadapter.data.scan import SPLITS
+from rmadapter.data.sources import only_boxes
 from rmadapter.errors import UserError, nearest
 from rmadapter.files import user_path, write_json
 from rmadapter.locks import alone
@@ -68,13 +69,15 @@ def table_of(dataset: Dataset, home: Path, outside: bool = False) -> Table:
     return table
 
 
-def load_dataset(name_or_path: str | Path, root: Path | None = None, *, outside: bool = False) -> dict[str, ImageSet]:
+def load_dataset(
+    name_or_path: str | Path, root: Path | None = None, *, outside: bool = False, crops: bool = False
+) -> dict[str, ImageSet]:
     """A data set of the catalogue below `root`, by key or CoOp folder name; else a folder or table, from `root` on.
 
     Returns split -> ImageSet with classes in label order and images in the order of the files that list them. A data
     set of the catalogue may also lie there as plain folders ([split/]class/image); its classes then get the
-    catalogue's names. Raises UserError when nothing is there, images are missing, the files contradict each other, or
-    lists name images outside of the data set and `outside` does not allow that.
+    catalogue's names. crops: as `read_images` has it. Raises UserError when nothing is there, images are missing, the
+    files contradict each other, or lists name images outside of the data set and `outside` does not allow that.
     """
     base = user_path(root) if root else Path()
     given = user_path(name_or_path)
@@ -90,13 +93,14 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None, *, outside:
         beside = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
         raise UserError(f"{path}: no such data set{nearest(str(name_or_path), {*CATALOG, *beside})}")
     if dataset and dataset.laid_out(home):
+        only_boxes(home, crops)
         table = table_of(dataset, home, outside)
         if missing := _missing(home / dataset.images, table):
             raise UserError(f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what to do")
         return image_sets(table, home / dataset.images, home)
     if inside := domains(home):
         raise UserError(f"{home}: holds the domains {', '.join(inside)}; give one, such as {home.name}/{inside[0]}")
-    sets = read_images(home, outside=outside)
+    sets = read_images(home, outside=outside, crops=crops)
     return _renamed(sets, dataset, home) if dataset else sets
 
 

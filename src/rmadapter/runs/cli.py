@@ -75,6 +75,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `fit` wrote; all are compared with the first.")],
     data: Annotated[Path, typer.Option("--data", help="Folder or table of images that no run was trained on.")],
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
+    crops: Crops = False,
     method: Name = "",
     backbone: Its = None,
     skip_bad: SkipBad = False,
@@ -89,7 +90,7 @@ def compare(
 
     if len(runs) < 2:
         raise UserError("one run: give at least two to compare")
-    splits = read_images(data, skip_bad=skip_bad, outside=outside)
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, crops=crops)
     if split not in splits:
         raise UserError(f"there is no {split} split in the data: give --split one of {', '.join(splits)}")
     images = splits[split]

@@ -19,7 +19,10 @@ FIRST = 20  # images in a table
 
 def suggest(
     words: Annotated[
-        list[str], typer.Argument(metavar="RUN POOL...", help="Folder that `fit` wrote, and files, folders or tables.")
+        list[str],
+        typer.Argument(
+            metavar="RUN POOL...", help="Folder that `fit` wrote, and files, folders, tables, archives, COCO ..."
+        ),
     ],
     n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 50,
     start: Annotated[bool, typer.Option("--start", help="Without a run: the images to label first.")] = False,
