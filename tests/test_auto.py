@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmadapter.backbones import Backbone
+from studying import Study, study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import auto
+
+__all__ = ["study"]  # a fixture
 
 
 def line(data: str, name: str, right: list[int], test: float, shots: int = 4, seed: int = 1) -> dict[str, Any]:
@@ -48,27 +50,17 @@ def test_what_auto_takes_and_how_far_it_is_behind() -> None:
     assert auto.regrets(found, shots=2) == {}
 
 
-def test_finished_lines_are_kept(
-    colors: Path,
-    tmp_path: Path,
-    tiny_clip: Backbone,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("rmadapter.run.load_backbone", lambda name: tiny_clip)
-    out = tmp_path / "auto.jsonl"
-    given = [colors.name, "--root", str(colors.parent), "--out", str(out), "--shots", "3", "--seeds", "1"]
-    for candidates in (["zero-shot"], ["zero-shot", "linear-probe"]):
-        monkeypatch.setattr(sys, "argv", ["auto.py", *given, "--candidates", *candidates])
-        auto.main()
-    lines = [json.loads(text) for text in out.read_text().splitlines()]
-    assert capsys.readouterr().out == out.read_text()
+def test_finished_lines_are_kept(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--shots", "3", "--seeds", "1", "--candidates"]
+    first = study(auto, *given, "zero-shot")
+    lines = study(auto, *given, "zero-shot", "linear-probe")
+    assert [json.loads(text) for text in capsys.readouterr().out.splitlines()] == lines
+    assert lines[:1] == first
     assert [found["candidate"] for found in lines] == ["zero-shot", "linear-probe"]
     for found in lines:
         assert (found["folds"], found["images"], found["test_images"]) == (3, 12, 16)
         assert 0 <= found["test"] <= 100
-    monkeypatch.setattr(sys, "argv", ["auto.py", "--show", str(out), "--candidates", "zero-shot", "linear-probe"])
-    auto.main()
+    study(auto, "--tables", "--candidates", "zero-shot", "linear-probe")
     shown = capsys.readouterr().out
     assert "| other: 1 sets, 1 tasks | 3 shots | all | more than auto |" in shown
     best = max(lines[0]["test"], lines[1]["test"])

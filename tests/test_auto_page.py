@@ -30,7 +30,7 @@ FOUND = auto.accuracies(LINES, CHEAP)
 
 
 def test_the_tables_are_those_of_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"--show docs/results/auto.jsonl --candidates {' '.join(CHEAP)}" in PAGE
+    assert f"--out docs/results/auto.jsonl --tables --candidates {' '.join(CHEAP)}" in PAGE
     for candidates in (CHEAP, [*CHEAP, "rmadapter"]):
         auto.show(auto.accuracies(LINES, candidates))
         assert capsys.readouterr().out.strip() in PAGE

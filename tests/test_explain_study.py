@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from rmadapter.backbones import Backbone
+from studying import Study, study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import explain_study
+
+__all__ = ["study"]  # a fixture
 
 
 def line(data: str, first: list[float], random: list[float], row: int = 0) -> dict[str, Any]:
@@ -50,21 +51,12 @@ def test_better_than_random_by_more_than_the_interval() -> None:
     assert not explain_study.better(mixed, "m", "Grad-CAM", "random")
 
 
-def test_finished_lines_are_kept(
-    colors: Path, tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr("rmadapter.run.load_backbone", lambda name: tiny_clip)
-    out = tmp_path / "explain.jsonl"
-    given = ["explain_study.py", colors.name, "--root", str(colors.parent), "--out", str(out), "--images"]
-    for images in ("1", "2"):
-        monkeypatch.setattr(sys, "argv", [*given, images])
-        explain_study.main()
-    lines = [json.loads(text) for text in out.read_text().splitlines()]
+def test_finished_lines_are_kept(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    study(explain_study, "--images", "1")
+    lines = study(explain_study, "--images", "2")
     assert len(lines) == len({x["row"] for x in lines}) == 2
     for found in lines:
         assert tuple(found["scores"]) == explain_study.NAMES
         assert all(0 <= value <= 1 for pair in found["scores"].values() for value in pair)
-    monkeypatch.setattr(sys, "argv", ["explain_study.py", "--out", str(out), "--tables"])
-    explain_study.main()
+    study(explain_study, "--tables")
     assert "| linear-probe | insertion | deletion | more than random |" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,13 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet
 from rmadapter.suspects import oddities
+from studying import Study, study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import odd_images
+
+__all__ = ["study"]  # a fixture
 
 
 def test_noise_that_is_blurred_is_found_and_as_it_is_not() -> None:
@@ -35,26 +36,14 @@ def test_a_stranger_is_found_where_the_others_are_close_together() -> None:
     assert odd_images.strangers(close, np.arange(120), close[:1], seed=1) == 0
 
 
-def test_finished_lines_are_kept_and_the_table_is_their_mean(
-    colors: Path,
-    tmp_path: Path,
-    tiny_clip: Backbone,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("rmadapter.run.load_backbone", lambda name: tiny_clip)
-    out = tmp_path / "o.jsonl"
-    for seeds in (["1"], ["1", "2"]):
-        words = ["odd_images.py", colors.name, "--root", str(colors.parent), "--out", str(out), "--seeds", *seeds]
-        monkeypatch.setattr(sys, "argv", words)
-        odd_images.main()
-    lines = [json.loads(text) for text in out.read_text().splitlines()]
+def test_finished_lines_are_kept_and_the_table_is_their_mean(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    study(odd_images, "--seeds", "1")
+    lines = study(odd_images, "--seeds", "1", "2")
     assert [line["seed"] for line in lines] == [1, 2]
     assert lines[0]["images"] == 24
     assert lines[0]["as they are"] == {"blurred": 0, "one colour": 0, "tiny": 0}
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["odd_images.py", "--out", str(out), "--table"])
-    odd_images.main()
+    study(odd_images, "--tables")
     [_, _, row] = capsys.readouterr().out.splitlines()
     mean = 50 * (lines[0]["blurred"]["4"] + lines[1]["blurred"]["4"])
     assert row.split(" | ")[6] == f"{mean:.0f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,13 @@ from typing import Any
 import pytest
 
 from rmadapter.backbones import Backbone
+from studying import Study, study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import suggest
+
+__all__ = ["study"]  # a fixture
 
 
 def line(data: str, rule: str, test: list[float], seed: int = 1, kind: str = "next") -> dict[str, Any]:
@@ -57,27 +59,20 @@ def test_how_many_classes_are_among_the_first() -> None:
 
 
 def test_finished_lines_are_kept(
-    colors: Path, tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr("rmadapter.run.load_backbone", lambda name: tiny_clip)
+    study: Study, colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(suggest, "ROUNDS", (1, 2))
     monkeypatch.setattr(suggest, "CHOOSE", (colors.name,))
     monkeypatch.setattr(suggest, "REPORT", (colors.name,))
     monkeypatch.setattr(suggest, "KINDS", {"next": {n: suggest.NEXT[n] for n in ("margin", "random")}})
-    out = tmp_path / "suggest.jsonl"
-    given = ["suggest.py", colors.name, "--root", str(colors.parent), "--out", str(out), "--seeds"]
-    for seeds in (["1"], ["1", "2"]):
-        monkeypatch.setattr(sys, "argv", [*given, *seeds])
-        suggest.main()
-    lines = [json.loads(text) for text in out.read_text().splitlines()]
+    study(suggest, "--seeds", "1")
+    lines = study(suggest, "--seeds", "1", "2")
     assert [(x["rule"], x["seed"]) for x in lines] == [("margin", 1), ("random", 1), ("margin", 2), ("random", 2)]
     assert all(len(x["test"]) == 3 and 0 <= min(x["test"]) <= max(x["test"]) <= 100 for x in lines)
     assert lines[0]["test"][0] == lines[1]["test"][0]  # they start from the same images
     assert (lines[0]["pool"], lines[0]["classes_in_all"], lines[0]["test_images"]) == (24, 4, 16)
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["suggest.py", "--out", str(out), "--tables"])
-    suggest.main()
+    study(suggest, "--tables")
     assert capsys.readouterr().out.startswith("| next: accuracy in % | at first | +1 a class | +2 a class |")
 
 

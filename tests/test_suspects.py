@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmadapter.backbones import Backbone
 from rmadapter.suspects.rules import Near
+from studying import Study, study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import suspects
+
+__all__ = ["study"]  # a fixture
 
 
 def test_as_many_labels_are_flipped_as_was_asked_for_and_where_to() -> None:
@@ -66,21 +67,12 @@ def test_cleanlab_scores_the_same_probabilities_alike() -> None:
 
 
 def test_finished_lines_are_kept(
-    colors: Path,
-    tmp_path: Path,
-    tiny_clip: Backbone,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    study: Study, colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rmadapter.run.load_backbone", lambda name: tiny_clip)
     monkeypatch.setattr("suspects.SHARES", (10, 20))
     monkeypatch.setattr("suspects.REPORT", (colors.name,))
-    out = tmp_path / "s.jsonl"
-    given = ["suspects.py", colors.name, "--root", str(colors.parent), "--out", str(out)]
-    for seeds in (["1"], ["1", "2"]):
-        monkeypatch.setattr(sys, "argv", [*given, "--seeds", *seeds])
-        suspects.main()
-    lines: list[dict[str, Any]] = [json.loads(text) for text in out.read_text().splitlines()]
+    study(suspects, "--seeds", "1")
+    lines = study(suspects, "--seeds", "1", "2")
     assert [(line["kind"], line["share"], line["seed"]) for line in lines] == [
         (kind, share, seed) for seed in (1, 2) for kind in suspects.KINDS for share in (10, 20)
     ]

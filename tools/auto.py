@@ -2,23 +2,22 @@
 
     python tools/auto.py caltech101 rsscn7 pacs/photo --root DATA --out docs/results/auto.jsonl
 
-    python tools/auto.py --show docs/results/auto.jsonl
+    python tools/auto.py --out docs/results/auto.jsonl --tables
 
-A line is one candidate on one task; which of them `auto` takes follows from the lines, and --show says what that is
+A line is one candidate on one task; which of them `auto` takes follows from the lines, and --tables says what that is
 worth. Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from lines import keep, kept, parser
 
 from rmadapter.choose import CANDIDATES, pick, preferred
 from rmadapter.folds import FOLDS, Folds
@@ -102,19 +101,14 @@ def trial(lab: Lab, data: str, shots: int, seed: int, name: str, folds: Folds | 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", help="data sets below --root")
-    parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, help="JSON lines, which are added to")
-    parser.add_argument("--show", type=Path, help="what such a file says")
-    parser.add_argument("--candidates", nargs="+", default=CANDIDATES)
-    parser.add_argument("--shots", type=int, nargs="+", default=[2, 4, 16])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    args = parser.parse_args()
-    if args.show:
-        show(accuracies([json.loads(line) for line in args.show.read_text().splitlines()], args.candidates))
+    words = parser(__doc__, CHOOSING)
+    words.add_argument("--candidates", nargs="+", default=CANDIDATES)
+    words.add_argument("--shots", type=int, nargs="+", default=[2, 4, 16])
+    args = words.parse_args()
+    lines = kept(args.out)
+    if args.tables:
+        show(accuracies(lines, args.candidates))
         return
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     done = {(line["data"], line["shots"], line["seed"], line["candidate"]) for line in lines}
     for data in args.data:
         lab = Lab(root=args.root, keep=True, progress=False)
@@ -126,8 +120,7 @@ def main() -> None:
                         continue
                     found, folds = trial(lab, data, shots, seed, name, folds)
                     line = {**dict(zip(("data", "shots", "seed", "candidate"), key, strict=True)), **found}
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    keep(args.out, [line])
                     print(json.dumps(line), flush=True)
 
 

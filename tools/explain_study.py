@@ -11,15 +11,13 @@ image; the sets take turns. Finished lines are kept: start it again to go on.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
+from lines import keep, kept, parser
 from torch import Tensor
 
 from rmadapter.data.transforms import decoded
@@ -127,15 +125,11 @@ def tables(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=SETS, help="sets below --root")
-    parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--tables", action="store_true", help="print what the lines in --out say, and run nothing")
-    args = parser.parse_args()
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    words = parser(__doc__, SETS, seeds=False)
+    words.add_argument("--methods", nargs="+", default=list(METHODS))
+    words.add_argument("--images", type=int, default=20)
+    args = words.parse_args()
+    lines = kept(args.out)
     if args.tables:
         print(tables(lines))
         return
@@ -145,8 +139,7 @@ def main() -> None:
         studies = [Study(lab, data, name, args.images) for data in args.data]
         for study, row in ((study, study.rows[turn]) for turn in range(args.images) for study in studies):
             if (study.data, name, row) not in done:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(study.line(row)) + "\n")
+                keep(args.out, [study.line(row)])
 
 
 if __name__ == "__main__":

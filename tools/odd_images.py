@@ -1,7 +1,7 @@
 """What the thresholds of `rmadapter suspects` for odd images let through.
 
     python tools/odd_images.py --root DATA --out odd_images.jsonl
-    python tools/odd_images.py --out odd_images.jsonl --table
+    python tools/odd_images.py --out odd_images.jsonl --tables
 
 A line is one set and seed: the share of its images that are called odd as they are; of 5 % of them that were blurred,
 how many are called so; and of as many images of another set as a hundredth is, put among them, how many are called
@@ -10,15 +10,13 @@ unlike all others. Finished lines are kept: start it again to go on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from lines import keep, kept, parser
 from PIL import ImageFilter
 
 from rmadapter.data.duplicates import groups, looks
@@ -71,15 +69,9 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=SETS, help="sets below --root; strangers come from the one before")
-    parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--table", action="store_true", help="print what the lines in --out say, and run nothing")
-    args = parser.parse_args()
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    if args.table:
+    args = parser(__doc__, SETS).parse_args()
+    lines = kept(args.out)
+    if args.tables:
         print(table(lines))
         return
     done, lab = {(line["data"], line["seed"]) for line in lines}, Lab(root=args.root, progress=False)
@@ -106,8 +98,7 @@ def main() -> None:
                 "strangers": round(strangers(own, together, others, seed), 4),
             }
             if (data, seed) not in done:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                keep(args.out, [line])
                 print(data, seed, flush=True)
 
 

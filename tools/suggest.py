@@ -11,19 +11,17 @@ and reported on REPORT. Finished lines are kept: start it again to go on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lines import keep, kept, parser
 
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.fewshot import sample_shots
@@ -180,14 +178,8 @@ def tables(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=[*CHOOSE, *REPORT], help="sets below --root; by default all")
-    parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--tables", action="store_true", help="print what the lines in --out say, and run nothing")
-    args = parser.parse_args()
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    args = parser(__doc__, (*CHOOSE, *REPORT)).parse_args()
+    lines = kept(args.out)
     if args.tables:
         print(tables(lines))
         return
@@ -203,8 +195,7 @@ def main() -> None:
             facts = {"pool": len(study.train), "classes_in_all": study.classes, "test_images": len(study.test)}
             line = {**dict(zip(KEY, key, strict=True)), **found, **facts}
             line |= {"backbone": lab.backbone(study.task.backbone).digest, "versions": versions()}
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            keep(args.out, [line])
             print(*key, found["test"], flush=True)
 
 

@@ -12,19 +12,17 @@ lines are kept: start it again to go on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
 from itertools import product
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from lines import keep, kept, parser
 
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.folds import FOLDS, Folds, split
@@ -257,14 +255,8 @@ def tables(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=[*CHOOSE, *REPORT], help="sets below --root; all nine")
-    parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--tables", action="store_true", help="print what the lines in --out say, and run nothing")
-    args = parser.parse_args()
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    args = parser(__doc__, (*CHOOSE, *REPORT)).parse_args()
+    lines = kept(args.out)
     if args.tables:
         print(tables(lines))
         return
@@ -277,8 +269,7 @@ def main() -> None:
         study = Study(lab, data)
         for key in todo:
             line = {**dict(zip(KEY, key, strict=True)), **study.line(*key[1:])}
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            keep(args.out, [line])
             print(*key, flush=True)
 
 

@@ -11,19 +11,17 @@ it again to go on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lines import keep, kept, parser
 from torch import Tensor
 
 from rmadapter.cache import Cache
@@ -254,25 +252,18 @@ def tables(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=[*CHOOSE, *REPORT], help="sets to train on, below --root; all nine")
-    parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--tables", action="store_true", help="print what the lines in --out say, and run nothing")
-    args = parser.parse_args()
+    args = parser(__doc__, (*CHOOSE, *REPORT)).parse_args()
+    lines = kept(args.out)
     if args.tables:
-        print(tables([json.loads(line) for line in args.out.read_text().splitlines()]))
+        print(tables(lines))
         return
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    done = {(line["data"], line["seed"]) for line in map(json.loads, lines)}
+    done = {(line["data"], line["seed"]) for line in lines}
     study = Study(Lab(root=args.root, keep=True, progress=False))
     for seed in args.seeds:
         for data in args.data:
             if (data, seed) not in done:
                 found = study.lines(data, seed, far_of(data))
-                with args.out.open("a") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in found)
+                keep(args.out, found)
                 print(f"{data}, seed {seed}: {len(found)} lines", flush=True)
 
 
