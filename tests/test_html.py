@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import pytest
 from jinja2 import UndefinedError
 
@@ -26,3 +28,11 @@ def test_a_text_that_is_no_html_is_left_alone() -> None:
     assert environment.from_string("{{ title }}").render(given) == "<b>"
     escaping = template("modelcard.md.j2", cell=str, percent=str).environment
     assert escaping.from_string("{{ title }}").render(given) == "&lt;b&gt;"
+
+
+def test_no_image_of_a_page_waits_until_it_is_seen() -> None:
+    """All lie in the page itself; what waited would be missing in print."""
+    names = [file.name for file in files("rmadapter").joinpath("assets").iterdir() if file.name.endswith(".j2")]
+    assert len(names) > 6
+    for name in names:
+        assert 'loading="lazy"' not in files("rmadapter").joinpath(f"assets/{name}").read_text("utf-8")

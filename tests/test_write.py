@@ -114,6 +114,17 @@ def test_it_says_what_was_measured(folder: Path) -> None:
     assert (folder / "out/report.tex").read_text(encoding="utf-8").count("Medians over the runs") == 3
 
 
+def test_a_wide_table_names_its_figures_where_a_narrow_screen_stacks_them(folder: Path) -> None:
+    text = (folder / "out/report.html").read_text("utf-8")
+    wide = re.findall(r'<table class="results many">(.*?)</thead>(.*?)</table>', text, re.S)
+    assert wide
+    for head, body in wide:
+        columns = re.findall("<th>(.*?)</th>", head)
+        assert len(columns) > 6
+        for row in re.findall("<tr.*?</tr>", body, re.S):
+            assert re.findall('<td data-head="(.*?)">', row) == columns[1:]
+
+
 def test_backbones_never_share_a_table(folder: Path) -> None:
     summary = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
     assert len(summary["sections"]) == 3

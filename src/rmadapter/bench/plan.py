@@ -28,9 +28,7 @@ class Plan:
         from rmadapter.run import Lab
 
         folder = self.out / ACTIVATIONS
-        return Lab(
-            self.machine, self.root, folder, keep=True, progress=False, outside=self.outside, crops=self.crops
-        )
+        return Lab(self.machine, self.root, folder, keep=True, progress=False, outside=self.outside, crops=self.crops)
 
     def method(self, job: Job) -> Any:
         """The method with the values of --set, and over them those of the protocol."""
