@@ -8,7 +8,8 @@ import torch
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.images import read_images
-from rmadapter.methods.linear_probe import LinearProbe, ZeroShotProbe
+from rmadapter.methods.clap import ZeroShotProbe
+from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.probe_pair import ProbePair
 from rmadapter.settings import configured
 from rounding import assert_same_float32

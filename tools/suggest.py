@@ -27,7 +27,7 @@ from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.fewshot import sample_shots
 from rmadapter.machine import versions
 from rmadapter.method import Fitted, Known, answers
-from rmadapter.methods.linear_probe import ZeroShotProbe
+from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy, confidence_interval
 from rmadapter.request import Request

@@ -1,9 +1,9 @@
-"""Linear probes of the frozen image features: logistic regression, and softmax regression that starts as zero-shot."""
+"""Linear probe of the frozen image features: logistic regression."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
@@ -19,9 +19,17 @@ from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
 from rmadapter.methods.held_out import held_out
 from rmadapter.metrics import temperature
-from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
 from rmadapter.settings import Count, Positive
-from rmadapter.train import Batch, Recipe, minimise
+
+
+def linear(title: str, known: Known, weight: Tensor, bias: Tensor) -> Callable[[Sequence[str]], ToLogits]:
+    """`Fitted.for_classes` of weights [C, e] and biases [C] of the known classes, on normalised features."""
+
+    def for_classes(names: Sequence[str]) -> ToLogits:
+        rows = columns(title, known.classes, names)
+        return lambda states: F.linear(F.normalize(at_least_float32(states.features), dim=-1), weight[rows], bias[rows])
+
+    return for_classes
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,8 @@ class LinearProbe:
         if len(weight) == 1:  # of two classes scikit-learn keeps the second one's logit, the first one's being 0
             weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
 
-        def for_classes(names: Sequence[str]) -> ToLogits:
-            rows = columns(self.title, known.classes, names)
-            return lambda states: F.linear(
-                F.normalize(at_least_float32(states.features), dim=-1), weight[rows], bias[rows]
-            )
-
         count = sum(tensor.numel() for tensor in tensors.values())
-        return Fitted(self, backbone, known, tensors, for_classes, parameters=count)
+        return Fitted(self, backbone, known, tensors, linear(self.title, known, weight, bias), parameters=count)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters((classes if classes > 2 else 1) * (backbone.embedding_size + 1))
@@ -111,41 +113,3 @@ class LinearProbe:
         for step in range(self.search_steps):
             best = max((best, best + 0.5**step, best - 0.5**step), key=hits)
         return 10.0**best, temperature(table(best), wanted, most=1e8)  # the weakest probes are as good as silent
-
-
-@dataclass(frozen=True)
-class ZeroShotProbe:
-    """Class features trained as free weights, cosine similarity over CLIP's temperature: starts as zero-shot CLIP.
-
-    The weights start as the text features before normalisation, so their length says how far one step turns them.
-    Knows the classes of its shots alone.
-    """
-
-    title: ClassVar[str] = "linear probe, zero-shot start"
-    source: ClassVar[str] = (
-        "ZS-LP of Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of github.com/jusiro/CLAP"
-    )
-    recipe: Recipe = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
-
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        start = raw_text_features(backbone, shots.classes, shots.templates).mean(0)
-        probe = nn.ParameterDict({"weights": start})
-
-        def loss(batch: Batch) -> Tensor:
-            weights = F.normalize(probe["weights"], dim=-1)
-            return F.cross_entropy(cosine_logits(backbone, batch.images.features, weights), batch.labels)
-
-        done = minimise(probe, loss, self.recipe, shots, shots.source())
-        return self.restore(backbone, shots.known, probe.state_dict()).after(done)
-
-    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        trained = F.normalize(tensors["weights"], dim=-1)
-
-        def for_classes(names: Sequence[str]) -> ToLogits:
-            chosen = trained[columns(self.title, known.classes, names)]
-            return Cosines(backbone, untouched, chosen)
-
-        return Fitted(self, backbone, known, tensors, for_classes, parameters=trained.numel())
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters(classes * backbone.embedding_size)

@@ -87,7 +87,7 @@ class TipAdapterF:
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
         """Of some shots, whose features are `views` [V, N, e]: [N, e], and how they were trained."""
         weights = zero_shot_weights(backbone, shots.classes, shots.templates)
-        cache, values = nn.ParameterDict({"trained": _keys(views)}), _values(shots)
+        cache, values = nn.ParameterDict({"trained": _keys(views)}), one_hot(shots)
 
         def loss(batch: Batch) -> Tensor:
             x = F.normalize(batch.images.features, dim=-1)
@@ -109,7 +109,7 @@ def _keys(views: Tensor) -> Tensor:
     return F.normalize(views.mean(0), dim=-1)
 
 
-def _values(shots: Shots) -> Tensor:
+def one_hot(shots: Shots) -> Tensor:
     """[N, C]; a shot of weight 2 counts as two."""
     values = F.one_hot(shots.labels, len(shots.classes)).float()
     return values if shots.weights is None else values * shots.weights.to(values)[:, None]
@@ -125,7 +125,7 @@ def _fit(method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots) -> 
     keys, done = method.keys(backbone, shots, views)
     alpha, beta = _search(method, backbone, shots, views, keys)
     numbers = {"alpha": torch.tensor(alpha, dtype=torch.float64), "beta": torch.tensor(beta, dtype=torch.float64)}
-    return method.restore(backbone, shots.known, {"keys": keys, "values": _values(shots), **numbers}).after(done)
+    return method.restore(backbone, shots.known, {"keys": keys, "values": one_hot(shots), **numbers}).after(done)
 
 
 def _restore(method: Any, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor], trained: bool) -> Fitted:
@@ -159,7 +159,7 @@ def _judged(
             )
             kept = method.keys(backbone, some, views[:, rows])[0]
         x = F.normalize(at_least_float32(features), dim=-1)
-        yield x @ kept.T, _values(some), cosine_logits(backbone, x, weights), wanted
+        yield x @ kept.T, one_hot(some), cosine_logits(backbone, x, weights), wanted
 
 
 def _search(

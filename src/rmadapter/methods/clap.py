@@ -1,0 +1,101 @@
+"""ZS-LP and CLAP, linear probes that start as zero-shot CLIP: Silva-Rodriguez et al., "A Closer Look at the Few-Shot
+Adaptation of Large Vision-Language Models", CVPR 2024 (https://arxiv.org/abs/2312.12730).
+
+    loss = cross-entropy + mean over classes c of strength_c |w_c - t_c|^2
+
+w are class features that are trained, t those of the text encoder, where they start; neither is normalised here, so
+that their length says how far one step turns them. Logits are cosines over CLIP's temperature. ZS-LP has no penalty.
+CLAP holds a class as firmly as zero-shot CLIP knows it: strength_c is the mean probability that it gives to c on the
+shots of c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.method import Fitted, Known, Method, Parameters, Shots, ToLogits, columns
+from rmadapter.methods.tip_adapter import one_hot
+from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
+from rmadapter.train import Batch, Recipe, minimise
+
+PAPER = "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of github.com/jusiro/CLAP"
+RECIPE = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class ZeroShotProbe:
+    """Class features trained as free weights, without a penalty. Knows the classes of its shots alone."""
+
+    title: ClassVar[str] = "linear probe, zero-shot start"
+    source: ClassVar[str] = f"ZS-LP of {PAPER}"
+    recipe: Recipe = RECIPE
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        return _fit(self, self.recipe, backbone, shots, penalised=False)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        return _restore(self, backbone, known, tensors)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(classes * backbone.embedding_size)
+
+
+@dataclass(frozen=True)
+class CLAP:
+    """The same, held near the text features. One setting for all data sets, as published; the strengths stay as they
+    are at the start, as with constraint `l2` of the released code. Knows the classes of its shots alone."""
+
+    title: ClassVar[str] = "CLAP"
+    source: ClassVar[str] = PAPER
+    recipe: Recipe = RECIPE
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        return _fit(self, self.recipe, backbone, shots, penalised=True)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        return _restore(self, backbone, known, tensors)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(classes * backbone.embedding_size)
+
+
+def strengths(backbone: Backbone, shots: Shots, text: Tensor) -> Tensor:
+    """[C], from 0 to 1, over all views of the shots; text: class features [C, e]. Raises UserError where every epoch
+    has views of its own."""
+    probabilities = cosine_logits(backbone, shots.features(), F.normalize(text, dim=-1)).softmax(-1).mean(0)  # [N, C]
+    values = one_hot(shots)
+    return (probabilities * values).sum(0) / values.sum(0).clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def _fit(method: Method, recipe: Recipe, backbone: Backbone, shots: Shots, penalised: bool) -> Fitted:
+    text = raw_text_features(backbone, shots.classes, shots.templates).mean(0)
+    held = strengths(backbone, shots, text) if penalised else None
+    probe = nn.ParameterDict({"weights": text.clone()})
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        weights = probe["weights"]
+        logits = cosine_logits(backbone, batch.images.features, F.normalize(weights, dim=-1))
+        ce = F.cross_entropy(logits, batch.labels)
+        if held is None:
+            return {"loss": ce}
+        penalty = (held * (weights - text).square().sum(-1)).mean()
+        return {"loss": ce + penalty, "ce": ce, "penalty": penalty}
+
+    done = minimise(probe, loss, recipe, shots, shots.source())
+    return method.restore(backbone, shots.known, probe.state_dict()).after(done)
+
+
+def _restore(method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+    trained = F.normalize(tensors["weights"], dim=-1)
+
+    def for_classes(names: Sequence[str]) -> ToLogits:
+        return Cosines(backbone, untouched, trained[columns(method.title, known.classes, names)])
+
+    return Fitted(method, backbone, known, tensors, for_classes, parameters=trained.numel())
