@@ -30,6 +30,8 @@ from rmadapter.method import Shots, Trained, Unfinished
 from rmadapter.settings import STRICT, option
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
+WHOLE = 1_000_000  # images per step where all of them are meant
+TURN = 0.6  # of the epochs: where the schedule `twice` begins again, as 2SFS has it
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -46,8 +48,10 @@ class Recipe:
     iterations: int = option(
         0, "steps per shot of a class, rounded up to whole epochs, instead of `epochs`", ge=0, le=1_000_000
     )
-    batch_size: int = option(32, "images per step", ge=1, le=1_000_000)
-    schedule: Literal["epoch", "step"] = option("epoch", "the cosine moves once an epoch, as in Dassl, or once a step")
+    batch_size: int = option(32, "images per step", ge=1, le=WHOLE)
+    schedule: Literal["epoch", "step", "twice"] = option(
+        "epoch", "the cosine moves once an epoch, as in Dassl, or once a step; twice: two of them by step, as in 2SFS"
+    )
     warmup_epochs: float = option(1.0, "warm-up in front of the cosine, constant by epoch, linear by step", ge=0)
     warmup_rate: float = option(1e-5, "learning rate of the constant warm-up", gt=0)
     final_rate: float = option(0.0, "learning rate where the cosine by step ends", ge=0)
@@ -61,8 +65,16 @@ class Recipe:
             return self.warmup_rate if step < warmup else peak * 0.5 * (1 + math.cos(math.pi * gone / epochs))
         if step < warmup:
             return peak * (step + 1) / (warmup + 1)
-        share = (step - warmup) / max(1, epochs * per_epoch - warmup)
+        start, end = warmup, epochs * per_epoch
+        if self.schedule == "twice":
+            turn = self.turn(epochs) * per_epoch
+            start, end = (turn, end) if step >= turn else (start, turn)
+        share = (step - start) / max(1, end - start)
         return self.final_rate + (peak - self.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
+
+    def turn(self, epochs: int) -> int:
+        """How many epochs the first of two cosines takes; the second one starts at the peak again, without warm-up."""
+        return round(TURN * epochs)
 
     def length(self, labels: Sequence[int]) -> tuple[int, int]:
         """Epochs, and steps of each."""
