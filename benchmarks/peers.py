@@ -21,6 +21,7 @@ from rmadapter.console import track
 from rmadapter.method import Fitted, Method, Shots
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import settings_of
+from rmadapter.train import WHOLE
 
 STEPS = 6
 KEYS = ("method", "parameters", "batch", "step_seconds", "image_seconds", "peak_mb")
@@ -50,8 +51,10 @@ def quick(name: str) -> Method:
 def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """Figures of one method; batch and seconds are None for one that takes no steps."""
     backbone, method = load_backbone(options.backbone), quick(name)
-    batch = settings_of(method).get("batch_size")
-    count = max(STEPS * (batch or 1), options.classes)
+    batch, steps = settings_of(method).get("batch_size"), STEPS
+    if batch == WHOLE:  # what its paper has at most: 16 shots a class
+        batch, steps = 16 * options.classes, 1
+    count = max(steps * (batch or 1), options.classes)
     images = noise(count, options.classes, backbone.image_size, options.seed)
     shots = Shots(images, Cache(backbone, progress=False), seed=options.seed, progress=False)
     fitted: list[Fitted] = [method.fit(backbone, shots)]  # warms up, and leaves the activations there

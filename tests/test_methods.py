@@ -24,7 +24,7 @@ from shots import noisy_colors, shots_of
 QUICK = {"epochs": 2, "iterations": 4, "batch_size": 3, "first_block": 3, "rank": 4, "layer": 3, "n_ctx": 2}
 UNTRAINED = ("zero-shot", "zero-shot-ensemble", "tip-adapter")
 CLOSED = (
-    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap"),
+    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
     *("tip-adapter", "tip-adapter-f"),
 )
 TRAINED = [name for name in METHODS if name not in (*UNTRAINED, "linear-probe")]  # step by step
@@ -154,7 +154,7 @@ def test_fresh_augmentation_where_a_method_can_and_a_sentence_where_it_cannot(
         fresh = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
         plain = quick(name).fit(tiny_clip, shots_of(tiny_clip, images))
         assert not same_tensors(fresh, plain)
-    for name in ("linear-probe", "tip-adapter", "clap"):
+    for name in ("linear-probe", "tip-adapter", "clap", "lp-plus-plus"):
         with pytest.raises(UserError, match="give their number, as --set views=8"):
             quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
 

@@ -29,6 +29,7 @@ METHODS: dict[str, str] = {
     "linear-probe-zero-shot": "clap:ZeroShotProbe",
     "linear-probe-pair": "probe_pair:ProbePair",
     "clap": "clap:CLAP",
+    "lp-plus-plus": "lp_plus_plus:LPPlusPlus",
     "clip-adapter": "clip_adapter:CLIPAdapter",
     "tip-adapter": "tip_adapter:TipAdapter",
     "tip-adapter-f": "tip_adapter:TipAdapterF",

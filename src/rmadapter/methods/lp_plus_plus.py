@@ -1,0 +1,119 @@
+"""LP++: Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024
+(https://arxiv.org/abs/2404.02285).
+
+    logits = x (W + diag(alpha) T)^T + b
+
+x [B, e] are normalised image features and T [C, e] class features; weights W [C, e], biases b [C] and alpha [C], how
+much of its text each class takes, are learnt. How far a step goes follows from the features X [N, e] of all N shots:
+
+    of W and b   4 N / largest eigenvalue of X^T X
+    of alpha     N / (4 max_c sum_i (x_i t_c)^2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.method import Fitted, Known, Parameters, Shots
+from rmadapter.methods.linear_probe import linear
+from rmadapter.methods.tip_adapter import one_hot
+from rmadapter.prompts import zero_shot_weights
+from rmadapter.settings import Positive, Size
+from rmadapter.train import WHOLE, Batch, Recipe, minimise
+
+
+class Blend(nn.Module):
+    """The classifier. W starts as the sums of each class's features, alpha as `start` times the mean cosine of shots to
+    their class, b as 0.
+
+    alpha, slope: [C]; slope is the sum of the gradients of alpha after each epoch so far. views: features [V, N, e].
+    values: [N, C], how much each shot counts, in the column of its class. text: class features [C, e].
+    """
+
+    alpha: Tensor
+    slope: Tensor
+
+    def __init__(self, views: Tensor, values: Tensor, text: Tensor, start: float) -> None:
+        super().__init__()
+        self.x, self.values, self.text = views.flatten(0, 1), values.repeat(len(views), 1), text
+        self.cosines, self.counts = self.x @ text.T, self.values.sum(1, keepdim=True)
+        means = (self.values * self.cosines).sum(0) / self.values.sum(0).clamp(min=torch.finfo(text.dtype).tiny)
+        self.weight = nn.Parameter(self.values.T @ self.x / len(views))
+        self.bias = nn.Parameter(torch.zeros_like(means))
+        self.register_buffer("alpha", start * means.mean().expand_as(means).clone())
+        self.register_buffer("slope", self.gradient())
+
+    def rates(self) -> tuple[float, float]:
+        """Of W and b, and of alpha."""
+        curvature = torch.linalg.matrix_norm(self.counts.sqrt() * self.x, 2).square() / len(self.x)
+        return 4 / float(curvature), 1 / (4 * float((self.counts * self.cosines.square()).mean(0).max()))
+
+    def folded(self) -> Tensor:
+        """W + diag(alpha) T"""
+        return self.weight + self.alpha[:, None] * self.text
+
+    @torch.no_grad()
+    def gradient(self) -> Tensor:
+        """Of the mean cross-entropy of all shots, with respect to alpha."""
+        wrong = self.counts * F.linear(self.x, self.folded(), self.bias).softmax(-1) - self.values
+        return (wrong * self.cosines).mean(0)
+
+
+@dataclass(frozen=True)
+class LPPlusPlus:
+    """A step on all shots in every epoch, and one of alpha after each `every` epochs. `learning_rate` and `final_rate`
+    are factors of the step of W and b. start: alpha in units of the mean cosine. One setting for all data sets, as
+    published. Knows the classes of its shots alone.
+
+    As in the released code, alpha moves by the sum of all gradients since the start, which are never cleared. That code
+    takes the epoch that is best on validation images, where this takes the last, and lets b start at random.
+    """
+
+    title: ClassVar[str] = "LP++"
+    source: ClassVar[str] = (
+        "Huang et al., CVPR 2024 (arXiv 2404.02285); methods/linear_probe_p2.py and configs/base.yaml of "
+        "github.com/FereshteShakeri/FewShot-CLIP-Strong-Baseline"
+    )
+    start: Positive = 250.0
+    every: Size = 10
+    recipe: Recipe = Recipe(
+        learning_rate=1.0, final_rate=1.0, weight_decay=0.0, epochs=300, batch_size=WHOLE,
+        schedule="step", warmup_epochs=0,
+    )  # fmt: skip
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        views = F.normalize(at_least_float32(shots.features()), dim=-1)
+        blend = Blend(views, one_hot(shots), zero_shot_weights(backbone, *shots.known), self.start)
+        rate, rate_of_alpha = blend.rates()
+        recipe = replace(
+            self.recipe, learning_rate=rate * self.recipe.learning_rate, final_rate=rate * self.recipe.final_rate
+        )
+
+        def loss(batch: Batch) -> Tensor:
+            x = F.normalize(at_least_float32(batch.images.features), dim=-1)
+            return F.cross_entropy(F.linear(x, blend.folded(), blend.bias), batch.labels)
+
+        def move(epoch: int) -> None:
+            if (epoch + 1) % self.every == 0:
+                blend.alpha -= rate_of_alpha * blend.slope
+            blend.slope += blend.gradient()
+
+        done = minimise(blend, loss, recipe, shots, shots.source(), move)
+        tensors = {"weight": blend.folded().detach(), "bias": blend.bias.detach()}
+        return self.restore(backbone, shots.known, tensors).after(done)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        weight, bias = tensors["weight"], tensors["bias"]
+        for_classes = linear(self.title, known, weight, bias)
+        return Fitted(self, backbone, known, tensors, for_classes, parameters=weight.numel() + 2 * len(bias))
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(classes * (backbone.embedding_size + 2))
