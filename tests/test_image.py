@@ -55,6 +55,17 @@ def test_states_are_what_the_backbones_own_forward_shows(backbone: Backbone, pix
     assert not any(block._forward_hooks for block in encoder.blocks)
 
 
+def test_features_are_what_is_pooled_through_the_projection(backbone: Backbone, pixels: Tensor) -> None:
+    encoder = backbone.image
+    found = encoder.projection
+    assert found is not None
+    weight, bias = found
+    assert bias is None
+    pooled = encoder.pooled(encoder.frozen(pixels, encoder.depth).y)
+    assert pooled.shape == (3, weight.shape[0])
+    torch.testing.assert_close(pooled @ weight, encoder.visual(pixels), **EXACT)
+
+
 def test_features_alone_have_no_tokens(backbone: Backbone, pixels: Tensor) -> None:
     states = backbone.image.frozen(pixels)
     assert states.first is None

@@ -154,7 +154,7 @@ def test_fresh_augmentation_where_a_method_can_and_a_sentence_where_it_cannot(
         fresh = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
         plain = quick(name).fit(tiny_clip, shots_of(tiny_clip, images))
         assert not same_tensors(fresh, plain)
-    for name in ("linear-probe", "tip-adapter", "clap", "lp-plus-plus"):
+    for name in ("linear-probe", "tip-adapter", "clap", "lp-plus-plus", "prolip"):
         with pytest.raises(UserError, match="give their number, as --set views=8"):
             quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
 

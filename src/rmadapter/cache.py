@@ -11,8 +11,9 @@ import json
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -158,17 +159,25 @@ class Cache:
         self._held.move_to_end(key)
         return self._held[key]
 
-    def features(self, images: ImageSet, *, augmented: bool = False) -> Tensor:
+    def features(
+        self,
+        images: ImageSet,
+        *,
+        augmented: bool = False,
+        first: int | None = None,
+        of: Callable[[States], Tensor] = attrgetter("features"),
+    ) -> Tensor:
         """Untouched features [V, N, e] of all views of all images, on the device; not normalised.
 
-        Raises UserError where every epoch has views of its own.
+        of: what is wanted instead of the states of block `first`, [B, d]. Raises UserError where every epoch has views
+        of its own.
         """
-        source = self.source(images, augmented=augmented)
+        source = self.source(images, first, augmented=augmented)
         if not source.views:
             raise UserError("this method reads all views of its images at once: give their number, as --set views=8")
         orders = in_turn(len(images))
         views = [source.batches(view, orders) for view in range(source.views)]
-        return torch.stack([torch.cat([states.features for states in view]) for view in views])
+        return torch.stack([torch.cat([of(states) for states in view]) for view in views])
 
     def stream(self, images: ImageSet, first: int | None = None, text: str = "evaluating") -> Iterator[States]:
         """The states of all images in order, in batches."""

@@ -29,6 +29,15 @@ class ImageEncoder(Encoder[Grid]):
         super().__init__(blocks, width)
         self.visual, self._read_index = visual, read_index
 
+    @property
+    @abstractmethod
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight [d, e] and bias [e] of the map of `pooled` to features; None where there is no linear one."""
+
+    @abstractmethod
+    def pooled(self, x: Tensor) -> Tensor:
+        """Tokens that leave the top block, or just those that are read, -> what is projected [B, d]."""
+
     @abstractmethod
     def top_norm(self, x: Tensor) -> Tensor:
         """The norm behind the top block, on single tokens [..., d]."""
@@ -83,10 +92,18 @@ class ClipImage(ImageEncoder):
         super().__init__(visual, visual.transformer.resblocks, visual.transformer.width, 0 if one else None)
         self.pre_norm = visual.ln_pre
 
+    @property
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        v: Any = self.visual
+        return None if v.proj is None else (v.proj, None)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        v: Any = self.visual
+        return v._pool(x if x.ndim == 3 else x[:, None])[0]  # takes token 0 of one
+
     def head(self, x: Tensor, layout: Grid) -> Tensor:
         v: Any = self.visual
-        pooled = v._pool(x if x.ndim == 3 else x[:, None])[0]  # takes token 0 of one
-        return pooled if v.proj is None else pooled @ v.proj
+        return self.pooled(x) if v.proj is None else self.pooled(x) @ v.proj
 
     def top_norm(self, x: Tensor) -> Tensor:
         v: Any = self.visual
@@ -103,9 +120,18 @@ class TimmImage(ImageEncoder):
         self.trunk = trunk
         self.pre_norm = getattr(trunk, "norm_pre", nn.Identity())
 
+    @property
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        v: Any = self.visual
+        last = getattr(v.head, "proj", None)
+        return (last.weight.T, last.bias) if isinstance(last, nn.Linear) else None
+
+    def pooled(self, x: Tensor) -> Tensor:
+        return self.trunk.forward_head(self.trunk.norm(x if x.ndim == 3 else x[:, None]))
+
     def head(self, x: Tensor, layout: Grid) -> Tensor:
         v: Any = self.visual
-        return v.head(self.trunk.forward_head(self.trunk.norm(x if x.ndim == 3 else x[:, None])))
+        return v.head(self.pooled(x))
 
     def top_norm(self, x: Tensor) -> Tensor:
         return self.trunk.fc_norm(self.trunk.norm(x))

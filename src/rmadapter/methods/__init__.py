@@ -33,6 +33,7 @@ METHODS: dict[str, str] = {
     "clip-adapter": "clip_adapter:CLIPAdapter",
     "tip-adapter": "tip_adapter:TipAdapter",
     "tip-adapter-f": "tip_adapter:TipAdapterF",
+    "prolip": "prolip:ProLIP",
     "coop": "coop:CoOp",
     "cocoop": "cocoop:CoCoOp",
     "kgcoop": "kgcoop:KgCoOp",

@@ -1,0 +1,93 @@
+"""ProLIP: Fahes et al., "CLIP's Visual Embedding Projector is a Few-shot Cornucopia", 2024
+(https://arxiv.org/abs/2410.05270).
+
+    loss = cross-entropy of cosines(p W, t) over CLIP's temperature + strength / shots |W - W_0|^2
+
+p [B, d] are pooled tokens of the untouched image encoder, t [C, e] its class features; the projection W [d, e], which
+starts as the backbone's own W_0, is all that is trained. |.| is the Frobenius norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.cache import Held
+from rmadapter.encoders import States
+from rmadapter.errors import UserError
+from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
+from rmadapter.settings import Positive
+from rmadapter.train import WHOLE, Batch, Recipe, minimise
+
+
+class Projector(Learner):
+    """A projection of its own behind the image encoder; a bias, where the backbone has one, stays as it is.
+
+    Raises UserError for a backbone without a linear projection.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.first = backbone.image.depth
+        if (found := backbone.image.projection) is None:
+            raise UserError(
+                f"ProLIP trains the linear projection behind the image encoder, and {backbone.name} has none: take "
+                f"another method, as 'clip-adapter'"
+            )
+        start, bias = found
+        self.weight = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format))
+        self.bias = None if bias is None else bias.detach()  # no part of what is learnt
+
+    def pooled(self, states: States) -> Tensor:
+        """[B, d]"""
+        return self.backbone.image.pooled(states.y)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """[B, d] -> features [B, e]"""
+        return F.linear(pooled, self.weight.T, self.bias)
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        weights = zero_shot_weights(self.backbone, names, known.templates)
+        return Cosines(self.backbone, lambda states: self.project(self.pooled(states)), weights)
+
+
+@dataclass(frozen=True)
+class ProLIP(ModuleMethod):
+    """strength: of the penalty, over the shots of the richest class. Every epoch is one step on all shots, by views in
+    turn, of which the released code has 300. It trains without validation images, at one setting for all data sets:
+    that of its scripts for new classes and new data sets; for few shots of all classes it has other rates, too."""
+
+    title: ClassVar[str] = "ProLIP"
+    source: ClassVar[str] = (
+        "Fahes et al., 2024 (arXiv 2410.05270); configs/experiments/base_to_new_VITB16.yaml of "
+        "github.com/astra-vision/ProLIP"
+    )
+    strength: Positive = 1.0
+    recipe: Recipe = Recipe(
+        optimizer="adam", learning_rate=1e-5, weight_decay=0.0, eps=1e-4, epochs=300, batch_size=WHOLE,
+        schedule="step", warmup_epochs=0,
+    )  # fmt: skip
+
+    def module(self, backbone: Backbone, seed: int = 1) -> Projector:
+        return Projector(backbone)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module, weights = self.module(backbone), zero_shot_weights(backbone, *shots.known)
+        start, most = module.weight.detach().clone(), int(torch.bincount(shots.labels).max())
+        pooled = shots.cache.features(shots.images, augmented=True, first=module.first, of=module.pooled)
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            logits = cosine_logits(backbone, module.project(batch.images.features), weights)
+            ce = F.cross_entropy(logits, batch.labels)
+            penalty = self.strength / most * (module.weight - start).square().sum()
+            return {"loss": ce + penalty, "ce": ce, "penalty": penalty}
+
+        done = minimise(module, loss, self.recipe, shots, Held.of_features(pooled))
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)
