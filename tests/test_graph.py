@@ -26,6 +26,9 @@ FEW = {"epochs": 1, "batch_size": 4}
 UPPER = {"first_block": 3}
 METHODS: dict[str, dict[str, Any]] = {
     "linear-probe": {},
+    "lp-plus-plus": FEW,
+    "prolip": FEW,
+    "2sfs": {"iterations": 2, "batch_size": 4},
     "tip-adapter-f": FEW,
     "clip-lora": {"iterations": 2, "batch_size": 4},
     "maple": FEW,

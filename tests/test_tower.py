@@ -32,6 +32,8 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: 
     [
         ("rmadapter", {**FEW, **UPPER}),
         ("clip-lora", {"iterations": 2, "batch_size": 4}),
+        ("2sfs", {"iterations": 2, "batch_size": 4}),
+        ("prolip", FEW),
         ("maple", FEW),
         ("coop", FEW),
     ],

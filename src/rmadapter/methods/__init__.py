@@ -39,6 +39,7 @@ METHODS: dict[str, str] = {
     "kgcoop": "kgcoop:KgCoOp",
     "tcp": "tcp:TCP",
     "clip-lora": "clip_lora:CLIPLoRA",
+    "2sfs": "two_stages:TwoStages",
     "maple": "maple:MaPLe",
     "promptsrc": "promptsrc:PromptSRC",
     "coprompt": "coprompt:CoPrompt",

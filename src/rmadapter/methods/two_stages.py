@@ -1,0 +1,129 @@
+"""2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", CVPR 2025
+(https://arxiv.org/abs/2503.11609).
+
+Stage 1, of 60 percent of the steps: the LayerNorms of both encoders learn, by cross-entropy. Stage 2: class features,
+which start as those of the text encoder after stage 1, are trained as free weights, and nothing else. A class that was
+trained is answered by its weights, another one by the text encoder after stage 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import Packed, States, encoders_of
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
+from rmadapter.train import Batch, Recipe, minimise
+
+FIRST = 1  # block of the image encoder whose input is read: what lies in front of it is not trained
+
+
+class Norms(nn.Module):
+    """Both encoders with LayerNorms of their own, which start as the backbone's, and weights [C, e] of C classes.
+
+    Everything else is the backbone's own, shared with it; so is the norm in front of block 1 of the image encoder, as
+    what enters that block is computed once for all.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        model: Any = _with_norms(backbone.model)
+        self.image, self.text = encoders_of(model)
+        norms = (m for m in model.modules() if isinstance(m, nn.LayerNorm) and m is not self.image.pre_norm)
+        self.norms = nn.ModuleList(norms).requires_grad_()
+        self.classes = nn.Parameter(torch.zeros(classes, backbone.embedding_size, device=backbone.device))
+
+    def image_features(self, states: States) -> Tensor:
+        """[B, e]"""
+        return self.image.encode(states.x, states.layout, FIRST, views=self.image.views)  # not of cast copies
+
+    def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Packed]:
+        """In chunks of CHUNK."""
+        return [self.text.layout(chunk) for chunk in tokenize(self.backbone, names, templates).split(CHUNK)]
+
+    def class_features(self, prompts: Sequence[Packed], each: int) -> Tensor:
+        """Normalised, [C, e]; of several chunks, one at a time is kept for the gradient."""
+        if len(prompts) == 1:
+            return class_weights(self._encode_text(prompts[0]), each)
+        parts = [checkpoint(self._encode_text, chunk, use_reentrant=False) for chunk in prompts]
+        return class_weights(torch.cat(parts), each)
+
+    def _encode_text(self, layout: Packed) -> Tensor:
+        return self.text.encode(self.text.stem(layout), layout, views=self.text.views)
+
+    def weights(self, names: Sequence[str], known: Known) -> Tensor:
+        """Normalised, [C, e]: those of the known classes as they were trained."""
+        place = {name: i for i, name in enumerate(known.classes)}
+        found = F.normalize(self.classes, dim=-1)
+        if new := [name for name in names if name not in place]:
+            each = prompts_each(new, known.templates)
+            found = torch.cat([found, self.class_features(self.prompts(new, known.templates), each)])
+        place |= {name: i for i, name in enumerate(new, len(place))}
+        return found[[place[name] for name in names]]
+
+
+def _with_norms(model: nn.Module) -> nn.Module:
+    """A copy that shares all tensors but those of the LayerNorms, and hooks: who watches a module watches both."""
+    own = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
+    hooks = (module._forward_hooks for module in model.modules())
+    every: Iterable[Any] = chain(model.parameters(), model.buffers(), hooks)
+    return copy.deepcopy(model, {id(part): part for part in every if id(part) not in own})
+
+
+@dataclass(frozen=True)
+class TwoStages:
+    """One setting for all data sets, as published; the stages end with whole epochs. Several templates are averaged,
+    where the released code trains with the first, and the norm in front of block 1 of the image encoder, which that
+    code trains, too, stays as it was."""
+
+    title: ClassVar[str] = "2SFS"
+    source: ClassVar[str] = (
+        "Farina et al., CVPR 2025 (arXiv 2503.11609); defaults of github.com/FarinaMatteo/rethinking_fewshot_vlms"
+    )
+    recipe: Recipe = Recipe(
+        optimizer="adamw", learning_rate=2e-4, weight_decay=0.01, iterations=300, batch_size=32,
+        schedule="twice", warmup_epochs=0, final_rate=1e-6,
+    )  # fmt: skip
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module, each = Norms(backbone, len(shots.classes)), prompts_each(shots.classes, shots.templates)
+        prompts = module.prompts(shots.classes, shots.templates)
+        turn = self.recipe.turn(self.recipe.length(shots.images.labels)[0])
+
+        def loss(batch: Batch) -> Tensor:
+            first = batch.epoch < turn
+            with torch.set_grad_enabled(first):
+                features = module.image_features(batch.images)
+            weights = module.class_features(prompts, each) if first else F.normalize(module.classes, dim=-1)
+            return F.cross_entropy(cosine_logits(backbone, features, weights), batch.labels)
+
+        @torch.no_grad()
+        def start(epoch: int) -> None:
+            if epoch + 1 == turn:
+                module.classes.copy_(module.class_features(prompts, each))
+
+        done = minimise(module, loss, self.recipe, shots, shots.source(FIRST), start)
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        module = Norms(backbone, len(known.classes)).eval()
+        module.load_state_dict(dict(tensors))
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            return Cosines(backbone, module.image_features, module.weights(names, known))
+
+        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(module))
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(count(Norms(backbone, classes)))
