@@ -23,7 +23,7 @@ OPAQUE = "all but clip-lora, maple, promptsrc, coprompt, mmrl"
 SOME = {
     "ViT-B-16-quickgelu": ALL,
     "ViT-H-14-CLIPA": ALL,
-    "ViT-B-16-SigLIP2": ALL,
+    "ViT-B-16-SigLIP2": "all but prolip",
     "EVA02-B-16": OPAQUE,
     "ViTamin-S": ALL,
     "xlm-roberta-base-ViT-B-32": ALL,

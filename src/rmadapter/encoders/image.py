@@ -123,15 +123,15 @@ class TimmImage(ImageEncoder):
     @property
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         v: Any = self.visual
-        last = getattr(v.head, "proj", None)
+        last = getattr(v.head, "proj", None) if len(v.head) else self.trunk.head  # the trunk's own, of EVA-02 say
         return (last.weight.T, last.bias) if isinstance(last, nn.Linear) else None
 
     def pooled(self, x: Tensor) -> Tensor:
-        return self.trunk.forward_head(self.trunk.norm(x if x.ndim == 3 else x[:, None]))
+        return self.trunk.forward_head(self.trunk.norm(x if x.ndim == 3 else x[:, None]), pre_logits=True)
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
         v: Any = self.visual
-        return v.head(self.pooled(x))
+        return v.head(self.trunk.head(self.pooled(x)))
 
     def top_norm(self, x: Tensor) -> Tensor:
         return self.trunk.fc_norm(self.trunk.norm(x))

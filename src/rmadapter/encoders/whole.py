@@ -19,6 +19,7 @@ class WholeImage(ImageEncoder):
 
     opaque = True
     pre_norm = nn.Identity()
+    projection = None
 
     def __init__(self, visual: nn.Module, kind: str, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__(visual, (), 0, None)
@@ -30,6 +31,9 @@ class WholeImage(ImageEncoder):
         return States(None, Grid(None), self._encode(images))
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
+        raise NotImplementedError("it has no blocks")
+
+    def pooled(self, x: Tensor) -> Tensor:
         raise NotImplementedError("it has no blocks")
 
     def top_norm(self, x: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Projector(Learner):
     Raises UserError for a backbone without a linear projection.
     """
 
+    reaches = ("image", "text")  # of the text encoder no further than its features, but one rule serves all
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self.first = backbone.image.depth

@@ -32,12 +32,12 @@ class Norms(nn.Module):
     """Both encoders with LayerNorms of their own, which start as the backbone's, and weights [C, e] of C classes.
 
     Everything else is the backbone's own, shared with it; so is the norm in front of block 1 of the image encoder, as
-    what enters that block is computed once for all.
+    what enters that block is computed once for all. Raises UserError for encoders that have no blocks.
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = backbone.with_blocks("image", "text")
         model: Any = _with_norms(backbone.model)
         self.image, self.text = encoders_of(model)
         norms = (m for m in model.modules() if isinstance(m, nn.LayerNorm) and m is not self.image.pre_norm)
