@@ -11,8 +11,8 @@ import pytest
 from rmadapter import Callback
 from rmadapter.backbones import Backbone
 from rmadapter.callbacks import tell
-from rmadapter.method import Unfinished
 from rmadapter.methods import load_method
+from rmadapter.train import Unfinished
 from shots import shots_of
 
 SETTINGS: dict[str, Any] = {"first_block": 4, "rank": 2, "epochs": 3, "batch_size": 6}

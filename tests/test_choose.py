@@ -11,7 +11,7 @@ import pytest
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load
-from rmadapter.choose import CANDIDATES, FEW, FOR_FEW, Auto, asked, choose, pick, preferred
+from rmadapter.choose import CANDIDATES, FEW, FOR_FEW, Auto, asked, choose, pick, preferred, requested
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
 from rmadapter.fit import fit
@@ -177,3 +177,14 @@ def test_a_method_is_chosen_and_its_probabilities_are_calibrated(
     assert (second.key, second.temperature) == (first.key, first.temperature)
     left = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert left[0] == left[1]
+
+
+def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("method: mma\nshots: 3\nseed: 4\nrank: 5\n")
+    flags = {"shots": 7, "seed": None}
+    found = requested("", tmp_path / "c.yaml", flags, ["rank=9"], data="x")
+    assert (found.name, found.task.shots, found.task.seed, found.method.rank, found.task.data) == ("mma", 7, 4, 9, "x")
+    assert requested("", None, {}, None).name == "rmadapter"
+    assert requested("auto", None, {"minutes": 2}, None, auto=True).method == Auto(minutes=2)
+    with pytest.raises(UserError, match="auto chooses a method"):
+        requested("auto", None, {}, None)

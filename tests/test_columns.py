@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.columns import read_rows
+from rmadapter.data.columns import BETWEEN, choose_columns, read_rows
 from rmadapter.errors import UserError
 
 
@@ -87,3 +87,21 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"t\.parquet: parquet needs pyarrow; `pip install pyarrow`"):
         list(read_rows(tmp_path / "t.parquet", ["image"]))
+
+
+def test_labels_may_stand_in_for_the_label() -> None:
+    kinds = ("image", "label"), ("several", "split")
+    assert choose_columns("t", ["path", "Labels"], *kinds) == {"image": "path", "several": "Labels"}
+    assert choose_columns("t", ["path", "class"], *kinds) == {"image": "path", "label": "class"}
+    for there in (["path"], ["path", "labels"]):  # who asks for one label alone gets no list of them
+        with pytest.raises(UserError, match="is called label or class or category"):
+            choose_columns("t", there, *(kinds if there == ["path"] else (("image", "label"), ())))
+    with pytest.raises(UserError, match="t: --label-separator is for CSV"):
+        choose_columns("t", ["path", "label"], ("label",), named={"separator": ";"})
+
+
+def test_a_list_is_one_cell(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"path": "a", "label": [" x", 1, null]}\n')
+    assert [cells for _, cells in read_rows(tmp_path / "t.jsonl", ("label",))] == [
+        {"label": BETWEEN.join(["x", "1", ""])}
+    ]

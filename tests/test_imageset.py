@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from rmadapter.data.fewshot import half
 from rmadapter.data.images import read_images
-from rmadapter.data.imageset import ImageSet
+from rmadapter.data.imageset import ImageSet, one_label
 from rmadapter.errors import UserError
 from shots import plant
 
@@ -25,6 +26,19 @@ def test_groups_go_along() -> None:
     assert images.digest == ImageSet.from_lists(pixels, [*"abcab"]).digest
     with pytest.raises(UserError, match="5 images and 1 groups"):
         ImageSet.from_lists(pixels, [*"abcab"], groups=["p"])
+
+
+def test_several_labels_go_along() -> None:
+    pixels = list(np.zeros((3, 4, 4, 3), np.uint8))
+    plain = ImageSet.from_lists(pixels, [*"abc"])
+    assert plain.all_labels == ((0,), (1,), (2,))
+    images = replace(plain, several=((0, 2), (1,), (2, 1)))
+    assert images.subset([2, 0]).all_labels == ((2, 1), (0, 2))
+    np.testing.assert_array_equal(images.subset([2, 1]).targets(), [[False, True, True], [False, True, False]])
+    assert len({images.digest, plain.digest, replace(images, several=((0, 1), (1,), (2, 1))).digest}) == 3
+    one_label(plain.several, "it")
+    with pytest.raises(UserError, match=r"^it: knows one label an image"):
+        one_label(images.several, "it")
 
 
 def test_lists() -> None:

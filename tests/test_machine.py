@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import subprocess
 import sys
 from importlib import metadata
@@ -14,7 +15,16 @@ import pytest
 import torch
 
 from rmadapter.errors import UserError
-from rmadapter.machine import describe, end_with_parent, find_device, keep_freed_memory, peak, reset_peak, versions
+from rmadapter.machine import (
+    all_seeded,
+    describe,
+    end_with_parent,
+    find_device,
+    keep_freed_memory,
+    peak,
+    reset_peak,
+    versions,
+)
 
 CPU = torch.device("cpu")
 
@@ -114,3 +124,19 @@ def test_versions_are_those_installed() -> None:
     found = versions()
     assert found["torch"] == metadata.version("torch")
     assert {"python", "platform", "rmadapter", "open_clip_torch", "timm", "numpy", "pillow"} <= set(found)
+
+
+def test_every_global_generator_starts_at_the_seed_and_goes_on_as_before() -> None:
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    drawn()
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    with all_seeded(3):
+        first = drawn()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    with all_seeded(3):
+        assert drawn() == first
+    with all_seeded(4):
+        assert not {*drawn()} & {*first}

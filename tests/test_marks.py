@@ -1,4 +1,4 @@
-"""One label an image, or the boxes cut out; and boxes that are none."""
+"""Labels of an image, or the boxes cut out; and boxes that are none."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ def test_whole_images_have_the_label_on_which_all_marks_agree(tmp_path: Path) ->
     assert ignored == {"images without a label": 1}
 
 
-def test_two_classes_in_one_image_are_refused_and_boxes_lead_to_crops(tmp_path: Path) -> None:
-    two = [Mark("cat", "line 1", (0, 0, 1, 1)), Mark("dog", "line 2")]
-    with pytest.raises(UserError, match=r"line 2: a.png is labelled 'cat' and 'dog'.*--crops"):
-        rows_of({tmp_path / "a.png": two}, tmp_path, False, Counter())
-    with pytest.raises(UserError, match=r"one label here$"):
-        rows_of({tmp_path / "a.png": [Mark("cat", "1"), Mark("dog", "2")]}, tmp_path, False, Counter())
+def test_two_classes_in_one_image_are_two_labels_of_it(tmp_path: Path) -> None:
+    marks = [Mark("cat", "1", (0, 0, 1, 1)), Mark("dog", "2"), Mark("cat", "3")]
+    assert rows_of({tmp_path / "a.png": marks}, tmp_path, False, Counter()) == [
+        Row("cat", tmp_path / "a.png", also=("dog",))
+    ]
 
 
 @pytest.mark.parametrize("label", ["", " ", "a\0b", "\ud800", "x" * 1001])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,21 @@ import torch
 from rmadapter import train as training
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load, save
+from rmadapter.choose import Auto
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, NotApplicable, Unfinished
-from rmadapter.methods import EFFORTS, METHODS, ON_FEATURES, entry_points, explain_effort, is_outside, load_method
+from rmadapter.method import Fitted, NotApplicable
+from rmadapter.methods import (
+    EFFORTS,
+    METHODS,
+    ON_FEATURES,
+    SEVERAL,
+    check_labels,
+    entry_points,
+    explain_effort,
+    is_outside,
+    load_method,
+)
 from rmadapter.settings import settings_of
 from shots import noisy_colors, shots_of
 
@@ -122,7 +134,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     total = whole.trained.step
     survived = random.Random(f"{name} {sys.version}").randrange(1, total) if total > 1 else 0
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
-    unfinished, rate = Unfinished(tmp_path / "training.safetensors", "k"), training.Recipe.rate
+    unfinished, rate = training.Unfinished(tmp_path / "training.safetensors", "k"), training.Recipe.rate
 
     def dies(recipe: training.Recipe, step: int, per_epoch: int, epochs: int) -> float:
         if step == survived:
@@ -225,3 +237,18 @@ def test_a_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_cannot_be_a_method(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_method(name)
+
+
+def test_those_of_several_labels_an_image_say_so_and_the_others_refuse() -> None:
+    one = noisy_colors(1)
+    two = replace(one, several=tuple((label, 0) for label in one.labels))
+    assert {name for name in METHODS if getattr(load_method(name), "several", False)} == {*SEVERAL}
+    for name in METHODS:
+        check_labels(load_method(name), one)
+        if name in SEVERAL:
+            check_labels(load_method(name), two)
+            continue
+        with pytest.raises(UserError, match=r"learns one label an image, .* --method linear-probe, zero-shot, zero-"):
+            check_labels(load_method(name), two)
+    with pytest.raises(UserError, match=r"^auto learns one label"):
+        check_labels(Auto(), two)

@@ -164,3 +164,41 @@ def test_what_float32_rounds_to_nothing_has_a_temperature() -> None:
     assert np.isfinite(metrics.tempered(table, 2.0)).all()
     with pytest.raises(ValueError, match="labels"):
         metrics.temperature(table, [0])
+
+
+def test_average_precision_by_hand() -> None:
+    targets = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0]], bool)
+    scores = np.array([[0.9, 0.9, 0.1], [0.8, 0.8, 0.2], [0.7, 0.1, 0.3]])
+    # first class: found at ranks 1 and 3; second: at ranks 2 and 3; the third has no image
+    assert metrics.average_precisions(scores, targets) == pytest.approx(
+        [100 * (1 + 2 / 3) / 2, 100 * (1 / 2 + 2 / 3) / 2, None]
+    )
+    assert metrics.f1_scores(scores, targets, 0.8) == pytest.approx(
+        [50.0, 50.0, None]
+    )  # one of two found, one of two right
+    assert metrics.f1_scores(scores, targets, 0.95) == [0.0, 0.0, None]
+
+
+def test_the_threshold_with_the_highest_mean_f1() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.random((300, 3)) < 0.3
+    table = np.clip(rng.normal(0.2 + 0.1 * targets, 0.05), 0, 1)
+    found = metrics.best_threshold(table, targets)
+    assert 0.2 < found < 0.3
+    f1s = {percent: np.mean(metrics.f1_scores(table, targets, percent / 100)) for percent in range(1, 100)}  # type: ignore[arg-type]
+    assert f1s[round(100 * found)] == max(f1s.values())
+    assert metrics.best_threshold([[0.9, 0.1], [0.2, 0.8]], [[True, False], [False, True]]) == 0.5  # of equal ones
+
+
+def test_the_line_of_platt_is_found_again_and_never_falls() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(25, 3, 50_000)
+    targets = rng.random(50_000) < 1 / (1 + np.exp(-(0.8 * scores - 21)))
+    slope, offset = metrics.platt(scores, targets, np.ones(50_000))
+    assert (slope, offset) == pytest.approx((0.8, -21), rel=0.05)
+    some = np.arange(50_000) < 25_000
+    weighed = metrics.platt(scores, np.where(some, targets, ~targets), np.where(some, 1.0, 0.0))
+    assert weighed == pytest.approx(metrics.platt(scores[some], targets[some], np.ones(25_000)), rel=0.01)
+    assert metrics.platt(scores, ~targets, np.ones(50_000))[0] > 0
+    assert all(map(math.isfinite, metrics.platt([1.0, 2.0], [True, True], [1.0, 1.0])))
+    assert all(map(math.isfinite, metrics.platt([1.0, 2.0], [False, True], [1.0, 1.0])))

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.names import check_known, descriptions, key, places, prompt_name, prompt_names, read_names
+from rmadapter.data.names import (
+    ELSE,
+    check_known,
+    default_name,
+    descriptions,
+    key,
+    places,
+    prompt_name,
+    prompt_names,
+    read_names,
+)
 from rmadapter.errors import UserError
 
 
@@ -14,6 +24,15 @@ def test_prompt_name_and_key() -> None:
     apart = unicodedata.normalize("NFD", "Käfer_Ö")
     assert prompt_name(apart) == "Käfer Ö" != apart
     assert key(apart) == key("käfer-ö") == "käfer ö"
+
+
+def test_a_class_of_what_is_none_of_the_others_has_a_name_for_prompts() -> None:
+    assert {default_name(label) for label in ("other", "_other", "Other", "none", "_NONE_")} == {ELSE}
+    assert default_name("other_animals") == "other animals"
+    assert prompt_names(["cat", "other"]) == {"cat": "cat", "other": ELSE}
+    assert prompt_names(["cat", "other"], {"other": "thing"}) == {"cat": "cat", "other": "thing"}
+    with pytest.raises(UserError, match="classes 'none' and 'other' are both called"):
+        prompt_names(["none", "other"])
 
 
 def test_prompt_names_may_be_given_for_labels_as_written() -> None:

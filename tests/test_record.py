@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.record import BackboneName, Evaluation, MethodName, Record, Score, parse_record, read_record
+from rmadapter.record import BackboneName, Evaluation, MethodName, Record, Score, Several, parse_record, read_record
 from rmadapter.task import Question, Task
 
 SCORES = (
@@ -124,6 +125,22 @@ def test_values_of_other_kinds_are_refused(old: str, new: str, place: str) -> No
     assert old in line
     with pytest.raises(UserError, match=f"field {place}"):
         parse_record(line.replace(old, new), "run.json")
+
+
+def test_what_a_model_of_several_labels_is_worth() -> None:
+    images = replace(ImageSet.from_lists([np.zeros((2, 2), np.uint8)] * 3, [*"abc"]), several=((0, 1), (1,), (1,)))
+    table = np.array([[0.9, 0.8, 0.1], [0.2, 0.9, 0.2], [0.1, 0.4, 0.3]])
+    worth = Several.of(table, 1 - table, images, 0.5)
+    assert worth.images == (1, 3, 0)
+    assert worth.precisions == (100, 100, None)
+    assert worth.zero_shot == pytest.approx((100 / 3, 100, None))
+    assert worth.f1s == pytest.approx((100, 80, None))
+    assert worth.means == pytest.approx((100, 200 / 3, 90))
+    one = record().model_copy(update={"scores": (Score(name="all", images=3, classes=3, several=worth),)})
+    assert parse_record(one.line(), "") == one
+    assert one.metrics == {}
+    with pytest.raises(UserError, match="of other classes than it lists"):
+        parse_record(one.line().replace('"classes": ["a", "b", "c"]', '"classes": ["a", "b"]'), "run.json")
 
 
 def test_one_of_many_faults_is_enough(tmp_path: Path) -> None:

@@ -92,12 +92,39 @@ def test_a_csv_that_leads_out_of_its_folder_needs_the_users_word(tmp_path: Path,
     assert scan_table(tmp_path / "t.csv", outside=True)["all"][1] == Row("b", tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "separator", "labels"),
+    [
+        ("t.csv", "path,labels\n1.png,cat; dog;cat\n2.png,a|b;\n", "", [("cat", "dog"), ("a", "b")]),
+        ("t.csv", "path,label\n1.png,black;white\n2.png,a|b\n", "", [("black;white",), ("a|b",)]),
+        ("t.csv", "path,label,labels\n1.png,one,x;y\n2.png,two,z\n", "", [("one",), ("two",)]),
+        ("t.csv", "path,labels\n1.png,cat + dog\n2.png,a;b\n", " + ", [("cat", "dog"), ("a;b",)]),
+        ("t.csv", 'path,label\n1.png,"cat,dog"\n2.png,a\n', ",", [("cat", "dog"), ("a",)]),
+        ("t.jsonl", '{"path": "1.png", "label": ["cat", "a;b"]}\n{"path": "2.png", "label": "c"}', "",
+         [("cat", "a;b"), ("c",)]),
+    ],
+)  # fmt: skip
+def test_several_labels_an_image(
+    tmp_path: Path, name: str, text: str, separator: str, labels: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / name).write_text(text)
+    rows = scan_table(tmp_path / name, columns={"separator": separator} if separator else None)["all"]
+    assert [row.labels for row in rows] == labels
+
+
+@pytest.mark.parametrize("line", ["1.png, ;|", "1.png,"])
+def test_a_cell_of_separators_alone_is_no_label(tmp_path: Path, line: str) -> None:
+    (tmp_path / "t.csv").write_text(f"path,labels\n{line}\n")
+    with pytest.raises(UserError, match="line 2: the label is empty"):
+        scan_table(tmp_path / "t.csv")
+
+
 def outcome(path: Path) -> str:
     try:
         rows = [row for rows in scan_table(path).values() for row in rows]
     except UserError as error:
         return str(error)
-    assert all(label and image.is_relative_to(path.parent) for label, image, _ in rows)
+    assert all(row.label and row.image.is_relative_to(path.parent) for row in rows)
     return ""
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from rmadapter import train as training
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, Shots, Unfinished
+from rmadapter.method import Fitted, Shots
 from rmadapter.methods import load_method
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.train import Batch, Recipe, Unfinished, minimise
 from shots import noisy_colors, shots_of
 
 SMALL = {"first_block": 2, "rank": 4, "batch_size": 4, "epochs": 3, "learning_rate": 0.01, "alpha": 1}

@@ -20,7 +20,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
-from rmadapter.data.names import Label, nfc, prompt_name
+from rmadapter.data.names import Label, default_name, nfc
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, user_path, write_json, write_tensors, write_text
 from rmadapter.locks import alone
@@ -58,7 +58,7 @@ class Saved(NamedTuple):
     def given(self) -> dict[str, str]:
         """The prompt names that do not follow from the labels, as `read_images` takes them."""
         pairs = zip(self.labels, self.names, strict=True)
-        return {nfc(label): name for label, name in pairs if isinstance(label, str) and name != prompt_name(label)}
+        return {nfc(label): name for label, name in pairs if isinstance(label, str) and name != default_name(label)}
 
 
 def save(
@@ -105,6 +105,8 @@ def _save(
         sha256=sha256(folder / WEIGHTS),
         tokenizer=backbone.tokenizer_digest,
         temperature=fitted.temperature,
+        several=fitted.known.several,
+        threshold=fitted.threshold,
         versions=versions(),
     )
     write_json(folder / MODEL, model.model_dump(mode="json"))
@@ -184,8 +186,8 @@ def load(
     loaded = _backbone(folder, backbone, model.backbone, device)
     _check_surroundings(folder, model, loaded)
     found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
-    fitted = _restored(folder, found, loaded, Known(model.classes, model.templates), tensors)
-    fitted = replace(fitted, temperature=model.temperature)
+    fitted = _restored(folder, found, loaded, Known(model.classes, model.templates, model.several), tensors)
+    fitted = replace(fitted, temperature=model.temperature, threshold=model.threshold)
     return Saved(fitted, model.labels, model.method.name, model.names or model.classes)
 
 

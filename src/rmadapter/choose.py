@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +17,9 @@ from rmadapter.console import note
 from rmadapter.errors import UserError
 from rmadapter.folds import Folds, OutOfTime
 from rmadapter.method import Method, NotApplicable
-from rmadapter.methods import AUTO, load_method
+from rmadapter.methods import AUTO, DEFAULT, load_method
 from rmadapter.record import Candidate, Choice
-from rmadapter.settings import STRICT, Machine, configured, option
+from rmadapter.settings import STRICT, Machine, configured, option, parse_overrides
 from rmadapter.task import Task
 
 # In the order in which they are preferred and tried: the cheap ones first, and of these the best on the choosing sets.
@@ -63,6 +64,19 @@ def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> 
     for name in auto.candidates:
         auto.method(name)
     return Asked(configured(Task(data=data), task), configured(Machine(), machine), auto)
+
+
+def requested(
+    method: str, config: Path | None, flags: Mapping[str, Any], sets: list[str] | None, effort: str = "normal",
+    data: str = "", auto: bool = False,
+) -> Any:  # fmt: skip
+    """What the command line asks for: a file of settings, over it the flags that were given, and over them --set."""
+    name, values = request.read_config(config)
+    values |= {flag: value for flag, value in flags.items() if value is not None}
+    values |= parse_overrides(sets or [])
+    if auto and (method or name) == AUTO:
+        return asked(values, effort, data)
+    return request.Request.make(values, method or name or DEFAULT, effort, data)
 
 
 def choose(folds: Folds, auto: Auto) -> Choice:

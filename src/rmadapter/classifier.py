@@ -14,6 +14,7 @@ from rmadapter.callbacks import Callback
 from rmadapter.data.fewshot import half
 from rmadapter.data.given import image_list, image_set, weighted
 from rmadapter.data.images import ImageSource
+from rmadapter.data.imageset import one_label
 from rmadapter.data.names import places, prompt_names
 from rmadapter.errors import UserError
 
@@ -98,6 +99,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
         wanted = asked(given) if self.method == AUTO else Request.make(given, self.method)
         found = image_set(images, labels, self.class_names if class_names is None else class_names)
+        one_label(found.several, type(self).__name__)
         found = weighted(found, sample_weight, self.class_weight, wanted.task.shots)
         lab = Lab(wanted.machine, progress=self.progress)
         lab.add_backbone(shared(wanted.task.backbone, find_device(wanted.machine.device)))
@@ -180,6 +182,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         saved = load(Path(folder), backbone or None, method=method)
         fitted = saved.fitted
+        one_label(fitted.known.several, cls.__name__)
         self = cls(fitted.backbone.name, method=saved.name, **settings_of(fitted.method))
         self.fitted_, self.history_, self._name = fitted, fitted.trained.history, saved.name
         self.class_names_, self.classes_ = saved.names, np.array(saved.labels)

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,6 +24,7 @@ from rmadapter.console import (
     Name,
     Outside,
     Quiet,
+    Separator,
     Sets,
     SkipBad,
     SplitColumn,
@@ -110,6 +111,7 @@ def fit(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
+    separator: Separator = "",
     crops: Crops = False,
     names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call a class.")] = None,
     config: Config = None,
@@ -122,6 +124,7 @@ def fit(
 ) -> None:
     """Adapt a backbone to images; writes the model, its record and report.html."""
     from rmadapter.backbones.choice import advise, first_of
+    from rmadapter.choose import requested
     from rmadapter.data.images import read_images
     from rmadapter.data.names import check_known, read_names
     from rmadapter.fit import fit as run_fit
@@ -130,12 +133,12 @@ def fit(
     from rmadapter.show import show
 
     flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes, "minutes": minutes}
-    wanted = _request(method, config, flags, sets, effort, str(data), auto=True)
+    wanted = requested(method, config, flags, sets, effort, str(data), auto=True)
     if effort != "normal" and wanted.name != AUTO:
         note(explain_effort(wanted.name, effort))
     lab = Lab(wanted.machine)
     given = read_names(names) if names else {}
-    columns = named_columns(image_column, label_column, split_column, group_column)
+    columns = named_columns(image_column, label_column, split_column, group_column, separator)
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given, columns=columns, crops=crops)
     check_known(given, next(iter(splits.values())).written, names or "")
     lab.add(str(data), splits)
@@ -151,24 +154,6 @@ def fit(
         print(f"report: {out / 'report.html'}")
 
 
-def _request(
-    method: str, config: Path | None, flags: dict[str, Any], sets: list[str] | None, effort: str = "normal",
-    data: str = "", auto: bool = False,
-) -> Any:  # fmt: skip
-    """A file of settings, over it the flags that were given, and over them --set."""
-    from rmadapter.choose import asked
-    from rmadapter.methods import AUTO, DEFAULT
-    from rmadapter.request import Request, read_config
-    from rmadapter.settings import parse_overrides
-
-    name, values = read_config(config)
-    values |= {flag: value for flag, value in flags.items() if value is not None}
-    values |= parse_overrides(sets or [])
-    if auto and (method or name) == AUTO:
-        return asked(values, effort, data)
-    return Request.make(values, method or name or DEFAULT, effort, data)
-
-
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
     data: Annotated[Path, typer.Argument(help="Folder or table of images.")],
@@ -177,6 +162,7 @@ def evaluate(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
+    separator: Separator = "",
     crops: Crops = False,
     classes: Which = None,
     method: Name = "",
@@ -201,7 +187,7 @@ def evaluate(
     name, values = request.read_config(config)
     settings = request.split(values, name)[2] | parse_overrides(sets or [])
     saved = load(run, backbone, method=method, settings=settings)
-    columns = named_columns(image_column, label_column, split_column, group_column)
+    columns = named_columns(image_column, label_column, split_column, group_column, separator)
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given, columns=columns, crops=crops)
     if ignored := next(iter(splits.values())).ignored:
         note(ignored)
@@ -222,8 +208,9 @@ def params(
 ) -> None:
     """Number of trained parameters, and how many of them inference needs."""
     from rmadapter.backbones import load_backbone
+    from rmadapter.choose import requested
 
-    found = _request(method, config, {}, sets).method.parameters(load_backbone(backbone), classes, shots)
+    found = requested(method, config, {}, sets).method.parameters(load_backbone(backbone), classes, shots)
     counts = {"trainable": found.trained, "inference": found.trained - found.training_only}
     if as_json:
         print(json.dumps(counts))

@@ -35,13 +35,14 @@ ImageColumn = Annotated[str, typer.Option(help="Of a table, that of paths; by de
 LabelColumn = Annotated[str, typer.Option(help="That of classes; by default label, class or category.")]
 SplitColumn = Annotated[str, typer.Option(help="That of train, val or test; by default split or subset.")]
 GroupColumn = Annotated[str, typer.Option(help="That of what images share, as a patient; by default group.")]
+Separator = Annotated[str, typer.Option("--label-separator", help="Between the labels of an image, if several, as ;")]
 Crops = Annotated[bool, typer.Option("--crops", help="Of COCO, YOLO, Label Studio, FiftyOne: boxes are the images.")]
 Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it is a folder or a repository.")]
 
 
-def named_columns(image: str, label: str, split: str, group: str) -> dict[str, str]:
-    """Of those four options what was given, as `read_images` takes it."""
-    given = {"image": image, "label": label, "split": split, "group": group}
+def named_columns(image: str, label: str, split: str, group: str, separator: str = "") -> dict[str, str]:
+    """Of those options what was given, as `read_images` takes it."""
+    given = {"image": image, "label": label, "split": split, "group": group, "separator": separator}
     return {kind: name for kind, name in given.items() if name}
 
 

@@ -19,7 +19,8 @@ from rmadapter.files import ACTIVATIONS, parts, read_text
 from rmadapter.folds import FOLDS, Folds
 from rmadapter.judge import BESIDE, enough, judge
 from rmadapter.locks import alone
-from rmadapter.method import Fitted, Method, Unfinished
+from rmadapter.method import Fitted, Method
+from rmadapter.methods import check_labels
 from rmadapter.neighbours import WHY, mistakes, read_mistakes, write_mistakes
 from rmadapter.page import write_page
 from rmadapter.panel import thumbnails_of
@@ -28,6 +29,7 @@ from rmadapter.record import Evaluation, Record, Score, read_record
 from rmadapter.run import Lab, Outcome, Splits, evaluate, run_key, run_task
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
+from rmadapter.train import Unfinished
 
 STATE = "training.safetensors"
 NOTHING = "no image was left to evaluate: add a test split, or more than one image a class"
@@ -41,15 +43,17 @@ def fit(
     """Do a task, and keep the model, the record and the report in a folder.
 
     method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and judges a run on all
-    classes where there are too few other images; None for 4 where one of these needs it, 0 to leave judging out.
+    classes where there are too few other images; None for 4 where one of these needs it, 0 to leave judging out. Where
+    images have several labels, it chooses the threshold, and judges nothing.
     columns, crops: how the task's images were read, as `read_images` has them. A killed run goes on when called
     again; a finished one is returned. Raises UserError when `out` holds another run, when another process is at work
     there, or when nothing can be written there.
     """
+    few, backbone = lab.draw(task), lab.backbone(task.backbone)
+    check_labels(method, few.train)
     with alone(out):
         for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
             left.unlink()
-        few, backbone = lab.draw(task), lab.backbone(task.backbone)
         key = run_key(task, method, name, lab.machine, backbone.digest, order_digest(few))
         record = finished(out, key)
         if record is None:
@@ -104,9 +108,11 @@ def _history(path: Path) -> list[dict[str, float]]:
 
 def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Unfinished, count: int | None) -> Outcome:
     """The run, chosen, calibrated and judged as far as it was asked for and can be."""
-    judged, choice = count != 0 and task.classes == "all" and not task.tests, None
+    several, choice = bool(lab.draw(task).train.several), None
+    judged = count != 0 and task.classes == "all" and not task.tests and not several
     judging = judged and not enough(lab, task)
-    folds = Folds.make(task, lab, count or FOLDS) if count or judging or isinstance(method, Auto) else None
+    needed = count or judging or isinstance(method, Auto) or (several and count is None)
+    folds = Folds.make(task, lab, count or FOLDS) if needed else None
     if folds and judging:
         images = len(folds.images)
         note(f"no test split: judging by {len(folds)}-fold cross-validation of the {images:,} training images")
@@ -114,8 +120,9 @@ def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Un
         assert folds is not None
         choice = choose(folds, method)
         method, name = method.method(choice.chosen), choice.chosen
-    temperature = folds.temperature(method, name) if folds else None
-    done = run_task(task, method, lab, name, unfinished, BESIDE if judged else None, temperature)
+    temperature = folds.temperature(method, name) if folds and not several else None
+    threshold = folds.threshold(method, name) if folds and several else None
+    done = run_task(task, method, lab, name, unfinished, BESIDE if judged else None, temperature, threshold)
     done = replace(done, record=done.record.model_copy(update={"choice": choice}))
     return judge(task, method, lab, done, folds) if judged else done
 

@@ -92,6 +92,12 @@ class Folds:
         found = metrics.temperature(self.answers(method, name).table, self.judged.labels)
         return max(found, 1.0) if len(self) == 2 else found
 
+    def threshold(self, method: Method, name: str) -> float | None:
+        """From which probability on models of this method should answer a class; None without folds."""
+        if not self.parts:
+            return None
+        return metrics.best_threshold(self.answers(method, name).table, self.judged.targets())
+
     def _ask(self, method: Method, beside: bool, deadline: float) -> Answers:
         started, tables = time.monotonic(), []
         self.lab.train_cache(self.task).expect_parts(self.images)
@@ -100,7 +106,7 @@ class Folds:
             rest = self.images.subset(i for i in range(len(self.images)) if i not in out)
             fitted = (learn_beside if beside else learn)(method, rest, self.task, self.lab)
             stream = self.lab.train_cache(self.task).stream(self.images.subset(part), fitted.first)
-            tables += [table["it"] for table in answers({"it": fitted.score()}, stream)]
+            tables += [table["it"] for table in answers({"it": fitted.score()}, stream, fitted.known.several)]
             now, done = time.monotonic(), sum(map(len, tables))
             if now + (now - started) * (len(self.rows) - done) / done > deadline:
                 raise OutOfTime
@@ -131,9 +137,10 @@ def split(
     """
     if together is None:
         together = groups(looks(images.images, progress), images.groups)
-    together, labels = together.tolist(), np.array(images.labels)
+    together, labels = together.tolist(), images.all_labels
+    pairs = ((group, label) for group, some in zip(together, labels, strict=True) for label in some)
     own: dict[int, list[int]] = defaultdict(list)  # of each class, what goes together, once
-    for group, label in dict.fromkeys(zip(together, images.labels, strict=True)):
+    for group, label in dict.fromkeys(pairs):
         own[label].append(group)
     always = {group for some in own.values() if len(some) < 2 for group in some}
     sizes = [len(some) for some in own.values() if len(some) > 1]
@@ -150,7 +157,8 @@ def split(
     place = np.array([fold_of.get(group, -1) for group in together])
     found = []
     for fold in range(folds):
-        held, rest = np.flatnonzero(place == fold).tolist(), {*labels[place != fold].tolist()}
-        kept = {together[i] for i in held if labels[i] not in rest}
+        held = np.flatnonzero(place == fold).tolist()
+        rest = {label for i in np.flatnonzero(place != fold).tolist() for label in labels[i]}
+        kept = {together[i] for i in held if not rest.issuperset(labels[i])}
         found.append([i for i in held if together[i] not in kept])
     return [part for part in found if part]

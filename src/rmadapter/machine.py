@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import platform
+import random
 import re
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,24 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would move those of all GPUs
         yield
+
+
+@contextlib.contextmanager
+def all_seeded(seed: int) -> Iterator[None]:
+    """The same of every global generator, Python's and NumPy's among them, for code that draws from them."""
+    import numpy as np
+    import torch
+
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
 
 
 def end_with_parent() -> None:

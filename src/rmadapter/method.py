@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from rmadapter.backbones import Backbone
     from rmadapter.data.images import ImageSet, ImageSource
     from rmadapter.encoders import States
+    from rmadapter.train import Unfinished
 
 ToLogits: TypeAlias = "Callable[[States], Tensor]"  # states of B images -> logits [B, C]
 MOST_EXAMPLES = 10_000
@@ -45,19 +45,12 @@ class Parameters(NamedTuple):
     training_only: int = 0
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """Where a training that was killed lies, and what it was, so that another one is refused."""
-
-    path: Path
-    key: str = ""
-
-
 class Known(NamedTuple):
-    """What a model is fitted to: names of classes, and the prompt templates that they are put into, one {} each."""
+    """What a model is fitted to: class names, templates with one {} each, and whether an image may be of several."""
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] = TEMPLATES
+    several: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +76,13 @@ class Shots:
 
     @property
     def known(self) -> Known:
-        return Known(self.classes, self.templates)
+        return Known(self.classes, self.templates, bool(self.images.several))
 
     @property
     def labels(self) -> Tensor:
-        """[N], indices into `classes`."""
+        """[N], indices into `classes`; where images may have several, [N, C] in float32, 1 for each that they have."""
+        if self.known.several:
+            return torch.from_numpy(self.images.targets()).float().to(self.device)
         return torch.tensor(self.images.labels, device=self.device)
 
     @property
@@ -145,8 +140,8 @@ class Fitted:
     for_classes(names) gives a function from the states of B images to logits [B, C]; it raises NotApplicable for names
     that the method cannot know. first: the block of the image encoder whose input these states hold; None for features
     alone. parameters: numbers that were trained. temperature: what `score` divides logits by, so that probabilities are
-    calibrated; no answer changes. examples: untouched features [N, e] of unit length, in float16, of images that it was
-    fitted to; None where nobody kept them.
+    calibrated; no answer changes. threshold: from which probability on a class is answered, where there are several.
+    examples: untouched unit features [N, e], in float16, of images that it was fitted to; None where nobody kept them.
     """
 
     method: Method
@@ -158,6 +153,7 @@ class Fitted:
     parameters: int = 0
     trained: Trained = field(default_factory=Trained)
     temperature: float = 1.0
+    threshold: float = 0.5
     examples: Tensor | None = None
 
     @property
@@ -207,7 +203,7 @@ class Fitted:
 
         models: this one as `score` gives it, which may stand first and alone, and those that read features.
         """
-        return next(answers(models, [self.states(pixels, features=len(models) > 1)]))
+        return next(answers(models, [self.states(pixels, features=len(models) > 1)], self.known.several))
 
     def states(self, pixels: Tensor, features: bool = False) -> States:
         """Of pixels [B, 3, H, W]. features: those of the untouched encoder too, where the model does not read them."""
@@ -236,13 +232,16 @@ class Method(Protocol):
 
 
 @torch.no_grad()
-def answers(models: Mapping[str, ToLogits], stream: Iterable[States]) -> Iterator[dict[str, Tensor]]:
-    """Probabilities [B, C] of each model on the CPU, batch after batch. Raises UserError where they are no numbers."""
+def answers(
+    models: Mapping[str, ToLogits], stream: Iterable[States], several: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Probabilities [B, C] of each model on the CPU, batch after batch: of one class or another, or with `several` of
+    each class by itself. Raises UserError where they are no numbers."""
     for states in stream:
-        found = {name: score(states).float().softmax(-1).cpu() for name, score in models.items()}
-        for name, table in found.items():
-            if not table.isfinite().all():
-                raise UserError(f"{name} answers with what is not a number: its training diverged, or it has a bug")
+        logits = {name: score(states).float() for name, score in models.items()}
+        found = {name: (x.sigmoid() if several else x.softmax(-1)).cpu() for name, x in logits.items()}
+        if bad := [name for name, table in found.items() if not table.isfinite().all()]:
+            raise UserError(f"{bad[0]} answers with what is not a number: its training diverged, or it has a bug")
         yield found
 
 

@@ -1,4 +1,7 @@
-"""Accuracy, its spread and its calibration. Rates that go out are in percent; probabilities that come in are 0..1."""
+"""Accuracy, its spread and its calibration; and of several labels an image, average precision and F1.
+
+Rates that go out are in percent; probabilities that come in are 0..1.
+"""
 
 from __future__ import annotations
 
@@ -99,6 +102,56 @@ def equal_count(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.
     ends = [wilson(int(correct[part].sum()), len(part)) for part in parts]
     means = [[100 * float(values[part].mean()) for part in parts] for values in (sure, correct)]
     return np.array(means[0]), np.array(means[1]), np.array(ends)
+
+
+def average_precisions(scores: ArrayLike, targets: ArrayLike) -> list[float | None]:
+    """Of each class in percent, as scikit-learn defines it, without interpolation; None for a class without images.
+
+    scores: [N, C], of which the order within a class counts; targets: [N, C] of bool, whether an image has a label
+    """
+    from sklearn.metrics import average_precision_score
+
+    columns = zip(np.asarray(targets).T, np.asarray(scores).T, strict=True)
+    return [min(100.0, 100 * float(average_precision_score(y, x))) if y.any() else None for y, x in columns]
+
+
+def f1_scores(scores: ArrayLike, targets: ArrayLike, threshold: float) -> list[float | None]:
+    """Of each class in percent, where what scores at least the threshold is answered; the rest as above."""
+    from sklearn.metrics import f1_score
+
+    answered, wanted = np.asarray(scores) >= threshold, np.asarray(targets)
+    columns = zip(wanted.T, answered.T, strict=True)
+    return [min(100.0, 100 * float(f1_score(y, x, zero_division=0))) if y.any() else None for y, x in columns]
+
+
+def best_threshold(probabilities: ArrayLike, targets: ArrayLike) -> float:
+    """The one of 0.01, 0.02, ..., 0.99 with the highest mean F1 over classes; of equal ones that nearest to 0.5.
+
+    probabilities, targets: [N, C] as above. One for all classes: few-shot classes have too few images for their own.
+    """
+
+    def worth(threshold: float) -> tuple[float, float]:
+        found = [f1 for f1 in f1_scores(probabilities, targets, threshold) if f1 is not None]
+        return round(statistics.fmean(found), 6), -abs(threshold - 0.5)
+
+    return max((percent / 100 for percent in range(1, 100)), key=worth)
+
+
+def platt(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike) -> tuple[float, float]:
+    """Slope and offset of the line whose sigmoid fits whether an image has a label best (Platt, 1999); never falling.
+
+    scores, targets: [M]; weights: [M], how much each counts
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    x, y, w = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool), np.asarray(weights)
+    if y.all() or not y.any():
+        return 1e-3, float(np.log((1 + y.sum()) / (1 + (~y).sum())))
+    middle, width = float(x.mean()), float(x.std()) or 1.0
+    model = LogisticRegression(C=1e3, solver="newton-cholesky")  # as good as without a penalty, and finite
+    model.fit(((x - middle) / width)[:, None], y, w)
+    slope = max(float(model.coef_[0, 0]) / width, 1e-3)
+    return slope, float(model.intercept_[0]) - slope * middle
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:

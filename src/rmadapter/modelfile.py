@@ -33,8 +33,9 @@ class Transform(BaseModel):
 
 class Model(BaseModel):
     """sha256: of the weights' file. classes: those that the method was fitted to. names: of the classes it answers,
-    where they are others; labels: the same as the user writes them. temperature: what logits are divided by. tokenizer:
-    digest of the backbone's; empty in files of earlier versions."""
+    where they are others; labels: the same as the user writes them. temperature: what logits are divided by. several,
+    threshold: whether an image may be of several classes, and from which probability on it is of one. tokenizer: digest
+    of the backbone's; empty in files of earlier versions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,6 +50,8 @@ class Model(BaseModel):
     sha256: str
     tokenizer: str = ""
     temperature: float = Field(1.0, gt=0, le=1e6)
+    several: bool = False
+    threshold: float = Field(0.5, ge=0, le=1)
     versions: dict[str, str]
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from rmadapter.panel import Thumbnails, panel, reasons
 from rmadapter.predictions import Predictions
 from rmadapter.record import MethodName, Record
 from rmadapter.settings import Machine, documentation, settings_of
-from rmadapter.show import as_table, choice_table, told
+from rmadapter.show import as_table, choice_table, several_table, thresholded, told
 from rmadapter.task import Task
 
 
@@ -51,6 +51,11 @@ def write_page(
         judged=record.judgement and as_table(record.judgement),
         choice=record.choice and (*choice_table(record.choice), told(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
+        several=[
+            (score.title, score.several.means, *several_table(score.several), thresholded(score.several))
+            for score in record.scores
+            if score.several
+        ],
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),
         panels=panels,

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from rmadapter.data.names import descriptions
 from rmadapter.errors import UserError, first_fault
 from rmadapter.files import read_text, write_text
-from rmadapter.metrics import harmonic_mean
+from rmadapter.metrics import average_precisions, f1_scores, harmonic_mean
 from rmadapter.task import Task
 
 if TYPE_CHECKING:
@@ -53,9 +53,51 @@ class MethodName(Value):
     settings: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
 
 
+class Several(Value):
+    """What a method is worth on images that may be of several classes at once, in percent. threshold: the probability
+    from which on a class is answered. Of each class: how many images it has, the average precision of the method and
+    of the untouched backbone, and F1 at the threshold; None for a class without an image."""
+
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    classes: tuple[str, ...]
+    images: tuple[int, ...]
+    precisions: tuple[Percent | None, ...]
+    zero_shot: tuple[Percent | None, ...]
+    f1s: tuple[Percent | None, ...]
+
+    @classmethod
+    def of(cls, table: np.ndarray, zero_shot: np.ndarray, images: ImageSet, threshold: float) -> Several:
+        """table, zero_shot: probabilities [N, C] of the method and of the untouched backbone."""
+        targets = images.targets()
+        return cls(
+            threshold=threshold,
+            classes=tuple(descriptions(name)[0] for name in images.classes),
+            images=tuple(targets.sum(0).tolist()),
+            precisions=tuple(average_precisions(table, targets)),
+            zero_shot=tuple(average_precisions(zero_shot, targets)),
+            f1s=tuple(f1_scores(table, targets, threshold)),
+        )
+
+    @property
+    def means(self) -> tuple[float, float, float]:
+        """Over classes with images: mean average precision, that of the untouched backbone, and mean F1."""
+        first, second, third = (
+            fmean([value for value in values if value is not None] or [0.0])
+            for values in (self.precisions, self.zero_shot, self.f1s)
+        )
+        return first, second, third
+
+    @model_validator(mode="after")
+    def _one_of_each_class(self) -> Several:
+        if {len(self.images), len(self.precisions), len(self.zero_shot), len(self.f1s)} != {len(self.classes)}:
+            raise ValueError("figures of other classes than it lists")
+        return self
+
+
 class Score(Value):
     """Accuracies on one set, in percent. data: the set's, where it is not the task's own. accuracy: None where the
-    method has no answer, for a reason. zero_shot: the untouched backbone's."""
+    method has no answer, for a reason, and where there are several labels an image. zero_shot: the untouched
+    backbone's. several: what it is worth there."""
 
     name: str
     images: int = Field(ge=0, le=10**9)
@@ -65,6 +107,7 @@ class Score(Value):
     accuracy: Percent | None = None
     zero_shot: Percent | None = None
     reason: str = ""
+    several: Several | None = None
 
     @property
     def chance(self) -> float:

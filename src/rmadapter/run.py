@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import torch
 
 from rmadapter.backbones import Backbone, load_backbone
@@ -22,14 +20,17 @@ from rmadapter.callbacks import Callback
 from rmadapter.data.catalog import load_dataset
 from rmadapter.data.fewshot import FewShot, few_shot, half, order_digest, split_digest
 from rmadapter.data.images import ImageSet
+from rmadapter.data.imageset import one_label
 from rmadapter.errors import UserError, quoted
-from rmadapter.machine import describe, find_device, peak, reset_peak, versions
-from rmadapter.method import Fitted, Known, Method, NotApplicable, Shots, Unfinished, answers
+from rmadapter.machine import all_seeded, describe, find_device, peak, reset_peak, versions
+from rmadapter.method import Fitted, Known, Method, NotApplicable, Shots, answers
+from rmadapter.methods import check_labels
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
-from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score
+from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score, Several
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
+from rmadapter.train import Unfinished
 
 Splits = Mapping[str, ImageSet]
 
@@ -140,11 +141,11 @@ class Outcome:
 
 def run_task(
     task: Task, method: Method, lab: Lab, name: str = "", unfinished: Unfinished | None = None,
-    beside: Mapping[str, Method] | None = None, temperature: float | None = None,
+    beside: Mapping[str, Method] | None = None, temperature: float | None = None, threshold: float | None = None,
 ) -> Outcome:  # fmt: skip
     """Do a task with a method. name: as `load_method` knows it. unfinished: where the training is kept meanwhile.
-    beside: methods that learn from the same shots, and whose answers the evaluations hold beside its own. temperature:
-    as `Fitted` has it.
+    beside: methods that learn from the same shots, and whose answers the evaluations hold beside its own. temperature,
+    threshold: as `Fitted` has them.
 
     Raises UserError, and NotApplicable when the method can answer nothing that is asked first.
     """
@@ -152,7 +153,8 @@ def run_task(
     cache, train = lab.train_cache(task), half(few.train, task.classes)
     reset_peak(cache.device)
     before, started = cache.seconds, time.perf_counter()
-    fitted = replace(learn(method, train, task, lab, unfinished), temperature=temperature or 1.0)
+    fitted = learn(method, train, task, lab, unfinished)
+    fitted = replace(fitted, temperature=temperature or 1.0, threshold=0.5 if threshold is None else threshold)
     trained, frozen = time.perf_counter() - started, cache.seconds - before
     high = peak(cache.device)
     fitted = fitted.fitted_to(cache.features(train)[0])
@@ -200,10 +202,11 @@ def learn(
     cache: Cache | None = None,
 ) -> Fitted:  # fmt: skip
     """A method fitted to some training images of a task, of all its classes. cache: in place of the task's own."""
+    check_labels(method, images)
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     val, cache = None if few.val is None else _alone(half(few.val, task.classes)), cache or lab.train_cache(task)
     shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress, lab.callbacks)
-    with _seeded(task.seed):
+    with all_seeded(task.seed):
         fitted = method.fit(backbone, shots)
     if shots.weights is not None and not fitted.trained.weighed:
         raise UserError(f"{method.title} cannot weigh images: leave out sample_weight and class_weight")
@@ -220,21 +223,6 @@ def learn_beside(method: Method, images: ImageSet, task: Task, lab: Lab) -> Fitt
     return learn(method, images, task, lab, cache=None if task.augmentation == "none" else lab.test_cache(task))
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Every global generator starts from the seed, for methods that draw from them, and is put back afterwards."""
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
-
-
 def evaluate(
     fitted: Fitted,
     sets: list[tuple[Question, ImageSet, bool]],
@@ -243,12 +231,15 @@ def evaluate(
 ) -> tuple[list[Evaluation], list[Score]]:
     """Ask the method and the untouched backbone about every image; its frozen part is computed once for the two.
 
-    beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. Raises
-    NotApplicable when the method has no answer on the first set.
+    beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. Of a model
+    that was fitted to several labels an image there are scores alone. Raises NotApplicable when the method has no
+    answer on the first set.
     """
     evaluations: list[Evaluation] = []
     scores: list[Score] = []
+    several = fitted.known.several
     for test, images, split in sets:
+        one_label(images.several and not several, fitted.method.title)
         score = Score(
             name=test.name, images=len(images), classes=len(images.classes), data=test.data,
             split="test" if split else "held out",
@@ -260,13 +251,18 @@ def evaluate(
                 raise
             scores.append(score.model_copy(update={"reason": str(error)}))
             continue
-        untouched = ZeroShot().restore(fitted.backbone, Known(images.classes, fitted.known.templates), {}).score()
+        known = Known(images.classes, fitted.known.templates, several)
+        untouched = ZeroShot().restore(fitted.backbone, known, {}).score()
         models = {fitted.method.title: mine, "": untouched}
         for title, other in (beside or {}).items():
             with suppress(NotApplicable):
                 models[title] = other.score(images.classes)
-        parts = list(answers(models, cache.stream(images, fitted.first, f"evaluating {score.title}")))
+        parts = list(answers(models, cache.stream(images, fitted.first, f"evaluating {score.title}"), several))
         tables = [torch.cat([part[model] for part in parts]).numpy() for model in models]
+        if several:
+            worth = Several.of(tables[0], tables[1], images, fitted.threshold)
+            scores.append(score.model_copy(update={"several": worth}))
+            continue
         others = dict(zip(list(models)[2:], tables[2:], strict=True))
         evaluations.append(Evaluation(score.title, images, tables[0], tables[1], others))
         rates = [round(accuracy(table, images.labels), 4) for table in tables]

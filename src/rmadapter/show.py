@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rmadapter.console import note, table
 
 if TYPE_CHECKING:
-    from rmadapter.record import Choice, Judgement, Record, Score
+    from rmadapter.record import Choice, Judgement, Record, Score, Several
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 
@@ -35,10 +35,13 @@ def show(record: Record, as_json: bool) -> None:
         print(f"lowest recall: {lowest(judged)}")
     if judged and len(record.scores) == 1:
         return
-    rows = [_row(score) for score in record.scores]
+    for score in record.scores:
+        _show_several(score)
+    rows = [_row(score) for score in record.scores if not score.several]
     if mean is not None and before is not None:
         rows.append(["harmonic mean", "", "", f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"])
-    table(HEADER, rows)
+    if rows or not record.scores:
+        table(HEADER, rows)
     for score in record.scores:
         if score.reason:
             note(f"{score.title}: {score.reason}")
@@ -48,6 +51,8 @@ def show_score(score: Score, as_json: bool) -> None:
     """One set alone."""
     if as_json:
         print(json.dumps(_summary(score)))
+    elif score.several:
+        _show_several(score)
     else:
         table(HEADER, [_row(score)])
 
@@ -61,7 +66,20 @@ def _summary(score: Score) -> dict[str, Any]:
         "n_images": score.images,
         "n_classes": score.classes,
         **({"reason": score.reason} if score.reason else {}),
+        **({"several": _of_several(score.several)} if score.several else {}),
     }
+
+
+def _of_several(found: Several) -> dict[str, Any]:
+    names = ("mean_average_precision", "zero_shot_mean_average_precision", "macro_f1")
+    return {**dict(zip(names, found.means, strict=True)), **found.model_dump(mode="json")}
+
+
+def _show_several(score: Score) -> None:
+    """Nothing for a score of one label an image."""
+    if score.several:
+        table(*several_table(score.several))
+        print(f"{score.title}, {score.images:,} images; {thresholded(score.several)}")
 
 
 def _row(score: Score) -> list[str]:
@@ -70,6 +88,24 @@ def _row(score: Score) -> list[str]:
     if score.accuracy is None or score.zero_shot is None:
         return [*cells, "-", "-", "-"]
     return [*cells, f"{score.zero_shot:.1f}", f"{score.accuracy:.1f}", f"{score.accuracy - score.zero_shot:+.1f}"]
+
+
+def several_table(found: Several) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, for the screen and the page; the mean of the classes first."""
+
+    def cells(values: tuple[float | None, ...]) -> list[str]:
+        return ["-" if value is None else f"{value:.1f}" for value in values]
+
+    rows = [["mean of the classes", "", *cells(found.means)]]
+    columns = zip(found.precisions, found.zero_shot, found.f1s, strict=True)
+    named = zip(found.classes, found.images, columns, strict=True)
+    rows += [[name, f"{count:,}", *cells(figures)] for name, count, figures in named]
+    return ["class", "images", "average precision in %", "zero-shot", "F1"], rows
+
+
+def thresholded(found: Several) -> str:
+    """What F1 counts."""
+    return f"F1 of the classes that are at least {100 * found.threshold:.0f} % probable"
 
 
 def told(choice: Choice) -> str:

@@ -4,7 +4,7 @@ images      data of any format, or lists -> ImageSet
 sources     which format a path has, and what it says of its images
 scan        what a folder of class folders or a table says, nothing opened yet
 imagefolder, saved, coco, yolo, label_studio, fiftyone, webdataset      a format each
-marks       labels with and without boxes: one an image, or the boxes cut out
+marks       labels with and without boxes: those of an image, or the boxes cut out
 unpacked    archives and packed images as files of the cache
 memory      what a Python program holds: data frames, torchvision, pairs
 ignored     what is said of files that are not read

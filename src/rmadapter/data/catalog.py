@@ -22,6 +22,7 @@ from rmadapter.data.archive import Dataset
 from rmadapter.data.fetch import ARCHIVES, fetch, unpack
 from rmadapter.data.guard import check_inside
 from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.imageset import one_label
 from rmadapter.data.names import prompt_name
 from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfolders
 from rmadapter.data.scan import SPLITS
@@ -76,8 +77,9 @@ def load_dataset(
 
     Returns split -> ImageSet with classes in label order and images in the order of the files that list them. A data
     set of the catalogue may also lie there as plain folders ([split/]class/image); its classes then get the
-    catalogue's names. crops: as `read_images` has it. Raises UserError when nothing is there, images are missing, the
-    files contradict each other, or lists name images outside of the data set and `outside` does not allow that.
+    catalogue's names. crops: as `read_images` has it. Raises UserError when nothing is there, images are missing or
+    have several labels, the files contradict each other, or lists name images outside of the data set and `outside`
+    does not allow that.
     """
     base = user_path(root) if root else Path()
     given = user_path(name_or_path)
@@ -101,6 +103,7 @@ def load_dataset(
     if inside := domains(home):
         raise UserError(f"{home}: holds the domains {', '.join(inside)}; give one, such as {home.name}/{inside[0]}")
     sets = read_images(home, outside=outside, crops=crops)
+    one_label(any(images.several for images in sets.values()), f"{home} as a data set of the bench")
     return _renamed(sets, dataset, home) if dataset else sets
 
 

@@ -15,6 +15,7 @@ from rmadapter.files import read_text
 USUAL = {  # of several that a table has, the first
     "image": ("path", "image", "file", "filename", "file_name"),
     "label": ("label", "class", "category"),
+    "several": ("labels",),  # labels an image; in place of the one above where a reader takes them
     "split": ("split", "subset"),
     "group": ("group",),
     "name": ("name",),
@@ -24,6 +25,8 @@ USUAL = {  # of several that a table has, the first
 }
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 DELIMITERS = ",;\t"  # where two make as many columns of the first line, the first
+SEPARATOR = "separator"  # beside the kinds of columns: what stands between the labels in a cell
+BETWEEN = "\x1f"  # the same between the items of a list, which JSON lines and parquet have
 
 Choice: TypeAlias = "Callable[[Sequence[str]], dict[str, str]]"  # the table's columns -> "image" -> one of them
 
@@ -43,7 +46,7 @@ def read_rows(
     where = ""
     reader = {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
     for where, cells in reader(path, lambda there: choose_columns(path, there, needed, also, named)):
-        yield f"{path}, {where}", {what: "" if cell is None else str(cell).strip() for what, cell in cells.items()}
+        yield f"{path}, {where}", {what: _cell(cell) for what, cell in cells.items()}
     if not where:
         raise UserError(f"{path}: has no rows below its first line")
 
@@ -53,8 +56,19 @@ def choose_columns(
     named: Mapping[str, str] | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Kind -> the one of the columns `there`, as `read_rows` has the rest. Raises UserError, naming the table."""
-    columns = {what: _column(table, what, there, named, what in needed) for what in (*needed, *also)}
+    if (named or {}).get(SEPARATOR):
+        raise UserError(f"{table}: --label-separator is for CSV, TSV, JSON lines and plain parquet")
+    several = "several" in also and there and _column(table, "several", there, named, False)
+    must = {*needed} - ({"label"} if several else set())
+    columns = {what: _column(table, what, there, named, what in must) for what in (*needed, *also)}
     return {what: column for what, column in columns.items() if column is not None}
+
+
+def _cell(value: Any) -> str:
+    """As text without space around it; of a list, its items with BETWEEN between them."""
+    if isinstance(value, (list, tuple)):
+        return BETWEEN.join(map(_cell, value))
+    return "" if value is None else str(value).strip()
 
 
 def _column(

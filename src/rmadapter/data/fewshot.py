@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from rmadapter.data.images import ImageSet
+from rmadapter.data.imageset import one_label
 from rmadapter.errors import UserError, first_fault
 from rmadapter.files import read_json, write_json
 
@@ -45,6 +46,29 @@ def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[
     return [i for group in groups.values() for i in (rng.sample(group, shots) if len(group) >= shots else group)]
 
 
+def sample_several(labels: Sequence[Sequence[int]], shots: int, rng: random.Random) -> list[int]:
+    """Indices of items such that each label has `shots` of them, or all that it has; 0 takes all, in their order.
+
+    The rarest label is drawn first, and what it brings along counts for the others.
+    """
+    if shots < 1:
+        return list(range(len(labels)))
+    groups: dict[int, list[int]] = {}
+    for index, own in enumerate(labels):
+        for label in own:
+            groups.setdefault(label, []).append(index)
+    drawn: dict[int, None] = {}
+    for group in sorted(groups.values(), key=len):
+        rest = [index for index in group if index not in drawn]
+        missing = max(0, min(shots, len(group)) - (len(group) - len(rest)))
+        drawn.update(dict.fromkeys(rng.sample(rest, missing)))
+    return list(drawn)
+
+
+def _drawn(images: ImageSet, shots: int, rng: random.Random) -> list[int]:
+    return sample_several(images.several, shots, rng) if images.several else sample_shots(images.labels, shots, rng)
+
+
 def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
     """Draw from "train" (or "all") and then min(shots, 4) from "val" with one generator, seeded for this draw alone.
 
@@ -55,17 +79,17 @@ def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
         raise UserError(f"no train images: the data has only {', '.join(splits) or 'nothing'}; add a train split")
     if shots < 0:
         raise UserError(f"shots={shots}: give the number of images per class, or 0 for all")
-    counts = Counter(source.labels)
+    counts = Counter(label for own in source.all_labels for label in own)
     for number, name in enumerate(source.classes):
         if not counts[number]:
             raise UserError(f"class {name!r} has no train image: add some or remove the class")
     rng = random.Random(seed)
-    chosen = sample_shots(source.labels, shots, rng)
+    chosen = _drawn(source, shots, rng)
     val = splits.get("val")
     drawn = set(chosen)
     return FewShot(
         train=source.subset(chosen),
-        val=None if val is None else val.subset(sample_shots(val.labels, min(shots, VAL_SHOTS), rng)),
+        val=None if val is None else val.subset(_drawn(val, min(shots, VAL_SHOTS), rng)),
         heldout=source.subset(i for i in range(len(source)) if i not in drawn),
         shots=shots,
         seed=seed,
@@ -83,6 +107,7 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
         return images
     if which not in ("base", "novel"):
         raise UserError(f"classes={which!r}: write all, base or novel")
+    one_label(images.several, f"classes={which!r}")
     count = len(images.classes)
     if count < 2:
         raise UserError(f"{count} class cannot be halved into base and novel: give at least two")
@@ -98,7 +123,7 @@ def split_digest(few: FewShot) -> str:
     """SHA-256 of the set of images drawn, each with its label, and of the classes; their order, file names and the seed
     do not count."""
     parts = [
-        part and (part.classes, sorted(zip(part.labels, map(bytes.hex, part.contents), strict=True)))
+        part and (part.classes, sorted(zip(part.several or part.labels, map(bytes.hex, part.contents), strict=True)))
         for part in (few.train, few.val)
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -116,7 +141,8 @@ def has_digest(few: FewShot, digest: str) -> bool:
 
 
 def save_split(few: FewShot, path: Path) -> None:
-    """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own split files."""
+    """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own split files; of an image
+    of several labels the first."""
 
     def rows(images: ImageSet) -> list[list[str | int]]:
         return [[images.name(i), label, images.classes[label]] for i, label in enumerate(images.labels)]

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def read_images(
     other format of docs/data.md.
 
     data: a path, or what `memory.open_object` knows. columns: of a table, "image", "label", "split" or "group" -> what
-    it is called there, where that is none of the usual names. crops: the boxes of COCO, YOLO and Label Studio are the
-    images.
+    it is called there, where that is none of the usual names; "separator" -> what stands between the labels of an
+    image. crops: the boxes of COCO, YOLO and Label Studio are the images.
     Returns split name ("train", "val", "test"; "all" where the data has no splits) -> ImageSet; all share the
     classes of train (of all splits where there is no train), sorted by folder name. A file classnames.json beside
     them (for one domain of several, beside the domains) may give other prompt names, and so does `names`: label ->
@@ -58,21 +59,35 @@ def read_images(
         raise UserError(f"{next(iter(bad.values()))}{more}; --skip-bad (skip_bad=True) goes on without such files")
     good = {split: [row for row in rows if row.image not in bad] for split, rows in found.items()}
     leading = [good["train"]] if "train" in good else good.values()
-    left = {called[row.label] for rows in leading for row in rows}
+    left = {called[label] for rows in leading for row in rows for label in row.labels}
     classes = [name for name in written if name in left]
     if not classes:
         raise UserError(f"{path}: not one readable image {'in train' if 'train' in good else 'in it'}")
     number = {name: i for i, name in enumerate(classes)}
     numbers = {raw: number[name] for raw, name in called.items() if name in left}
-    sets = {}
-    for split, rows in good.items():
-        kept = [row for row in rows if row.label in numbers]
-        skipped = [f"{relative(p, root)}: {bad[p].removeprefix(f'{p}: ')}" for _, p, _ in found[split] if p in bad]
-        skipped += [f"{relative(p, root)}: no train image of its class" for raw, p, _ in rows if raw not in numbers]
-        paths, labels = tuple(row.image for row in kept), tuple(numbers[row.label] for row in kept)
-        labelled, groups = tuple(written[name] for name in classes), tuple(row.group for row in kept)
-        sets[split] = ImageSet(paths, labels, tuple(classes), root, tuple(skipped), labelled, groups, ignored)
-    return sets
+    broken = {split: [row.image for row in rows if row.image in bad] for split, rows in found.items()}
+    skipped = {
+        split: [f"{relative(p, root)}: {bad[p].removeprefix(f'{p}: ')}" for p in broken[split]] for split in found
+    }
+    whole = ImageSet((), (), tuple(classes), root, written=tuple(written[name] for name in classes), ignored=ignored)
+    several = any(row.also for rows in found.values() for row in rows)
+    return {split: _filled(whole, rows, numbers, skipped[split], several) for split, rows in good.items()}
+
+
+def _filled(empty: ImageSet, rows: Rows, numbers: Mapping[str, int], skipped: Sequence[str], several: bool) -> ImageSet:
+    """With the images of rows that have a label of `numbers`, which gives each its place among the classes; the rest
+    are skipped, too."""
+    labels = [tuple(dict.fromkeys(numbers[label] for label in row.labels if label in numbers)) for row in rows]
+    kept = [(row, own) for row, own in zip(rows, labels, strict=True) if own]
+    lost = [row.image for row, own in zip(rows, labels, strict=True) if not own]
+    return replace(
+        empty,
+        images=tuple(row.image for row, _ in kept),
+        labels=tuple(own[0] for _, own in kept),
+        skipped=(*skipped, *(f"{relative(image, empty.root)}: no train image of its class" for image in lost)),
+        groups=tuple(row.group for row, _ in kept),
+        several=tuple(own for _, own in kept) if several else (),
+    )
 
 
 def _shared_names(
@@ -80,7 +95,7 @@ def _shared_names(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The classes in order, each with its label, and for every class as written, in any split, its name among them."""
     own = {
-        split: prompt_names(sorted({row.label for row in rows}, key=order), given, f"{path} ({split}): ")
+        split: prompt_names(sorted({x for row in rows for x in row.labels}, key=order), given, f"{path} ({split}): ")
         for split, rows in found.items()
     }
     leading = own["train"] if "train" in own else {raw: name for names in own.values() for raw, name in names.items()}

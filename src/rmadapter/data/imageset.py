@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rmadapter.data.names import Label, places, prompt_names
 from rmadapter.data.pixels import ImageSource, content
 from rmadapter.data.scan import order
 from rmadapter.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +25,7 @@ class ImageSet:
     """N images with their labels.
 
     images: N paths, PIL images or arrays (uint8, or float in 0..1; [H, W], [H, W, 3] or [H, W, 4])
-    labels: N indices into `classes`
+    labels: N indices into `classes`, the first one of an image that has several labels
     classes: prompt-ready names ("sea horse")
     root: the folder that names are relative to
     ignored: what is said of files that are not read, such as "5 files ignored: .heic 3, .txt 2"
@@ -29,6 +33,7 @@ class ImageSet:
     written: the classes as the user writes them ("sea_horse", or a number); by default as in the prompt
     groups: N names of what images have in common, as a patient; those of one never judge each other. "" stands alone
     weights: N numbers, how much each image counts in training; empty where all count alike
+    several: N tuples of all labels of an image; empty where each image has one
     """
 
     images: tuple[ImageSource, ...]
@@ -40,6 +45,7 @@ class ImageSet:
     groups: tuple[str, ...] = ()
     ignored: str = ""
     weights: tuple[float, ...] = ()
+    several: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.classes)
@@ -84,7 +90,22 @@ class ImageSet:
             labels=tuple(self.labels[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen),
             weights=tuple(self.weights[i] for i in chosen) if self.weights else (),
+            several=tuple(self.several[i] for i in chosen) if self.several else (),
         )
+
+    @property
+    def all_labels(self) -> tuple[tuple[int, ...], ...]:
+        """N tuples of one label or several."""
+        return self.several or tuple((label,) for label in self.labels)
+
+    def targets(self) -> np.ndarray:
+        """[N, C] of bool: whether an image has a label."""
+        import numpy as np
+
+        found = np.zeros((len(self), len(self.classes)), dtype=bool)
+        for row, labels in enumerate(self.all_labels):
+            found[row, list(labels)] = True
+        return found
 
     def akin(self, others: ImageSet) -> list[int]:
         """Indices of the images that share a group with one of the others."""
@@ -106,8 +127,14 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of classes, labels, weights and the contents of all images in order, wherever they lie."""
-        about = [self.classes, self.labels, *([self.weights] if self.weights else [])]
+        about = [self.classes, self.labels, *(more for more in (self.weights, self.several) if more)]
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
+
+
+def one_label(several: object, what: str) -> None:
+    """Raises UserError for what knows one label an image, where images have several."""
+    if several:
+        raise UserError(f"{what}: knows one label an image, and here images have several (docs/data.md says what can)")
 
 
 def relative(path: Path, root: Path | None) -> str:

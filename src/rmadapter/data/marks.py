@@ -1,4 +1,4 @@
-"""What annotation files say of an image, each class with or without a box: one label an image, or the boxes cut out."""
+"""What annotation files say of an image, each class with or without a box: its labels, or the boxes cut out."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def shaped(path: Path, kind: str) -> Iterator[None]:
 def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignored: Counter[str]) -> Rows:
     """Rows of images in their order; with `crops`, of their boxes, those of one image, as seen from `root`, a group.
 
-    ignored: counts images without a label, and labels without a box. Raises UserError for an image of several classes,
-    unless the boxes are cut out, and for a box that is none.
+    ignored: counts images without a label, and labels without a box. Raises UserError for what is no name of a class,
+    and for a box that is none.
     """
     rows: Rows = []
     for image, own in marks.items():
@@ -62,7 +62,8 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
             group = Path(os.path.relpath(image, root)).as_posix()
             rows += [Row(label, piece, group) for label, piece in zip(labels, pieces, strict=True)]
         else:
-            rows.append(Row(class_name(_only(image, own), own[0].where), image))
+            label, *more = dict.fromkeys(class_name(mark.label, mark.where) for mark in own)
+            rows.append(Row(label, image, also=tuple(more)))
     ignored += Counter()  # without those that count 0
     return rows
 
@@ -72,15 +73,6 @@ def class_name(written: str, where: str) -> str:
     if not written.strip() or len(written) > MOST or not is_text(written):
         raise UserError(f"{where}: {quoted(written)} is no name of a class: plain text of 1 to {MOST} characters")
     return written.strip()
-
-
-def _only(image: Path, marks: Sequence[Mark]) -> str:
-    first = marks[0]
-    if other := next((mark for mark in marks if mark.label != first.label), None):
-        more = ": --crops (crops=True) cuts out the boxes" if len(first.box) else ""
-        labels = f"{quoted(first.label)} and {quoted(other.label)}"
-        raise UserError(f"{other.where}: {image.name} is labelled {labels}, and an image has one label here{more}")
-    return first.label
 
 
 def _shares(mark: Mark) -> tuple[float, float, float, float]:

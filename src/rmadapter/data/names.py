@@ -16,6 +16,7 @@ from rmadapter.files import read_json, user_path
 
 Label: TypeAlias = str | int
 OR = " | "  # between descriptions of one class
+OTHER, ELSE = ("other", "none"), "something else"  # a class of what is none of the others; in prompts
 
 
 def prompt_name(written: str) -> str:
@@ -28,18 +29,24 @@ def key(written: str) -> str:
     return prompt_name(written).casefold()
 
 
+def default_name(written: str) -> str:
+    """What prompts call a class unless told otherwise: its `prompt_name`, but for images that are none of the other
+    classes."""
+    return ELSE if key(written) in OTHER else prompt_name(written)
+
+
 def descriptions(name: str) -> tuple[str, ...]:
     """ "crane | tall bird" -> the two descriptions of a class; the first is what it is called."""
     return tuple(name.split(OR))
 
 
 def prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None, where: str = "") -> dict[str, str]:
-    """Names as written -> prompt names, those in `given` first. Raises UserError for two that are the same but for
-    case, and for an empty one."""
+    """Names as written -> prompt names, those in `given` first, else the default. Raises UserError for two that are
+    the same but for case, and for an empty one."""
     names: dict[str, str] = {}
     first: dict[str, str] = {}
     for raw in written:
-        name = " ".join(given[nfc(raw)].split()) if given and nfc(raw) in given else prompt_name(raw)
+        name = " ".join(given[nfc(raw)].split()) if given and nfc(raw) in given else default_name(raw)
         if not name:
             raise UserError(f"{where}class {raw!r} leaves an empty name: give it a word")
         if (twin := first.setdefault(name.casefold(), raw)) != raw or raw in names:

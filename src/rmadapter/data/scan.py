@@ -10,17 +10,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from rmadapter.data.columns import read_rows
+from rmadapter.data.columns import BETWEEN, SEPARATOR, read_rows
 from rmadapter.data.guard import formats, listed_image
 from rmadapter.errors import UserError
 
 
 class Row(NamedTuple):
-    """label: as it is written on disk. group: of images that belong together; "" stands alone."""
+    """label: as it is written on disk. group: of images that belong together; "" stands alone. also: the further labels
+    of an image that has several."""
 
     label: str
     image: Path
     group: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.label, *self.also)
 
 
 Rows: TypeAlias = list[Row]
@@ -137,16 +143,27 @@ def in_order(paths: Iterable[Path]) -> list[Path]:
 def scan_table(path: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> dict[str, Rows]:
     """Split -> rows in the order of the table, on which draws depend; {"all": ...} without a column of splits.
 
-    outside: whether images may lie outside of the folder of the table. columns: as `read_rows` has `named`. Raises
-    UserError as it does, and for an empty label or another split than train, val and test.
+    outside: whether images may lie outside of the folder of the table. columns: as `read_rows` has `named`, and under
+    SEPARATOR what stands between the labels of an image. Raises UserError as it does, and for an empty label or another
+    split than train, val and test.
     """
     found: dict[str, Rows] = {}
-    for where, cells in read_rows(path, ("image", "label"), ("split", "group"), columns):
+    named = None if columns is None else {what: name for what, name in columns.items() if what != SEPARATOR}
+    for where, cells in read_rows(path, ("image", "label"), ("several", "split", "group"), named):
         image, split = listed_image(path, where, cells["image"], outside), cells.get("split", "all")
-        if not cells["label"]:
+        labels = _labels(cells, (columns or {}).get(SEPARATOR, ""))
+        if not labels:
             raise UserError(f"{where}: the label is empty")
         if "split" in cells and split.casefold() not in SPLITS:
             raise UserError(f"{where}: split is {split!r:.80}: write train, val or test")
-        row = Row(cells["label"], image, cells.get("group", ""))
+        row = Row(labels[0], image, cells.get("group", ""), tuple(labels[1:]))
         found.setdefault(SPLITS.get(split.casefold(), split), []).append(row)
     return found
+
+
+def _labels(cells: Mapping[str, str], separator: str) -> list[str]:
+    """Of an image, each once. Without a separator, only a column called `labels` is split, at ; and |."""
+    written = cells["label"] if "label" in cells else cells["several"]
+    for mark in [separator] if separator else [] if "label" in cells else [";", "|"]:
+        written = written.replace(mark, BETWEEN)
+    return list(dict.fromkeys(filter(None, map(str.strip, written.split(BETWEEN)))))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
+from rmadapter.data.imageset import one_label
 from rmadapter.deploy.engines import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPUTS
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
@@ -39,11 +40,13 @@ class Answers(nn.Module):
     length follow the probabilities: those that it compares with class features, of classes that it never saw where
     these differ, else those of the untouched encoder.
 
-    Raises NotApplicable as `Fitted.score`, and for embeddings where a method reads no features.
+    Raises NotApplicable as `Fitted.score`, and for embeddings where a method reads no features; UserError for a model
+    of several labels an image.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
+        one_label(fitted.known.several, "export and serve")
         with torch.no_grad():
             self.fitted, self.found = fitted, fitted.for_classes(tuple(names))
             self.features = _features(fitted, names, self.found) if embeddings else None

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from rmadapter.backbones.choice import licence_of
+from rmadapter.data.imageset import one_label
 from rmadapter.html import template
 from rmadapter.modelfile import Model
 from rmadapter.record import Record
@@ -17,7 +18,9 @@ MOST = 50  # classes that are listed
 
 def modelcard(model: Model, record: Record | None, repository: str, licence: str, examples: bool) -> str:
     """README.md with the hub's metadata. record: where the model was saved by itself, None. licence: of what was
-    trained. examples: whether the weights hold features of the training images."""
+    trained. examples: whether the weights hold features of the training images. Raises UserError for a model of several
+    labels an image."""
+    one_label(model.several, "push")
     return template("modelcard.md.j2", escape=False, cell=_cell, percent=_percent).render(
         metadata=_metadata(model, record, repository, licence),
         model=model,

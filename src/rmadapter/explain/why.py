@@ -20,7 +20,7 @@ from rmadapter.data.transforms import decoded
 from rmadapter.errors import UserError
 from rmadapter.explain.maps import CANDIDATES, trace
 from rmadapter.files import user_path
-from rmadapter.method import Known, NotApplicable, answers
+from rmadapter.method import NotApplicable, answers
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.neighbours import Neighbour, kept, nearest
 from rmadapter.record import read_record
@@ -67,13 +67,14 @@ def explain_images(
     saved = load(folder, backbone, method=method)
     fitted, found = saved.fitted, list[Explanation]()
     known = _training(folder, saved, data)
-    untouched = ZeroShot().restore(fitted.backbone, Known(saved.names, fitted.known.templates), {})
+    asked = fitted.known._replace(classes=saved.names)
+    untouched = ZeroShot().restore(fitted.backbone, asked, {})
     models = {"own": fitted.score(saved.names), "untouched": untouched.score()}
     files = [Path(image) for image in images]
     stream = decoded(files, fitted.backbone.preprocess, BATCH)
     for some, pixels in track(stream, -(-len(files) // BATCH), "explaining", progress):
         states = fitted.states(pixels, features=True)
-        tables = next(answers(models, [states]))
+        tables = next(answers(models, [states], asked.several))
         maps = _maps(saved, MAP, pixels, tables["own"].argmax(1)) if heat and MAP else None
         near = nearest(fitted.examples, states.features)
         for i, image in enumerate(some):

@@ -20,6 +20,7 @@ from rmadapter.settings import configured
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 if TYPE_CHECKING:
+    from rmadapter.data.images import ImageSet
     from rmadapter.method import Method
 
 METHODS: dict[str, str] = {
@@ -52,6 +53,8 @@ METHODS: dict[str, str] = {
 }
 # Those that read an image's features alone, and so can share what came with another method's tokens.
 ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
+# Those that learn several labels an image, which each says by its own attribute `several`.
+SEVERAL = ("linear-probe", "zero-shot", "zero-shot-ensemble")
 DEFAULT = "rmadapter"
 AUTO = "auto"  # no method: choose.py
 GROUP = "rmadapter.methods"
@@ -122,6 +125,15 @@ def _from_file(path: Path) -> Any:
             del sys.modules[key]
             raise
     return sys.modules[key]
+
+
+def check_labels(method: Any, images: ImageSet) -> None:
+    """Raises UserError where images have several labels, for a method (or a choice of one) that learns one."""
+    if images.several and not getattr(method, "several", False):
+        raise UserError(
+            f"{getattr(method, 'title', AUTO)} learns one label an image, and here images have several: --method "
+            f"{', '.join(SEVERAL)} can; --crops takes the boxes of annotations as images"
+        )
 
 
 # One dial

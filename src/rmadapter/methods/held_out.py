@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,22 +13,24 @@ FOLDS = 4
 
 
 def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(rows of the shots to fit to, features [M, e] and labels [M] to judge by): once, or once a fold."""
+    """(rows of the shots to fit to, features [M, e] and labels as of `Shots` to judge by): once, or once a fold."""
     labels = shots.labels
     if shots.val:
-        wanted = torch.tensor(shots.val.labels, device=shots.device)
+        wanted = replace(shots, images=shots.val).labels
         return [(torch.arange(len(labels)), shots.plain_features(shots.val), wanted)]
     plain = shots.plain_features()
     return [(rows, plain[held], labels[held]) for rows, held in folds(labels, shots.seed)]
 
 
 def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """(rows to fit, rows held out) for at most FOLDS parts, every class in every fit; none if a class has one shot."""
-    from sklearn.model_selection import StratifiedKFold
+    """(rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot. Every class is in every fit,
+    but for rare ones where images have several labels."""
+    from sklearn.model_selection import KFold, StratifiedKFold
 
-    parts = min(FOLDS, int(torch.bincount(labels).min()))
+    several = labels.ndim == 2
+    parts = min(FOLDS, int((labels.sum(0) if several else torch.bincount(labels)).min()))
     if parts < 2:
         return []
     found = labels.cpu().numpy()
-    splits = StratifiedKFold(parts, shuffle=True, random_state=seed).split(found, found)
+    splits = (KFold if several else StratifiedKFold)(parts, shuffle=True, random_state=seed).split(found, found)
     return [(torch.from_numpy(fit), torch.from_numpy(held)) for fit, held in splits]

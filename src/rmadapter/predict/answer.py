@@ -16,20 +16,23 @@ LAST = ("unfamiliar", "zero_shot_label", "sorted_to")  # columns that a file of 
 @dataclass(frozen=True)
 class Answer:
     """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's label, if asked.
-    unfamiliar: as `Fitted.unfamiliar` has it, if asked."""
+    unfamiliar: as `Fitted.unfamiliar` has it, if asked. labels: where an image may have several, those from the
+    threshold on, or else the most probable one."""
 
     image: Path
     best: tuple[tuple[str, float], ...]
     zero_shot: str = ""
     unfamiliar: float | None = None
+    labels: tuple[str, ...] = ()
 
     def row(self, unsure: float = 0.0) -> dict[str, Any]:
-        """As a line of a table. unsure: the probability below which the label is "unsure"; the guess is kept."""
+        """As a line of a table. unsure: the probability below which the label is "unsure"; the guess is kept. Several
+        labels have a semicolon between them."""
         (guess, probability), *others = self.best
         doubt = probability < unsure
         row = {
             "image": str(self.image),
-            "label": UNSURE if doubt else guess,
+            "label": UNSURE if doubt else ";".join(self.labels) or guess,
             "probability": probability,
             "guess": guess,
         }

@@ -51,6 +51,7 @@ def predict(
 ) -> None:
     """The most probable classes of images, shown, in a file, or as folders of sorted images."""
     from rmadapter.checkpoint import load
+    from rmadapter.data.imageset import one_label
     from rmadapter.data.inputs import find_images
     from rmadapter.method import NotApplicable
     from rmadapter.predict.answer import columns
@@ -66,6 +67,8 @@ def predict(
         raise UserError(f"--names: {error}") from None
     if unfamiliar and saved.fitted.examples is None:
         raise UserError(f"{run}: --unfamiliar compares with training images, which it does not hold; fit again")
+    several = saved.fitted.known.several
+    one_label(several and sort_into, "--sort-into")
     sorter = _sorter(sort_into, move, link, labels, unsure)
     path = sorter.root / "answers.csv" if sorter and not out else out
     if path is None:
@@ -73,7 +76,7 @@ def predict(
         _show(found.files, asker, unsure, skip_bad, as_json, unfamiliar)
         return
     header = columns(asker.top, sorter is not None, zero_shot, unfamiliar)
-    settings = [header, unsure, *([] if sorter is None else sorter.settings)]
+    settings = [header, unsure, *([] if sorter is None else sorter.settings), *[saved.fitted.threshold] * several]
     file = OutFile(path, header, _key(run, asker, settings))
     found = _found(find_images(images, image_column, outside, none=file.partial.exists(), crops=crops))
     if sorter:
@@ -202,12 +205,13 @@ def _show(images: Sequence[Path], asker: Asker, unsure: float, skip_bad: bool, a
             best = [{"class": label, "probability": share} for label, share in answer.best]
             more: dict[str, Any] = {"unsure": answer.best[0][1] < unsure} if unsure else {}
             more |= {"unfamiliar": answer.unfamiliar} if unfamiliar else {}
+            more |= {"labels": answer.labels} if answer.labels else {}
             found.append({"image": str(answer.image), "classes": best, **more})
         print(json.dumps(found))
         return
     lines = []
     for answer in answers:
-        for place, (label, share) in enumerate(answer.best):
+        for place, (label, share) in enumerate(answer.best[: len(answer.labels) or None]):
             shown = f"unsure: {label}" if not place and share < unsure else label
             far = [] if answer.unfamiliar is None else ["" if place else f"{answer.unfamiliar:.3f}"]
             lines.append(["" if place else str(answer.image), shown, f"{100 * share:.1f} %", *far])

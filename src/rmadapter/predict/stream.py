@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from torch import Tensor
+
 from rmadapter.cache import BATCH
 from rmadapter.data.transforms import decoded
 from rmadapter.errors import UserError
@@ -40,15 +42,17 @@ class Asker:
         """
         from rmadapter.methods.zero_shot import ZeroShot
 
-        title, backbone = self.fitted.method.title, self.fitted.backbone
+        title, backbone, several = self.fitted.method.title, self.fitted.backbone, self.fitted.known.several
         models = {title: self._own}
         if zero_shot:
-            known = Known(self.names, self.fitted.known.templates)
+            known = Known(self.names, self.fitted.known.templates, several)
             models["untouched"] = ZeroShot().restore(backbone, known, {}).score()
         for some, pixels in _hinted(decoded(images, backbone.preprocess, BATCH, bad)):
             states = self.fitted.states(pixels, features=zero_shot or unfamiliar)
-            tables = next(answers(models, [states]))
-            shares, places = (part[:, : self.top].tolist() for part in tables[title].sort(descending=True, stable=True))
+            tables = next(answers(models, [states], several))
+            ordered = tables[title].sort(descending=True, stable=True)
+            shares, places = (part[:, : self.top].tolist() for part in ordered)
+            labels: list[tuple[str, ...]] = self._above(*ordered) if several else [()] * len(some)
             untouched = (
                 [self.labels[i] for i in tables["untouched"].argmax(-1).tolist()] if zero_shot else [""] * len(some)
             )
@@ -59,9 +63,17 @@ class Asker:
                     tuple((self.labels[i], round(share, 6)) for i, share in zip(row, line, strict=True)),
                     other,
                     None if distance is None else round(distance, 6),
+                    own,
                 )
-                for image, row, line, other, distance in zip(some, places, shares, untouched, far, strict=True)
+                for image, row, line, other, distance, own in zip(
+                    some, places, shares, untouched, far, labels, strict=True
+                )
             ]
+
+    def _above(self, shares: Tensor, places: Tensor) -> list[tuple[str, ...]]:
+        """Of each image, the labels from the threshold on, at least one. Both [B, C], the most probable class first."""
+        counts = (shares >= self.fitted.threshold).sum(1).clamp(min=1).tolist()
+        return [tuple(self.labels[i] for i in row[:n]) for row, n in zip(places.tolist(), counts, strict=True)]
 
 
 def _hinted(stream: Iterator[T]) -> Iterator[T]:

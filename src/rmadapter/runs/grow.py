@@ -11,6 +11,7 @@ from rmadapter.checkpoint import CONFIG, IMAGES, MODEL, RECORD, Saved, save
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
 from rmadapter.data.ignored import ignored_note
 from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.imageset import one_label
 from rmadapter.data.names import key, nfc, prompt_names
 from rmadapter.data.pixels import content
 from rmadapter.data.scan import Row, Rows, Source
@@ -73,6 +74,8 @@ def add_images(
     its = record.columns or ({} if home.name == IMAGES else columns)  # its own list has the usual names
     opened = open_source(home, outside, its, record.crops)
     fresh = open_source(data, outside, columns, crops)
+    also = (row.also for source in (opened, fresh) for rows in source.splits.values() for row in rows)
+    one_label(saved.fitted.known.several or any(also), "add with images")
     rows, counts = _grown(run, saved, record, opened, _called(fresh.splits, data, saved), data, shots)
     name, values = read_config(run / CONFIG)
     wanted = Request.make(values, name, data=str(out / IMAGES))
@@ -162,8 +165,8 @@ def _write_list(out: Path, rows: Listed, saved: Saved) -> None:
     """The data of the new run: a CSV file, and beside it the prompt names that do not follow from the labels."""
     grouped = any(row.group for _, row in rows)
     lines = [
-        [Path(os.path.relpath(path, out)).as_posix(), label, split, *[group] * grouped]
-        for split, (label, path, group) in rows
+        [Path(os.path.relpath(row.image, out)).as_posix(), row.label, split, *[row.group] * grouped]
+        for split, row in rows
     ]
     text = csv_text(["path", "label", "split", *["group"] * grouped], lines)
     file = out / IMAGES

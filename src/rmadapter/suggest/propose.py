@@ -16,6 +16,7 @@ from rmadapter.cache import BATCH
 from rmadapter.checkpoint import Saved, load
 from rmadapter.console import note, track
 from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.imageset import one_label
 from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.data.names import prompt_names
 from rmadapter.data.transforms import decoded
@@ -67,6 +68,7 @@ def suggest_images(
     """
     chosen = _known(rule or DEFAULT_NEXT, NEXT)
     saved = run if isinstance(run, Saved) else load(run, backbone)
+    one_label(saved.fitted.known.several, "suggest")
     labels = [str(label) for label in saved.labels]
     seen = _look(_files(pool), saved.fitted, saved.names, labels, skip_bad, progress)
     return _picked(seen, chosen, NEXT, n, seed, saved.fitted)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.data.columns import read_rows
+from rmadapter.data.imageset import one_label
 from rmadapter.data.scan import Row, Rows
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError, nearest, quoted
@@ -48,6 +49,7 @@ def apply_decisions(
     """
     path, target = user_path(data), user_path(out)
     root, found, _ = open_source(path, outside, columns)
+    one_label(any(row.also for some in found.values() for row in some), "suspects --apply")
     folders = path.is_dir() and _in_class_folders(found, path)
     _check(path, target, folders)
     rows = training(found, path)

@@ -11,6 +11,7 @@ import numpy as np
 
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.imageset import one_label
 from rmadapter.data.names import Label
 from rmadapter.data.pixels import complaint
 from rmadapter.data.sources import open_source
@@ -100,6 +101,7 @@ def find_suspects(
         path = user_path(data)
         splits = read_images(path, skip_bad=True, outside=outside, progress=progress, columns=columns)
         images, broken = training(splits, path), _broken(path, splits, columns, outside)
+    one_label(images.several, "suspects")
     asked = Request.make({**(PROBE if method == METHOD else {}), **(settings or {}), "shots": 0}, method, data="it")
     lab = lab or Lab(asked.machine, progress=progress)
     lab.add("it", {"train": images})

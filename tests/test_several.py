@@ -1,0 +1,193 @@
+"""Several labels an image, from a table to a model, its record, its page and its answers; what refuses them; and
+tools/several.py, which says what they are worth."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rmadapter import FewShotClassifier, find_suspects, load, read_images, suggest_images
+from rmadapter.backbones import Backbone
+from rmadapter.cache import Cache
+from rmadapter.data.images import ImageSet
+from rmadapter.errors import UserError
+from rmadapter.fit import evaluate_saved, page_again
+from rmadapter.metrics import average_precisions
+from rmadapter.record import read_record
+from rmadapter.runs.compare import compare
+from shell import Command, its_backbone, refused, rmadapter
+from shots import COLORS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import several as study
+
+__all__ = ["rmadapter"]  # a fixture
+
+NAMES = tuple(COLORS)
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 60 images of four noisy fields, each in one of the one to three colours that are its labels."""
+    root, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    lines = ["path,labels,split"]
+    for number in range(60):
+        labels = rng.choice(4, rng.integers(1, 4), replace=False)
+        fields = [COLORS[NAMES[labels[i % len(labels)]]] for i in rng.permutation(4)]
+        pixels = np.array(fields).reshape(2, 2, 3).repeat(16, 0).repeat(16, 1) + rng.normal(0, 20, (32, 32, 3))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / f"{number}.png")
+        written = ";".join(NAMES[i].replace(" ", "_") for i in labels)
+        lines.append(f"{number}.png,{written},{'train' if number < 40 else 'test'}")
+    (root / "table.csv").write_text("\n".join(lines))
+    return root / "table.csv"
+
+
+@pytest.fixture(scope="session")
+def run(mixed: Path, tiny_clip: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rmadapter.fit import fit
+    from rmadapter.request import Request
+    from rmadapter.run import Lab
+
+    settings = {"shots": 8, "device": "cpu", "backbone": tiny_clip.name, "search_steps": 1}
+    wanted = Request.make(settings, "linear-probe", data=str(mixed))
+    lab = Lab(wanted.machine, progress=False)
+    lab.add(str(mixed), read_images(mixed))
+    out = tmp_path_factory.mktemp("several") / "run"
+    fit(wanted.task, wanted.method, out, lab, wanted.name)
+    return out
+
+
+def test_a_run_says_what_it_is_worth(run: Path, mixed: Path, tiny_clip: Backbone) -> None:
+    record = read_record(run / "run.json")
+    [score] = record.scores
+    assert score.several
+    assert (score.accuracy, score.images, record.judgement, record.temperature) == (None, 20, None, None)
+    assert score.several.classes == NAMES
+    before, after = score.several.means[1], score.several.means[0]
+    assert after > max(80, before)  # colours are easy, and a random backbone does not know their names
+    test = read_images(mixed)["test"]
+    saved = load(run, tiny_clip)
+    assert saved.fitted.known.several
+    assert saved.fitted.threshold == score.several.threshold
+    table = torch.cat(list(saved.fitted.probabilities(test.images))).numpy()
+    assert list(score.several.precisions) == pytest.approx(average_precisions(table, test.targets()), abs=1e-3)
+    assert not np.allclose(table.sum(1), 1)  # each label by itself
+    _, [again] = evaluate_saved(run, saved.fitted, read_images(mixed), "test", "all", Cache(tiny_clip, hold=False))
+    assert again.several == score.several
+    _, [held] = evaluate_saved(run, saved.fitted, read_images(mixed), "heldout", "all", Cache(tiny_clip, hold=False))
+    assert 0 < held.images < 40
+
+
+def test_its_page_has_each_label(run: Path) -> None:
+    page = (run / "report.html").read_text("utf-8")
+    assert "finds labels with a mean average precision of" in page
+    assert "Each label by itself: test, all classes" in page
+    assert all(f"<td>{name}</td>" in page for name in NAMES)
+    assert "nothing to evaluate" not in page
+    assert page_again(run).read_text("utf-8") == page
+
+
+def test_answers_are_the_labels_from_the_threshold_on(
+    run: Path, mixed: Path, tiny_clip: Backbone, rmadapter: Command, tmp_path: Path
+) -> None:
+    saved = load(run, tiny_clip)
+    words = ["predict", run, mixed, *its_backbone(run)]
+    assert rmadapter(*words, "--out", tmp_path / "a.csv").code == 0
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    table = torch.cat(list(saved.fitted.probabilities([Path(row["image"]) for row in rows])))
+    for row, shares in zip(rows, table, strict=True):
+        above = {saved.labels[i] for i in range(4) if shares[i] >= saved.fitted.threshold}
+        assert {*row["label"].split(";")} == (above or {row["guess"]})
+        assert float(row["probability"]) == pytest.approx(float(shares.max()), abs=1e-5)
+    assert {row["label"].count(";") for row in rows} >= {0, 1}
+    image = mixed.parent / "0.png"
+    [found] = json.loads(rmadapter(*words[:2], image, *words[3:], "--json").out)
+    assert ";".join(found["labels"]) == rows[0]["label"]
+    shown = rmadapter(*words[:2], image, *words[3:]).out
+    assert [name for name in map(str, saved.labels) if name in shown] == sorted(found["labels"])
+    refused(rmadapter(*words, "--sort-into", tmp_path / "sorted"), "--sort-into: knows one label an image")
+
+
+def test_zero_shot_answers_any_names(rmadapter: Command, mixed: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+    text = mixed.read_text().replace(";", " + ").replace("labels", "label")
+    (mixed.parent / "plus.csv").write_text(text)
+    words = ["--backbone", tiny_clip.name, "--method", "zero-shot", "--set", "device=cpu"]
+    table = ["fit", mixed.parent / "plus.csv", "--label-separator", " + ", *words, "--out", tmp_path / "run"]
+    assert "average precision" in rmadapter(*table).out
+    record = read_record(tmp_path / "run/run.json")
+    [score] = record.scores
+    assert score.several
+    assert score.several.precisions == pytest.approx(score.several.zero_shot)  # the line keeps their order
+    assert record.columns == {"separator": " + "}
+    image = mixed.parent / "0.png"
+    asked = ["predict", tmp_path / "run", image, *words[:2], "--names", "cat,dog,car", "--json"]
+    [found] = json.loads(rmadapter(*asked).out)
+    assert {each["class"] for each in found["classes"]} == {"cat", "dog", "car"}
+    evaluated = ["eval", tmp_path / "run", mixed.parent / "plus.csv", *words[:2], "--label-separator", " + ", "--json"]
+    assert json.loads(rmadapter(*evaluated).out)["several"]["precisions"] == list(score.several.precisions)
+
+
+def test_who_knows_one_label_an_image_says_so(
+    run: Path, finished: Path, mixed: Path, tiny_clip: Backbone, rmadapter: Command, tmp_path: Path
+) -> None:
+    words = ["fit", mixed, "--backbone", tiny_clip.name, "--out", tmp_path / "run"]
+    for method in ([], ["--method", "auto"], ["--method", "tip-adapter"]):
+        refused(rmadapter(*words, *method), "learns one label an image", "--method linear-probe")
+    assert not (tmp_path / "run").exists()
+    refused(rmadapter("eval", finished, mixed, *its_backbone(finished)), "label")
+    refused(rmadapter(*words, "--method", "zero-shot", "--classes", "base"), "classes='base': knows one label")
+    refused(rmadapter("add", run, mixed, "--out", tmp_path / "grown", *its_backbone(run)), "add with images: knows one")
+    refused(rmadapter("export", run, "--out", tmp_path / "export", *its_backbone(run)), "knows one label an image")
+    images, saved = read_images(mixed)["test"], load(run, tiny_clip)
+    for call in (
+        lambda: find_suspects(mixed),
+        lambda: suggest_images(saved, [mixed.parent / "0.png"]),
+        lambda: compare([(run, saved)] * 2, images),
+        lambda: FewShotClassifier().fit(images),
+        lambda: FewShotClassifier.load(run, backbone=tiny_clip.name),
+    ):
+        with pytest.raises(UserError, match="knows one label an image, and here images have several"):
+            call()
+
+
+def test_a_mosaic_has_its_labels_and_no_others() -> None:
+    colors = [Image.new("RGB", (40, 30), COLORS[name]) for name in NAMES]
+    made = study.mosaics(ImageSet.from_lists(colors, NAMES), 30, seed=1)
+    for picture, labels in zip(made.images, made.several, strict=True):
+        assert isinstance(picture, Image.Image)
+        found = {color for _, color in picture.getcolors()}
+        assert found == {COLORS[NAMES[label]] for label in labels}
+    assert {len(labels) for labels in made.several} == {1, 2, 3}
+
+
+def test_the_study_of_labels_and_of_other(tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "TESTED", 20)
+    monkeypatch.setattr(study, "MOST", 20)
+    monkeypatch.setattr(study, "WORDS", ("other", study.ELSE))
+    found = study.lines_of(colors.parent, colors.name, 1, tiny_clip, "cpu")
+    labels, other = ([line for line in found if line["study"] == kind] for kind in ("labels", "other"))
+    assert [line["method"] for line in labels] == ["zero-shot", "linear-probe"]
+    assert labels[0]["map"] == pytest.approx(labels[0]["zero_shot"]) == pytest.approx(labels[1]["zero_shot"])
+    assert labels[1]["map"] > labels[0]["map"]
+    assert len(other) == 5
+    (probe,) = (line for line in other if line["method"] == "linear-probe")
+    assert min(probe["named"], probe["other"]) > 50
+    lines = [{**line, "data": data} for line in found for data in (study.CHOOSE[0], study.REPORT[0])]
+    rows = study.tables(lines).splitlines()
+    assert (
+        rows[2]
+        == "| "
+        + " | ".join([study.REPORT[0], *(f"{line[figure]:.1f}" for figure in ("map", "f1") for line in labels)])
+        + " |"
+    )
+    both = (probe["named"] + probe["other"]) / 2
+    assert f"| linear-probe, {study.ELSE} | {both:.1f} | {probe['named']:.1f} | {probe['other']:.1f} |" in rows
