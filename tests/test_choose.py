@@ -19,6 +19,7 @@ from rmadapter.folds import Folds, OutOfTime
 from rmadapter.methods import METHODS
 from rmadapter.record import Record
 from rmadapter.run import Lab, learn
+from rmadapter.settings import settings_of
 from rmadapter.show import choice_table, told
 
 THREE = ("zero-shot", "linear-probe", "tip-adapter")
@@ -183,7 +184,8 @@ def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("method: mma\nshots: 3\nseed: 4\nrank: 5\n")
     flags = {"shots": 7, "seed": None}
     found = requested("", tmp_path / "c.yaml", flags, ["rank=9"], data="x")
-    assert (found.name, found.task.shots, found.task.seed, found.method.rank, found.task.data) == ("mma", 7, 4, 9, "x")
+    assert (found.name, found.task.shots, found.task.seed, found.task.data) == ("mma", 7, 4, "x")
+    assert settings_of(found.method)["rank"] == 9
     assert requested("", None, {}, None).name == "rmadapter"
     assert requested("auto", None, {"minutes": 2}, None, auto=True).method == Auto(minutes=2)
     with pytest.raises(UserError, match="auto chooses a method"):

@@ -22,7 +22,7 @@ def test_class_folders_are_rows_in_order(tmp_path: Path) -> None:
     plant(tmp_path, "b/2.png", "b/1.JPG", "A/deep/er/3.png", "A/notes.txt", ".cache/x.png", "__MACOSX/y.png")
     found = scan_folder(tmp_path)
     assert list(found) == ["all"]
-    rows = [(name, path.relative_to(tmp_path).as_posix()) for name, path, _ in found["all"]]
+    rows = [(row.label, row.image.relative_to(tmp_path).as_posix()) for row in found["all"]]
     assert rows == [("A", "A/deep/er/3.png"), ("b", "b/1.JPG"), ("b", "b/2.png")]
 
 

@@ -49,11 +49,11 @@ def fit(
     again; a finished one is returned. Raises UserError when `out` holds another run, when another process is at work
     there, or when nothing can be written there.
     """
-    few, backbone = lab.draw(task), lab.backbone(task.backbone)
-    check_labels(method, few.train)
     with alone(out):
         for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
             left.unlink()
+        few, backbone = lab.draw(task), lab.backbone(task.backbone)
+        check_labels(method, few.train)
         key = run_key(task, method, name, lab.machine, backbone.digest, order_digest(few))
         record = finished(out, key)
         if record is None:

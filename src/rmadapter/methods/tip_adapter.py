@@ -133,7 +133,7 @@ def _restore(method: Any, backbone: Backbone, known: Known, tensors: Mapping[str
 
     def for_classes(names: Sequence[str]) -> ToLogits:
         chosen = columns(method.title, known.classes, names)
-        weights = zero_shot_weights(backbone, *known)[chosen]
+        weights = zero_shot_weights(backbone, known.classes, known.templates)[chosen]
         keys, values = tensors["keys"], tensors["values"][:, chosen]
 
         def score(states: States) -> Tensor:
