@@ -18,7 +18,7 @@ from rmadapter.checkpoint import load, save
 from rmadapter.choose import Auto
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, NotApplicable
+from rmadapter.method import Fitted, Known, NotApplicable
 from rmadapter.methods import (
     EFFORTS,
     METHODS,
@@ -112,7 +112,7 @@ def test_saved_and_loaded_it_answers_the_same(name: str, tiny_clip: Backbone, im
     save(tmp_path, fitted, name)
     loaded = load(tmp_path, tiny_clip).fitted
     assert loaded.method == method
-    assert loaded.known == (images.classes, ("a {}.", "the {}."))
+    assert loaded.known == Known(images.classes, ("a {}.", "the {}."))
     assert (loaded.first, loaded.parameters) == (fitted.first, fitted.parameters)
     assert same_tensors(fitted, loaded)
     some = images.classes[1:3]
