@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rmadapter import FewShotClassifier, find_suspects, load, read_images, suggest_images
+from rmadapter import FewShotClassifier, explain_images, find_suspects, load, read_images, suggest_images
 from rmadapter.backbones import Backbone
 from rmadapter.cache import Cache
 from rmadapter.data.images import ImageSet
@@ -32,6 +32,7 @@ import several as study
 __all__ = ["rmadapter"]  # a fixture
 
 NAMES = tuple(COLORS)
+SETS = (*study.CHOOSE[1:], *study.REPORT[1:])
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +118,15 @@ def test_answers_are_the_labels_from_the_threshold_on(
     refused(rmadapter(*words, "--sort-into", tmp_path / "sorted"), "--sort-into: knows one label an image")
 
 
+def test_explained_each_label_has_its_own_probability(run: Path, mixed: Path, tiny_clip: Backbone) -> None:
+    image = mixed.parent / "0.png"
+    [found] = explain_images(run, [image], backbone=tiny_clip, progress=False)
+    table = next(load(run, tiny_clip).fitted.probabilities([image]))[0]
+    assert [share for _, share in found.best] == pytest.approx(
+        table.sort(descending=True).values[:2].tolist(), abs=1e-5
+    )
+
+
 def test_zero_shot_answers_any_names(rmadapter: Command, mixed: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     text = mixed.read_text().replace(";", " + ").replace("labels", "label")
     (mixed.parent / "plus.csv").write_text(text)
@@ -191,3 +201,13 @@ def test_the_study_of_labels_and_of_other(tiny_clip: Backbone, colors: Path, mon
     )
     both = (probe["named"] + probe["other"]) / 2
     assert f"| linear-probe, {study.ELSE} | {both:.1f} | {probe['named']:.1f} | {probe['other']:.1f} |" in rows
+
+
+def test_the_tables_of_the_page_are_what_the_lines_say() -> None:
+    root = Path(__file__).parents[1]
+    lines = [json.loads(line) for line in (root / "docs/results/several.jsonl").read_text("utf-8").splitlines()]
+    page = (root / "docs/data.md").read_text("utf-8")
+    assert all(row in page for row in study.tables(lines).splitlines())
+    assert {(line["data"], line["seed"]) for line in lines} == {("caltech101", 1)} | {
+        (d, s) for d in SETS for s in (1, 2)
+    }

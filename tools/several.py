@@ -4,8 +4,8 @@
     python tools/several.py --out results.jsonl --tables
 
 labels: an image is a mosaic of four fields with one to three classes of a set, and each of these is a label. other: the
-first half of a set's classes keep their names, and all others are one class more, of as many shots as each; which word
-it has in prompts is chosen on CHOOSE, and told on REPORT. Finished lines are kept: start it again to go on.
+first half of a set's classes keep their names, and all others are one class more, of as many shots as each, with one
+word or another in prompts. Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
