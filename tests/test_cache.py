@@ -298,22 +298,3 @@ def test_pixels_are_what_the_states_were_made_of(tiny_clip: Backbone, given: dic
     for epoch in (0, 1, 2):
         images = shots.pixels(rows, epoch, 3)
         assert_same_states(shots.source(3).batch(rows, epoch), tiny_clip.image.frozen(images, 3))
-
-
-@pytest.mark.parametrize("memory", [4.0, 0.0])
-def test_tokens_are_held_in_the_number_format_of_the_training(
-    tiny_clip: Backbone, tmp_path: Path, memory: float
-) -> None:
-    """In memory or in a file; features stay in float32, and so do the tokens that are asked for without a format."""
-    cache = of(tiny_clip, tmp_path, memory)
-    half, full = cache.source(IMAGES, 2, precision="bf16"), cache.source(IMAGES, 2)
-    assert isinstance(half, Held)
-    assert isinstance(full, Held)
-    assert torch.equal(half.x, full.x.bfloat16())
-    assert torch.equal(half.y, full.y.bfloat16())
-    assert_same_float32(half.features, full.features)
-    assert len(list(tmp_path.glob("frozen-*.bin"))) == (0 if memory else 2)
-    again = of(tiny_clip, tmp_path, memory).source(IMAGES, 2, precision="bf16")  # from the file, if there is one
-    assert isinstance(again, Held)
-    assert torch.equal(again.x, half.x)
-    assert cache.source(IMAGES, None, precision="bf16").batch(torch.arange(7)).features.dtype == torch.float32

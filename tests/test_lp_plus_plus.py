@@ -53,7 +53,7 @@ def written_out(x: Array, labels: Array, text: Array, epochs: int) -> tuple[Arra
 @pytest.mark.parametrize("epochs", [1, 10, 45])
 def test_losses_and_logits_are_those_of_the_released_algorithm(tiny_clip: Backbone, shots: Shots, epochs: int) -> None:
     x = F.normalize(shots.plain_features(), dim=-1).double().numpy()
-    text = zero_shot_weights(tiny_clip, *shots.known).double().numpy()
+    text = zero_shot_weights(tiny_clip, shots.classes, shots.templates).double().numpy()
     expected, losses = written_out(x, np.array(shots.images.labels), text, epochs)
     fitted = configured(LPPlusPlus(), {"epochs": epochs}).fit(tiny_clip, shots)
     assert [step["loss"] for step in fitted.trained.history] == pytest.approx(losses, rel=1e-3, abs=1e-5)
@@ -62,7 +62,7 @@ def test_losses_and_logits_are_those_of_the_released_algorithm(tiny_clip: Backbo
 
 def test_the_gradient_of_alpha_is_that_of_the_loss(tiny_clip: Backbone, shots: Shots) -> None:
     views, values = F.normalize(shots.features(), dim=-1).double(), one_hot(shots).double()
-    blend = Blend(views, values, zero_shot_weights(tiny_clip, *shots.known).double(), 3.0)
+    blend = Blend(views, values, zero_shot_weights(tiny_clip, shots.classes, shots.templates).double(), 3.0)
     alpha = blend.alpha.clone().requires_grad_()
     weight = blend.weight.detach() + alpha[:, None] * blend.text
     F.cross_entropy(views[0] @ weight.T, shots.labels).backward()

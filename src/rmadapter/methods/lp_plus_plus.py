@@ -91,7 +91,7 @@ class LPPlusPlus:
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         views = F.normalize(at_least_float32(shots.features()), dim=-1)
-        blend = Blend(views, one_hot(shots), zero_shot_weights(backbone, *shots.known), self.start)
+        blend = Blend(views, one_hot(shots), zero_shot_weights(backbone, shots.classes, shots.templates), self.start)
         rate, rate_of_alpha = blend.rates()
         recipe = replace(
             self.recipe, learning_rate=rate * self.recipe.learning_rate, final_rate=rate * self.recipe.final_rate
