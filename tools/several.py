@@ -10,8 +10,6 @@ word or another in prompts. Finished lines are kept: start it again to go on.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lines import keep, kept, parser
 from PIL import Image, ImageOps
 from unfamiliar import CHOOSE, REPORT
 
@@ -142,14 +141,8 @@ def lines_of(root: Path, data: str, seed: int, backbone: Backbone, device: str =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=[*CHOOSE, *REPORT], help="sets, below --root; all nine")
-    parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--tables", action="store_true", help="print what the lines in --out say, and run nothing")
-    args = parser.parse_args()
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    args = parser(__doc__, [*CHOOSE, *REPORT]).parse_args()
+    lines = kept(args.out)
     if args.tables:
         print(tables(lines))
         return
@@ -158,8 +151,7 @@ def main() -> None:
         for data in args.data:
             if (data, seed) not in done:
                 found = lines_of(args.root, data, seed, backbone)
-                with args.out.open("a") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in found)
+                keep(args.out, found)
                 print(f"{data}, seed {seed}: {len(found)} lines", flush=True)
 
 
