@@ -90,8 +90,7 @@ def _save(
 ) -> None:
     backbone, method = fitted.backbone, fitted.method
     (folder / SUMS).unlink(missing_ok=True)  # of what this replaces
-    examples = {} if fitted.examples is None else {EXAMPLES: fitted.examples}
-    tensors = {**fitted.tensors, **examples}
+    tensors = {**fitted.tensors, **({} if fitted.examples is None else {EXAMPLES: fitted.examples})}
     write_tensors(folder / WEIGHTS, halved(tensors) if half else tensors)
     settings = json.loads(json.dumps(settings_of(method)))
     model = Model(

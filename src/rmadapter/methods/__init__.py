@@ -132,7 +132,7 @@ def check_labels(method: Any, images: ImageSet) -> None:
     if images.several and not getattr(method, "several", False):
         raise UserError(
             f"{getattr(method, 'title', AUTO)} learns one label an image, and here images have several: --method "
-            f"{', '.join(SEVERAL)} can; --crops takes the boxes of annotations as images"
+            f"{', '.join(SEVERAL)} can; of annotations, --crops (crops=True) cuts out the boxes"
         )
 
 
