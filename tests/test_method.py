@@ -40,7 +40,7 @@ def test_shots_have_views_of_the_images_and_plain_features_of_the_rest(tiny_clip
 
 
 def test_images_are_decoded_and_encoded_once(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By methods on features and on tokens; those on tokens run blocks of their own, and not the frozen ones besides."""
+    """By methods on features and on tokens; those on tokens run their own blocks, and not the frozen ones besides."""
     images, calls = noisy_colors(1), {"decode": 0, "low": 0, "high": 0}
     fitted: Any = [
         load_method("zero-shot").fit(tiny_clip, shots_of(tiny_clip, images)),
