@@ -29,7 +29,7 @@ from rmadapter.record import Evaluation, Record, Score, read_record
 from rmadapter.run import Lab, Outcome, Splits, evaluate, run_key, run_task
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
-from rmadapter.train import Unfinished
+from rmadapter.trained import Unfinished
 
 STATE = "training.safetensors"
 NOTHING = "no image was left to evaluate: add a test split, or more than one image a class"

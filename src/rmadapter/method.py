@@ -22,12 +22,12 @@ from rmadapter.console import track
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.task import TEMPLATES
+from rmadapter.trained import Trained, Unfinished
 
 if TYPE_CHECKING:
     from rmadapter.backbones import Backbone
     from rmadapter.data.images import ImageSet, ImageSource
     from rmadapter.encoders import States
-    from rmadapter.train import Unfinished
 
 ToLogits: TypeAlias = "Callable[[States], Tensor]"  # states of B images -> logits [B, C]
 MOST_EXAMPLES = 10_000
@@ -117,20 +117,6 @@ class Shots:
         source = self.source(first)
         live = Live(self.cache, self.images, first, self.cache.augmentation == "standard", source.views)
         return next(live.pixels(epoch, [rows]))
-
-
-@dataclass
-class Trained:
-    """Where a training stands, or ended: steps, seconds, loss terms of every step, typical seconds of one.
-
-    weighed: whether the shots' weights counted, if they had any.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    step_seconds: float | None = None
-    weighed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from rmadapter.metrics import accuracy
 from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score, Several
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
-from rmadapter.train import Unfinished
+from rmadapter.trained import Unfinished
 
 Splits = Mapping[str, ImageSet]
 

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pydantic.dataclasses
@@ -27,20 +26,13 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.files import write_tensors
 from rmadapter.machine import keep_freed_memory
-from rmadapter.method import Shots, Trained
+from rmadapter.method import Shots
 from rmadapter.settings import STRICT, option
+from rmadapter.trained import Trained, Unfinished
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
 WHOLE = 1_000_000  # images per step where all of them are meant
 TURN = 0.6  # of the epochs: where the schedule `twice` begins again, as 2SFS has it
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """Where a training that was killed lies, and what it was, so that another one is refused."""
-
-    path: Path
-    key: str = ""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

@@ -10,6 +10,7 @@ service    models by name: images are decoded in threads, asked about, answered
 batcher    the thread of one model
 served     a run or an export as that thread asks it
 cached     a run exported once for another engine
+wish       what is to be opened
 watch      a run that changes is loaded again
 counters   what /metrics shows
 limits     how much of everything

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rmadapter.console import note
+from rmadapter.deploy.serve.wish import Wish, answers_of
 from rmadapter.errors import UserError
 from rmadapter.files import cache_folder
 from rmadapter.modelfile import MODEL
 from rmadapter.sums import check_sums, sha256
-
-if TYPE_CHECKING:
-    from rmadapter.deploy.serve.served import Wish
 
 
 def cached(folder: Path, wish: Wish) -> Path:
@@ -28,7 +25,6 @@ def cached(folder: Path, wish: Wish) -> Path:
     if not place.is_dir():
         from rmadapter.checkpoint import load
         from rmadapter.deploy.export import check_wishes, export
-        from rmadapter.deploy.serve.served import answers_of
 
         check_wishes(place, wish.engine, "fp32")
         note(f"{folder}: exported for {wish.engine} and compared, once; the cache keeps it")

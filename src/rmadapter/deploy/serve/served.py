@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rmadapter.deploy.engines import ENGINES, FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.runtime import Model
+from rmadapter.deploy.serve.cached import cached
+from rmadapter.deploy.serve.wish import Wish, answers_of
 from rmadapter.errors import UserError, nearest
 from rmadapter.files import read_json, user_path
 from rmadapter.metrics import wilson
@@ -28,22 +30,9 @@ from rmadapter.sums import Sign, sign
 if TYPE_CHECKING:
     from PIL import Image
 
-    from rmadapter.checkpoint import Saved
-
 NAMES = {GRAPH: "onnx", OPENVINO: "openvino", TORCH: "torch", LITERT: "litert"}
 OF_RUNS = ("torch", "onnx", "openvino")
 LIBRARIES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}  # of engines, where they are called otherwise
-
-
-class Wish(NamedTuple):
-    """What to open: a folder of `fit`, `save` or `export`. engine: "" for the folder's own. threads: 0 leaves them to
-    the engine. backbone, method: as `checkpoint.load` has them."""
-
-    folder: Path
-    engine: str = ""
-    threads: int = 0
-    backbone: str | None = None
-    method: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +74,6 @@ def _opened(folder: Path, wish: Wish) -> Served:
         return _by_runtime(folder, folder, wish.threads, _of_export(folder))
     if engine in ("", "torch"):
         return _by_torch(folder, wish)
-    from rmadapter.deploy.serve.cached import cached
-
     return _by_runtime(folder, cached(folder, wish), wish.threads, _of_run(folder))
 
 
@@ -122,17 +109,6 @@ def _by_torch(folder: Path, wish: Wish) -> Served:
     return Served(
         tuple(labels), lambda image: backbone.preprocess(image).numpy(), ask, features, backbone.image_size, facts
     )
-
-
-def answers_of(saved: Saved) -> tuple[Any, bool]:
-    """The run as a module, and whether it gives features beside probabilities."""
-    from rmadapter.deploy.graph import Answers
-    from rmadapter.method import NotApplicable
-
-    try:
-        return Answers(saved.fitted, saved.names, embeddings=True), True
-    except NotApplicable:
-        return Answers(saved.fitted, saved.names), False
 
 
 def _grey(folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int) -> list[np.ndarray]:

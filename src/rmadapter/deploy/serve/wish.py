@@ -1,0 +1,31 @@
+"""What a server is to open, and a run as the module that is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rmadapter.checkpoint import Saved
+
+
+class Wish(NamedTuple):
+    """What to open: a folder of `fit`, `save` or `export`. engine: "" for the folder's own. threads: 0 leaves them to
+    the engine. backbone, method: as `checkpoint.load` has them."""
+
+    folder: Path
+    engine: str = ""
+    threads: int = 0
+    backbone: str | None = None
+    method: str = ""
+
+
+def answers_of(saved: Saved) -> tuple[Any, bool]:
+    """The run as a module, and whether it gives features beside probabilities."""
+    from rmadapter.deploy.graph import Answers
+    from rmadapter.method import NotApplicable
+
+    try:
+        return Answers(saved.fitted, saved.names, embeddings=True), True
+    except NotApplicable:
+        return Answers(saved.fitted, saved.names), False

@@ -1,0 +1,28 @@
+"""Where a training stands, in memory and, while it runs, on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Trained:
+    """Where a training stands, or ended: steps, seconds, loss terms of every step, typical seconds of one.
+
+    weighed: whether the shots' weights counted, if they had any.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    step_seconds: float | None = None
+    weighed: bool = False
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a training that was killed lies, and what it was, so that another one is refused."""
+
+    path: Path
+    key: str = ""
