@@ -22,7 +22,7 @@ from rmadapter.data.archive import Dataset
 from rmadapter.data.fetch import ARCHIVES, fetch, unpack
 from rmadapter.data.guard import check_inside
 from rmadapter.data.images import ImageSet, read_images
-from rmadapter.data.imageset import one_label
+from rmadapter.data.imageset import CROPS, one_label
 from rmadapter.data.names import prompt_name
 from rmadapter.data.readers import READERS, Table, image_sets, split_json, subfolders
 from rmadapter.data.scan import SPLITS
@@ -103,7 +103,7 @@ def load_dataset(
     if inside := domains(home):
         raise UserError(f"{home}: holds the domains {', '.join(inside)}; give one, such as {home.name}/{inside[0]}")
     sets = read_images(home, outside=outside, crops=crops)
-    one_label(any(images.several for images in sets.values()), f"{home} as a data set of the bench")
+    one_label(any(images.several for images in sets.values()), f"{home} as a data set of the bench", CROPS)
     return _renamed(sets, dataset, home) if dataset else sets
 
 

@@ -131,10 +131,15 @@ class ImageSet:
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
 
 
-def one_label(several: object, what: str) -> None:
-    """Raises UserError for what knows one label an image, where images have several."""
+CROPS = "; of annotations, --crops (crops=True) cuts out the boxes"  # which have one label each
+
+
+def one_label(several: object, what: str, advice: str = "") -> None:
+    """Raises UserError for what knows one label an image, where images have several. advice: what else would help."""
     if several:
-        raise UserError(f"{what}: knows one label an image, and here images have several (docs/data.md says what can)")
+        raise UserError(
+            f"{what}: knows one label an image, and here images have several (docs/data.md says what can){advice}"
+        )
 
 
 def relative(path: Path, root: Path | None) -> str:

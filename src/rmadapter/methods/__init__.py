@@ -130,9 +130,11 @@ def _from_file(path: Path) -> Any:
 def check_labels(method: Any, images: ImageSet) -> None:
     """Raises UserError where images have several labels, for a method (or a choice of one) that learns one."""
     if images.several and not getattr(method, "several", False):
+        from rmadapter.data.imageset import CROPS
+
         raise UserError(
             f"{getattr(method, 'title', AUTO)} learns one label an image, and here images have several: --method "
-            f"{', '.join(SEVERAL)} can; of annotations, --crops (crops=True) cuts out the boxes"
+            f"{', '.join(SEVERAL)} can{CROPS}"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rmadapter.cache import Cache
 from rmadapter.checkpoint import Saved
 from rmadapter.data.images import ImageSet
-from rmadapter.data.imageset import one_label
+from rmadapter.data.imageset import CROPS, one_label
 from rmadapter.errors import UserError
 from rmadapter.method import NotApplicable
 from rmadapter.metrics import paired
@@ -48,7 +48,8 @@ def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
     image, and for a method that cannot know a class of the data."""
     if not len(images):
         raise UserError("there are no images to compare on")
-    one_label(images.several or any(saved.fitted.known.several for _, saved in runs), "compare")
+    one_label(images.several, "compare", CROPS)
+    one_label(any(saved.fitted.known.several for _, saved in runs), "compare")
     lines: list[Line] = []
     first: np.ndarray | None = None
     for folder, saved in runs:
