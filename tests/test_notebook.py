@@ -13,6 +13,11 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 NOTEBOOK = Path(__file__).parents[1] / "examples/shapes.ipynb"
 
 
+def passing(output: Any) -> bool:
+    """Whether this is a warning or a progress bar, which a slow machine shows and a fast one does not."""
+    return output.get("name") == "stderr" or output.output_type == "display_data"
+
+
 def code_cells(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
@@ -38,8 +43,5 @@ def test_it_runs(pocket: Backbone, tmp_path: Path) -> None:
     shown = [[output.output_type for output in cell.outputs] for cell in code_cells(notebook)]
     resources = {"metadata": {"path": str(tmp_path)}}
     client.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
-    ran = [
-        [output.output_type for output in cell.outputs if output.get("name") != "stderr"]
-        for cell in code_cells(notebook)
-    ]
+    ran = [[output.output_type for output in cell.outputs if not passing(output)] for cell in code_cells(notebook)]
     assert ran == shown
