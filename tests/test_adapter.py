@@ -102,6 +102,25 @@ def test_reconstruction_is_local(share: str) -> None:
         assert all(p.grad is None for p in upper.up.parameters())
 
 
+def test_reconstruction_that_is_not_local_reaches_what_lies_below() -> None:
+    lower, upper = grown(DualBranchAdapter(6, 3)), grown(DualBranchAdapter(6, 3))
+    target = torch.randn(2, 6, requires_grad=True)
+    upper.reconstruction_error(lower.base(torch.randn(2, 6)), target=target, local=False).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in lower.up.parameters())
+    assert target.grad is None
+
+
+def test_what_is_reconstructed() -> None:
+    x, other = torch.randn(2, 6) + 3, torch.randn(2, 6)
+    for fields, wanted in [({}, other), ({"target_norm": True}, (other - other.mean(-1, keepdim=True)))]:
+        adapters = Adapters((6, 6), (2, 2), rank=3, first_block=1, **fields)
+        one: Any = adapters.at("image", 1)
+        if fields:
+            wanted = wanted / (wanted.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        expected = (one.reconstruct(x) - wanted).square().mean(-1)
+        torch.testing.assert_close(adapters.reconstruction_error("image", 1, x, other), expected)
+
+
 def test_decoupled_scale_trains_as_if_alpha_were_one() -> None:
     a, x = grown(DualBranchAdapter(6, 3)), torch.randn(2, 6, requires_grad=True)
     target = torch.randn(2, 6)

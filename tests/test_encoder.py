@@ -82,6 +82,8 @@ ABLATIONS = [
     {"decouple_scale": True, "alpha": 0.01},
     {"objective": "cosine", "share": "up"},
     {"objective": "l1", "share": "none", "reconstruction_layers": 3},
+    {"target": "frozen", "local": False},
+    {"target": "below", "target_norm": True},
 ]
 PLACES = [
     {"first_block": 1},

@@ -114,17 +114,21 @@ class DualBranchAdapter(nn.Module):
         return [*self.rec.parameters(), *(self.rec_down.parameters() if self.rec_down is not None else ())]
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Reconstruction branch (Eq. 10), [..., d] -> [..., d], of the detached input."""
+        """Reconstruction branch (Eq. 10), [..., d] -> [..., d]."""
         act = ACTIVATIONS[self.activation]
-        hidden = act((self.down if self.rec_down is None else self.rec_down)(x.detach()))
+        hidden = act((self.down if self.rec_down is None else self.rec_down)(x))
         layers = [*self.rec, self.up] if self.share == "up" else list(self.rec)
         for layer in layers[:-1]:
             hidden = act(layer(hidden))
         return layers[-1](hidden)
 
-    def reconstruction_error(self, x: Tensor, objective: str = "l2") -> Tensor:
-        """Distance of every token to its reconstruction, [..., d] -> [...], averaged over the width (Eq. 11, 12)."""
-        target, guess = x.detach(), self.reconstruct(x)
+    def reconstruction_error(
+        self, x: Tensor, objective: str = "l2", target: Tensor | None = None, local: bool = True
+    ) -> Tensor:
+        """Distance of every token to its reconstruction, [..., d] -> [...], averaged over the width (Eq. 11, 12).
+
+        target: [..., d], x itself if None; never gets a gradient. local: x gets none either."""
+        target, guess = (x if target is None else target).detach(), self.reconstruct(x.detach() if local else x)
         if objective == "cosine":
             return 1 - F.cosine_similarity(guess, target, dim=-1)
         difference = guess - target
@@ -163,12 +167,16 @@ class Adapters(nn.Module):
         share: str = "down",
         reconstruction_layers: int = 2,
         objective: str = "l2",
+        target: str = "input",
+        target_norm: bool = False,
+        local: bool = True,
         init: str = "zero",
         decouple_scale: bool = False,
         reconstruct: Collection[str] = SIDES,
     ) -> None:
         super().__init__()
-        self.alpha, self.norm, self.decouple, self.objective = float(alpha), norm, decouple_scale, objective
+        self.alpha, self.norm, self.decouple = float(alpha), norm, decouple_scale
+        self.objective, self.target, self.target_norm, self.local = objective, target, target_norm, local
         kinds = {"activation": activation, "share": share, "init": init}
 
         def stack(side: str, width: int, depth: int) -> nn.ModuleDict:
@@ -200,9 +208,11 @@ class Adapters(nn.Module):
         cross = self.cross[height] if height in self.cross else None
         return adapter.scaled_base(x, self.alpha, cross, self.decouple)
 
-    def reconstruction_error(self, side: str, block: int, x: Tensor) -> Tensor:
-        """Error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12)."""
-        return getattr(self, side)[str(block)].reconstruction_error(x, self.objective)
+    def reconstruction_error(self, side: str, block: int, x: Tensor, target: Tensor | None = None) -> Tensor:
+        """Error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12). target: [..., d], None for x."""
+        if self.target_norm:
+            target = F.layer_norm(x if target is None else target, x.shape[-1:])
+        return getattr(self, side)[str(block)].reconstruction_error(x, self.objective, target, self.local)
 
     def parameter_counts(self) -> tuple[int, int]:
         """Numbers of parameters: all, and those of reconstruction alone, which the adapted features do not need."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,26 @@ from rmadapter.prompts import CHUNK, class_weights, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.task import TEMPLATES
 
+Tape: TypeAlias = list[tuple[int, Tensor]]  # numbers of adapted blocks, and what their adapters read, [..., d]
+
 
 class _Hook:
     """Adds the adapter's output to a block's output. An object, so that a deep copy of the model copies it too."""
 
-    def __init__(self, model: AdaptedCLIP, side: str, block: int, tape: list[tuple[int, Tensor]] | None) -> None:
-        self.model, self.side, self.block, self.tape = model, side, block, tape
+    def __init__(self, model: AdaptedCLIP, side: str, block: int, tape: Tape | None, silent: bool) -> None:
+        self.model, self.side, self.block, self.tape, self.silent = model, side, block, tape, silent
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.model.alpha == 0 and self.tape is None:
+        silent = self.silent or self.model.alpha == 0
+        if silent and self.tape is None:
             return output
         x = args[0]
         if self.model.adapters.norm == "block":
             x = self.model.encoders[self.side].norm(self.block, x)
         if self.tape is not None:
             self.tape.append((self.block, x))
+        if silent:
+            return output
         delta = self.model.adapters.delta(self.side, self.block, x)
         return (output[0] + delta, *output[1:]) if isinstance(output, tuple) else output + delta
 
@@ -73,14 +78,14 @@ class AdaptedCLIP(nn.Module):
     # ---- attaching ----
 
     @contextmanager
-    def attached(self, tape: list[tuple[int, Tensor]] | None = None) -> Iterator[Any]:
+    def attached(self, tape: Tape | None = None, silent: bool = False) -> Iterator[Any]:
         """Within this block the backbone's own forward pass carries the adapters (Eq. 14, 15); yields the backbone.
 
         Afterwards the backbone is what it was, bit for bit, so that several models can share one. tape: takes the
-        number of each adapted block, and what its adapter read.
+        number of each adapted block, and what its adapter read. silent: the adapters read and add nothing.
         """
         handles = [
-            encoder.blocks[block - 1].register_forward_hook(_Hook(self, side, block, tape))
+            encoder.blocks[block - 1].register_forward_hook(_Hook(self, side, block, tape, silent))
             for side, encoder in self.encoders.items()
             for block in self.adapters.blocks(side)
         ]
@@ -141,7 +146,8 @@ class AdaptedCLIP(nn.Module):
             return states.features, []
         assert states.first is not None
         encoder, adapters, layout, x = self.encoders[side], self.adapters, states.layout, states.x
-        normed, errors = adapters.norm == "block", []
+        normed, errors, below = adapters.norm == "block", [], None
+        untouched = self._untouched(side, states) if reconstruct and adapters.target == "frozen" else {}
         for i in range(states.first, encoder.depth + 1):
             top = i == encoder.depth and encoder.reads_some(layout)
             n = encoder.norm(i, x) if normed or i > states.first else x
@@ -149,10 +155,23 @@ class AdaptedCLIP(nn.Module):
             if adapter := adapters.at(side, i):
                 source = n if normed else x
                 if reconstruct and adapter.reconstructs:
-                    errors.append(adapters.reconstruction_error(side, i, source))
+                    target = below if adapters.target == "below" else untouched.get(i)
+                    errors.append(adapters.reconstruction_error(side, i, source, target))
                 y = y + adapters.delta(side, i, layout.read(source) if top else source)
+                below = source
             x = y
         return encoder.head(x, layout), errors
+
+    @torch.no_grad()
+    def _untouched(self, side: str, states: States) -> dict[int, Tensor]:
+        """What the adapter of each block would read if none added anything."""
+        encoder, x, found = self.encoders[side], states.x, {}
+        for i in self.adapters.blocks(side):
+            n = encoder.norm(i, x)
+            found[i] = n if self.adapters.norm == "block" else x
+            if i < encoder.depth:
+                x = states.y if i == states.first else encoder.step(i, x, n, states.layout)
+        return found
 
     def class_weights(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
         """Normalised class features [C, e] at the present alpha; differentiable with respect to the adapters."""
@@ -201,12 +220,22 @@ class AdaptedCLIP(nn.Module):
         )
 
     def _hooked(self, side: str, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        tape: list[tuple[int, Tensor]] = []
+        tape: Tape = []
+        untouched: Tape = []
         with self.attached(tape) as clip:
-            features = clip.encode_image(inputs) if side == "image" else clip.encode_text(inputs)
+            features = getattr(clip, f"encode_{side}")(inputs)
+        if self.adapters.target == "frozen":
+            with torch.no_grad(), self.attached(untouched, silent=True) as clip:
+                getattr(clip, f"encode_{side}")(inputs)
+        read = [x for _, x in tape]
+        targets: dict[str, list[Tensor | None]] = {"frozen": [x for _, x in untouched], "below": [None, *read[:-1]]}
+        each = zip(tape, targets.get(self.adapters.target, [None] * len(tape)), strict=True)
         adapters = getattr(self.adapters, side)
-        read = [(block, x) for block, x in tape if adapters[str(block)].reconstructs]
-        return features, [self.adapters.reconstruction_error(side, block, x) for block, x in read]
+        return features, [
+            self.adapters.reconstruction_error(side, block, x, target)
+            for (block, x), target in each
+            if adapters[str(block)].reconstructs
+        ]
 
     def _terms(
         self, labels: Tensor, image: tuple[Any, ...], text: tuple[Any, ...], templates: int

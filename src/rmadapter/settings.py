@@ -48,6 +48,11 @@ class AdapterSettings:
     share: Literal["down", "up", "none"] = option("down", "projection that the two branches share (Table 5)")
     reconstruction_layers: Literal[1, 2, 3] = option(2, "linear layers of the reconstruction branch (Table 6)")
     objective: Literal["l2", "l1", "cosine"] = option("l2", "distance that reconstruction minimises")
+    target: Literal["input", "frozen", "below"] = option(
+        "input", "what is reconstructed (Eq. 11): the adapter's input, the untouched encoder's, the adapter below's"
+    )
+    target_norm: bool = option(False, "reconstruct what LayerNorm without weights makes of the target")
+    local: bool = option(True, "no gradient of reconstruction leaves its adapter, as published")
     init: Literal["zero", "small", "kaiming"] = option("zero", "start of the up-projection")
     decouple_scale: bool = option(False, "adapter weights get gradients as if alpha were 1 (MMA)")
 

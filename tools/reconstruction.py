@@ -1,0 +1,221 @@
+"""What reconstruction does to an adapter: accuracy, drift, and what the down-projection keeps of its input.
+
+    python tools/reconstruction.py dtd10 sign_digits --root DATA --out docs/results/reconstruction.jsonl
+
+Each variant is RMAdapter with some settings of its own, trained on the same shots; `output` is the weight of a plain
+regulariser in place of the paper's losses, the mean square of what the adapters put out. Besides the accuracies of both
+halves, a line has, on test images:
+
+    drift      1 - cosine of adapted and untouched features, of images and of class names, of either half
+    explained  share of the variance of an adapter's input that its reconstruction explains; mean over adapters
+    kept       share of the same variance within the row space of the down-projection
+    overlap    of that row space with the input's first r principal directions: 1 if equal, r / width by chance
+
+Finished lines are kept: start it again to go on. docs/reconstruction.md says what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.adapter import DualBranchAdapter
+from rmadapter.backbones import Backbone
+from rmadapter.data.fewshot import half
+from rmadapter.data.imageset import ImageSet
+from rmadapter.encoders import States
+from rmadapter.machine import versions
+from rmadapter.method import Fitted, Known, Parameters, Shots
+from rmadapter.methods.rmadapter import RMAdapter
+from rmadapter.model import AdaptedCLIP
+from rmadapter.prompts import prompts_each, tokenize
+from rmadapter.request import Request
+from rmadapter.run import Lab, run_task
+from rmadapter.settings import Machine
+from rmadapter.task import Task
+from rmadapter.train import Batch, minimise
+
+IMAGES, READ = 96, 32  # images of either half whose features are compared; of the novel half whose tokens are read
+NO_REC = {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}
+NO_CON = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
+
+
+def rec(weight: float, **fields: Any) -> dict[str, Any]:
+    """Reconstruction of this weight on both sides, and no constraint."""
+    return {"lambda_image_rec": weight, "lambda_text_rec": weight, **NO_CON, **fields}
+
+
+NEITHER = rec(0.0)
+VARIANTS: dict[str, dict[str, Any]] = {
+    # Which of the two losses does what
+    "both": {},
+    "neither": NEITHER,
+    "constraint": NO_REC,
+    "reconstruction": NO_CON,
+    # Weight of reconstruction, alone and beside the constraint
+    **{f"reconstruction {w:g}": rec(w) for w in (0.01, 1, 10, 100)},
+    **{f"both {w:g}": {"lambda_image_rec": w, "lambda_text_rec": w} for w in (1.0, 10.0)},
+    # What the equations leave open, and the paper's ablations
+    **{f"target {t}": rec(10, target=t) for t in ("frozen", "below")},
+    "target normed": rec(10, target_norm=True),
+    "into the trunk": rec(1, local=False),
+    "share none": rec(10, share="none"),
+    "share up": rec(10, share="up"),
+    "1 layer": rec(10, reconstruction_layers=1),
+    "3 layers": rec(10, reconstruction_layers=3),
+    "cosine": rec(10, objective="cosine"),
+    "image alone": rec(10, lambda_text_rec=0.0),
+    "text alone": rec(10, lambda_image_rec=0.0),
+    # Other adapters and trainings, each with and without it
+    **{
+        f"{name}, {what}": fields | {key: value}
+        for key, value, name in [("norm", "block", "norm"), ("alpha", 0.3, "alpha 0.3"), ("epochs", 30, "30 epochs")]
+        for what, fields in [("neither", NEITHER), ("reconstruction 10", rec(10))]
+    },
+    # Plain regularisers
+    **{f"weight decay {w:g}": NEITHER | {"weight_decay": w} for w in (0.5, 5, 20)},
+    **{f"output {w:g}": NEITHER | {"output": w} for w in (0.01, 0.1, 1)},
+    **{f"{n} epochs": NEITHER | {"epochs": n} for n in (3, 5)},
+}
+
+
+@dataclass(frozen=True)
+class Penalised:
+    """RMAdapter with the mean square of the adapters' output, times `weight`, added to its loss."""
+
+    inner: RMAdapter
+    weight: float
+    title: str = "RMAdapter with a penalty on the adapters' output"
+    source: str = "a control of this study"
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        model, outputs = self.inner.model(backbone, shots.seed), list[Tensor]()
+        text = model.frozen_text(tokenize(backbone, shots.classes, shots.templates))
+        for module in model.adapters.modules():
+            if isinstance(module, DualBranchAdapter):
+                module.up.register_forward_hook(lambda up, args, out: outputs.append(out.float().square().mean()))
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            outputs.clear()
+            terms = model(batch.labels, batch.images, text, prompts_each(shots.classes, shots.templates))
+            return {**terms, "loss": terms["loss"] + self.weight * torch.stack(outputs).sum()}
+
+        done = minimise(model.adapters, loss, self.inner.recipe, shots, shots.source(model.first("image")))
+        return self.inner.restore(backbone, shots.known, model.adapters.state_dict()).after(done)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        return self.inner.restore(backbone, known, tensors)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return self.inner.parameters(backbone, classes, shots)
+
+
+@torch.no_grad()
+def subspace(adapter: Any, tokens: Tensor) -> dict[str, float]:
+    """`kept`, `overlap` and, with a branch for it, `explained`, of the tokens [N, d] that an adapter reads."""
+    rows = torch.linalg.qr(adapter.down.weight.double().T)[0]  # [d, r], orthonormal
+    centred = tokens.double() - tokens.double().mean(0)
+    _, principal = torch.linalg.eigh(centred.T @ centred)
+    total = centred.square().sum()
+    found = {
+        "kept": float((centred @ rows).square().sum() / total),
+        "overlap": float((rows.T @ principal[:, -rows.shape[1] :]).square().sum() / rows.shape[1]),
+    }
+    if adapter.reconstructs:
+        found["explained"] = float(1 - (adapter.reconstruct(tokens) - tokens).double().square().sum() / total)
+    return found
+
+
+@torch.no_grad()
+def inside(model: AdaptedCLIP, lab: Lab, task: Task) -> dict[str, float]:
+    """What is measured of a model besides its accuracy, on test images of both halves and their class names."""
+    found: dict[str, float] = {}
+    images, cache = lab.splits(task.data)["test"], lab.test_cache(task)
+    for name in ("base", "novel"):
+        some = spread(half(images, name), IMAGES)
+        drifts = {
+            "image": [drift(model, "image", states) for states in cache.stream(some, model.first("image"))],
+            "text": [
+                drift(model, "text", states)
+                for states in model.frozen_text(tokenize(model.backbone, some.classes, task.templates))
+            ],
+        }
+        found |= {f"drift_{side}_{name}": float(torch.cat(parts).mean()) for side, parts in drifts.items()}
+    some = spread(half(images, "novel"), READ)
+    tensors = cache.tensors(some, 0, False)
+    pixels = torch.stack([tensors[i] for i in range(len(tensors))]).to(model.device)
+    tape: list[tuple[int, Tensor]] = []
+    with model.attached(tape) as clip:
+        clip.encode_image(pixels)
+    each = [subspace(model.adapters.image[str(block)], x.flatten(0, -2)) for block, x in tape]
+    return found | {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+
+
+def spread(images: ImageSet, count: int) -> ImageSet:
+    """At most `count` images, evenly over the set."""
+    return images.subset(range(0, len(images), -(-len(images) // count)))
+
+
+def drift(model: AdaptedCLIP, side: str, states: States) -> Tensor:
+    """[B], 1 - cosine of adapted and untouched features."""
+    return 1 - F.cosine_similarity(model.features(side, states)[0], states.features)
+
+
+def trial(lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One training and everything that is measured of it."""
+    values = {name: value for name, value in fields.items() if name not in ("method", "output")}
+    common = {"backbone": backbone, "seed": seed, "shots": shots, "classes": "base"}
+    wanted = Request.make({**values, **common}, fields.get("method", "rmadapter"), data=data)
+    assert isinstance(wanted.method, RMAdapter)
+    method = Penalised(wanted.method, fields["output"]) if "output" in fields else wanted.method
+    outcome = run_task(wanted.task, method, lab, wanted.name)
+    record = outcome.record
+    model = wanted.method.model(lab.backbone(backbone))
+    model.adapters.load_state_dict(dict(outcome.fitted.tensors))
+    found = {name: record.metric(name) for name in ("base", "novel")}
+    found |= {f"zero_shot_{name}": record.metric(name, zero_shot=True) for name in ("base", "novel")}
+    found |= {name: round(value, 5) for name, value in inside(model, lab, wanted.task).items()}
+    return found | {"seconds": record.seconds["train"], "split": record.split_digest}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", help="data sets below --root")
+    parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--shots", type=int, nargs="+", default=[16])
+    parser.add_argument("--backbone", default="pocket")
+    parser.add_argument("--precision", default="fp32")
+    args = parser.parse_args()
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    done = {_key(json.loads(line)) for line in lines}
+    lab = Lab(Machine(precision=args.precision), args.root, keep=True, progress=False)
+    for data, shots, seed, variant in itertools.product(args.data, args.shots, args.seeds, args.variants):
+        line = {"data": data, "backbone": args.backbone, "precision": args.precision, "shots": shots, "seed": seed}
+        line |= {"variant": variant, "fields": VARIANTS[variant]}
+        if _key(line) not in done:
+            line |= trial(lab, data, seed, shots, args.backbone, VARIANTS[variant]) | {"versions": versions()}
+            with args.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(*(line[name] for name in ("data", "shots", "seed", "variant", "base", "novel")), flush=True)
+
+
+def _key(line: Mapping[str, Any]) -> str:
+    return json.dumps(
+        [line[name] for name in ("data", "backbone", "precision", "shots", "seed", "fields")], sort_keys=True
+    )
+
+
+if __name__ == "__main__":
+    main()
