@@ -3,8 +3,9 @@
     python tools/reconstruction.py dtd10 sign_digits --root DATA --out docs/results/reconstruction.jsonl
 
 Each variant is RMAdapter with some settings of its own, trained on the same shots; `output` is the weight of a plain
-regulariser in place of the paper's losses, the mean square of what the adapters put out. Besides the accuracies of both
-halves, a line has, on test images:
+regulariser in place of the paper's losses, the mean square of what the adapters put out; at `dials`, shares of alpha,
+the trained model is asked once more (as WiSE-FT, Wortsman et al., CVPR 2022). Besides the accuracies of both halves, a
+line has, on test images:
 
     drift      1 - cosine of adapted and untouched features, of images and of class names, of either half
     explained  share of the variance of an adapter's input that its reconstruction explains; mean over adapters
@@ -20,7 +21,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import prompts_each, tokenize
 from rmadapter.request import Request
-from rmadapter.run import Lab, run_task
+from rmadapter.run import Lab, evaluate, run_task
 from rmadapter.settings import Machine
 from rmadapter.task import Task
 from rmadapter.train import Batch, minimise
@@ -54,7 +55,7 @@ def rec(weight: float, **fields: Any) -> dict[str, Any]:
     return {"lambda_image_rec": weight, "lambda_text_rec": weight, **NO_CON, **fields}
 
 
-NEITHER = rec(0.0)
+NEITHER, PAPER = rec(0.0), {"method": "rmadapter-paper"}
 VARIANTS: dict[str, dict[str, Any]] = {
     # Which of the two losses does what
     "both": {},
@@ -85,6 +86,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"weight decay {w:g}": NEITHER | {"weight_decay": w} for w in (0.5, 5, 20)},
     **{f"output {w:g}": NEITHER | {"output": w} for w in (0.01, 0.1, 1)},
     **{f"{n} epochs": NEITHER | {"epochs": n} for n in (3, 5)},
+    "neither, dialled": NEITHER | {"dials": (0.25, 0.5, 0.75)},
+    # Why the preset nearest the paper stays at zero-shot
+    "paper": PAPER,
+    "paper, no constraint": PAPER | NO_CON,
+    "paper, no reconstruction": PAPER | NO_REC,
+    "paper, neither": PAPER | NEITHER,
+    "paper, norm": PAPER | {"norm": "block"},
+    "paper, neither, norm": PAPER | NEITHER | {"norm": "block"},
+    "paper, no constraint, norm": PAPER | NO_CON | {"norm": "block"},
+    "paper, 50 epochs": PAPER | {"epochs": 50},
+    "MMA": {"method": "mma"},
+    "MMA, trained as RMAdapter": {"method": "mma-adamw"},
 }
 
 
@@ -172,7 +185,7 @@ def drift(model: AdaptedCLIP, side: str, states: States) -> Tensor:
 
 def trial(lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """One training and everything that is measured of it."""
-    values = {name: value for name, value in fields.items() if name not in ("method", "output")}
+    values = {name: value for name, value in fields.items() if name not in ("method", "output", "dials")}
     common = {"backbone": backbone, "seed": seed, "shots": shots, "classes": "base"}
     wanted = Request.make({**values, **common}, fields.get("method", "rmadapter"), data=data)
     assert isinstance(wanted.method, RMAdapter)
@@ -184,6 +197,13 @@ def trial(lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Map
     found = {name: record.metric(name) for name in ("base", "novel")}
     found |= {f"zero_shot_{name}": record.metric(name, zero_shot=True) for name in ("base", "novel")}
     found |= {name: round(value, 5) for name, value in inside(model, lab, wanted.task).items()}
+    for dial in fields.get("dials", ()):
+        adapter = replace(wanted.method.adapter, alpha=dial * wanted.method.adapter.alpha)
+        turned = replace(wanted.method, adapter=adapter).restore(
+            model.backbone, outcome.fitted.known, outcome.fitted.tensors
+        )
+        _, scores = evaluate(turned, lab.tests(wanted.task), lab.test_cache(wanted.task))
+        found |= {f"{score.name} at {dial:g}": score.accuracy for score in scores}
     return found | {"seconds": record.seconds["train"], "split": record.split_digest}
 
 
