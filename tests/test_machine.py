@@ -19,6 +19,7 @@ from rmadapter.machine import (
     all_seeded,
     describe,
     end_with_parent,
+    fastest_precision,
     find_device,
     keep_freed_memory,
     peak,
@@ -140,3 +141,21 @@ def test_every_global_generator_starts_at_the_seed_and_goes_on_as_before() -> No
         assert drawn() == first
     with all_seeded(4):
         assert not {*drawn()} & {*first}
+
+
+def test_the_faster_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {torch.float32: 8.0, torch.bfloat16: 4.0}
+    clock, running = [0.0], torch.Tensor.__matmul__
+
+    def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        clock[0] += times[x.dtype]
+        return x[:2, :2]
+
+    monkeypatch.setattr("rmadapter.machine.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    assert fastest_precision(CPU) == ("bf16", 2.0)
+    times[torch.bfloat16] = 7.0
+    assert fastest_precision(CPU) == ("fp32", 8 / 7)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", running)
+    monkeypatch.undo()
+    assert fastest_precision(CPU)[1] > 0

@@ -81,3 +81,13 @@ def test_a_run_from_before_keeps_the_unit_of_its_constraint(tmp_path: Path) -> N
     assert values["consistency_unit"] == "feature"
     (tmp_path / "mine.yaml").write_text("lambda_image_con: 2\n")
     assert read_config(tmp_path / "mine.yaml")[1] == {"lambda_image_con": 2}
+
+
+def test_precision_auto_is_what_it_means_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rmadapter.request.fastest_precision", lambda device: ("bf16", 2.0))
+    assert Request.make({"precision": "auto"}).machine.precision == "bf16"
+    assert "precision=bf16: a product in bfloat16 takes 0.5 of its time in float32 here" in capsys.readouterr().err
+    assert Request.make({"precision": "fp32"}).machine.precision == "fp32"
+    assert capsys.readouterr().err == ""

@@ -63,7 +63,7 @@ def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> 
     auto = configured(Auto(effort=effort), own, AUTO)
     for name in auto.candidates:
         auto.method(name)
-    return Asked(configured(Task(data=data), task), configured(Machine(), machine), auto)
+    return Asked(configured(Task(data=data), task), request.machine_of(machine), auto)
 
 
 def requested(

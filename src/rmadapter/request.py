@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rmadapter.console import note
 from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.machine import fastest_precision, find_device
 from rmadapter.method import Method
 from rmadapter.methods import DEFAULT, load_method
 from rmadapter.settings import Machine, configured, read_yaml, settings_of
@@ -36,7 +38,17 @@ class Request:
         task, machine, own = split(values or {}, method)
         found = load_method(method, {}, effort)
         check_own(own, found)
-        return cls(configured(Task(data=data), task), configured(Machine(), machine), configured(found, own), method)
+        return cls(configured(Task(data=data), task), machine_of(machine), configured(found, own), method)
+
+
+def machine_of(values: Mapping[str, Any]) -> Machine:
+    """From flat names; `precision=auto` becomes what it means here, and a note says so. Raises as `configured`."""
+    machine = configured(Machine(), values)
+    if machine.precision != "auto":
+        return machine
+    precision, times = fastest_precision(find_device(machine.device))
+    note(f"precision={precision}: a product in bfloat16 takes {1 / times:.2g} of its time in float32 here")
+    return replace(machine, precision=precision)
 
 
 def check_names(values: Mapping[str, Any], method: str, owner: Any) -> None:

@@ -79,7 +79,9 @@ class Machine:
     """Where and how numbers are computed; of these, the number format alone may change them by more than rounding."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "number format of the forward pass in training")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = option(
+        "fp32", "number format of the forward pass in training; auto: bf16 where that is faster, as measured"
+    )
     compile: bool = option(False, "compile the training step with torch.compile: minutes at first, then faster")
     cache_memory: float = option(
         4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0, le=1e6

@@ -43,8 +43,8 @@ def bench(
     from rmadapter.bench.protocols import expand
     from rmadapter.bench.runner import run_all
     from rmadapter.data.catalog import CATALOG
-    from rmadapter.request import read_config
-    from rmadapter.settings import Machine, configured, parse_overrides
+    from rmadapter.request import machine_of, read_config
+    from rmadapter.settings import configured, parse_overrides
     from rmadapter.task import Task
 
     if datasets == "paper":
@@ -58,7 +58,7 @@ def bench(
         protocol, _list(datasets), _list(methods or fitted), _numbers("seeds", seeds), _numbers("shots", shots),
         axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
-    records = run_all(Plan(tuple(planned), out, root, configured(Machine(), machine), own, outside, crops), jobs)
+    records = run_all(Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops), jobs)
     if as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
     else:
