@@ -55,7 +55,7 @@ class Peer:
 
 
 INIT = {"CTX_INIT": "a photo of a", "PREC": "fp32"}
-REP = "representation_learner.compound_rep_tokens"
+REP, ALIGNER = "representation_learner.compound_rep_tokens", "representation_learner.srra"
 META_NET = {"down": "prompt_learner.meta_net.linear1", "up": "prompt_learner.meta_net.linear2"}
 PEERS = {
     "coop": Peer(
@@ -105,6 +105,28 @@ PEERS = {
         lambda module: {"first_block": BLOCKS[0]},
         taken=lambda answer: answer[2],  # of both features together, as ours answers about trained classes
         more={"DATASET": {"NAME": "Caltech101"}},  # whose prompt is "a photo of a NAME."
+    ),
+    "mmrl-plus-plus": Peer(
+        "yunncheng/MMRL", "trainers.mmrlpp:MMRLpp", "MMRLpp",
+        {
+            "ALPHA": 0.7, "BETA": 0.9, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512, "REP_LAYERS": [*BLOCKS],
+            "PROJ_LORA_DIM": 64, "RES_LORA_DIM": 4, "PREC": "fp32",
+        },
+        {
+            "space": REP,
+            "projection.a": "image_encoder.A",
+            "projection.b": "image_encoder.B",
+            **{f"shared.{side}": f"{ALIGNER}_r2{s}proj.weight" for side, s in (("image", "v"), ("text", "t"))},
+            **{
+                f"maps.{side}.{b}.{ours}": f"{ALIGNER}_r2{s}proj.srra.{b - BLOCKS[0]}.{name}"
+                for side, s in (("image", "v"), ("text", "t"))
+                for b in BLOCKS
+                for ours, name in (("a", "A"), ("b", "B"), ("bias", "bias"))
+            },
+        },
+        lambda module: {"first_block": BLOCKS[0]},
+        taken=lambda answer: answer[2],
+        more={"DATASET": {"NAME": "Caltech101"}},
     ),
     "mma": Peer(
         "ZjjConan/Multi-Modal-Adapter", "trainers.mmadapter:MultiModalAdapter", "MMADAPTER",

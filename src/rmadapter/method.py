@@ -260,8 +260,13 @@ class Learner(nn.Module, ABC):
 class ModuleMethod(ABC):
     """What is common to methods that learn one module: the trained one answers like any other with its state."""
 
-    title: ClassVar[str]
-    source: ClassVar[str]
+    @property
+    @abstractmethod
+    def title(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def source(self) -> str: ...
 
     @abstractmethod
     def module(self, backbone: Backbone, seed: int = 1) -> Learner:

@@ -45,6 +45,7 @@ METHODS: dict[str, str] = {
     "promptsrc": "promptsrc:PromptSRC",
     "coprompt": "coprompt:CoPrompt",
     "mmrl": "mmrl:MMRL",
+    "mmrl-plus-plus": "mmrl:MMRL_PLUS_PLUS",
     "mma": "rmadapter:MMA",
     "mma-adamw": "rmadapter:MMA_ADAMW",
     "rmadapter": "rmadapter:RMAdapter",

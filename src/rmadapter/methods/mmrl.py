@@ -10,14 +10,20 @@ features w and frozen counterparts f_0, w_0, the loss is
 
 Answers among classes that were trained on are alpha f_c + (1 - alpha) f_r; among any others, f_c alone.
 Everything below block J is frozen and computed once, in text too.
+
+MMRL++ (Guo & Gu, arXiv 2505.10088) has less to train and lets tokens live on: all maps of an encoder are one, W, and a
+block adds a product of low rank and a bias of its own, W + A_i B_i; the projection of representation features is CLIP's
+and such a product; and into every block but J goes beta times the mapped tokens plus 1 - beta times those that left the
+block below.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +39,7 @@ from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogi
 from rmadapter.methods.context import draw
 from rmadapter.methods.deep import check_room
 from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
-from rmadapter.settings import Size
+from rmadapter.settings import Count, Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -63,39 +69,80 @@ def widen(encoder: TextEncoder, tokens: Tensor, more: int, first: int) -> Prompt
     return Prompts(encoder.frozen(tokens, first), wide, old, new, wide.positions[new] - 1)
 
 
+class LowRank(nn.Module):
+    """A B [rows, columns], which starts as zero, and a bias if one is given."""
+
+    def __init__(self, rows: int, columns: int, rank: int, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.empty(rows, rank)), nn.Parameter(torch.zeros(rank, columns))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    @property
+    def weight(self) -> Tensor:
+        return self.a @ self.b
+
+
 class Representations(Learner):
     """R, its maps into both encoders, by number of the block, and the projection of representation features.
 
-    alpha: share of f_c in answers. lowest: of these blocks of either side. In the shallower of two encoders the blocks
-    are those of the same relative height.
+    lowest: of these blocks of either side. In the shallower of two encoders the blocks are those of the same relative
+    height. shared: W of each side, in MMRL++.
     """
 
     reaches = ("image", "text")
 
-    def __init__(self, backbone: Backbone, tokens: int, width: int, first_block: int, alpha: float, seed: int) -> None:
+    def __init__(self, backbone: Backbone, settings: MMRL, seed: int) -> None:
         super().__init__(backbone)
-        check_room(backbone, "MMRL")
-        self.alpha = alpha
+        check_room(backbone, settings.title)
+        self.alpha, self.beta, rank = settings.alpha, settings.beta, settings.rank
         sides: tuple[Encoder[Any], ...] = (backbone.image, backbone.text)
         deepest = max(encoder.depth for encoder in sides)
-        if not 1 <= first_block <= deepest:
-            raise UserError(f"mmrl.first_block={first_block}: {backbone.name} has blocks 1 to {deepest}")
-        self.space = nn.Parameter(draw(tokens, width, seed))
-        self.maps, self.lowest = nn.ModuleDict(), {}
+        if not 1 <= settings.first_block <= deepest:
+            raise UserError(f"mmrl.first_block={settings.first_block}: {backbone.name} has blocks 1 to {deepest}")
+        self.space = nn.Parameter(draw(settings.tokens, settings.width, seed))
+        self.maps, self.shared, self.lowest = nn.ModuleDict(), nn.ParameterDict(), {}
         with seeded(seed):
             for encoder in sides:
-                blocks = adapted_blocks(first_block, None, encoder.depth, deepest)
-                one = nn.Linear(width, encoder.width)  # all blocks start alike, as the released code has it
-                self.maps[encoder.side] = nn.ModuleDict({str(i): deepcopy(one) for i in blocks})
+                blocks = adapted_blocks(settings.first_block, None, encoder.depth, deepest)
+                one = nn.Linear(settings.width, encoder.width)  # all blocks start alike, as the released code has it
+                if rank:
+                    self.shared[encoder.side] = one.weight
+                self.maps[encoder.side] = nn.ModuleDict(
+                    {
+                        str(i): LowRank(encoder.width, settings.width, rank, one.bias) if rank else deepcopy(one)
+                        for i in blocks
+                    }
+                )
                 self.lowest[encoder.side] = blocks[0]
-            rows, size = backbone.image.width, backbone.embedding_size
-            self.projection = nn.Parameter(rows**-0.5 * torch.randn(rows, size))
+            self._project(settings)
         self.first = self.lowest["image"]
         self.to(backbone.device)
 
+    def _project(self, settings: MMRL) -> None:
+        """Make the projection [d, e] of representation features, or what is added to CLIP's."""
+        rows, size = self.backbone.image.width, self.backbone.embedding_size
+        if not settings.projection_rank:
+            self.projection: Any = nn.Parameter(rows**-0.5 * torch.randn(rows, size))
+            return
+        if self.backbone.image.projection is None:
+            raise UserError(f"{settings.title}: {self.backbone.name} has no linear projection of images to add to")
+        self.projection = LowRank(rows, size, settings.projection_rank)
+
     def tokens(self, side: str, block: int) -> Tensor:
-        """[K, d] into one block."""
-        return self.maps[side][str(block)](self.space)  # type: ignore[index]
+        """[K, d], mapped for one block."""
+        own: Any = self.maps[side][str(block)]  # type: ignore[index]
+        weight = self.shared[side] + own.weight if len(self.shared) else own.weight
+        return F.linear(self.space, weight, own.bias)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Representation features [B, e] of [B, d]."""
+        if isinstance(self.projection, nn.Parameter):
+            return x @ self.projection
+        assert self.backbone.image.projection is not None
+        weight, bias = self.backbone.image.projection
+        found = x @ (weight + self.projection.weight)
+        return found if bias is None else found + bias
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Prompts]:
         """Prompts of all classes, template by template, in chunks."""
@@ -112,7 +159,10 @@ class Representations(Learner):
         some = encoder.reads_some(layout)
         x = x.new_zeros(len(layout.ids), x.shape[-1]).index_copy(0, prompts.old, x)
         for i in range(self.lowest["text"], encoder.depth + 1):
-            x = x.index_copy(0, prompts.new, self.tokens("text", i)[prompts.which])
+            mapped = self.tokens("text", i)[prompts.which]
+            if i > self.lowest["text"] and self.beta < 1:
+                mapped = self.beta * mapped + (1 - self.beta) * x[prompts.new]
+            x = x.index_copy(0, prompts.new, mapped)
             x = encoder.step(i, x, encoder.norm(i, x), layout, i == encoder.depth and some)
         if not some:
             x = x[prompts.old]  # an encoder that pools over all tokens pools over the prompt's own
@@ -125,9 +175,12 @@ class Representations(Learner):
         own, some = x.shape[1], encoder.reads_some(layout)
         wide = replace(layout, last=k)
         for i in range(self.lowest["image"], encoder.depth + 1):
-            x = torch.cat([x[:, :own], self.tokens("image", i).expand(x.shape[0], -1, -1)], 1)
+            mapped = self.tokens("image", i).expand(x.shape[0], -1, -1)
+            if i > self.lowest["image"] and self.beta < 1:
+                mapped = self.beta * mapped + (1 - self.beta) * x[:, own:]
+            x = torch.cat([x[:, :own], mapped], 1)
             x = encoder.step(i, x, encoder.norm(i, x), wide, i == encoder.depth and some)
-        return encoder.head(x[:, :-k], layout), encoder.top_norm(x[:, -k:]).mean(1) @ self.projection
+        return encoder.head(x[:, :-k], layout), self.project(encoder.top_norm(x[:, -k:]).mean(1))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         w = self.class_features(self.prompts(names, known.templates), prompts_each(names, known.templates))
@@ -147,14 +200,16 @@ class Representations(Learner):
 @dataclass(frozen=True)
 class MMRL(ModuleMethod):
     """tokens: K. width: r. first_block: J, counted in the deeper encoder. alpha, regularisation (lambda): of the loss.
+    rank: of A_i B_i, 0 for maps of their own. projection_rank: of what is added to CLIP's projection, 0 for one of its
+    own. beta: 1 forgets the tokens that left the block below.
 
-    The released preset sets `regularisation` (and on EuroSAT `width`) for each data set, from 0.01 to 7; here it is
-    that of the general file for all. Logits are over the backbone's own temperature, 1/100 in OpenAI's CLIP, which the
-    released code writes out.
+    The released presets set `regularisation` (and in MMRL `width` on EuroSAT, in MMRL++ `beta`) for each data set, from
+    0.01 to 7; here it is that of the general file for all. Logits are over the backbone's own temperature, 1/100 in
+    OpenAI's CLIP, which the released code writes out.
     """
 
-    title: ClassVar[str] = "MMRL"
-    source: ClassVar[str] = (
+    title: str = "MMRL"
+    source: str = (
         "Guo & Gu, CVPR 2025 (arXiv 2503.08497); configs/trainers/MMRL/vit_b16.yaml of github.com/yunncheng/MMRL"
     )
     tokens: Size = 5
@@ -162,10 +217,13 @@ class MMRL(ModuleMethod):
     first_block: Size = 6
     alpha: float = 0.7
     regularisation: float = 1.0
+    rank: Count = 0
+    projection_rank: Count = 0
+    beta: Share = 1.0
     recipe: Recipe = Recipe(optimizer="adamw", learning_rate=0.001, epochs=10, batch_size=4)
 
     def module(self, backbone: Backbone, seed: int = 1) -> Representations:
-        return Representations(backbone, self.tokens, self.width, self.first_block, self.alpha, seed)
+        return Representations(backbone, self, seed)
 
     def loss(
         self, module: Representations, labels: Tensor, states: States, prompts: Sequence[Prompts], each: int = 1
@@ -191,3 +249,12 @@ class MMRL(ModuleMethod):
 
         done = minimise(module, loss, self.recipe, shots, shots.source(module.first))
         return self.restore(backbone, shots.known, module.state_dict()).after(done)
+
+
+MMRL_PLUS_PLUS = MMRL(
+    "MMRL++",
+    "Guo & Gu, arXiv 2505.10088; configs/trainers/MMRLpp/vit_b16.yaml of github.com/yunncheng/MMRL",
+    rank=4,
+    projection_rank=64,
+    beta=0.9,
+)
