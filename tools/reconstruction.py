@@ -55,7 +55,7 @@ def rec(weight: float, **fields: Any) -> dict[str, Any]:
     return {"lambda_image_rec": weight, "lambda_text_rec": weight, **NO_CON, **fields}
 
 
-NEITHER, PAPER = rec(0.0), {"method": "rmadapter-paper"}
+NEITHER, PAPER = rec(0.0), {"method": "rmadapter-paper", "norm": "none"}
 VARIANTS: dict[str, dict[str, Any]] = {
     # Which of the two losses does what
     "both": {},

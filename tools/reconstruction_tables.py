@@ -29,6 +29,7 @@ Lines: TypeAlias = Sequence[Line]
 CHOOSE = ("rsscn7", "trashnet", "office_caltech/web")
 FIGURES = ("base", "novel", "hm")
 MAIN = ("neither", "reconstruction", "constraint", "both")
+DIALS = tuple((f"alpha times {dial:g}", "both") for dial in (0.25, 0.5, 0.75))
 PAIRS = (("reconstruction", "neither"), ("both", "constraint"), ("constraint", "neither"), ("both", "neither"))
 
 
@@ -38,6 +39,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         if {"target", "target_norm", "objective"} & line["fields"].keys():
             line.pop("explained", None)  # what is reconstructed there is something else than the input
+        line |= {f"{name}, %": 100 * line[name] for name in ("kept", "overlap")}
         line["hm"] = harmonic_mean(line["base"], line["novel"])
         line["zero_shot_hm"] = harmonic_mean(line["zero_shot_base"], line["zero_shot_novel"])
     return lines
@@ -161,6 +163,9 @@ def tables(lines: Lines) -> dict[str, str]:
             found[f"accuracies at {shots} shots"] = accuracies(some)
             found[f"differences at {shots} shots"] = differences(some, PAIRS)
             found[f"inside at {shots} shots"] = inside(some, MAIN)
+            found[f"mechanism at {shots} shots"] = differences(some, PAIRS[:2], ("kept, %", "overlap, %"))
+        if any(line["variant"] == DIALS[0][0] for line in some):
+            found[f"dial at {shots} shots"] = differences(some, DIALS)
     found["screening"] = screened(chosen, [n for n in VARIANTS if n not in paper and not n.startswith(plain)])
     found["regularisers"] = screened(chosen, [name for name in names if name.startswith(plain) and "," not in name])
     found["paper"] = screened(chosen, paper, "paper")

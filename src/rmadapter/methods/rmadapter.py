@@ -82,11 +82,12 @@ MMA = RMAdapter(
     LossSettings(lambda_image_rec=0.0, lambda_text_rec=0.0, lambda_image_con=0.0, lambda_text_con=0.0),
     Recipe(optimizer="sgd", learning_rate=0.0015, epochs=5, batch_size=16, schedule="epoch", warmup_epochs=0),
 )
-# RMAdapter where its paper says that it follows MMA (optimisation) and PromptSRC (consistency).
+# RMAdapter where its paper says that it follows MMA (optimisation) and PromptSRC (consistency). MMA's norm is not in its
+# equations, but without it MMA's optimisation does not move these adapters (docs/reconstruction.md).
 PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
-    AdapterSettings(init="kaiming", alpha=0.001, decouple_scale=True),
+    AdapterSettings(norm="block", init="kaiming", alpha=0.001, decouple_scale=True),
     LossSettings(1.0, 1.0, lambda_image_con=10.0, lambda_text_con=25.0, consistency_unit="feature"),
     MMA.recipe,
 )

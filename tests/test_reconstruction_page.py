@@ -1,0 +1,126 @@
+"""docs/reconstruction.md: its tables are those of its lines, and its sentences say what they say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from reconstruction_tables import CHOOSE, MAIN, PAIRS, by_set, dialled, difference, read, tables
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/reconstruction.md").read_text(encoding="utf-8")
+TEXT = " ".join(PAGE.split())
+LINES = dialled(read(ROOT / "docs/results/reconstruction.jsonl"))
+CHOSEN = [line for line in LINES if line["data"] in CHOOSE and line["shots"] == 16]
+REPORTED = {n: [line for line in LINES if line["data"] not in CHOOSE and line["shots"] == n] for n in (4, 16)}
+
+
+def test_every_table_is_that_of_the_lines() -> None:
+    found = tables(read(ROOT / "docs/results/reconstruction.jsonl"))
+    assert len(found) >= 9
+    for name, table in found.items():
+        assert f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" in PAGE, name
+
+
+def test_a_line_says_what_was_run() -> None:
+    runs = [(line["data"], line["shots"], line["seed"], line["variant"]) for line in LINES]
+    assert len(set(runs)) == len(runs)
+    for line in LINES:
+        assert len(line["split"]) == 64
+        assert line["versions"]["torch"]
+        assert line["precision"] == "bf16"
+    for shots, lines in REPORTED.items():
+        sets = {line["data"] for line in lines}
+        assert {seed for line in lines for seed in [line["seed"]]} == {1, 2, 3}, shots
+        assert all({d for d in sets if d in by_set(lines, one, "hm")} >= {"dtd10", "neu_steel"} for one in MAIN)
+
+
+def shown(shots: int, pair: tuple[str, str], figure: str) -> str:
+    """The verdict of a row of a table of differences."""
+    rows = tables(LINES)[f"differences at {shots} shots"].splitlines()
+    name = "HM" if figure == "hm" else figure
+    return next(row for row in rows if row.startswith(f"| {' - '.join(pair)} | {name} |")).split(" | ")[-1]
+
+
+def ends(shots: int, pair: tuple[str, str], figure: str) -> tuple[float, float, float]:
+    mean, half, _, _ = difference(REPORTED[shots], *pair, figure)
+    assert half is not None
+    return mean, mean - half, mean + half
+
+
+def test_the_verdicts_that_the_page_tells() -> None:
+    assert shown(16, ("constraint", "neither"), "base") == "behind |"
+    assert shown(16, ("both", "neither"), "base") == "behind |"
+    assert all(shown(16, pair, figure) == "not shown |" for pair in PAIRS[:2] for figure in ("base", "novel", "hm"))
+    assert shown(4, ("reconstruction", "neither"), "hm") == "behind |"
+    assert all(shown(4, ("both", "constraint"), figure) == "not shown |" for figure in ("base", "novel", "hm"))
+    assert all(shown(n, PAIRS[2], figure) == "not shown |" for n in (4, 16) for figure in ("novel", "hm"))
+    table = tables(LINES)["dial at 16 shots"].splitlines()
+    assert all(row.endswith("not shown |") for row in table if "0.5 -" in row)
+
+
+def test_the_figures_in_its_sentences() -> None:
+    mean, low, high = ends(16, ("reconstruction", "neither"), "hm")
+    assert f"it changes HM by {mean:+.1f} ({low:.1f} to {high:+.1f})" in TEXT
+    mean, low, high = ends(16, ("both", "constraint"), "hm")
+    assert f"beside it by {mean:+.1f} ({low:.1f} to {high:+.1f})" in TEXT
+    mean, low, high = ends(4, ("reconstruction", "neither"), "hm")
+    assert f"it costs {-mean:.1f} of HM ({-high:.1f} to {-low:.1f})" in TEXT
+    mean, low, high = ends(16, ("constraint", "neither"), "base")
+    assert f"{-mean:.1f} points of base accuracy ({-high:.1f} to {-low:.1f})" in TEXT
+    mean, low, high = ends(16, ("reconstruction", "neither"), "overlap, %")
+    assert f"adds {mean:.2f} percentage points of overlap at 16 shots ({low:.2f} to {high:.2f})" in TEXT
+    assert f"and {ends(4, ('reconstruction', 'neither'), 'overlap, %')[0]:.2f} at 4" in TEXT
+    moved = [difference(REPORTED[16], "alpha times 0.5", "both", figure)[0] for figure in ("base", "novel", "hm")]
+    assert "{:.1f} points of base, {:.1f} of novel accuracy and {:.1f} of HM on average".format(*moved) in TEXT
+    norm = difference(CHOSEN, "paper, norm", "paper", "base")[0]
+    assert f"(+{norm:.0f} points of base accuracy)" in TEXT
+    plain = ("alpha times", "weight decay", "output", "3 epochs", "5 epochs", "constraint", "both", "neither")
+    names = {line["variant"] for line in CHOSEN if line["variant"].startswith(plain) and "," not in line["variant"]}
+    found = {name: fmean(by_set(CHOSEN, name, "hm").values()) for name in names}
+    assert max(found, key=found.__getitem__) == "alpha times 0.5"
+    assert max(found.values()) - min(found.values()) < 4
+    novel = [fmean(by_set(CHOSEN, name, "novel").values()) for name in ("paper, norm", "paper, no constraint, norm")]
+    assert "({:.1f}, and {:.1f} without it)".format(*novel) in TEXT
+    hours = sum(line["seconds"] for line in LINES if not line["variant"].startswith("alpha times")) / 3600
+    assert f"All runs took about {hours:.1f} hours" in TEXT
+
+
+def test_the_branch_explains_little() -> None:
+    """On three of four sets less than nothing after 16 shots, on all after 4; after 30 epochs about a fifth."""
+    for one in ("both", "reconstruction"):
+        assert sum(value < 0 for value in by_set(REPORTED[16], one, "explained").values()) == 3
+        assert max(by_set(REPORTED[4], one, "explained").values()) < 0
+    weights = [
+        fmean(by_set(CHOSEN, f"reconstruction{w}", "explained").values()) for w in ("", " 0.01", " 1", " 10", " 100")
+    ]
+    assert max(weights) < 0
+    assert 0.1 < fmean(by_set(CHOSEN, "30 epochs, reconstruction 10", "explained").values()) < 0.25
+
+
+def test_the_constraint_holds_the_text_encoder_still() -> None:
+    for lines in REPORTED.values():
+        for one in ("both", "constraint"):
+            assert all(value < 0.001 for value in by_set(lines, one, "drift_text_base").values())
+        assert all(value > 0.02 for value in by_set(lines, "neither", "drift_text_base").values())
+        overlap = {one: fmean(by_set(lines, one, "overlap").values()) for one in MAIN}
+        assert overlap["neither"] > overlap["both"]
+
+
+def test_no_reading_of_the_equations_is_above_neither() -> None:
+    below = ("target normed", "cosine", "1 layer")
+    others = ("target frozen", "target below", "into the trunk", "share none", "share up", "3 layers")
+    for name in (*below, *others, "image alone", "text alone"):
+        mean, half, _, sets = difference(CHOSEN, name, "neither", "hm")
+        assert sets == 3
+        assert half
+        assert mean < 1
+        assert abs(mean) < half
+        assert (-6 < mean < -3) == (name in below)
+    with_norm, without = (by_set(CHOSEN, f"norm, {what}", "hm") for what in ("reconstruction 10", "neither"))
+    lost = [without[data] - with_norm[data] for data in without]
+    assert round(fmean(lost)) == 8
+    assert max(lost) > 0.5 * sum(lost)
