@@ -82,8 +82,8 @@ MMA = RMAdapter(
     LossSettings(lambda_image_rec=0.0, lambda_text_rec=0.0, lambda_image_con=0.0, lambda_text_con=0.0),
     Recipe(optimizer="sgd", learning_rate=0.0015, epochs=5, batch_size=16, schedule="epoch", warmup_epochs=0),
 )
-# RMAdapter where its paper says that it follows MMA (optimisation) and PromptSRC (consistency). MMA's norm is not in its
-# equations, but without it MMA's optimisation does not move these adapters (docs/reconstruction.md).
+# RMAdapter where its paper says that it follows MMA (optimisation) and PromptSRC (consistency). MMA's norm is not in
+# its equations, but without it MMA's optimisation does not move these adapters (docs/reconstruction.md).
 PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
