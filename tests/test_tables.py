@@ -46,7 +46,7 @@ def base_to_novel(skip: tuple[Any, ...] = (), **fields: Any) -> list[Record]:
 
 def test_base_to_novel_per_data_set_and_average() -> None:
     found = tables(base_to_novel())
-    assert list(found) == ["average", "a", "b", "pairs", "cost"]
+    assert list(found) == ["average", "a", "b", "pairs", "cost", "rules"]
     for method in METHODS:
         own = [HALVES[method, "a", seed] for seed in (1, 2, 3)]
         cells = row(found["a"], TITLES[method]).cells
@@ -220,7 +220,7 @@ def test_verdicts_are_corrected_for_the_rows_of_a_figure_and_ranks_follow_them()
         for s in (1, 2)
     ]
     found = tables(runs)
-    assert [name for name in found if "set" not in name] == ["average", "pairs", *RANKS, "cost"]
+    assert [name for name in found if "set" not in name] == ["average", "pairs", *RANKS, "cost", "rules"]
     bases = [r for r in found["pairs"].rows if r.cells[0].value == "base"]
     p = stats.ttest_1samp(list(gains.values()), 0).pvalue
     assert p < 0.05 < 5 * p

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rmadapter.train import Batch as Batch
     from rmadapter.train import Recipe as Recipe
     from rmadapter.train import minimise as minimise
+    from rmadapter.uses import Uses as Uses
 
 __version__ = metadata.version("rmadapter")
 
@@ -68,6 +69,7 @@ _HOMES = {
     "suspects.find": ["find_suspects"],
     "task": ["Question", "Task"],
     "train": ["Batch", "Recipe", "minimise"],
+    "uses": ["Uses"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]

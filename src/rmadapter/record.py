@@ -16,6 +16,7 @@ from rmadapter.errors import UserError, first_fault
 from rmadapter.files import read_text, write_text
 from rmadapter.metrics import average_precisions, f1_scores, harmonic_mean
 from rmadapter.task import Task
+from rmadapter.uses import Uses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,12 +46,13 @@ class BackboneName(Value):
 
 
 class MethodName(Value):
-    """name: as `load_method` understands it. settings: by flat name."""
+    """name: as `load_method` understands it. settings: by flat name. uses: what one from outside says that it uses."""
 
     name: str
     title: str = ""
     source: str = ""
     settings: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
+    uses: Uses | None = None
 
 
 class Several(Value):

@@ -273,11 +273,11 @@ def evaluate(
 def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot | None, **found: Any) -> Record:
     """The record of a run, whatever became of it. few: what was drawn, if anything."""
     backbone = lab.backbone(task.backbone)
-    settings = json.loads(json.dumps(settings_of(method)))
+    settings, uses = json.loads(json.dumps(settings_of(method))), getattr(method, "uses", None)
     return Record(
         format=FORMAT,
         task=task,
-        method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
+        method=MethodName(name=name, title=method.title, source=method.source, settings=settings, uses=uses),
         backbone=BackboneName(name=backbone.name, digest=backbone.digest),
         precision=lab.machine.precision,
         key=run_key(task, method, name, lab.machine, backbone.digest, order_digest(few)) if few else "",

@@ -27,6 +27,7 @@ def bench(
     root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
     templates: Annotated[str, typer.Option(help='"dataset" for each data set\'s own, or one prompt with {}.')] = "",
     axes: Annotated[str, typer.Option(help="Of sensitivity: rank,alpha,...")] = "",
+    per_set: Annotated[bool, typer.Option("--per-set", help="Also with the authors' constants of each set.")] = False,
     config: Config = None,
     sets: Annotated[
         list[str] | None,
@@ -39,6 +40,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Run one of the paper's experiments; finished runs are kept."""
+    from rmadapter.bench.per_set import as_published
     from rmadapter.bench.plan import Plan
     from rmadapter.bench.protocols import expand
     from rmadapter.bench.runner import run_all
@@ -58,6 +60,7 @@ def bench(
         protocol, _list(datasets), _list(methods or fitted), _numbers("seeds", seeds), _numbers("shots", shots),
         axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
+    planned = list(as_published(planned)) if per_set else planned
     records = run_all(Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops), jobs)
     if as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
@@ -147,10 +150,11 @@ def methods(
     backbone: Annotated[str, typer.Option(help="Whose parameters are counted.")] = "ViT-B-16/none",
     as_json: Json = False,
 ) -> None:
-    """Every method, its published settings and its number of trained parameters."""
+    """Every method, its published settings, its number of trained parameters, and what it uses beyond the shots."""
     from rmadapter.backbones import load_backbone
     from rmadapter.methods import METHODS, entry_points, load_method
     from rmadapter.settings import settings_of
+    from rmadapter.uses import Uses, uses_of
 
     loaded, classes, shots = load_backbone(backbone), 100, 16
     found: list[dict[str, Any]] = []
@@ -161,14 +165,18 @@ def methods(
         except UserError as error:  # the published settings do not fit the backbone
             reason = str(error)
         facts = {"name": name, "title": method.title, "source": method.source, "parameters": count, "reason": reason}
-        found.append({**facts, "settings": settings_of(method)})
+        settings = settings_of(method)
+        uses = uses_of(name, settings, getattr(method, "uses", None))
+        found.append({**facts, "settings": settings, "uses": uses and uses.model_dump()})
     if as_json:
         print(json.dumps(found))
         return
     rows = [
-        [m["name"], m["title"], "-" if m["parameters"] is None else f"{m['parameters']:,}", m["source"]] for m in found
-    ]
-    table(["method", "title", "trained parameters", "source"], rows)
+        [m["name"], m["title"], "-" if m["parameters"] is None else f"{m['parameters']:,}",
+         *((m["uses"]["track"], Uses(**m["uses"]).words) if m["uses"] else ("not stated", "")), m["source"]]
+        for m in found
+    ]  # fmt: skip
+    table(["method", "title", "trained parameters", "track", "uses", "source"], rows)
     print(f"Parameters for {backbone}, {classes} classes and {shots} shots.")
 
 

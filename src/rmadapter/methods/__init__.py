@@ -18,6 +18,7 @@ from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.files import user_path
 from rmadapter.settings import configured
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
+from rmadapter.uses import Uses
 
 if TYPE_CHECKING:
     from rmadapter.data.images import ImageSet
@@ -85,6 +86,8 @@ def load_method(name: str, values: Mapping[str, Any] | None = None, effort: str 
             raise UserError(f"method {name!r} has no {wanted!r}: docs/your_method.md says what a method is")
     if not is_dataclass(method):
         raise UserError(f"method {name!r} is no dataclass: docs/your_method.md says what a method is")
+    if not isinstance(getattr(method, "uses", None), Uses | None):
+        raise UserError(f"method {name!r}: its `uses` is no rmadapter.Uses: docs/your_method.md says what that is")
     return configured(_with_effort(method, effort), values or {}, name)
 
 

@@ -236,5 +236,6 @@ def _ours(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, lis
     for group in groups:
         for record in group.records:
             if (row := printed(record, block)) and row[0] == name:
-                found.setdefault(f"{name} ({record.method.name}, {group.slug})", []).append(record)
+                who = record.method.name if record.protocol in ABLATIONS else record.variant or record.method.name
+                found.setdefault(f"{name} ({who}, {group.slug})", []).append(record)
     return list(found.items()) if len(found) > 1 else [(name, list(*found.values()))]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rmadapter.bench.report import paper
+from rmadapter.bench.report import fair, paper
 from rmadapter.bench.report.groups import TRANSFER, Group, alike, complete, entries, slug, tested
 from rmadapter.bench.report.ranks import Ranks, ranked, to_table
 from rmadapter.bench.report.stats import HM_OF_MEANS, LEVEL, Paired, average, corrected, paired
@@ -71,7 +71,7 @@ def reference(rows: Rows) -> str | None:
 
 
 def make_tables(group: Group) -> list[Table]:
-    """Every table of a group: the average first, then one per data set or source, paired differences, ranks, cost."""
+    """The average first, then one per data set or source, paired differences, ranks, cost, rules."""
     parts = []
     if group.protocol in TRANSFER:
         parts = [_transfer(group, source) for source in group.datasets]
@@ -79,7 +79,8 @@ def make_tables(group: Group) -> list[Table]:
         if len(group.datasets) > 1:
             parts = [_average(group)]
         parts += [_means(group, dataset, columns_of(group), [dataset]) for dataset in group.datasets]
-    return [*parts, *_pairs(group), *_ranks(group), _cost(group)]
+    rules = fair.to_tables(group, first_column(group))
+    return [*parts, *_pairs(group), *_ranks(group), _cost(group), *rules]
 
 
 def _means(

@@ -1,0 +1,42 @@
+"""What each row of a group uses beyond the shots, as a table: by the records, and of our own methods by `uses`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rmadapter.bench.report.groups import Group, entries
+from rmadapter.bench.report.table import Cell, Row, Table
+from rmadapter.record import Record
+from rmadapter.uses import PUBLISHED, Uses, uses_of
+
+HEADS = ("track", "extra data or texts", "teacher", "test images together", "constants of each data set", "tuned on")
+NOTE = (
+    "Methods of different tracks are not comparable. Constants are what the authors set for each data set; a row has "
+    f"one setting for all, unless its name says “{PUBLISHED} for each set”. Parameters and seconds: see Cost."
+)
+UNKNOWN = "not stated"
+
+
+def uses(records: Sequence[Record]) -> Uses | None:
+    """Of the records of one row; None where a method from outside says nothing."""
+    method = records[0].method
+    return uses_of(method.name, method.settings, method.uses)
+
+
+def to_tables(group: Group, first: str) -> list[Table]:
+    """One; none of rows that are all of one method. first: heads the column of rows."""
+    if len({record.method.name for record in group.records}) < 2:
+        return []
+    rows = tuple(Row(label, tuple(map(Cell, _cells(records)))) for label, records in entries(group.records).items())
+    backbone = f"{group.backbone.name} ({group.backbone.digest[:8]})."
+    return [Table(f"{group.slug}-rules", "Rules", (first, *HEADS), rows, backbone, (NOTE,))]
+
+
+def _cells(records: Sequence[Record]) -> tuple[str | None, ...]:
+    found = uses(records)
+    if found is None:
+        return (UNKNOWN, *[None] * (len(HEADS) - 1))
+    own = bool(records[0].variant) and PUBLISHED in records[0].variant
+    constants = found.constants and (f"{'in use' if own else 'not in use'}: {found.constants}")
+    texts = (found.track, found.extra, found.teacher, found.test_time, constants, found.tuned)
+    return tuple(text or None for text in texts)

@@ -1,0 +1,100 @@
+"""What each method uses beyond the shots, so that like is ranked with like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Track = Literal["ranked", "extra data", "teacher", "test time"]
+TRACKS: tuple[Track, ...] = get_args(Track)
+
+
+class Uses(BaseModel):
+    """Beyond the shots, the class names and the run's templates. Empty: nothing.
+
+    track: methods of different tracks are never ranked together. extra: data or texts. files: settings that name files
+    of such; where one is given the track is "extra data". teacher: another model that is fitted or asked. constants:
+    what the authors set for each data set, where we have one setting for all. test_time: what is learned from test
+    images, or from several of them together. tuned: on what the settings were chosen, and what `fit` chooses itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    track: Track = "ranked"
+    extra: str = ""
+    files: tuple[str, ...] = ()
+    teacher: str = ""
+    constants: str = ""
+    test_time: str = ""
+    tuned: str
+
+    @model_validator(mode="after")
+    def _says_why(self) -> Uses:
+        why = {"ranked": self.tuned, "extra data": self.extra, "teacher": self.teacher, "test time": self.test_time}
+        if not why[self.track]:
+            raise ValueError(f"a method of the track {self.track!r} says what it uses")
+        return self
+
+    def given(self, settings: Mapping[str, Any]) -> Uses:
+        """With these settings of the method."""
+        return self.model_copy(update={"track": "extra data"}) if any(map(settings.get, self.files)) else self
+
+    @property
+    def words(self) -> str:
+        """In a line."""
+        parts = {
+            "extra": self.extra,
+            "teacher": self.teacher,
+            "test images together": self.test_time,
+            "constants of each data set": self.constants,
+            "tuned on": self.tuned,
+        }
+        return "; ".join(f"{name}: {text}" for name, text in parts.items() if text)
+
+
+PUBLISHED = "as published"
+HELD_OUT = "held-out shots, in every fit"
+OURS = "train images of this project's choosing sets (docs/defaults.md)"
+_PROMPT = "the words of the prompt"
+
+USES: Mapping[str, Uses] = {
+    "zero-shot": Uses(tuned="nothing"),
+    "zero-shot-ensemble": Uses(extra="7 general templates", tuned="ImageNet, by CLIP's authors"),
+    "linear-probe": Uses(tuned=HELD_OUT),
+    "linear-probe-zero-shot": Uses(tuned=PUBLISHED),
+    "linear-probe-pair": Uses(tuned=HELD_OUT),
+    "clap": Uses(tuned=PUBLISHED),
+    "lp-plus-plus": Uses(tuned=PUBLISHED),
+    "clip-adapter": Uses(constants="the ratio", tuned="as published for ImageNet"),
+    "tip-adapter": Uses(constants="alpha and the grids of alpha and beta", tuned=HELD_OUT),
+    "tip-adapter-f": Uses(constants="alpha, the grids of alpha and beta, epochs on EuroSAT", tuned=HELD_OUT),
+    "prolip": Uses(tuned=PUBLISHED),
+    "coop": Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
+    "cocoop": Uses(tuned=PUBLISHED),
+    "kgcoop": Uses(constants=_PROMPT, tuned=PUBLISHED),
+    "tcp": Uses(constants=f"{_PROMPT}, the epoch tested", tuned=PUBLISHED),
+    "clip-lora": Uses(tuned=PUBLISHED),
+    "2sfs": Uses(tuned=PUBLISHED),
+    "maple": Uses(tuned=PUBLISHED),
+    "promptsrc": Uses(extra="20 general templates", tuned=PUBLISHED),
+    "coprompt": Uses(
+        extra="generated descriptions of the trained classes, in a file; without it the run's prompts",
+        files=("descriptions",),
+        constants="number and depth of prompts, weight of consistency, epochs",
+        tuned="as published for ImageNet",
+    ),
+    "mmrl": Uses(constants="weight of regularisation, width on EuroSAT, epochs on ImageNet", tuned=PUBLISHED),
+    "mma": Uses(tuned=PUBLISHED),
+    "mma-adamw": Uses(tuned=OURS),
+    "rmadapter": Uses(tuned=OURS),
+    "rmadapter-paper": Uses(tuned="as MMA and PromptSRC published"),
+    "rmadapter-plain": Uses(tuned=OURS),
+}
+
+
+def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> Uses | None:
+    """Of a method by the name it is called by. own: what one from outside says itself, which may be nothing."""
+    known = USES.get(name, own)
+    return known and known.given(settings)

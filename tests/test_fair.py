@@ -1,0 +1,39 @@
+"""The rules under a group's tables: of our methods by their names, of others by what their records say."""
+
+from __future__ import annotations
+
+from rmadapter.bench.report.fair import HEADS, to_tables, uses
+from rmadapter.bench.report.groups import group_records
+from rmadapter.bench.report.tables import make_tables
+from rmadapter.record import MethodName
+from rmadapter.uses import Uses
+from synthetic_runs import record
+
+HALVES = {"base": 80.0, "novel": 70.0}
+
+
+def test_a_row_for_each_method_with_what_it_uses() -> None:
+    own = record("mmrl", "dtd", 1, HALVES, title="MMRL", variant="MMRL, as published for each set")
+    theirs = record("x.py:X", "dtd", 1, HALVES, title="X")
+    teacher = MethodName(name="y:Y", title="Y", uses=Uses(track="teacher", teacher="ViT-L/14", tuned="nothing"))
+    told = record("y:Y", "dtd", 1, HALVES).model_copy(update={"method": teacher})
+    mmrl = record("mmrl", "dtd", 1, HALVES, title="MMRL")
+    [group] = group_records([own, theirs, told, mmrl])
+    [table] = to_tables(group, "method")
+    assert table.columns == ("method", *HEADS)
+    cells = {row.label: [cell.text for cell in row.cells] for row in table.rows}
+    assert cells["Y"] == ["teacher", "–", "ViT-L/14", "–", "–", "nothing"]
+    assert cells["X"] == ["not stated", *["–"] * 5]
+    assert cells["MMRL"][0] == "ranked"
+    assert cells["MMRL"][4].startswith("not in use: weight of regularisation")
+    assert cells["MMRL, as published for each set"][4].startswith("in use: weight of regularisation")
+    assert make_tables(group)[-1] == table
+    [alone] = group_records([mmrl])
+    assert to_tables(alone, "method") == []
+
+
+def test_a_setting_may_change_the_track() -> None:
+    method = MethodName(name="coprompt", settings={"descriptions": "texts.json"})
+    found = uses([record("coprompt", "dtd", 1, HALVES).model_copy(update={"method": method})])
+    assert found is not None
+    assert found.track == "extra data"

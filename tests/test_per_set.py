@@ -1,0 +1,48 @@
+"""Constants of each data set are settings that exist, and make rows of their own."""
+
+from __future__ import annotations
+
+import pytest
+
+from rmadapter.bench.per_set import as_published, constants, per_set
+from rmadapter.bench.protocols import expand
+from rmadapter.data.catalog import CATALOG
+from rmadapter.methods import load_method
+from rmadapter.settings import settings_of
+
+PAPER = list(CATALOG)[:11]
+
+
+@pytest.mark.parametrize("method", per_set())
+def test_the_table_names_data_sets_and_settings_that_exist(method: str) -> None:
+    row = per_set()[method]
+    assert "github.com/" in row["source"]
+    assert set(row["sets"]) <= set(PAPER)
+    plain = load_method(method)
+    for dataset in row["sets"]:
+        own = constants(method, f"below/{dataset}")
+        assert settings_of(load_method(method, own)) == settings_of(plain) | own
+
+
+def test_what_the_sources_say() -> None:
+    assert constants("mmrl", "eurosat") == {"regularisation": 0.01, "width": 2048}
+    assert constants("coprompt", "oxford_pets") == {"n_ctx": 2, "depth": 12, "consistency": 0.1}
+    assert constants("tip-adapter", "eurosat") == {"alpha": 2.0, "largest_beta": 12.0, "largest_alpha": 10.0}
+    assert constants("tip-adapter-f", "eurosat") == constants("tip-adapter", "eurosat") | {"epochs": 100}
+    assert constants("mmrl", "my-images") == constants("mma", "eurosat") == {}
+
+
+def test_a_second_row_where_there_are_constants() -> None:
+    jobs = expand("base-to-novel", ["dtd", "my-images"], ["mma", "mmrl"], [1])
+    found = list(as_published(jobs))
+    assert [(job.task.data, job.method, job.variant) for job in found] == [
+        ("dtd", "mma", ""),
+        ("dtd", "mmrl", ""),
+        ("dtd", "mmrl", "MMRL, as published for each set"),
+        ("my-images", "mma", ""),
+        ("my-images", "mmrl", ""),
+    ]
+    assert found[2].values == (("regularisation", 6.0),)
+    assert found[2].path != found[1].path
+    ablation = expand("ablation-layers", ["dtd"], [], [1])
+    assert list(as_published(ablation)) == ablation
