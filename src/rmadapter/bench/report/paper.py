@@ -36,6 +36,7 @@ ABLATIONS = {
     "ablation-layers": ("reconstruction_layers", "Table 6"),
 }
 MISNAMED = {("ucf101", "mma"): "ProGrad"}  # block and method of a row of Table 1 -> the name that it has there
+MISNAMED_BY = {(block, printed): method for (block, method), printed in MISNAMED.items()}
 # Another number of test images is another data set under the same name.
 TEST_IMAGES = {key: dataset.counts["test"] for key, dataset in CATALOG.items()}
 

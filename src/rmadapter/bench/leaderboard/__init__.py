@@ -1,0 +1,1 @@
+"""Records of any origin as one page, beside what papers print."""

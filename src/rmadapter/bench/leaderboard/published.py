@@ -1,0 +1,154 @@
+"""Figures of other papers as they are printed, and those that cannot both be: computed, not typed.
+
+assets/published has the figures, each with its source and the place in it; RMAdapter's own are in assets/paper.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.resources import files
+from statistics import fmean
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from rmadapter.bench.report import paper
+from rmadapter.bench.report.groups import TRANSFER
+from rmadapter.bench.report.stats import half_width
+from rmadapter.metrics import harmonic_mean
+
+AVERAGE = "average"
+OWN = {"CLIP": "zero-shot", "Co-CoOp": "cocoop", "RMAdapter": "rmadapter"}  # rows of RMAdapter's tables
+
+
+class Source(NamedTuple):
+    """at: address or number. read: what was read, and what of it was not readable."""
+
+    title: str
+    at: str
+    read: str
+
+
+class Figure(BaseModel):
+    """method: ours by its name here, others as printed. dataset: of the catalogue, or "average". backbone: "" where the
+    source does not say. kind: printed, or run again by somebody with the authors' code. place: in the source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Annotated[str, Field(min_length=1)]
+    protocol: Literal["base-to-novel", "cross-dataset", "domain-generalization", "few-shot"]
+    dataset: Annotated[str, Field(min_length=1)]
+    shots: Annotated[int, Field(ge=0, le=16)]
+    backbone: str
+    metric: Literal["base", "novel", "hm", "all"]
+    value: Annotated[float, Field(ge=0, le=100)]
+    kind: Literal["printed", "rerun"]
+    source: str
+    place: str
+
+    @property
+    def cell(self) -> tuple[str, ...]:
+        """What it is a figure of, whoever prints it."""
+        return (self.protocol, self.backbone, str(self.shots), self.method, self.dataset, self.metric)
+
+
+def _text(name: str) -> str:
+    return (files("rmadapter") / "assets/published" / name).read_text(encoding="utf-8")
+
+
+@cache
+def sources() -> dict[str, Source]:
+    return {name: Source(**row) for name, row in yaml.safe_load(_text("sources.yaml")).items()}
+
+
+@cache
+def published() -> tuple[Figure, ...]:
+    """All that were read, RMAdapter's tables among them."""
+    rows = TypeAdapter(list[Figure]).validate_python(list(csv.DictReader(io.StringIO(_text("figures.csv")))))
+    return (*rows, *_rmadapters())
+
+
+def _rmadapters() -> Iterator[Figure]:
+    def figure(method: str, dataset: str, protocol: str, metric: str, value: float, place: str) -> Figure:
+        name = paper.MISNAMED_BY.get((dataset, method), OWN.get(method, method.lower()))
+        return Figure(
+            method=name, protocol=protocol, dataset=dataset, shots=0 if name == "zero-shot" else paper.SHOTS,
+            backbone=paper.BACKBONES[0], metric=metric, value=value, kind="printed", source="rmadapter", place=place,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    for dataset, rows in paper.halves().items():
+        for method, row in rows.items():
+            for metric, value in row.items():
+                yield figure(method, dataset, "base-to-novel", metric, value, "Table 1")
+    for number, protocol in enumerate(TRANSFER, 2):
+        for method, row in paper.transfer(protocol).items():
+            for dataset, value in row.items():
+                yield figure(method, dataset, protocol, "all", value, f"Table {number}")
+
+
+def contradictions(figures: Iterable[Figure] | None = None) -> list[str]:
+    """A sentence for each: an HM or an average that does not follow from what it is of, in one source; two sources that
+    print different figures for the same cell; a printed figure outside the 95 % interval of runs by others."""
+    found = published() if figures is None else tuple(figures)
+    return [*_arithmetic(found), *_between_sources(found), *_runs_again(found)]
+
+
+def _name(figure: Figure) -> str:
+    shots = f", {figure.shots} shots" if figure.protocol == "few-shot" else ""
+    return f"{figure.method}, {figure.protocol}, {figure.dataset}{shots}, {paper.NAMES.get(figure.metric, 'accuracy')}"
+
+
+def _arithmetic(figures: Iterable[Figure]) -> Iterator[str]:
+    tables: dict[tuple[str, ...], dict[tuple[str, str], Figure]] = defaultdict(dict)
+    for f in figures:
+        key = (f.source, f.place, f.kind, f.protocol, f.backbone, f.method, str(f.shots))
+        tables[key][f.dataset, f.metric] = f
+    for cells in tables.values():
+        for (dataset, metric), f in cells.items():
+            if metric == "hm" and {(dataset, "base"), (dataset, "novel")} <= cells.keys():
+                value = harmonic_mean(cells[dataset, "base"].value, cells[dataset, "novel"].value)
+                yield from _off(f, "that of its base and novel figures", value)
+            if dataset == AVERAGE and metric != "hm":
+                source = {"imagenet"} if f.protocol in TRANSFER else set()
+                parts = [o.value for (d, m), o in cells.items() if m == metric and d not in {AVERAGE, *source}]
+                if len(parts) > 3:
+                    yield from _off(f, f"the mean of its {len(parts)} data sets", fmean(parts))
+
+
+def _off(figure: Figure, how: str, value: float) -> Iterator[str]:
+    if abs(figure.value - value) > paper.ROUNDING:
+        where = f"{sources()[figure.source].title}, {figure.place}"
+        yield f"{_name(figure)}: printed as {figure.value:.2f}, but {how} is {value:.2f} ({where})."
+
+
+def _between_sources(figures: Iterable[Figure]) -> Iterator[str]:
+    cells: dict[tuple[str, ...], dict[float, Figure]] = defaultdict(dict)
+    for figure in figures:
+        if figure.kind == "printed" and figure.backbone:
+            cells[figure.cell].setdefault(figure.value, figure)
+    for values in cells.values():
+        if max(values) - min(values) > paper.ROUNDING:
+            told = " and ".join(f"{v:.2f} ({sources()[f.source].title}, {f.place})" for v, f in sorted(values.items()))
+            yield f"{_name(next(iter(values.values())))}: printed as {told}."
+
+
+def _runs_again(figures: Iterable[Figure]) -> Iterator[str]:
+    printed = {f.cell: f for f in figures if f.kind == "printed"}
+    again: dict[tuple[str, ...], list[Figure]] = defaultdict(list)
+    for figure in figures:
+        if figure.kind == "rerun":
+            again[figure.cell].append(figure)
+    for cell, runs in again.items():
+        values = np.array([run.value for run in runs])
+        half, first = half_width(values), printed.get(cell)
+        if first and half is not None and abs(first.value - values.mean()) > half:
+            yield (
+                f"{_name(first)}: printed as {first.value:.2f}, but {len(runs)} runs with the released code gave "
+                f"{values.min():.2f} to {values.max():.2f} ({sources()[runs[0].source].at})."
+            )
