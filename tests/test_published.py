@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from importlib.resources import files
 from itertools import product
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -19,9 +20,9 @@ PAPER = list(CATALOG)[:15]
 
 
 def figure(value: float, **fields: Any) -> Figure:
-    cell = {"method": "mma", "protocol": "base-to-novel", "dataset": "dtd", "shots": 16, "backbone": "B", "metric": "hm"}
+    cell = {"method": "mma", "protocol": "base-to-novel", "dataset": "dtd", "shots": 16, "backbone": "B"}
     read = {"value": value, "kind": "printed", "source": "vacsr", "place": "Table 9"}
-    return Figure(**{**cell, **read, **fields})
+    return Figure(**{**cell, **read, "metric": "hm", **fields})
 
 
 def test_every_figure_has_a_source_that_is_described_and_a_place() -> None:
@@ -87,3 +88,21 @@ def test_each_kind_of_contradiction_and_no_other() -> None:
     assert contradictions([figure(74.0, metric="base"), runs[0]]) == []
     unknown = [figure(50.0, backbone=""), figure(60.0, backbone="", source="rvp")]
     assert contradictions(unknown) == []
+
+
+def test_the_page_counts_what_is_there() -> None:
+    page = (Path(__file__).parents[1] / "docs/leaderboard.md").read_text(encoding="utf-8")
+    found, told = published(), contradictions()
+    others = [f for f in found if f.source != "rmadapter"]
+    averages = {
+        protocol: {f.method for f in others if (f.protocol, f.dataset) == (protocol, "average")}
+        for protocol in ("base-to-novel", "few-shot")
+    }
+    for count in (
+        f"has {len(others):,} figures of other papers",
+        f"they are {len(found):,}",
+        f"finds {len(told)} contradictions",
+        f"averages | {len(averages['base-to-novel'])} methods",
+        f"1 to 16 shots | {len(averages['few-shot'])} methods",
+    ):
+        assert count in page

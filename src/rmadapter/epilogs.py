@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter bench base-to-novel --datasets dtd --root data --out results",
     ),
     "report": ("rmadapter report results --out report", "rmadapter report runs/first"),
+    "leaderboard": ("rmadapter leaderboard results --out board",),
     "methods": ("rmadapter methods", "rmadapter methods --json"),
     "params": ("rmadapter params --method mma --classes 50",),
     "data": ("rmadapter data", "rmadapter data dtd --root data --download"),

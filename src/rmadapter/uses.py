@@ -48,7 +48,7 @@ class Uses(BaseModel):
             "extra": self.extra,
             "teacher": self.teacher,
             "test images together": self.test_time,
-            "constants of each data set": self.constants,
+            "authors' constants for each set": self.constants,
             "tuned on": self.tuned,
         }
         return "; ".join(f"{name}: {text}" for name, text in parts.items() if text)

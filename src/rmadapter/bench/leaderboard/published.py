@@ -77,10 +77,10 @@ def published() -> tuple[Figure, ...]:
 def _rmadapters() -> Iterator[Figure]:
     def figure(method: str, dataset: str, protocol: str, metric: str, value: float, place: str) -> Figure:
         name = paper.MISNAMED_BY.get((dataset, method), OWN.get(method, method.lower()))
-        return Figure(
-            method=name, protocol=protocol, dataset=dataset, shots=0 if name == "zero-shot" else paper.SHOTS,
-            backbone=paper.BACKBONES[0], metric=metric, value=value, kind="printed", source="rmadapter", place=place,
-        )  # type: ignore[arg-type]  # fmt: skip
+        shots = 0 if name == "zero-shot" else paper.SHOTS
+        what = {"method": name, "protocol": protocol, "dataset": dataset, "metric": metric, "value": value}
+        how = {"shots": shots, "backbone": paper.BACKBONES[0], "kind": "printed", "source": "rmadapter", "place": place}
+        return Figure.model_validate({**what, **how})
 
     for dataset, rows in paper.halves().items():
         for method, row in rows.items():

@@ -113,8 +113,8 @@ def read_records(results: Path) -> Results:
         except UserError as error:
             notes.append(f"{error}; left out")
             continue
-        if fault := _fault(record):
-            notes.append(f"{where}: {fault}; left out")
+        if wrong := fault(record):
+            notes.append(f"{where}: {wrong}; left out")
         else:
             found.append((where, record))
     if not found:
@@ -154,7 +154,7 @@ def lines(results: Path) -> Iterator[tuple[str, str]]:
             yield from ((f"{where}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _fault(record: Record) -> str:
+def fault(record: Record) -> str:
     """Why a record is none of the bench's, if so."""
     if record.protocol not in PROTOCOLS:
         return f"a run of {record.protocol!r}, which is no protocol of the bench"

@@ -1,0 +1,191 @@
+"""Records as boards: one for each protocol, backbone, number of shots and track, with what papers print beside them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from rmadapter.bench.leaderboard.published import AVERAGE, Figure, published, sources
+from rmadapter.bench.protocols import DOMAINS, PROTOCOLS
+from rmadapter.bench.report import fair, paper
+from rmadapter.bench.report.groups import TRANSFER, Group, alike, complete, entries, group_records, tested
+from rmadapter.bench.report.ranks import Ranks, ranked
+from rmadapter.bench.report.table import Cell
+from rmadapter.bench.report.tables import AVERAGES, Column, columns_of
+from rmadapter.data.catalog import CATALOG
+from rmadapter.record import Record
+from rmadapter.uses import TRACKS
+
+TARGETS = {"cross-dataset": tuple(CATALOG)[1:11], "domain-generalization": DOMAINS["imagenet"]}  # of ImageNet
+UNKNOWN = fair.UNKNOWN  # track of methods from outside that do not say what they use: shown, not ranked
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method over the data sets that all of its board have. rank: the mean and the half width of its 95 % interval
+    over data sets. seconds: median of a training."""
+
+    label: str
+    uses: str
+    cells: tuple[Cell, ...]
+    rank: Cell
+    parameters: int | None
+    seconds: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Printed:
+    """difference: measured minus printed, in points. off: by more than a point and than the interval over seeds."""
+
+    figure: str
+    value: float
+    where: str
+    difference: float
+    off: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on one data set. lines: of its records in records.jsonl."""
+
+    label: str
+    dataset: str
+    cells: tuple[Cell, ...]
+    printed: tuple[Printed, ...]
+    seeds: int
+    lines: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Board:
+    """heads: what the cells of standings are; columns: of those of lines. sets: that the standings are over. ranks: of
+    the last column; None where methods or data sets are too few, and where nobody says what the methods use."""
+
+    group: Group
+    track: str
+    heads: tuple[str, ...]
+    columns: tuple[str, ...]
+    sets: tuple[str, ...]
+    standings: tuple[Standing, ...]
+    lines: tuple[Line, ...]
+    ranks: Ranks | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.group.title}, {self.track}"
+
+
+def boards(records: Sequence[Record]) -> list[Board]:
+    """Of finished records, in the order in which they stand in records.jsonl; ablations have none."""
+    place = {id(record): number for number, record in enumerate(records, 1)}
+    return [_board(group, track, place) for group, track in _groups(records)]
+
+
+def _groups(records: Sequence[Record]) -> Iterator[tuple[Group, str]]:
+    of_methods = [record for record in records if not PROTOCOLS[record.protocol].variants]
+    for group in group_records(of_methods):
+        for shots in sorted({record.task.shots for record in group.records}):
+            tracks: dict[str, list[Record]] = defaultdict(list)
+            for record in group.records:
+                if record.task.shots == shots:
+                    uses = fair.uses([record])
+                    tracks[uses.track if uses else UNKNOWN].append(record)
+            for track in sorted(tracks, key=[*TRACKS, UNKNOWN].index):
+                yield replace(group, shots=shots, records=tracks[track]), track
+
+
+def _board(group: Group, track: str, place: Mapping[int, int]) -> Board:
+    rows, columns = entries(group.records), columns_of(group)
+    sets, seeds = complete(rows)
+    same = entries(alike(group.records))
+    metric = columns[-1].metric
+    ranks = None if track == UNKNOWN else ranked(same, metric)
+    over = AVERAGES[:3] if group.protocol == "base-to-novel" else columns
+    standings = []
+    for label, records in rows.items():
+        uses, known = fair.uses(records), [r.seconds["train"] for r in records if "train" in r.seconds]
+        cells = tuple(column.cell(same[label], sets, seeds) for column in over)
+        numbers = {record.parameters for record in records}
+        one = max((n for n in numbers if n is not None), default=None)
+        seconds = median(known) if known else None
+        standings.append(
+            Standing(label, uses.words if uses else "", cells, _rank(ranks, label), one, seconds, len(records))
+        )
+    lines = [
+        _line(label, dataset, some, columns, place)
+        for dataset in group.datasets
+        for label, records in rows.items()
+        if (some := [record for record in records if record.task.data == dataset])
+    ]
+    best = sorted(standings, key=lambda s: (s.rank.value is None, s.rank.number, -_number(s.cells[-1]), s.label))
+    return Board(
+        group, track, tuple(c.head for c in over), tuple(c.head for c in columns), tuple(sets), tuple(best),
+        tuple(lines), ranks,
+    )  # fmt: skip
+
+
+def _number(cell: Cell) -> float:
+    return cell.number if cell.value is not None else -1.0
+
+
+def _rank(ranks: Ranks | None, label: str) -> Cell:
+    if ranks is None or label not in ranks.labels:
+        return Cell()
+    place = ranks.labels.index(label)
+    return Cell(ranks.mean[place], ranks.half_widths[place])
+
+
+def _line(
+    label: str, dataset: str, records: Sequence[Record], columns: Sequence[Column], place: Mapping[int, int]
+) -> Line:
+    cells = tuple(column.cell(records, [dataset]) for column in columns)
+    printed = tuple(_beside(records[0], columns, cells))
+    seeds = len({record.task.seed for record in records})
+    return Line(label, dataset, cells, printed, seeds, tuple(sorted(place[id(record)] for record in records)))
+
+
+def _beside(record: Record, columns: Sequence[Column], cells: Sequence[Cell]) -> Iterator[Printed]:
+    """What papers print of the same method, data set, shots and backbone; a value that several print, once."""
+    for column, cell in zip(columns, cells, strict=True):
+        told: dict[float, list[str]] = defaultdict(list)
+        for figure in _printed(record, column.metric):
+            told[figure.value].append(f"{sources()[figure.source].title}, {figure.place}")
+        for value, where in told.items():
+            if cell.value is not None:
+                difference = cell.number - value
+                off = abs(difference) > max(paper.TOLERANCE, cell.interval or 0.0)
+                yield Printed(column.head, value, "; ".join(where), difference, off)
+
+
+def _printed(record: Record, metric: str) -> list[Figure]:
+    """metric: as `Record.metric` has it; the average over targets is a data set of that name in what is printed."""
+    if not comparable(record, metric):
+        return []
+    dataset, metric = (AVERAGE, "all") if metric == AVERAGE else (paper.dataset_name(record.task.data), metric)
+    backbone = paper.BACKBONES[0] if record.backbone.name in paper.BACKBONES else record.backbone.name
+    wanted = (record.method.name, record.protocol, dataset, metric, backbone)
+    return [
+        figure
+        for figure in published()
+        if (figure.method, figure.protocol, figure.dataset, figure.metric, figure.backbone) == wanted
+        and figure.shots in (record.task.shots, 0)
+        and figure.kind == "printed"
+    ]
+
+
+def comparable(record: Record, metric: str = "") -> bool:
+    """Whether the data sets are those of that name in the papers, judged by the number of their test images."""
+    name = paper.dataset_name(record.task.data)
+    images = {paper.dataset_name(key): count for key, count in tested(record).items()}
+    if name not in paper.TEST_IMAGES:
+        return False
+    if metric == AVERAGE:
+        targets = {key: count for key, count in images.items() if key != "all"}
+        return name == "imagenet" and targets == {key: paper.TEST_IMAGES[key] for key in TARGETS[record.protocol]}
+    if record.protocol in TRANSFER or "all" in images:
+        return images.get("all") == paper.TEST_IMAGES[name]
+    total = sum(images.values())  # a method that names no new classes is tested on one half alone
+    return total == paper.TEST_IMAGES[name] if "novel" in images else 0 < total < paper.TEST_IMAGES[name]
