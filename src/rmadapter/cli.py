@@ -252,7 +252,8 @@ def doctor(as_json: Json = False) -> None:
 VERBS = (
     demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
     deploy_cli.push, serve_cli.serve, app_cli.app, explain_cli.explain, suggest_cli.suggest,
-    bench_cli.bench, bench_cli.report, leaderboard_cli.leaderboard, bench_cli.methods, params, bench_cli.data,
+    bench_cli.bench, bench_cli.report, leaderboard_cli.leaderboard, leaderboard_cli.reproduce,
+    bench_cli.methods, params, bench_cli.data,
     backbones_cli.backbones, backbones_cli.convert, doctor,
 )  # fmt: skip
 register(app, VERBS)

@@ -44,6 +44,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "report": ("rmadapter report results --out report", "rmadapter report runs/first"),
     "leaderboard": ("rmadapter leaderboard results --out board",),
+    "reproduce": (
+        "rmadapter reproduce --root data --out results --plan",
+        "rmadapter reproduce --root data --out results --tables 1,2",
+    ),
     "methods": ("rmadapter methods", "rmadapter methods --json"),
     "params": ("rmadapter params --method mma --classes 50",),
     "data": ("rmadapter data", "rmadapter data dtd --root data --download"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rmadapter.console import Json
+from rmadapter.console import Json, Quiet, note, table
+from rmadapter.errors import UserError
 
 
 def leaderboard(
@@ -21,3 +24,66 @@ def leaderboard(
 
     written = write_leaderboard(results, out)
     print(json.dumps(written) if as_json else f"leaderboard: {out / 'index.html'}")
+
+
+def reproduce(
+    root: Annotated[Path, typer.Option(help="Folder of the data sets.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of results; the same command goes on where it was.")],
+    tables: Annotated[str, typer.Option(help="Of the paper, by number.")] = "1,2,3,4,5,6",
+    methods: Annotated[str, typer.Option(help="Some of the tables' methods, by default all.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3",
+    backbone: Annotated[str, typer.Option(help="The paper's.")] = "ViT-B-16/openai",
+    per_set: Annotated[bool, typer.Option("--per-set", help="Also with the authors' constants of each set.")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="As of `bench`.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, as of `bench`.")] = 1,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be run, and run nothing.")] = False,
+    tolerance: Annotated[float, typer.Option(help="Points that a figure may be off.")] = 1.0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run the paper's tables and judge each printed figure: within, off by, or not run. 1 if one is off."""
+    from rmadapter.bench import reproduce as work
+    from rmadapter.bench.cli import _list, _numbers, common_and_own
+    from rmadapter.settings import Machine, configured, parse_overrides
+    from rmadapter.task import Task
+
+    task, machine, own = common_and_own({"backbone": backbone} | parse_overrides(sets or []))
+    wish = work.Wish(
+        root, out, _list(tables), _list(methods), _numbers("seeds", seeds), per_set,
+        configured(Task(), task), configured(Machine(), machine), own,
+    )  # fmt: skip
+    absent = work.missing(wish)
+    for key, why in absent.items():
+        note(f"{key} is not complete ({why}); `rmadapter data {key} --root {root}` says how to get it")
+    made = work.plans(wish, absent)
+    if plan:
+        rows = [{"table": t, "data set": d, "runs": n, "finished": f} for t, d, n, f in work.outline(made)]
+        if as_json:
+            print(json.dumps(rows))
+        else:
+            table(["table", "data set", "runs", "finished"], [[str(value) for value in row.values()] for row in rows])
+        return
+    records = work.run(made, jobs)
+    judged = work.verdicts(wish, made, tolerance)
+    _tell(judged, as_json, out / work.VERDICTS)
+    if failed := [record for record in records if record.status == "failed"]:
+        told = f"{len(failed)} of {len(records)} runs failed ({failed[0].reason})"
+        raise UserError(f"{told}; the same command tries them again")
+    if any(row["within"] is False for row in judged):
+        raise typer.Exit(1)
+
+
+def _tell(judged: Sequence[dict[str, Any]], as_json: bool, where: Path) -> None:
+    if as_json:
+        print(json.dumps(judged))
+        return
+    kinds = ("within", "off", "some seeds", "not run")
+    counts: dict[str, Counter[str]] = {}
+    for row in judged:
+        verdict = row["verdict"]
+        kind = "off" if verdict.startswith("off") else verdict if verdict in kinds else "some seeds"
+        counts.setdefault(row["table"], Counter())[kind] += 1
+    table(["table", *kinds], [[name, *(str(found[kind]) for kind in kinds)] for name, found in counts.items()])
+    print(f"verdict on each of {len(judged)} printed figures: {where}")

@@ -1,0 +1,176 @@
+"""The paper's Tables 1 to 6 as one piece of work: the runs they need, of the data sets that are there, and a verdict.
+
+Settings that methods have on ImageNet alone are those of their authors' repositories, as docs/reproduce.md says.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rmadapter.bench.board import Board
+from rmadapter.bench.per_set import as_published
+from rmadapter.bench.plan import Plan
+from rmadapter.bench.protocols import DOMAINS, expand
+from rmadapter.bench.report import paper
+from rmadapter.bench.report.groups import TRANSFER
+from rmadapter.bench.runner import run_all
+from rmadapter.data.catalog import CATALOG, check
+from rmadapter.errors import UserError
+from rmadapter.files import write_text
+from rmadapter.record import Record, read_record
+from rmadapter.settings import Machine
+from rmadapter.task import Task
+
+SETS = tuple(CATALOG)[:11]  # of Table 1, ImageNet first
+OURS = ("rmadapter", "rmadapter-paper")
+NOT_RUN = "not run"
+VERDICTS = "verdict.csv"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table: its protocol, its methods (none: the protocol's own), and settings of theirs for it alone."""
+
+    protocol: str
+    methods: tuple[str, ...] = ()
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return ("imagenet", *DOMAINS["imagenet"]) if self.protocol == "domain-generalization" else SETS
+
+    def datasets(self, there: Iterable[str]) -> list[str]:
+        """To train on, small ones first; of transfer the source, and then its targets, or nothing if one is missing."""
+        here = set(there) & {*self.needed}
+        if self.protocol not in TRANSFER:
+            return sorted(here, key=lambda key: sum(CATALOG[key].counts.values()))
+        if len(here) < len(self.needed):
+            return []
+        return list(SETS) if self.protocol == "cross-dataset" else ["imagenet"]
+
+
+ON_IMAGENET: Mapping[str, Mapping[str, Any]] = {
+    "coop": {"epochs": 50},
+    "maple": {"depth": 3, "epochs": 2, "learning_rate": 0.0026},
+    "promptsrc": {"depth": 3, "mean": 6.0, "std": 10.0},
+    "mma": {"batch_size": 128},
+}
+PARTS: Mapping[str, Part] = {
+    "1": Part(
+        "base-to-novel",
+        ("zero-shot", "coop", "cocoop", "kgcoop", "maple", "tcp", "promptsrc", "mma", "coprompt", *OURS),
+    ),
+    "2": Part("cross-dataset", ("coop", "cocoop", "maple", "promptsrc", "mma", "coprompt", *OURS), ON_IMAGENET),
+    "3": Part(
+        "domain-generalization",
+        ("zero-shot", "coop", "cocoop", "kgcoop", "maple", "promptsrc", "mma", "coprompt", *OURS),
+        ON_IMAGENET,
+    ),
+    "4": Part("ablation-components"),
+    "5": Part("ablation-sharing"),
+    "6": Part("ablation-layers"),
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be reproduced: numbers of tables, methods (empty for all), seeds, and how. values: of `--set`."""
+
+    root: Path
+    out: Path
+    tables: Sequence[str] = tuple(PARTS)
+    methods: Sequence[str] = ()
+    seeds: Sequence[int] = paper.SEEDS
+    per_set: bool = False
+    task: Task = field(default_factory=Task)
+    machine: Machine = field(default_factory=Machine)
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := [table for table in self.tables if table not in PARTS]:
+            raise UserError(f"--tables {unknown[0]}: the tables with runs are {', '.join(PARTS)}")
+        known = {method for part in PARTS.values() for method in part.methods}
+        if unknown := [method for method in self.methods if method not in known]:
+            raise UserError(f"--methods {unknown[0]}: the paper's tables have {', '.join(sorted(known))}")
+        if self.task.backbone not in paper.BACKBONES:
+            known = set(paper.BACKBONES)
+            raise UserError(f"--backbone {self.task.backbone}: the paper's figures are of {' or '.join(sorted(known))}")
+
+
+def missing(wish: Wish) -> dict[str, str]:
+    """Data sets that the tables need and that are not complete below the root: what is missing of each."""
+    needed = dict.fromkeys(key for table in wish.tables for key in PARTS[table].needed)
+    found = {key: check(CATALOG[key], wish.root) for key in needed}
+    return {key: "; ".join(one.missing) or one.status for key, one in found.items() if one.status != "complete"}
+
+
+def plans(wish: Wish, absent: Iterable[str]) -> dict[str, Plan]:
+    """By number of table: the runs on data sets that are complete; none where there is nothing to run."""
+    made = {}
+    for table in wish.tables:
+        part = PARTS[table]
+        methods = [method for method in part.methods if not wish.methods or method in wish.methods]
+        datasets = part.datasets({*part.needed} - {*absent})
+        ablation = not part.methods and (not wish.methods or "rmadapter" in wish.methods)
+        if not datasets or not (methods or ablation):
+            continue
+        jobs = expand(part.protocol, datasets, methods, wish.seeds, root=wish.root, common=wish.task)
+        there = {job.method for job in jobs}
+        values = {m: {**part.values.get(m, {}), **wish.values.get(m, {})} for m in there}
+        jobs = list(as_published(jobs)) if wish.per_set else jobs
+        kept = {method: own for method, own in values.items() if own}
+        made[table] = Plan(tuple(jobs), wish.out, wish.root, wish.machine, kept)
+    return made
+
+
+def outline(made: Mapping[str, Plan]) -> list[tuple[str, str, int, int]]:
+    """(table, data set, runs, those that are finished), in the order in which they are done."""
+    found = []
+    for number, plan in made.items():
+        left = {*Board(plan).left()}
+        for dataset in dict.fromkeys(job.task.data for job in plan.jobs):
+            jobs = [job for job in plan.jobs if job.task.data == dataset]
+            found.append((number, dataset, len(jobs), sum(job not in left for job in jobs)))
+    return found
+
+
+def run(made: Mapping[str, Plan], processes: int = 1) -> list[Record]:
+    """Table after table, each data set by itself, so that small ones are done first; what is finished is kept."""
+    records: list[Record] = []
+    for plan in made.values():
+        for dataset in dict.fromkeys(job.task.data for job in plan.jobs):
+            some = tuple(job for job in plan.jobs if job.task.data == dataset)
+            own = {job.method for job in some}
+            values = {method: value for method, value in plan.values.items() if method in own}
+            records += run_all(replace(plan, jobs=some, values=values), processes)
+    return records
+
+
+def verdicts(wish: Wish, made: Mapping[str, Plan], tolerance: float = paper.TOLERANCE) -> list[dict[str, Any]]:
+    """`paper.check` of the runs that are there, of the tables wished for, with a verdict for each printed figure:
+    "within", "off by +1.23", "2 of 3 seeds" or "not run". Writes them as a table to `out`."""
+    paths = [plan.out / job.path for plan in made.values() for job in plan.jobs]
+    records = [record for path in paths if path.is_file() and (record := read_record(path)).status == "finished"]
+    titles = tuple(f"Table {table}" for table in wish.tables)
+    rows = [
+        {**row, "verdict": _verdict(row)}
+        for row in paper.check(records, tolerance, wish.seeds)
+        if row["table"].split(",")[0] in titles
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(wish.out / VERDICTS, text.getvalue())
+    return rows
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row["within"] is None:
+        return NOT_RUN if row["ours"] is None else str(row["status"])
+    return "within" if row["within"] else f"off by {row['difference']:+.2f}"
