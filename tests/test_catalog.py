@@ -178,11 +178,12 @@ def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     archives.caltech101(home)
     found = check(dataset, tmp_path)
     assert (found.status, found.counts) == ("partial", {"train": 25, "val": 10, "test": 15})
+    assert found.how == f"put {dataset.split_url} into {home}"
     assert found.missing == ("split_zhou_Caltech101.json, so that splits are not those of published results",)
 
     archives.write_json(home / dataset.split, table_of(dataset, home))
     found = check(dataset, tmp_path)
-    assert (found.status, found.missing, found.home) == ("complete", (), str(home))
+    assert (found.status, found.missing, found.home, found.how) == ("complete", (), str(home), "")
 
     for number in (3, 7):
         (home / "101_ObjectCategories" / "Faces" / f"image_{number:04d}.jpg").unlink()
@@ -190,6 +191,7 @@ def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.status == "partial"
     [line] = found.missing
     assert line.startswith("2 of 50 images are missing, such as Faces/image_000")
+    assert found.how == f"rmadapter data caltech101 --root {tmp_path} --download"
     with pytest.raises(UserError, match=r"2 of 50 images are missing.*rmadapter data caltech101 --root"):
         load_dataset("caltech101", tmp_path)
     shutil.rmtree(home / "101_ObjectCategories")
@@ -264,7 +266,9 @@ def test_downloads_end_up_as_coop_lays_them_out(tmp_path: Path, key: str) -> Non
     packed(dataset, source, home / ".download")
     download(dataset, tmp_path)
     write(tmp_path / "wanted")
-    assert below(home) == below(tmp_path / "wanted")
+    digests = (home / ".archives.sha256").read_text().splitlines()
+    assert {line.split("  ")[1] for line in digests} == {url.rpartition("/")[2] for url in dataset.archives}
+    assert below(home) - {Path(".archives.sha256")} == below(tmp_path / "wanted")
     assert load_dataset(key, tmp_path)["train"]
 
 
@@ -281,6 +285,25 @@ def test_failed_downloads(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Stanford Cars has to be fetched by hand"):
         download(CATALOG["stanford_cars"], tmp_path)
     assert "CC BY 4.0" in describe(CATALOG["caltech101"], tmp_path)
+    told = describe(CATALOG["stanford_cars"], tmp_path)
+    for address, text in CATALOG["stanford_cars"].mirrors.items():
+        assert f"{address}: {text}" in told
+    assert "Elsewhere" not in describe(CATALOG["imagenet"], tmp_path)
+
+
+def test_another_archive_than_at_the_first_download_is_refused(tmp_path: Path) -> None:
+    dataset, stage = CATALOG["dtd"], tmp_path / "dtd" / ".download"
+    for count in (1, 2):
+        stage.mkdir(parents=True)
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
+        archives.dtd(tmp_path / "source")
+        (tmp_path / "source" / "note.txt").write_text(str(count))
+        packed(dataset, tmp_path / "source", stage)
+        if count == 1:
+            download(dataset, tmp_path)
+    with pytest.raises(UserError, match=r"dtd-r1.0.1.tar.gz: another file than at the first download \(sha256"):
+        download(dataset, tmp_path)
+    assert not list(stage.glob("*.gz"))
 
 
 # Paths that lead out

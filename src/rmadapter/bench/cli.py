@@ -185,17 +185,24 @@ def data(
     root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
     check: Annotated[Path | None, typer.Option(help="Say what is there below this folder.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch NAME.")] = False,
+    shots: Annotated[str, typer.Option("--list", help="16,1: a table of 2SFS's list of 16 shots, seed 1.")] = "",
     as_json: Json = False,
 ) -> None:
     """The paper's data sets: licence, size, how to get one, and whether what is there is complete."""
     from dataclasses import asdict
 
-    from rmadapter.data import catalog
+    from rmadapter.data import catalog, lists
 
     chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
     place = check or root
-    if download and not name:
-        raise UserError("--download needs the name of one data set")
+    if (download or shots) and not name:
+        raise UserError(f"{'--download' if download else '--list'} needs the name of one data set")
+    if shots:
+        if len(drawn := _numbers("list", shots)) != 2:
+            raise UserError(f"--list {shots}: write shots and seed, as 16,1")
+        written = str(lists.write_list(chosen[0], place, *drawn))
+        print(json.dumps({"table": written}) if as_json else f"table: {written}")
+        return
     if check and not check.is_dir():
         raise UserError(f"{check}: no such folder")
     if name and not as_json:
@@ -204,7 +211,7 @@ def data(
         catalog.download(chosen[0], place)
     if name or check:
         facts = [asdict(catalog.check(dataset, place)) for dataset in chosen]
-        columns = ["name", "status", "missing"]
+        columns = ["name", "status", "missing", "how"]
     else:
         facts = [dataset.model_dump() for dataset in chosen]
         columns = ["key", "classes", "size", "licence"]

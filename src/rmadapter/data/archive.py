@@ -24,6 +24,7 @@ class Dataset(BaseModel):
     url: str
     steps: tuple[str, ...]  # what a person does; {home} is the data set's folder
     archives: dict[str, str] = {}  # address -> "sha256:..." or "md5:...", "" where none is published
+    mirrors: dict[str, str] = {}  # address -> what is there; not checked by us, and not fetched by itself
     unpacked: str = "."  # folder in them that holds what is wanted
 
     reader: str  # of readers.READERS

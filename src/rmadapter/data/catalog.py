@@ -19,7 +19,7 @@ import yaml
 
 from rmadapter.console import bar
 from rmadapter.data.archive import Dataset
-from rmadapter.data.fetch import ARCHIVES, fetch, unpack
+from rmadapter.data.fetch import ARCHIVES, DIGESTS, fetch, remember, unpack
 from rmadapter.data.guard import check_inside
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.data.imageset import CROPS, one_label
@@ -87,7 +87,7 @@ def load_dataset(
     dataset = find(path.name)
     home: Path | None = path if path.exists() else None
     if dataset and (home is None or len(given.parts) == 1):
-        home = _home(dataset, path.parent)
+        home = home_of(dataset, path.parent)
     if home is None:
         if dataset:
             hint = f"`rmadapter data {dataset.key} --root {base}` says how to get it"
@@ -107,7 +107,7 @@ def load_dataset(
     return _renamed(sets, dataset, home) if dataset else sets
 
 
-def _home(dataset: Dataset, root: Path) -> Path | None:
+def home_of(dataset: Dataset, root: Path) -> Path | None:
     """Where the data set lies below `root`, under either name; an original archive comes before plain folders."""
     homes = [root / dataset.folder, root / dataset.key]
     found = [home for home in homes if home.is_dir() and any(home.iterdir())]
@@ -152,23 +152,27 @@ def domains(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """What is there of a data set: complete, partial (and then what is missing) or absent."""
+    """What is there of a data set: complete, partial (and then what is missing) or absent. how: to get the rest."""
 
     name: str
     status: str
     home: str
     missing: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
+    how: str = ""
 
 
 def check(dataset: Dataset, root: Path) -> Check:
     """Complete: CoOp's split file or the archive's own lists, every image they name, and as many as CoOp counts."""
-    home = _home(dataset, root)
+    home = home_of(dataset, root)
+    command = f"rmadapter data {dataset.key} --root {root}"
+    how = f"{command} --download" if dataset.archives else f"{command} lists the steps"
     if home is None:
-        return Check(dataset.key, "absent", str(root / dataset.folder))
+        return Check(dataset.key, "absent", str(root / dataset.folder), how=how)
     missing: list[str] = []
     counts: dict[str, int] = {}
-    if dataset.split and not (home / dataset.split).is_file():
+    no_split = bool(dataset.split) and not (home / dataset.split).is_file()
+    if no_split:
         missing.append(f"{dataset.split}, so that splits are not those of published results")
     try:
         if dataset.laid_out(home):
@@ -186,7 +190,10 @@ def check(dataset: Dataset, root: Path) -> Check:
                 missing.append(f"{what}: {count} of {wanted[what]}" + " images" * (what != "classes"))
     except UserError as error:
         missing.append(str(error))
-    return Check(dataset.key, "partial" if missing else "complete", str(home), tuple(missing), counts)
+    if not missing:
+        return Check(dataset.key, "complete", str(home), counts=counts)
+    how = f"put {dataset.split_url} into {home}" if no_split and len(missing) == 1 else how
+    return Check(dataset.key, "partial", str(home), tuple(missing), counts, how)
 
 
 def _missing(images: Path, table: Table) -> str:
@@ -221,14 +228,16 @@ def describe(dataset: Dataset, root: Path) -> str:
     }
     lines = [dataset.title, *(f"  {name + ':':9}{value}" for name, value in facts.items())]
     lines += ["", fetched if dataset.archives else "How to get it:"]
-    return "\n".join([*lines, *(f"  {number}. {step}" for number, step in enumerate(steps, 1))])
+    lines += [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
+    mirrors = [f"  {address}: {text}" for address, text in dataset.mirrors.items()]
+    return "\n".join([*lines, *(["", "Elsewhere, neither fetched nor checked by us:", *mirrors] if mirrors else [])])
 
 
 def download(dataset: Dataset, root: Path) -> None:
     """Fetch the archives and lay them out as CoOp does; what an interrupted call got is not fetched again.
 
     Raises UserError when there is nothing to fetch, another process is at work there, the download fails, or an archive
-    is not what it should be.
+    is not what it should be, or not what it was at the first download, whose SHA-256 stays in the data set's folder.
     """
     if not dataset.archives:
         raise UserError(f"{dataset.title} has to be fetched by hand: follow the steps")
@@ -248,6 +257,7 @@ def _download(dataset: Dataset, home: Path) -> None:
         with bar() as display:
             task = display.add_task(archive.name, total=None, note="bytes")
             fetch(url, archive, digest, dataset.most, lambda size, task=task: display.update(task, completed=size))  # type: ignore[misc]
+        remember(archive, home / DIGESTS)
     shutil.rmtree(unpacked, ignore_errors=True)
     for url in dataset.archives:
         archive = stage / url.rpartition("/")[2]

@@ -17,10 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from rmadapter.errors import UserError
+from rmadapter.files import read_text, write_text
 
 CHUNK = 1 << 20
 TRIES = 5  # in a row that bring nothing new
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+DIGESTS = ".archives.sha256"  # as sha256sum writes it: a line an archive
 
 
 def fetch(
@@ -77,6 +79,20 @@ def _get(url: str, part: Path, start: int, most: int, show: Callable[[int], Any]
 def _check(url: str, size: int, most: int) -> None:
     if size > most:
         raise UserError(f"{url}: {size:,} bytes, more than this archive can have ({most:,})")
+
+
+def remember(archive: Path, book: Path) -> None:
+    """Write down an archive's SHA-256, beside those of others. Raises UserError where it was another one before."""
+    lines = read_text(book, "a list of digests").splitlines() if book.exists() else []
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    found = _digest(archive, "sha256")
+    if known.setdefault(archive.name, found) != found:
+        archive.unlink()
+        raise UserError(
+            f"{archive.name}: another file than at the first download (sha256 {found[:12]}, {book} has "
+            f"{known[archive.name][:12]}), and was removed; delete that line if the new one is right"
+        )
+    write_text(book, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
 
 
 def _digest(path: Path, kind: str) -> str:

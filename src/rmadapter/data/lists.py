@@ -1,0 +1,68 @@
+"""The public few-shot lists of 2SFS (Farina et al., CVPR 2025) as tables: the very images that its authors drew.
+
+github.com/FarinaMatteo/rethinking_fewshot_vlms shares 165 of them: 11 data sets, 3 seeds, and 1, 2, 4, 8 and 16 shots.
+They are JSON lines of `_impath` and `_classname`, in `split_fewshot/shot_16-seed_1_train.jsonl` and so on.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path, PurePosixPath
+
+from rmadapter.data.archive import Dataset
+from rmadapter.data.catalog import home_of, table_of
+from rmadapter.data.guard import check_inside
+from rmadapter.errors import UserError
+from rmadapter.files import read_text, write_text
+
+
+def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
+    """Write a table of path, label and split beside the images, for `fit` and `bench` with --shots 0: train and val are
+    those of the list, test is the data set's own. Returns where it lies.
+
+    Raises UserError where the data set, the list or one of its images is missing.
+    """
+    home = home_of(dataset, root)
+    if home is None:
+        command = f"rmadapter data {dataset.key} --root {root}"
+        raise UserError(f"{dataset.title} is not in {root}: `{command}` says how to get it")
+    rows: list[tuple[str, str, str]] = []
+    for split in ("train", "val"):
+        rows += [(*row, split) for row in _read(dataset, home, shots, seed, split)]
+    images = PurePosixPath(dataset.images)
+    for name, _, label in table_of(dataset, home)["test"]:
+        rows.append((str(images / name), label, "test"))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
+    out = home / f"shots_{shots}-seed_{seed}.csv"
+    write_text(out, text.getvalue())
+    return out
+
+
+def _read(dataset: Dataset, home: Path, shots: int, seed: int, split: str) -> list[tuple[str, str]]:
+    """(path from the data set's folder, class name) of a list."""
+    file = home / "split_fewshot" / f"shot_{shots}-seed_{seed}_{split}.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file}: not there; 2SFS's script scripts/download_splits.sh puts it there (see docs/data.md)")
+    rows = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        try:
+            item = json.loads(line)
+            path, label = str(item["_impath"]), str(item["_classname"])
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{file}, line {number}: no image of a few-shot list (_impath, _classname)") from None
+        rows.append((_below(dataset, home, path, f"{file}, line {number}"), label))
+    return rows
+
+
+def _below(dataset: Dataset, home: Path, path: str, where: str) -> str:
+    """The path from our folder: theirs may be one of another machine, with the data set's folder in it."""
+    parts = PurePosixPath(path).parts
+    last = max((i for i, part in enumerate(parts) if part == dataset.folder), default=-1)
+    name = str(PurePosixPath(*parts[last + 1 :]))
+    check_inside(name, where, False)
+    if not (home / name).is_file():
+        raise UserError(f"{where}: {home / name} is missing")
+    return name

@@ -1,0 +1,83 @@
+"""2SFS's few-shot lists: read from wherever its authors' images lay, and written as a table that fits a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import archives
+from rmadapter.data.catalog import CATALOG, table_of
+from rmadapter.data.images import read_images
+from rmadapter.data.lists import write_list
+from rmadapter.errors import UserError
+from shell import Command, refused, rmadapter
+
+__all__ = ["rmadapter"]  # a fixture
+THEIRS = "/leonardo/work/data/caltech-101/101_ObjectCategories/"
+CLASSES = (
+    (THEIRS, "accordion", "accordion"),
+    ("101_ObjectCategories/", "airplanes", "airplane"),
+    (THEIRS, "Faces", "face"),
+    (THEIRS, "Leopards", "leopard"),
+    (THEIRS, "car_side", "car_side"),
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A miniature with lists of one shot a class."""
+    home = tmp_path / "caltech-101"
+    archives.caltech101(home)
+    for number, path in enumerate(sorted(home.rglob("*.jpg"))):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    for split, number in (("train", 1), ("val", 2)):
+        rows = [
+            {"_impath": f"{where}{folder}/image_{number:04d}.jpg", "_label": 0, "_domain": 0, "_classname": name}
+            for where, folder, name in CLASSES
+        ]
+        archives.write_text(home / "split_fewshot" / f"shot_1-seed_3_{split}.jsonl", map(json.dumps, rows))
+    return home
+
+
+def test_the_table_holds_their_images_and_the_whole_test_split(home: Path, tmp_path: Path) -> None:
+    out = write_list(CATALOG["caltech101"], tmp_path, 1, 3)
+    assert out == home / "shots_1-seed_3.csv"
+    splits = read_images(out)
+    train, val, test = (splits[name] for name in ("train", "val", "test"))
+    folder = home / "101_ObjectCategories"
+    assert {Path(str(image)) for image in train.images} == {folder / row[1] / "image_0001.jpg" for row in CLASSES}
+    [face] = [image for image, n in zip(train.images, train.labels, strict=True) if train.classes[n] == "face"]
+    assert face == folder / "Faces/image_0001.jpg"
+    assert len(val) == len(CLASSES)
+    assert len(test) == len(table_of(CATALOG["caltech101"], home)["test"])
+    assert train.classes == test.classes
+
+
+def test_the_command(rmadapter: Command, home: Path, tmp_path: Path) -> None:
+    code, out, _ = rmadapter("data", "caltech101", "--root", tmp_path, "--list", "1,3")
+    assert (code, out.strip()) == (0, f"table: {home / 'shots_1-seed_3.csv'}")
+    refused(rmadapter("data", "--list", "1,3"), "--list needs the name of one data set")
+    ours = ("data", "caltech101", "--root", tmp_path, "--list")
+    refused(rmadapter(*ours, "1"), "write shots and seed, as 16,1")
+    refused(rmadapter(*ours, "2,3"), "shot_2-seed_3_train.jsonl: not there")
+    refused(rmadapter("data", "dtd", "--root", tmp_path, "--list", "1,3"), "Describable Textures is not in")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("[]", "line 1: no image of a few-shot list"),
+        ("not JSON", "line 1: no image of a few-shot list"),
+        (json.dumps({"_impath": THEIRS + "accordion/none.jpg", "_classname": "accordion"}), "none.jpg is missing"),
+        (json.dumps({"_impath": "../../etc/passwd", "_classname": "x"}), "lies outside of the data's folder"),
+        (json.dumps({"_impath": "/etc/passwd", "_classname": "x"}), "lies outside of the data's folder"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(home: Path, tmp_path: Path, line: str, words: str) -> None:
+    archives.write_text(home / "split_fewshot" / "shot_1-seed_3_train.jsonl", [line])
+    with pytest.raises(UserError, match=words):
+        write_list(CATALOG["caltech101"], tmp_path, 1, 3)
+    assert not (home / "shots_1-seed_3.csv").exists()
