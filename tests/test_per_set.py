@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
+from rmadapter.backbones import Backbone
 from rmadapter.bench.per_set import as_published, constants, per_set
 from rmadapter.bench.protocols import expand
 from rmadapter.data.catalog import CATALOG
 from rmadapter.methods import load_method
+from rmadapter.record import parse_record
 from rmadapter.settings import settings_of
+from shell import Command, rmadapter
 
+__all__ = ["rmadapter"]  # a fixture
 PAPER = list(CATALOG)[:11]
 
 
@@ -46,3 +54,14 @@ def test_a_second_row_where_there_are_constants() -> None:
     assert found[2].path != found[1].path
     ablation = expand("ablation-layers", ["dtd"], [], [1])
     assert list(as_published(ablation)) == ablation
+
+
+def test_the_bench_runs_both(rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    shutil.copytree(colors, tmp_path / "dtd")
+    given = ["bench", "few-shot", "--datasets", "dtd", "--root", tmp_path, "--backbone", tiny_clip.name]
+    given += ["--methods", "tip-adapter", "--seeds", "1", "--shots", "1", "--set", "device=cpu"]
+    code, out, _ = rmadapter(*given, "--out", tmp_path / "out", "--per-set", "--json")
+    assert code == 0
+    plain, own = (parse_record(json.dumps(record), "") for record in json.loads(out))
+    assert (plain.variant, own.variant) == ("", "Tip-Adapter, as published for each set")
+    assert (plain.method.settings["alpha"], own.method.settings["alpha"]) == (1.17, 2.0)
