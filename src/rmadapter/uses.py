@@ -86,6 +86,7 @@ USES: Mapping[str, Uses] = {
         tuned="as published for ImageNet",
     ),
     "mmrl": Uses(constants="weight of regularisation, width on EuroSAT, epochs on ImageNet", tuned=PUBLISHED),
+    "mmrl-plus-plus": Uses(constants="weight of regularisation, beta, epochs on ImageNet", tuned=PUBLISHED),
     "mma": Uses(tuned=PUBLISHED),
     "mma-adamw": Uses(tuned=OURS),
     "rmadapter": Uses(tuned=OURS),

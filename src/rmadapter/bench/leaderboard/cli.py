@@ -46,13 +46,14 @@ def reproduce(
     """Run the paper's tables and judge each printed figure: within, off by, or not run. 1 if one is off."""
     from rmadapter.bench import reproduce as work
     from rmadapter.bench.cli import _list, _numbers, common_and_own
-    from rmadapter.settings import Machine, configured, parse_overrides
+    from rmadapter.request import machine_of
+    from rmadapter.settings import configured, parse_overrides
     from rmadapter.task import Task
 
     task, machine, own = common_and_own({"backbone": backbone} | parse_overrides(sets or []))
     wish = work.Wish(
         root, out, _list(tables), _list(methods), _numbers("seeds", seeds), per_set,
-        configured(Task(), task), configured(Machine(), machine), own,
+        configured(Task(), task), machine_of(machine), own,
     )  # fmt: skip
     absent = work.missing(wish)
     for key, why in absent.items():
