@@ -164,3 +164,4 @@ def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
     assert found["zero-shot"]["parameters"] == 0
     assert found["rmadapter"]["settings"]["rank"] == 32
     assert all(method["source"] and method["title"] for method in found.values())
+    assert all(method["uses"]["track"] == "ranked" for method in found.values())

@@ -83,11 +83,16 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(rmadapter: Command, words: list
     assert f"verdict on each of {len(judged)} printed figures" in out
     plan = json.loads(rmadapter(*words, *QUICK, "--plan", "--json").out)
     assert [row["finished"] for row in plan] == [2, 2]
+    rows = json.loads(rmadapter(*words, *QUICK, "--tables", "1,6", "--json").out)
+    assert {row["table"] for row in rows if row["table"].startswith("Table 6")} == {"Table 6"}
+    [same] = (tmp_path / "out/ablation-layers/dtd").rglob("2-RMAdapter*.json")
+    assert read_record(same).copied_from.startswith("base-to-novel/dtd/rmadapter/")  # of one training
 
 
 def test_mistakes_are_told_before_anything_runs(rmadapter: Command, words: list[object], tmp_path: Path) -> None:
     refused(rmadapter(*words, "--tables", "7"), "--tables 7: the tables with runs are 1, 2, 3, 4, 5, 6")
-    refused(rmadapter(*words, "--methods", "clap"), "--methods clap: the paper's tables have")
+    refused(rmadapter(*words, "--methods", "clap"), "clap: the methods of the paper's tables are")
+    refused(rmadapter(*words, "--set", "clap.epochs=1"), "clap: the methods of the paper's tables are")
     refused(rmadapter(*words, "--backbone", "pocket"), "--backbone pocket: the paper's figures are of")
     refused(rmadapter(*words, "--seeds", "one"), "--seeds one: write whole numbers")
     assert not (tmp_path / "out").exists()

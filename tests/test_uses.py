@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from rmadapter.backbones import Backbone
 from rmadapter.bench.per_set import per_set
 from rmadapter.methods import METHODS, load_method
+from rmadapter.record import parse_record
 from rmadapter.settings import settings_of
 from rmadapter.uses import TRACKS, USES, Uses, uses_of
+from shell import Command, refused, rmadapter
+
+__all__ = ["rmadapter"]  # a fixture
 
 PAGE = Path(__file__).parents[1] / "docs/methods.md"
 
@@ -49,3 +55,34 @@ def test_a_file_of_texts_moves_a_method_to_another_track() -> None:
     assert uses_of("theirs.py:Method", {}, own) == own
     assert uses_of("theirs.py:Method", {}) is None
     assert uses_of("mma", {}, own) == USES["mma"]  # a name of ours stays ours
+
+
+MINE = """
+from dataclasses import dataclass
+from typing import ClassVar
+from guests import Guest
+from rmadapter import Uses
+
+@dataclass(frozen=True)
+class Mine(Guest):
+    uses: ClassVar[Uses] = Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
+
+@dataclass(frozen=True)
+class Wrong(Guest):
+    uses: ClassVar[str] = "a teacher"
+"""
+
+
+def test_a_method_from_outside_says_it_in_its_records(
+    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    given = ["bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
+    given += ["--seeds", "1", "--shots", "1", "--set", "device=cpu", "--out", tmp_path / "out"]
+    code, out, _ = rmadapter(*given, "--methods", f"zero-shot,{tmp_path / 'mine.py'}:Mine", "--json")
+    assert code == 0
+    ours, theirs = (parse_record(json.dumps(record), "") for record in json.loads(out))
+    assert ours.method.uses is None  # a name of ours is enough
+    assert theirs.method.uses == Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
+    wrong = f"{tmp_path / 'mine.py'}:Wrong"
+    refused(rmadapter(*given, "--methods", wrong), "its `uses` is no rmadapter.Uses: docs/your_method.md")

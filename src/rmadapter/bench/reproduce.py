@@ -32,6 +32,10 @@ NOT_RUN = "not run"
 VERDICTS = "verdict.csv"
 
 
+def _size(dataset: str) -> int:
+    return sum(CATALOG[dataset].counts.values())
+
+
 @dataclass(frozen=True)
 class Part:
     """A table: its protocol, its methods (none: the protocol's own), and settings of theirs for it alone."""
@@ -48,7 +52,7 @@ class Part:
         """To train on, small ones first; of transfer the source, and then its targets, or nothing if one is missing."""
         here = set(there) & {*self.needed}
         if self.protocol not in TRANSFER:
-            return sorted(here, key=lambda key: sum(CATALOG[key].counts.values()))
+            return sorted(here, key=_size)
         if len(here) < len(self.needed):
             return []
         return list(SETS) if self.protocol == "cross-dataset" else ["imagenet"]
@@ -95,8 +99,8 @@ class Wish:
         if unknown := [table for table in self.tables if table not in PARTS]:
             raise UserError(f"--tables {unknown[0]}: the tables with runs are {', '.join(PARTS)}")
         known = {method for part in PARTS.values() for method in part.methods}
-        if unknown := [method for method in self.methods if method not in known]:
-            raise UserError(f"--methods {unknown[0]}: the paper's tables have {', '.join(sorted(known))}")
+        if unknown := [method for method in (*self.methods, *self.values) if method not in known]:
+            raise UserError(f"{unknown[0]}: the methods of the paper's tables are {', '.join(sorted(known))}")
         if self.task.backbone not in paper.BACKBONES:
             known = set(paper.BACKBONES)
             raise UserError(f"--backbone {self.task.backbone}: the paper's figures are of {' or '.join(sorted(known))}")
@@ -140,14 +144,17 @@ def outline(made: Mapping[str, Plan]) -> list[tuple[str, str, int, int]]:
 
 
 def run(made: Mapping[str, Plan], processes: int = 1) -> list[Record]:
-    """Table after table, each data set by itself, so that small ones are done first; what is finished is kept."""
+    """Small data sets first, of each all tables together, which share its frozen activations; then Tables 2 and 3. What
+    is finished is kept."""
     records: list[Record] = []
-    for plan in made.values():
-        for dataset in dict.fromkeys(job.task.data for job in plan.jobs):
-            some = tuple(job for job in plan.jobs if job.task.data == dataset)
-            own = {job.method for job in some}
-            values = {method: value for method, value in plan.values.items() if method in own}
-            records += run_all(replace(plan, jobs=some, values=values), processes)
+    for transfer in (False, True):
+        some = [plan for table, plan in made.items() if (PARTS[table].protocol in TRANSFER) == transfer]
+        jobs = [job for plan in some for job in plan.jobs]
+        values = {method: own for plan in some for method, own in plan.values.items()}
+        for dataset in sorted({job.task.data for job in jobs}, key=_size):
+            here = tuple(job for job in jobs if job.task.data == dataset)
+            own = {method: values[method] for method in {job.method for job in here} & values.keys()}
+            records += run_all(replace(some[0], jobs=here, values=own), processes)
     return records
 
 

@@ -156,7 +156,9 @@ def printed_averages() -> list[dict[str, Any]]:
 def _averages(rows: dict[str, dict[str, list[Figure]]]) -> dict[str, Any]:
     metrics = [m for m in ("base", "novel", "hm", "all") if any(m in row for row in rows.values())]
     shown = []
-    for method, row in sorted(rows.items(), key=lambda item: -item[1][metrics[-1]][0].value):
+    best = {method: max((f.value for f in row.get(metrics[-1], [])), default=0.0) for method, row in rows.items()}
+    for method in sorted(rows, key=lambda method: -best[method]):
+        row = rows[method]
         cells = [" / ".join(f"{v:.2f}" for v in sorted({f.value for f in row.get(m, [])})) for m in metrics]
         where = sorted({f"{sources()[f.source].title}, {f.place}" for some in row.values() for f in some})
         shown.append({"method": method, "cells": cells, "sources": len(where), "where": "; ".join(where)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,41 +102,36 @@ def _board(group: Group, track: str, place: Mapping[int, int]) -> Board:
     rows, columns = entries(group.records), columns_of(group)
     sets, seeds = complete(rows)
     same = entries(alike(group.records))
-    metric = columns[-1].metric
-    ranks = None if track == UNKNOWN else ranked(same, metric)
+    ranks = None if track == UNKNOWN else ranked(same, columns[-1].metric)
     over = AVERAGES[:3] if group.protocol == "base-to-novel" else columns
-    standings = []
-    for label, records in rows.items():
-        uses, known = fair.uses(records), [r.seconds["train"] for r in records if "train" in r.seconds]
-        cells = tuple(column.cell(same[label], sets, seeds) for column in over)
-        numbers = {record.parameters for record in records}
-        one = max((n for n in numbers if n is not None), default=None)
-        seconds = median(known) if known else None
-        standings.append(
-            Standing(label, uses.words if uses else "", cells, _rank(ranks, label), one, seconds, len(records))
-        )
+    standings = [
+        _standing(label, records, [column.cell(same[label], sets, seeds) for column in over], ranks)
+        for label, records in rows.items()
+    ]
     lines = [
         _line(label, dataset, some, columns, place)
         for dataset in group.datasets
         for label, records in rows.items()
         if (some := [record for record in records if record.task.data == dataset])
     ]
-    best = sorted(standings, key=lambda s: (s.rank.value is None, s.rank.number, -_number(s.cells[-1]), s.label))
-    return Board(
-        group, track, tuple(c.head for c in over), tuple(c.head for c in columns), tuple(sets), tuple(best),
-        tuple(lines), ranks,
-    )  # fmt: skip
+    best = sorted(standings, key=lambda row: (_or(row.rank, math.inf), -_or(row.cells[-1], -1.0), row.label))
+    heads, own = (tuple(column.head for column in some) for some in (over, columns))
+    return Board(group, track, heads, own, tuple(sets), tuple(best), tuple(lines), ranks)
 
 
-def _number(cell: Cell) -> float:
-    return cell.number if cell.value is not None else -1.0
+def _or(cell: Cell, otherwise: float) -> float:
+    return otherwise if cell.value is None else cell.number
 
 
-def _rank(ranks: Ranks | None, label: str) -> Cell:
-    if ranks is None or label not in ranks.labels:
-        return Cell()
-    place = ranks.labels.index(label)
-    return Cell(ranks.mean[place], ranks.half_widths[place])
+def _standing(label: str, records: Sequence[Record], cells: Sequence[Cell], ranks: Ranks | None) -> Standing:
+    uses, trained = fair.uses(records), [r.seconds["train"] for r in records if "train" in r.seconds]
+    parameters = max((r.parameters for r in records if r.parameters is not None), default=None)
+    seconds = median(trained) if trained else None
+    rank = Cell()
+    if ranks is not None and label in ranks.labels:
+        place = ranks.labels.index(label)
+        rank = Cell(ranks.mean[place], ranks.half_widths[place])
+    return Standing(label, uses.words if uses else "", tuple(cells), rank, parameters, seconds, len(records))
 
 
 def _line(
