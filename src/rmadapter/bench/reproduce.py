@@ -32,8 +32,8 @@ NOT_RUN = "not run"
 VERDICTS = "verdict.csv"
 
 
-def _size(dataset: str) -> int:
-    return sum(CATALOG[dataset].counts.values())
+def _size(dataset: str) -> tuple[int, str]:
+    return sum(CATALOG[dataset].counts.values()), dataset
 
 
 @dataclass(frozen=True)
