@@ -32,6 +32,9 @@ from rmadapter.files import user_path, write_json
 from rmadapter.locks import alone
 
 
+ELSEWHERE = "Elsewhere, not checked by us (parquet and webdataset may lack file names, which published shots need):"
+
+
 def _load() -> dict[str, Dataset]:
     text = Path(__file__).with_name("catalog.yaml").read_text(encoding="utf-8")
     return {key: Dataset(key=key, **row) for key, row in yaml.safe_load(text).items()}
@@ -230,7 +233,7 @@ def describe(dataset: Dataset, root: Path) -> str:
     lines += ["", fetched if dataset.archives else "How to get it:"]
     lines += [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
     mirrors = [f"  {address}: {text}" for address, text in dataset.mirrors.items()]
-    return "\n".join([*lines, *(["", "Elsewhere, neither fetched nor checked by us:", *mirrors] if mirrors else [])])
+    return "\n".join([*lines, *(["", ELSEWHERE, *mirrors] if mirrors else [])])
 
 
 def download(dataset: Dataset, root: Path) -> None:
