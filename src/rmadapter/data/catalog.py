@@ -31,7 +31,6 @@ from rmadapter.errors import UserError, nearest
 from rmadapter.files import user_path, write_json
 from rmadapter.locks import alone
 
-
 ELSEWHERE = "Elsewhere, not checked by us (parquet and webdataset may lack file names, which published shots need):"
 
 
