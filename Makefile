@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint audit hostile kills dist bench clean
+.PHONY: setup demo test lint audit hostile kills dist smoke bench clean
 
 setup: .venv/.ready
 
@@ -37,6 +37,12 @@ dist: setup  # wheel and source archive in dist/, checked
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
+
+smoke:  # the wheel of dist/ in fresh environments: PYTHONS="python3.10 python3.14"
+	set -e; for python in $(or $(PYTHONS),$(PYTHON)); do \
+	  rm -rf build/smoke; $$python -m venv build/smoke; build/smoke/bin/pip install --quiet dist/*.whl; \
+	  $(PYTHON) tools/smoke.py build/smoke/bin/python; \
+	done; rm -rf build/smoke
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 --json

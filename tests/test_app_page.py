@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
-from pages import Tab, axe, needs_browser, tab
+from pages import Tab, axe, needs_browser, served, tab
 from rmadapter import load
 from rmadapter.backbones import Backbone
 
@@ -26,17 +27,26 @@ __all__ = ["axe"]  # a fixture
 LABELS = ("red", "blue", "a class whose name is rather long, as those of some data sets are, تفاحة")
 
 
-@pytest.fixture(scope="module")
-def address(tiny_clip: Backbone, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a real server, which may open one run."""
-    runs = tmp_path_factory.mktemp("runs")
-    shutil.copytree(finished, runs / "colours")
-    words = ["app", "--port", "0", "--backbone", tiny_clip.name, "--runs", str(runs), "--json"]
+@contextmanager
+def serving(tiny_clip: Backbone, *words: str) -> Iterator[str]:
+    """The address of a real server."""
+    words = ("app", "--port", "0", "--backbone", tiny_clip.name, "--json", *words)
     process = subprocess.Popen([sys.executable, "-m", "rmadapter", *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    yield json.loads(process.stdout.readline())["address"]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    try:
+        yield json.loads(process.stdout.readline())["address"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def address(tiny_clip: Backbone, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of one which may open one run."""
+    runs = tmp_path_factory.mktemp("runs")
+    shutil.copytree(finished, runs / "colours")
+    with serving(tiny_clip, "--runs", str(runs)) as found:
+        yield found
 
 
 @pytest.fixture
@@ -227,3 +237,27 @@ def test_stopping_opening_and_mistakes(page: Tab, images: dict[str, list[str]]) 
     assert page.script("document.querySelectorAll('#classes > li').length") == 0
     assert "A classifier is open" in page.script("document.getElementById('base').textContent")
     looks(page)
+
+
+@needs_browser
+def test_another_site_s_frame(tiny_clip: Backbone, tmp_path: Path) -> None:
+    """Which a browser gives the cookie in, as the page allows it there: 127.0.0.1 is another site than localhost."""
+    flat = "--disable-site-isolation-trials"  # else the frame is a page of its own to the protocol
+    with (
+        served(tmp_path) as site,
+        tab(tmp_path / "home", flat) as page,
+        serving(tiny_clip, "--allow-frame", site.rstrip("/")) as address,
+    ):
+        framed = address.replace("127.0.0.1", "localhost")
+        (tmp_path / "index.html").write_text(f"<iframe src={framed}></iframe>")
+        page.go(site)
+        while (context := page.event("Runtime.executionContextCreated")["context"])["origin"] + "/" != framed:
+            pass
+        code = """(async () => {
+          await fetch("api/classes", {method: "POST", body: JSON.stringify({names: ["red"]})});
+          while (document.readyState !== "complete") await new Promise((done) => setTimeout(done, 50));
+          const { classes } = await (await fetch("api/state")).json();
+          return JSON.stringify([...classes, document.querySelector("#report a").target]);
+        })()"""
+        found = page("Runtime.evaluate", expression=code, contextId=context["id"], awaitPromise=True)
+        assert json.loads(found["result"]["value"]) == [{"label": "red", "images": 0}, "_self"]

@@ -46,3 +46,11 @@ def test_headers_of_every_answer() -> None:
     assert (found.status_code, found.headers["x-content-type-options"]) == (403, "nosniff")
     assert "default-src 'self'" in client.get("/gone").headers["content-security-policy"]
     assert client.get("/own", headers={"host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("frames", "ancestors"), [([], "'none'"), (["https://a.example", "http://b"], "https://a.example http://b")]
+)
+def test_who_may_show_it_in_a_frame(frames: list[str], ancestors: str) -> None:
+    client = TestClient(Doors(Starlette(), NAMES, frames), "http://studio")
+    assert client.get("/").headers["content-security-policy"].endswith(f"; frame-ancestors {ancestors}")

@@ -70,7 +70,7 @@ def test_a_cookie_that_scripts_and_other_sites_do_not_get(client: TestClient) ->
     cookie = TestClient(client.app, ADDRESS).get("/").headers["set-cookie"]
     assert cookie.startswith("rmadapter-app-8080=")
     assert "HttpOnly" in cookie
-    assert "SameSite=lax" in cookie
+    assert "SameSite=Lax" in cookie
     assert "set-cookie" not in client.get("/").headers
     stranger = TestClient(client.app, ADDRESS, cookies={"rmadapter-app-8080": "guess"})
     for response in (stranger.get("/api/state"), stranger.get("/report"), stranger.get("/download/model")):

@@ -237,4 +237,5 @@ $("more").querySelector("form").addEventListener("submit", (event) => {
 for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
 dropped(document.querySelector("#images .drop"), takeZip);
 dropped(document.querySelector("#try .drop"), tryThem);
+if (self !== top) document.querySelector("#report a").target = "_self"; // another tab would not have a frame's cookie
 refresh();

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import json
+import re
 import socket
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,13 +16,15 @@ import typer
 
 from rmadapter.console import Json, Quiet, note
 from rmadapter.deploy.sockets import address, bound, until_ended
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, quoted
 from rmadapter.files import user_path
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 NEEDS = ("starlette", "uvicorn")
+HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+ORIGIN = re.compile(rf"https?://{HOST.pattern}(:\d+)?", re.IGNORECASE)
 
 
 def app(
@@ -29,6 +33,12 @@ def app(
     backbone: Annotated[str, typer.Option(help="As of `fit`; all classifiers of the page are on it.")] = "pocket",
     runs: Annotated[Path | None, typer.Option(help="Folder of runs that the page may open.")] = None,
     keep_hours: Annotated[float, typer.Option(min=0.01, help="Then what somebody left alone is removed.")] = 12.0,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Name that others open the page by; may be repeated.")
+    ] = None,
+    allow_frame: Annotated[
+        list[str] | None, typer.Option(help="Site that may show it in a frame, as https://huggingface.co.")
+    ] = None,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -37,6 +47,8 @@ def app(
     check_extra()
     if runs is not None and not user_path(runs).is_dir():
         raise UserError(f"{runs}: no folder of runs")
+    others = checked("--allow-host", allow_host or (), HOST, "anna-photos.hf.space")
+    frames = checked("--allow-frame", allow_frame or (), ORIGIN, "https://huggingface.co")
     with bound(host, port) as door:
         door.listen()
         from rmadapter.backbones.choice import first_of
@@ -46,10 +58,12 @@ def app(
         from rmadapter.machine import find_device
 
         chosen = first_of(backbone).to(find_device("auto"))
-        site = build(Shared(chosen, Jobs(), runs and user_path(runs)), keep_hours, {host, socket.gethostname()})
+        names = {host, socket.gethostname(), *others}
+        site = build(Shared(chosen, Jobs(), runs and user_path(runs)), keep_hours, names, frames)
         where = f"{address(door)}/"
-        if not is_loopback(host):
-            note(f"anybody who reaches {where} can use this page, this machine's time and its disk: there is no login")
+        if others or not is_loopback(host):
+            its = " or ".join((where, *others))
+            note(f"anybody who reaches {its} can use this page, this machine's time and its disk: there is no login")
         print(json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)", flush=True)
         if browser:
             webbrowser.open(where)
@@ -60,6 +74,14 @@ def check_extra() -> None:
     """Raises UserError where the extra is missing."""
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise UserError(f"app needs {', '.join(missing)}; `pip install 'rmadapter[app]'` brings what is missing")
+
+
+def checked(option: str, words: Sequence[str], form: re.Pattern[str], example: str) -> Sequence[str]:
+    """Raises UserError for a word of another form."""
+    for word in words:
+        if not form.fullmatch(word):
+            raise UserError(f"{option} {quoted(word)}: write it as {example}, with nothing before or behind")
+    return words
 
 
 def is_loopback(host: str) -> bool:

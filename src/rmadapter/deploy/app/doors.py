@@ -11,9 +11,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 READING = ("GET", "HEAD")
+POLICY = "Content-Security-Policy"
 ADDED = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src blob:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
+    POLICY: "default-src 'self'; img-src 'self' blob: data:; media-src blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors ",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -52,16 +53,18 @@ def _is_number(name: str) -> bool:
 
 
 class Doors:
-    """An application behind them; its answers say what a browser must not do with them. names: as `refusal` has it."""
+    """An application behind them; its answers say what a browser must not do with them. names: as `refusal` has it.
+    frames: origins of the pages that may show it in a frame."""
 
-    def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, names: Collection[str] = (), frames: Collection[str] = ()) -> None:
         self.app, self.names = app, {name.casefold() for name in names}
+        self.added = {**ADDED, POLICY: ADDED[POLICY] + (" ".join(frames) or "'none'")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in ADDED.items():
+                for name, value in self.added.items():
                     headers.setdefault(name, value)
             await send(message)
 

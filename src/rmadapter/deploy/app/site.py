@@ -31,12 +31,13 @@ ENDED = "This page was left alone for too long, or the server was started again:
 SEALED = {"Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"}
 
 
-def build(shared: Shared, hours: float = 12, names: Collection[str] = ()) -> Starlette:
-    """hours: after which what somebody left alone is removed. names: as `doors.refusal` has them."""
+def build(shared: Shared, hours: float = 12, names: Collection[str] = (), frames: Collection[str] = ()) -> Starlette:
+    """hours: after which what somebody left alone is removed. names, frames: as `doors.Doors` has them."""
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
         with tempfile.TemporaryDirectory(prefix="rmadapter-app-", ignore_cleanup_errors=True) as root:
+            app.state.kind = "None; Secure; Partitioned" if frames else "Lax"
             app.state.visitors = Visitors(Path(root), shared, 3600 * hours)
             sweeping = asyncio.create_task(_sweep(app.state.visitors))
             try:
@@ -58,7 +59,7 @@ def build(shared: Shared, hours: float = 12, names: Collection[str] = ()) -> Sta
             Route("/report", _report),
             Route("/download/{what}", _download),
         ],
-        middleware=[Middleware(Doors, names=names)],
+        middleware=[Middleware(Doors, names=names, frames=frames)],
         exception_handlers={UserError: _mistake, ClientDisconnect: _gone},
         lifespan=life,
     )
@@ -140,7 +141,9 @@ async def _page(request: Request) -> Response:
     response = FileResponse(ASSETS / "index.html")
     if visitors.known(request.cookies.get(_cookie(request))) is None:
         number = await run_in_threadpool(visitors.welcome)
-        response.set_cookie(_cookie(request), number, httponly=True, samesite="lax", path="/")
+        # By hand: Starlette writes Partitioned, without which many a browser keeps no cookie in a frame, from 3.14 on.
+        cookie = f"{_cookie(request)}={number}; HttpOnly; Path=/; SameSite={request.app.state.kind}"
+        response.headers.append("Set-Cookie", cookie)
     return response
 
 
