@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
-from pages import Tab, axe, needs_browser, served, tab
+from pages import STATE, Tab, axe, engine, needs_browser, served, tab
 from rmadapter import load
 from rmadapter.backbones import Backbone
 
@@ -237,6 +237,31 @@ def test_stopping_opening_and_mistakes(page: Tab, images: dict[str, list[str]]) 
     assert page.script("document.querySelectorAll('#classes > li').length") == 0
     assert "A classifier is open" in page.script("document.getElementById('base').textContent")
     looks(page)
+
+
+@needs_browser
+def test_the_page_that_it_makes(page: Tab, colors: Path, tmp_path: Path) -> None:
+    """From a click to a zip, and from that to a page that answers by itself."""
+    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+    pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
+    engine()
+    write(page, "names", "red, blue")
+    page.until("document.querySelectorAll('#classes > li').length === 2")
+    click(page, "#alone")
+    page.until("document.querySelectorAll('#targets button').length === 2")
+    click(page, "#targets button:nth-of-type(2)")
+    page.until("document.querySelector('#targets a') !== null", seconds=300)
+    assert page.script("document.querySelector('#targets a').textContent") == "Download it as a web page"
+    click(page, "#targets a")
+    with zipfile.ZipFile(downloaded(tmp_path / "got")) as file:
+        file.extractall(tmp_path / "mine")
+    [made] = (tmp_path / "mine").iterdir()
+    with served(made) as address:
+        page.go(address)
+        page.until(f"{STATE} === 'Ready.'")
+        choose(page, "#files", str(colors / "test/red/0.png"))
+        page.until("document.querySelectorAll('#answers > li').length === 1")
+        assert page.until("document.querySelector('#answers').textContent.includes('%')")
 
 
 @needs_browser
