@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -107,6 +108,15 @@ def fiftyone_samples(home: Path) -> Path:
     return home
 
 
+def fiftyone_files(home: Path) -> Path:
+    """As `use_dirs=True` exports it."""
+    whole = fiftyone_samples(home) / "samples.json"
+    for i, sample in enumerate(json.loads(whole.read_text())["samples"]):
+        write_json(home / f"samples/{i:06d}-65f0c{9 - i}.json", sample)
+    whole.unlink()
+    return home
+
+
 def zip_file(home: Path) -> Path:
     home.mkdir(parents=True)
     with zipfile.ZipFile(home / "pets.zip", "w") as file:
@@ -148,9 +158,10 @@ def shard_folder(home: Path) -> Path:
 
 FORMATS = (
     class_folders, yolo_classification, csv_file, json_lines, imagefolder, coco_file, coco_folder, roboflow, yolo,
-    yolo_file, label_studio, fiftyone, fiftyone_samples, zip_file, zip_of_coco, tar_file, shard, shard_folder,
+    yolo_file, label_studio, fiftyone, fiftyone_samples, fiftyone_files, zip_file, zip_of_coco, tar_file, shard,
+    shard_folder,
 )  # fmt: skip
-BOXED = (coco_file, coco_folder, roboflow, yolo, yolo_file, fiftyone_samples, zip_of_coco)
+BOXED = (coco_file, coco_folder, roboflow, yolo, yolo_file, fiftyone_samples, fiftyone_files, zip_of_coco)
 
 
 def labelled(images: ImageSet) -> list[tuple[str, str]]:
@@ -201,7 +212,7 @@ def test_crops_where_no_label_has_a_box(tmp_path: Path, write: Callable[[Path], 
         read_images(write(tmp_path / "set"), crops=True)
 
 
-@pytest.mark.parametrize("write", [imagefolder, coco_folder, yolo, fiftyone, fiftyone_samples])
+@pytest.mark.parametrize("write", [imagefolder, coco_folder, yolo, fiftyone, fiftyone_samples, fiftyone_files])
 def test_what_no_label_names_is_counted(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     home = write(tmp_path / "set")
     paint(home, "more/owl_1.png")

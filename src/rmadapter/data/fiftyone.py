@@ -1,5 +1,6 @@
 """FiftyOne's exports. FiftyOneImageClassificationDataset: labels.json of {"classes": [...], "labels": {stem: class}}
-beside data/. FiftyOneDataset: samples.json of {"samples": [{"filepath": ..., "tags": [...], FIELD: label}]}."""
+beside data/. FiftyOneDataset: samples.json of {"samples": [{"filepath": ..., "tags": [...], FIELD: label}]}, or a
+folder samples/ with a file for each."""
 
 from __future__ import annotations
 

@@ -117,8 +117,12 @@ def _folder(folder: Path, outside: bool, columns: Mapping[str, str] | None, crop
         return _source(folder, found, crops)
     if (folder / "labels.json").is_file() and (folder / "data").is_dir():
         return _source(folder, _json(folder / "labels.json", outside), crops)
-    if (folder / SAMPLES).is_file() and (folder / "metadata.json").is_file():
-        return _source(folder, _json(folder / SAMPLES, outside), crops)
+    if (folder / "metadata.json").is_file():
+        if (folder / SAMPLES).is_file():
+            return _source(folder, _json(folder / SAMPLES, outside), crops)
+        if files := sorted(folder.glob("samples/*.json")):
+            value = {"samples": [read_json(file, LARGEST, UNREAD) for file in files]}
+            return _source(folder, read_samples(folder / "samples", value, outside), crops)
     only_boxes(folder, crops)
     if parts := shards(folder):
         return Source(cache_folder() / "unpacked", read_shards(folder, parts, ignored), ignored)

@@ -1,0 +1,100 @@
+"""Writes one folder of images in every format that is read, and looks whether each gives the same images and labels.
+
+    python tools/every_format.py DATA/trashnet
+
+A row is a format: images and classes found; MB of its files; seconds to open it, in which every image is decoded once
+to check it, and then seconds to decode all of them; and whether pixels and labels are those of the folder. What is held
+in memory has no files. All of it goes to a temporary folder, the cache of what is unpacked included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from format_writers import FORMATS, Shots, shots_of
+
+from rmadapter.data.images import ImageSet, load_image, read_images
+
+
+def digest(sets: Mapping[str, ImageSet]) -> str:
+    """Of labels and pixels, in whatever order and split they come."""
+    every = []
+    for part in sets.values():
+        for source, label in zip(part.images, part.labels, strict=True):
+            image = load_image(source)
+            own = hashlib.sha256(repr((str(part.written[label]), image.size)).encode() + image.tobytes())
+            every.append(own.hexdigest())
+    return hashlib.sha256("".join(sorted(every)).encode()).hexdigest()
+
+
+def row(name: str, shots: Shots, expected: str, place: Path) -> dict[str, Any]:
+    """What came of a format; place: an empty folder, in which its own folder is made."""
+    form = FORMATS[name]
+    if form.needs and importlib.util.find_spec(form.needs) is None:
+        return {"format": name, "skipped": f"needs {form.needs}"}
+    home = place / "data"
+    home.mkdir()
+    data = form.write(shots, home)
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    os.environ["RMADAPTER_CACHE"] = str(place / "cache")
+    started = time.perf_counter()
+    found = read_images(data, progress=False, **form.words)
+    opened = time.perf_counter()
+    same = digest(found) == expected
+    return {
+        "format": name,
+        "images": sum(map(len, found.values())),
+        "classes": len(next(iter(found.values())).classes),
+        "mb": round(size / 1e6, 2),
+        "open_s": round(opened - started, 2),
+        "decode_s": round(time.perf_counter() - opened, 2),
+        "same": same,
+    }
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    sets = read_images(folder, progress=False)
+    shots, expected = shots_of(sets), digest(sets)
+    for name in FORMATS:
+        with tempfile.TemporaryDirectory() as place:
+            yield row(name, shots, expected, Path(place))
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """A row of the table in docs/data.md."""
+    if "skipped" in found:
+        return f"| {found['format']} | {found['skipped']} | | | | | |"
+    cells = [found["images"], found["classes"], f"{found['mb']:.1f}" if found["mb"] else ""]
+    cells += [f"{found['open_s']:.2f}", f"{found['decode_s']:.2f}", "yes" if found["same"] else "NO"]
+    return f"| {found['format']} | {' | '.join(map(str, cells))} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of class folders, or of train and test with such")
+    parser.add_argument("--json", action="store_true")
+    words = parser.parse_args()
+    found = []
+    if not words.json:
+        print("| format | images | classes | MB | open, s | decode, s | same |\n|---|---|---|---|---|---|---|")
+    for each in rows(words.folder):
+        found.append(each)
+        if not words.json:
+            print(line(each), flush=True)
+    if words.json:
+        print(json.dumps(found))
+    return int(not all(each.get("same", True) for each in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
