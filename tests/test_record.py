@@ -141,6 +141,9 @@ def test_what_a_model_of_several_labels_is_worth() -> None:
     assert one.metrics == {}
     with pytest.raises(UserError, match="of other classes than it lists"):
         parse_record(one.line().replace('"classes": ["a", "b", "c"]', '"classes": ["a", "b"]'), "run.json")
+    assert len(worth.intervals) == 4
+    with pytest.raises(UserError, match="intervals of other figures"):
+        parse_record(one.line().replace('"intervals": [', '"intervals": [[1, 2], '), "run.json")
 
 
 def test_one_of_many_faults_is_enough(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from rmadapter.fit import evaluate_saved, page_again
 from rmadapter.metrics import average_precisions
 from rmadapter.record import read_record
 from rmadapter.runs.compare import compare
+from rmadapter.several import intervals, mean_f1, mean_precision
 from shell import Command, its_backbone, refused, rmadapter
 from shots import COLORS
 
@@ -87,12 +89,59 @@ def test_a_run_says_what_it_is_worth(run: Path, mixed: Path, tiny_clip: Backbone
     assert 0 < held.images < 40
 
 
+@pytest.mark.parametrize("digits", [1, 12])  # to one digit many images have one score
+def test_weighted_means_are_those_of_scikit_learn(digits: int) -> None:
+    from sklearn.metrics import average_precision_score, f1_score
+
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((30, 4)).round(digits), rng.random((30, 4)) < [0.3, 0.5, 0.1, 0]
+    weights = rng.integers(0, 3, (5, 30)).astype(np.float32)
+    targets[:, 2] &= weights[0] == 0  # so that a class has no image in the first draw, and another in none
+    precisions, f1s = mean_precision(weights, scores, targets), mean_f1(weights, scores >= 0.4, targets)
+    for draw, own in enumerate(weights):
+        there = [c for c in range(4) if (own * targets[:, c]).any()]
+        assert (2 in there) == (draw > 0)
+        pairs = [(targets[:, c], scores[:, c], scores[:, c] >= 0.4) for c in there]
+        expected = [100 * average_precision_score(y, x, sample_weight=own) for y, x, _ in pairs]
+        assert precisions[draw] == pytest.approx(np.mean(expected))
+        assert f1s[draw] == pytest.approx(np.mean([100 * f1_score(y, z, sample_weight=own) for y, _, z in pairs]))
+
+
+def test_intervals_hold_their_figures_and_narrow_with_images() -> None:
+    rng, widths = np.random.default_rng(0), []
+    for count in (50, 450):
+        targets = rng.random((count, 3)) < 0.4
+        good, bad = (np.clip(targets * share + rng.random(targets.shape), 0, 1.5) / 1.5 for share in (0.5, 0.1))
+        found = intervals(good, bad, targets, 0.5)
+        every = np.ones((1, count), np.float32)
+        first, second = (mean_precision(every, table, targets).item() for table in (good, bad))
+        figures = first, second, mean_f1(every, good >= 0.5, targets).item(), first - second
+        assert all(low < figure < high for figure, (low, high) in zip(figures, found, strict=True))
+        widths.append([high - low for low, high in found])
+    assert np.divide(*widths) == pytest.approx([3] * 4, rel=0.5)  # about the square root of nine times as many images
+
+
+def test_predictions_have_every_probability(run: Path, mixed: Path, tiny_clip: Backbone) -> None:
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    test, saved = read_images(mixed)["test"], load(run, tiny_clip)
+    table = np.concatenate(list(saved.fitted.probabilities(test.images)))
+    assert len(rows) == len(test) == 20
+    for row, shares, labels, image in zip(rows, table, test.all_labels, test.images, strict=True):
+        assert (row["set"], row["split"], row["image"]) == ("all", "test", Path(str(image)).name)
+        assert row["true"].split(";") == [str(test.written[i]) for i in labels]
+        assert [float(row[f"probability of {x}"]) for x in test.written] == pytest.approx(shares.tolist(), abs=1e-4)
+        over = [str(test.written[i]) for i in np.argsort(-shares) if shares[i] >= saved.fitted.threshold]
+        assert row["answer"].split(";") == (over or [str(test.written[shares.argmax()])])
+
+
 def test_its_page_has_each_label(run: Path) -> None:
     page = (run / "report.html").read_text("utf-8")
     assert "finds labels with a mean average precision of" in page
     assert "Each label by itself: test, all classes" in page
     assert all(f"<td>{name}</td>" in page for name in NAMES)
     assert "nothing to evaluate" not in page
+    assert re.search(r"On other images of the kind, a mean average precision of [\d.]+ to [\d.]+ % is plausible", page)
     assert page_again(run).read_text("utf-8") == page
 
 

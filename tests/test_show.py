@@ -8,7 +8,7 @@ import pytest
 
 import synthetic_runs
 from rmadapter.record import Judgement, Rates, Score, Several
-from rmadapter.show import lowest, show, show_score
+from rmadapter.show import lowest, show, show_score, thresholded
 
 
 def test_a_judged_run_shows_what_it_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,3 +90,8 @@ def test_a_run_of_several_labels_shows_each_label(capsys: pytest.CaptureFixture[
     assert found["accuracy"] is None
     assert found["several"]["mean_average_precision"] == 61.25
     assert found["several"]["f1s"] == [55.5, None]
+    told = thresholded(worth.model_copy(update={"intervals": ((60, 62.5), (39, 41), (50, 59.96), (-1, 2))}))
+    assert told.endswith(
+        "a mean average precision of 60.0 to 62.5 % is plausible (95 % interval), -1.0 to 2.0 points more than "
+        "zero-shot, and a mean F1 of 50.0 to 60.0 %"
+    )

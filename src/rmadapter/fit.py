@@ -27,6 +27,7 @@ from rmadapter.panel import thumbnails_of
 from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_predictions
 from rmadapter.record import Evaluation, Record, Score, read_record
 from rmadapter.run import Lab, Outcome, Splits, evaluate, run_key, run_task
+from rmadapter.several import write_answers
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
 from rmadapter.trained import Unfinished
@@ -65,6 +66,7 @@ def fit(
             record = done.record.model_copy(update=found)
             tested = predictions(record, done.evaluations)
             write_predictions(out / PREDICTIONS, tested)
+            write_answers(out / PREDICTIONS, record.scores, done.evaluations)
             train = half(few.train, task.classes)
             wrong = mistakes(done.fitted, train, done.evaluations, tested, lab.test_cache(task))
             write_mistakes(out / WHY, wrong)

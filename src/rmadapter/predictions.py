@@ -95,8 +95,9 @@ def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
 def predictions(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
     """Of those scores of a record that have an accuracy, with what is behind them in the same order. Raises ValueError
     when they do not belong together."""
-    answered = [score for score in record.scores if score.accuracy is not None]
-    return [Predictions.of(score, e) for score, e in zip(answered, evaluations, strict=True)]
+    asked = [score for score in record.scores if score.accuracy is not None or score.several]
+    both = zip(asked, evaluations, strict=True)
+    return [Predictions.of(score, e) for score, e in both if not score.several]  # which `several.write_answers` writes
 
 
 def write_predictions(path: Path, found: Sequence[Predictions]) -> None:

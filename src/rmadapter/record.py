@@ -15,6 +15,7 @@ from rmadapter.data.names import descriptions
 from rmadapter.errors import UserError, first_fault
 from rmadapter.files import read_text, write_text
 from rmadapter.metrics import average_precisions, f1_scores, harmonic_mean
+from rmadapter.several import intervals
 from rmadapter.task import Task
 from rmadapter.uses import Uses
 
@@ -58,7 +59,8 @@ class MethodName(Value):
 class Several(Value):
     """What a method is worth on images that may be of several classes at once, in percent. threshold: the probability
     from which on a class is answered. Of each class: how many images it has, the average precision of the method and
-    of the untouched backbone, and F1 at the threshold; None for a class without an image."""
+    of the untouched backbone, and F1 at the threshold; None for a class without an image. intervals: as
+    `several.intervals` has them, of the means; none in records of an earlier version."""
 
     threshold: Annotated[float, Field(ge=0, le=1)]
     classes: tuple[str, ...]
@@ -66,6 +68,7 @@ class Several(Value):
     precisions: tuple[Percent | None, ...]
     zero_shot: tuple[Percent | None, ...]
     f1s: tuple[Percent | None, ...]
+    intervals: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def of(cls, table: np.ndarray, zero_shot: np.ndarray, images: ImageSet, threshold: float) -> Several:
@@ -78,6 +81,7 @@ class Several(Value):
             precisions=tuple(average_precisions(table, targets)),
             zero_shot=tuple(average_precisions(zero_shot, targets)),
             f1s=tuple(f1_scores(table, targets, threshold)),
+            intervals=intervals(table, zero_shot, targets, threshold),
         )
 
     @property
@@ -93,6 +97,8 @@ class Several(Value):
     def _one_of_each_class(self) -> Several:
         if {len(self.images), len(self.precisions), len(self.zero_shot), len(self.f1s)} != {len(self.classes)}:
             raise ValueError("figures of other classes than it lists")
+        if len(self.intervals) not in (0, 4):
+            raise ValueError("intervals of other figures than it has")
         return self
 
 

@@ -231,9 +231,8 @@ def evaluate(
 ) -> tuple[list[Evaluation], list[Score]]:
     """Ask the method and the untouched backbone about every image; its frozen part is computed once for the two.
 
-    beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. Of a model
-    that was fitted to several labels an image there are scores alone. Raises NotApplicable when the method has no
-    answer on the first set.
+    beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. Raises
+    NotApplicable when the method has no answer on the first set.
     """
     evaluations: list[Evaluation] = []
     scores: list[Score] = []
@@ -261,6 +260,7 @@ def evaluate(
         tables = [torch.cat([part[model] for part in parts]).numpy() for model in models]
         if several:
             worth = Several.of(tables[0], tables[1], images, fitted.threshold)
+            evaluations.append(Evaluation(score.title, images, tables[0], tables[1]))
             scores.append(score.model_copy(update={"several": worth}))
             continue
         others = dict(zip(list(models)[2:], tables[2:], strict=True))

@@ -120,8 +120,8 @@ def _folder(folder: Path, outside: bool, columns: Mapping[str, str] | None, crop
     if (folder / "metadata.json").is_file():
         if (folder / SAMPLES).is_file():
             return _source(folder, _json(folder / SAMPLES, outside), crops)
-        if files := sorted(folder.glob("samples/*.json")):
-            value = {"samples": [read_json(file, LARGEST, UNREAD) for file in files]}
+        if each := sorted(folder.glob("samples/*.json")):
+            value = {"samples": [read_json(file, LARGEST, UNREAD) for file in each]}
             return _source(folder, read_samples(folder / "samples", value, outside), crops)
     only_boxes(folder, crops)
     if parts := shards(folder):
