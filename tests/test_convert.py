@@ -14,6 +14,7 @@ import torch
 from rmadapter.backbones import load_backbone
 from rmadapter.backbones.convert import convert
 from rmadapter.errors import UserError
+from rmadapter.locks import alone
 from rmadapter.sums import check_sums
 from shell import Command, refused, rmadapter
 
@@ -163,6 +164,19 @@ def test_what_is_asked_for_is_checked_before_the_file_is_opened(state: State, tm
     assert not out.exists()
     digest = hashlib.sha256(file.read_bytes()).hexdigest().upper()
     assert convert(file, NAME, out, digest)["sha256"] == digest.lower()
+
+
+def test_what_a_killed_one_left_goes_and_nobody_is_disturbed(state: State, tmp_path: Path) -> None:
+    file, out = written(tmp_path, state), tmp_path / "out"
+    left = tmp_path / ".out.part/work/model/half.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    with alone(tmp_path / ".out.part"), pytest.raises(UserError, match="another process is at work"):
+        convert(file, NAME, out)
+    assert left.read_bytes() == b"half"
+    convert(file, NAME, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "weights.pt"]
+    assert not (out / "half.safetensors").exists()
 
 
 def test_the_verb(rmadapter: Command, state: State, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rmadapter.backbones.tokenizer import files_of, load_tokenizer
 from rmadapter.backbones.trust import CONFIG, PICKLES
 from rmadapter.errors import UserError
 from rmadapter.files import opened, write_json, write_tensors
+from rmadapter.locks import alone
 from rmadapter.sums import sha256, write_sums
 
 SECONDS, BYTES_A_SECOND = 60, 20e6  # that reading may take: a minute, and more for large files
@@ -32,14 +34,9 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
     fit the architecture.
     """
     found, (config, tags) = _check(file, out, digest), architecture_config(architecture, architecture)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
-    with beside as place:
-        folder, flat = Path(place, "model"), Path(place, "tensors.safetensors")
-        folder.mkdir()
+    with _beside(out) as place:
+        folder, flat = place / "model", place / "tensors.safetensors"
+        folder.mkdir(parents=True)
         facts = _read(file, flat)
         quick_gelu = bool(config.get("quick_gelu"))
         if facts["quick_gelu"] is not None and facts["quick_gelu"] != quick_gelu:
@@ -61,6 +58,22 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
         "backbone": str(out), "digest": backbone.digest, "sha256": found,
         "scripted": facts["scripted"], "left_out": facts["left_out"],
     }  # fmt: skip
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder to be made, where nobody else is at work; whatever a killed process left there is removed."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    place = out.with_name(f".{out.name}.part")
+    with alone(place):
+        try:
+            shutil.rmtree(place / "work", ignore_errors=True)
+            yield place / "work"
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _check(file: Path, out: Path, digest: str) -> str:
