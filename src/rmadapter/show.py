@@ -110,8 +110,8 @@ def thresholded(found: Several) -> str:
         return text
     mine, _, f1, gain = (f"{low:.1f} to {high:.1f}" for low, high in found.intervals)
     return (
-        f"{text}. On other images of the kind, a mean average precision of {mine} % is plausible (95 % interval), "
-        f"{gain} points more than zero-shot, and a mean F1 of {f1} %"
+        f"{text}. On as many other images of the kind, a mean average precision of {mine} % is plausible "
+        f"(95 % interval), {gain} points more than zero-shot, and a mean F1 of {f1} %"
     )
 
 
