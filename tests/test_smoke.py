@@ -56,8 +56,10 @@ def test_a_source_tree_is_no_installation(tmp_path: Path, script: str, fault: st
 
 def test_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     where = 'if [ "$1" = -c ]; then echo /env/rmadapter; echo /env; exit; fi'
+    monkeypatch.chdir(tmp_path)  # it runs its commands elsewhere, and the path is relative
     for script, code in (("exit 0", 0), ("exit 3", 1)):
-        monkeypatch.setattr(sys, "argv", ["smoke.py", stand_in(tmp_path, f"{where}; {script}")])
+        python = Path(stand_in(tmp_path, f"{where}; {script}"))
+        monkeypatch.setattr(sys, "argv", ["smoke.py", f"./{python.name}"])
         monkeypatch.setenv("PYTHONPATH", "x")
         assert smoke.main() == code
         assert capsys.readouterr().out.count("ok") == (8 if not code else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
     os.environ.pop("PYTHONPATH", None)
+    words.python = os.path.abspath(shutil.which(words.python) or words.python)  # commands run in another folder
     if fault := source_of(words.python):
         print(fault, file=sys.stderr)
         return 1

@@ -37,7 +37,7 @@ def build(shared: Shared, hours: float = 12, names: Collection[str] = (), frames
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
         with tempfile.TemporaryDirectory(prefix="rmadapter-app-", ignore_cleanup_errors=True) as root:
-            app.state.kind = "None; Secure; Partitioned" if frames else "Lax"
+            app.state.same_site = "None; Secure; Partitioned" if frames else "Lax"
             app.state.visitors = Visitors(Path(root), shared, 3600 * hours)
             sweeping = asyncio.create_task(_sweep(app.state.visitors))
             try:
@@ -142,7 +142,7 @@ async def _page(request: Request) -> Response:
     if visitors.known(request.cookies.get(_cookie(request))) is None:
         number = await run_in_threadpool(visitors.welcome)
         # By hand: Starlette writes Partitioned, without which many a browser keeps no cookie in a frame, from 3.14 on.
-        cookie = f"{_cookie(request)}={number}; HttpOnly; Path=/; SameSite={request.app.state.kind}"
+        cookie = f"{_cookie(request)}={number}; HttpOnly; Path=/; SameSite={request.app.state.same_site}"
         response.headers.append("Set-Cookie", cookie)
     return response
 
