@@ -248,7 +248,7 @@ def test_the_page_that_it_makes(page: Tab, colors: Path, tmp_path: Path) -> None
     write(page, "names", "red, blue")
     page.until("document.querySelectorAll('#classes > li').length === 2")
     click(page, "#alone")
-    page.until("document.querySelectorAll('#targets button').length === 2")
+    page.until(f"{told('train')}.startsWith('The classifier is ready') && !document.getElementById('get').hidden")
     click(page, "#targets button:nth-of-type(2)")
     page.until("document.querySelector('#targets a') !== null", seconds=300)
     assert page.script("document.querySelector('#targets a').textContent") == "Download it as a web page"
