@@ -2,7 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+<<<<<<< HEAD
 .PHONY: setup demo test lint audit hostile kills dist smoke bench clean
+=======
+.PHONY: setup demo test lint audit hostile kills scale dist bench clean
+>>>>>>> 288bfc9 (bench --engine ray: runs on the workers of a Ray cluster, with the same figures; a dead worker, node or driver loses nothing)
 
 setup: .venv/.ready
 
@@ -19,6 +23,11 @@ test: setup  # a process a core, of one thread: several threads slow tiny models
 
 kills: setup
 	$(BIN)/python tests/hostile/kills.py --count 200
+
+scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
+	$(BIN)/pip install --quiet --editable ".[ray]"
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -n 0 tests/test_cluster.py tests/test_bench.py tests/test_predict.py \
+		tests/test_parquet.py tests/test_tune.py tests/test_space.py tests/test_picture.py tests/test_scale_cli.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -96,6 +96,7 @@ def test_answers_by_key(job: Job, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text("no record")
     assert answers(tmp_path) == {}
     path = write(tmp_path, job, "finished")
-    assert answers(tmp_path) == {"k": path}
+    [(key, found)] = answers(tmp_path).items()
+    assert (key, found.copied_from) == ("k", path.relative_to(tmp_path).as_posix())
     write(tmp_path, job, "failed")
     assert answers(tmp_path) == {}

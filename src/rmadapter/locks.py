@@ -31,11 +31,19 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def together(folder: Path, first: Callable[[], object], last: Callable[[], object]) -> Iterator[None]:
+def together(
+    folder: Path, first: Callable[[], object], last: Callable[[], object], only: bool = False
+) -> Iterator[None]:
     """One of any number at work in a folder. first: is done when nobody else is there; last: when all went well and
-    nobody else is left. Raises as `alone`, which keeps everybody out."""
+    nobody else is left. only: as `alone`, which keeps everybody out, and as which it raises."""
     from filelock import FileLock
 
+    if only:
+        with alone(folder):
+            first()
+            yield
+            last()
+        return
     mine = folder / f".{secrets.token_hex(4)}{PRESENT}"
     lock = FileLock(mine)
     with _door(folder):

@@ -79,10 +79,14 @@ def _foreign(path: Path) -> bool:
         return False
 
 
-def answers(out: Path) -> dict[str, Path]:
-    """Every finished record below `out` by its key."""
-    found = {path: record_at(path) for path in sorted(out.rglob("*.json"))}
-    return {record.key: path for path, record in found.items() if record and record.status == "finished"}
+def answers(out: Path) -> dict[str, Record]:
+    """Every finished record below `out` by its key, as a copy of it would be: with where it is from."""
+    found = {path.relative_to(out): record_at(path) for path in sorted(out.rglob("*.json"))}
+    return {r.key: copied(r, path) for path, r in found.items() if r and r.status == "finished"}
+
+
+def copied(record: Record, path: Path) -> Record:
+    return record.model_copy(update={"copied_from": record.copied_from or path.as_posix()})
 
 
 def _stamp(path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from rmadapter.console import Config, Crops, Json, Outside, Quiet, note, table
 from rmadapter.errors import UserError
+from rmadapter.scale.cluster import Address, Engine, is_ray
 
 if TYPE_CHECKING:
     from rmadapter.record import Record
@@ -34,6 +36,8 @@ def bench(
         typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="A method's setting, or one common to all."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the processor's cores.")] = 1,
+    engine: Engine = "local",
+    address: Address = "",
     crops: Crops = False,
     outside: Outside = False,
     quiet: Quiet = False,
@@ -49,6 +53,11 @@ def bench(
     from rmadapter.settings import configured, parse_overrides
     from rmadapter.task import Task
 
+    elsewhere = None
+    if is_ray(engine, address):
+        from rmadapter.scale.bench import work
+
+        elsewhere = partial(work, address=address)
     if datasets == "paper":
         datasets = ",".join(list(CATALOG)[:11])  # Table 1's, ImageNet first
     fitted, values = read_config(config)
@@ -61,7 +70,8 @@ def bench(
         axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
     planned = list(as_published(planned)) if per_set else planned
-    records = run_all(Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops), jobs)
+    plan = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops)
+    records = run_all(plan, jobs, engine=elsewhere)
     if as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
     else:

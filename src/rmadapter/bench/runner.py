@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from rmadapter.bench.board import CHOOSE, Board, answers
+from rmadapter.bench.board import CHOOSE, Board, answers, copied
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import Job
 from rmadapter.console import bar, plain
@@ -30,12 +30,15 @@ from rmadapter.record import Record, read_record
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 
-def run_all(plan: Plan, processes: int = 1, progress: bool = True) -> list[Record]:
+def run_all(
+    plan: Plan, processes: int = 1, progress: bool = True, engine: Callable[..., None] | None = None
+) -> list[Record]:
     """Do the jobs that `plan.out` does not hold yet; returns the records of all, in the order given.
 
     Any number of such calls may work on one folder at the same time; each returns when all of its jobs are done,
-    whichever of them did them. Raises UserError, before anything starts, for settings that do not exist and for
-    records in the folder that were made with others.
+    whichever of them did them. engine: does the jobs that are left (plan, board, lab, processes, look) in place of
+    processes of this machine, and has the folder for itself. Raises UserError, before anything starts, for settings
+    that do not exist and for records in the folder that were made with others.
     """
     check_settings(plan)
     lab, board = plan.lab(), Board(plan)
@@ -43,9 +46,10 @@ def run_all(plan: Plan, processes: int = 1, progress: bool = True) -> list[Recor
     if left := board.left():
         check_images(plan, lab, left)
     if left or _leftovers(plan):  # a finished bench may lie where nothing can be written
-        with together(plan.out, lambda: _remove(_parts(plan)), lambda: _remove(_leftovers(plan))):
+        first, last = lambda: _remove(_parts(plan)), lambda: _remove(_leftovers(plan))
+        with together(plan.out, first, last, only=engine is not None):
             if left:
-                _work_through(plan, board, lab, processes, progress)
+                _work_through(plan, board, lab, processes, progress, engine)
             _remove(_locks(plan))  # they are not needed any more, even if somebody holds one for a moment
         board.check()  # what others did meanwhile
     return [read_record(plan.out / job.path) for job in plan.jobs]
@@ -138,9 +142,11 @@ def line(record: Record) -> str:
     return f"{' | '.join(names)} | {where}: {record.status} {found}{seconds}"
 
 
-def _work_through(plan: Plan, board: Board, lab: Any, processes: int, progress: bool) -> None:
-    with _look(plan, board, processes, progress) as look:
-        if processes == 1:
+def _work_through(plan: Plan, board: Board, lab: Any, processes: int, progress: bool, engine: Any) -> None:
+    with _look(plan, board, 2 if engine else processes, progress) as look:
+        if engine:
+            engine(plan, board, lab, processes, look)
+        elif processes == 1:
             work(plan, board, lab=lab, look=look)
         else:
             _work_together(plan, board, processes, look)
@@ -229,8 +235,15 @@ def _writable(path: Path) -> Path:
     return path
 
 
-def do(job: Job, plan: Plan, lab: Any, known: dict[str, Path]) -> Record:
-    """One job and its record, whatever becomes of it. known: finished records by key, for jobs of equal training.
+def do(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
+    """One job and its record, which is written. known: as `made` has it."""
+    record = made(job, plan, lab, known)
+    record.save(plan.out / job.path)
+    return record
+
+
+def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
+    """One job's record, whatever becomes of it. known: as `answers` has it, for jobs of equal training; grows.
 
     A training that another protocol asked for already, such as an ablation's row that is RMAdapter itself, is not
     done again; its record says where the figures are from.
@@ -244,12 +257,7 @@ def do(job: Job, plan: Plan, lab: Any, known: dict[str, Path]) -> Record:
     try:
         few = lab.draw(task)
         key = run_key(task, method, job.method, plan.machine, backbone.digest, order_digest(few))
-        if key in known:
-            origin = known[key].relative_to(plan.out).as_posix()
-            record = read_record(known[key])
-            record = record.model_copy(update={"copied_from": record.copied_from or origin})
-        else:
-            record = run_task(task, method, lab, job.method).record
+        record = known[key] if key in known else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
         record = describe_run(task, method, lab, job.method, few, status="not-applicable", reason=str(error))
     except UserError as error:
@@ -261,7 +269,6 @@ def do(job: Job, plan: Plan, lab: Any, known: dict[str, Path]) -> Record:
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
     record = record.model_copy(update={**place, "crops": plan.crops})
-    record.save(plan.out / job.path)
     if record.status == "finished":
-        known.setdefault(record.key, plan.out / job.path)
+        known.setdefault(record.key, copied(record, job.path))
     return record

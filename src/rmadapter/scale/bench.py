@@ -1,0 +1,103 @@
+"""`bench --engine ray`: runs on the workers of a cluster; their records are written here, as those of the local engine.
+
+A worker keeps the backbone and frozen activations from run to run, and is given runs on the images that it holds. It
+needs the data and the backbone, by the same path on each node, and is told what they must be; of the results it needs
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rmadapter.bench.board import Board, answers
+from rmadapter.bench.plan import Plan
+from rmadapter.bench.protocols import Job
+from rmadapter.bench.runner import in_order, made
+from rmadapter.errors import UserError
+from rmadapter.record import Record
+from rmadapter.scale.cluster import at_home, connected, ray_module, share, shares
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What every node must hold: the digest of the backbone, those of each data set's splits, and our version."""
+
+    backbone: str
+    data: dict[str, tuple[str, ...]]
+    version: str
+
+    @classmethod
+    def of(cls, lab: Any, jobs: Collection[Job]) -> Expected:
+        from rmadapter import __version__
+
+        names = dict.fromkeys(name for job in jobs for name in _names(job))
+        digest = lab.backbone(next(iter(jobs)).task.backbone).digest
+        return cls(digest, {name: _digests(lab, name) for name in names}, __version__)
+
+
+def _names(job: Job) -> list[str]:
+    return [job.task.data, *(test.data for test in job.task.tests if test.data)]
+
+
+def _digests(lab: Any, name: str) -> tuple[str, ...]:
+    return tuple(images.digest for _, images in sorted(lab.splits(name).items()))
+
+
+class Worker:
+    """An actor on a node. home: where the user is."""
+
+    def __init__(self, plan: Plan, known: dict[str, Record], expected: Expected, home: Path, threads: float) -> None:
+        self.plan, self.known, self.expected, self.checked = plan, known, expected, set[str]()
+        self.node = at_home(home, threads)
+        self.lab: Any = None
+
+    def ready(self) -> None:
+        from rmadapter import __version__
+
+        if __version__ != self.expected.version:
+            raise UserError(f"node {self.node}: has rmadapter {__version__}, and {self.expected.version} is asked for")
+        self.lab = self.plan.lab()
+        if not self.plan.out.is_dir():  # no shared path: what memory cannot hold is computed anew
+            self.lab.folder = None
+
+    def do(self, job: Job) -> Record:
+        try:
+            backbone = self.lab.backbone(job.task.backbone)
+            if backbone.digest != self.expected.backbone:
+                raise UserError(f"its {backbone.name} has other weights than that of the process which asks")
+            for name in _names(job):
+                if name not in self.checked and _digests(self.lab, name) != self.expected.data[name]:
+                    raise UserError(f"its {name} holds other images than that of the process which asks")
+                self.checked.add(name)
+            self.plan.method(job)  # its file may be missing
+        except UserError as error:
+            raise UserError(f"node {self.node}: {error}; every node needs data and backbone by the same path") from None
+        return made(job, self.plan, self.lab, self.known)
+
+
+def near(last: Job | None, left: list[Job], others: Collection[Job]) -> Job:
+    """The next run on the images that a worker holds, else the first on those that no other one works with."""
+    taken = {job.images for job in others}
+    mine = (job for job in left if last and job.images == last.images)
+    free = (job for job in left if job.images not in taken)
+    return next(mine, None) or next(free, left[0])
+
+
+def work(plan: Plan, board: Board, lab: Any, processes: int, look: Callable[..., Any], address: str = "") -> None:
+    """Do what is left on the cluster at an address, as `connected` has it, with so many workers."""
+    ray = ray_module()
+    jobs = in_order(board.left())
+    expected = Expected.of(lab, jobs)
+    with connected(address):
+        own = shares(processes, plan.machine.device)
+        plan = replace(plan, out=plan.out.absolute(), root=plan.root.absolute())
+        given = [ray.put(part) for part in (plan, answers(plan.out), expected)]
+        actor = ray.remote(Worker).options(**own)
+        for found in share(lambda: actor.remote(*given, Path.cwd(), own["num_cpus"]), processes, jobs, near):
+            if found:
+                job, record = found
+                record.save(plan.out / job.path)
+            look()
