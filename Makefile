@@ -2,11 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-<<<<<<< HEAD
-.PHONY: setup demo test lint audit hostile kills dist smoke bench clean
-=======
-.PHONY: setup demo test lint audit hostile kills scale dist bench clean
->>>>>>> 288bfc9 (bench --engine ray: runs on the workers of a Ray cluster, with the same figures; a dead worker, node or driver loses nothing)
+.PHONY: setup demo test lint audit hostile kills scale dist smoke bench clean
 
 setup: .venv/.ready
 

@@ -20,7 +20,7 @@ VERBS = {
     "suspects": "--out --apply --method --backbone --image-column --set --allow-outside --quiet --json",
     "fit": "--method --backbone --shots --seed --classes --effort --config --set --out --json",
     "eval": "--split --classes --backbone --set --skip-bad --allow-outside --json",
-    "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --quiet --json",
+    "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --engine --quiet --json",
     "add": "--out --old-data --shots --backbone --quiet --json",
     "compare": "--data --split --backbone --json",
     "explain": "--out --data --backbone --quiet --json",
@@ -33,7 +33,8 @@ VERBS = {
     "demo": "--out --seed --quiet",
     "doctor": "--json",
     "data": "--root --check --download --json",
-    "bench": "--datasets --methods --backbone --seeds --shots --root --out --jobs --allow-outside --json",
+    "bench": "--datasets --methods --backbone --seeds --shots --root --out --jobs --engine --allow-outside --json",
+    "tune": "--out --method --trials --search --folds --jobs --engine --address --config --set --quiet --json",
     "report": "--out --check --json",
     "methods": "--json",
 }

@@ -102,13 +102,13 @@ def choose(folds: Folds, auto: Auto) -> Choice:
         name, reason = next(iter(reasons.items()))
         raise UserError(f"auto: no candidate can be asked; the first, {name}: {reason}")
     hits = np.stack(list(right.values()))
-    behind = dict(zip(right, _behind(hits).T.tolist(), strict=True))
+    by = dict(zip(right, behind(hits).T.tolist(), strict=True))
     rows = []
     for name in candidates:
         row = Candidate(name=name, title=auto.method(name).title, reason=reasons.get(name, ""))
         if name in right:
             figures = {"accuracy": 100 * float(right[name].mean()), "seconds": seconds[name]}
-            row = row.model_copy(update=figures | dict(zip(("behind", "error"), behind[name], strict=True)))
+            row = row.model_copy(update=figures | dict(zip(("behind", "error"), by[name], strict=True)))
         rows.append(row)
     chosen = list(right)[pick(hits)]
     return Choice(chosen=chosen, folds=len(folds), images=len(labels), minutes=auto.minutes, rows=tuple(rows))
@@ -117,11 +117,11 @@ def choose(folds: Folds, auto: Auto) -> Choice:
 def pick(hits: np.ndarray) -> int:
     """hits: [K, M] bool, whether a candidate names an image; the place of the first that is within two standard errors
     of the best."""
-    behind, error = _behind(hits)
-    return int(np.flatnonzero(behind <= ERRORS * error)[0])
+    points, error = behind(hits)
+    return int(np.flatnonzero(points <= ERRORS * error)[0])
 
 
-def _behind(hits: np.ndarray) -> np.ndarray:
+def behind(hits: np.ndarray) -> np.ndarray:
     """[2, K]: by how many points each is behind the best, and the standard error of that difference."""
     best = hits[hits.mean(1).argmax()]
     lost = best.astype(float) - hits

@@ -46,6 +46,7 @@ from rmadapter.explain import cli as explain_cli
 from rmadapter.predict import cli as predict_cli
 from rmadapter.remote import run_folder
 from rmadapter.runs import cli as runs_cli
+from rmadapter.scale import cli as scale_cli
 from rmadapter.suggest import cli as suggest_cli
 from rmadapter.suspects import cli as suspects_cli
 
@@ -252,7 +253,7 @@ def doctor(as_json: Json = False) -> None:
 VERBS = (
     demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
     deploy_cli.push, serve_cli.serve, app_cli.app, explain_cli.explain, suggest_cli.suggest,
-    bench_cli.bench, bench_cli.report, leaderboard_cli.leaderboard, leaderboard_cli.reproduce,
+    scale_cli.tune, bench_cli.bench, bench_cli.report, leaderboard_cli.leaderboard, leaderboard_cli.reproduce,
     bench_cli.methods, params, bench_cli.data,
     backbones_cli.backbones, backbones_cli.convert, doctor,
 )  # fmt: skip

@@ -38,6 +38,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter suggest runs/first unlabelled --n 20 --out next.csv",
         "rmadapter suggest unlabelled --start --names cat,dog,zebra",
     ),
+    "tune": (
+        "rmadapter tune my-images --out tuned --method clip-lora --trials 20",
+        "rmadapter tune my-images --out tuned --search rank=8,16,32 --search alpha",
+    ),
     "bench": (
         "rmadapter bench few-shot --datasets my-images --methods mma,coop --out few",
         "rmadapter bench base-to-novel --datasets dtd --root data --out results",

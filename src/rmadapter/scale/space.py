@@ -1,0 +1,124 @@
+"""What `tune` may try: ranges of a method's settings, from types, limits and published values, or as the user says.
+
+A positive number is tried from a tenth to ten times its published value, a size from a quarter to four times, both
+evenly in their logarithm and within the field's own limits; a choice or a switch in all that it can be.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.settings import configured, parse_overrides, settings_of
+
+AROUND = {float: 10, int: 4}  # times the published value, and divided by it
+# Numbers that are not tried unless they are asked for: how a recipe begins and ends, rounding, and ends of other grids.
+LEFT = ("momentum", "eps", "warmup_epochs", "warmup_rate", "final_rate", "largest_alpha", "largest_beta")
+
+
+def optuna() -> Any:
+    """Raises UserError where it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise UserError(
+            "tune needs Optuna: `pip install 'rmadapter[ray]'` brings it, and so does optuna alone"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def space(method: Any, name: str, asked: Iterable[str] = ()) -> dict[str, Any]:
+    """Setting -> Optuna's distribution. asked: "rank", "rank=8,16,32" or "alpha=0.01..1"; by default every positive
+    number of the method that is no size, but for `LEFT`. name: of the method, for messages.
+
+    Raises UserError for an unknown setting, values that it cannot have, one that no range follows from, and for nothing
+    to try.
+    """
+    known, values = dict(_fields(method)), settings_of(method)
+    wanted = list(asked) or [
+        field for field, (kind, _) in known.items() if kind is float and values[field] > 0 and field not in LEFT
+    ]
+    if not wanted:
+        raise UserError(f"{name} has no setting that is tried by default: name some, as --search rank=4,8,16")
+    found = {}
+    for text in wanted:
+        field, equals, given = text.partition("=")
+        if field not in known:
+            raise UserError(f"--search {quoted(text)}: unknown setting{nearest(field, known)}")
+        found[field] = _given(text, given, known[field][0]) if equals else _derived(field, values[field], *known[field])
+        for end in _ends(found[field]):
+            configured(method, {field: end}, name)
+    return found
+
+
+def _ends(found: Any) -> tuple[Any, ...]:
+    return found.choices if hasattr(found, "choices") else (found.low, found.high)
+
+
+def _fields(owner: Any) -> Iterator[tuple[str, tuple[Any, dict[str, float]]]]:
+    """Each setting, as `settings_of` has them, with its type and limits: ge, gt, le, lt."""
+    hints = get_type_hints(type(owner), include_extras=True)
+    documented = getattr(type(owner), "__pydantic_fields__", {})
+    for f in fields(owner):
+        if is_dataclass(value := getattr(owner, f.name)):
+            yield from _fields(value)
+        elif f.name in settings_of(owner):
+            kind, limits = _typed(hints[f.name])
+            limits |= _limits(getattr(documented.get(f.name), "metadata", ()))
+            yield f.name, (kind, limits)
+
+
+def _typed(hint: Any) -> tuple[Any, dict[str, float]]:
+    """A type without what stands around it, and the limits there."""
+    if get_origin(hint) is Annotated:
+        kind, *more = get_args(hint)
+        inner, limits = _typed(kind)
+        return inner, limits | _limits(part for one in more for part in getattr(one, "metadata", (one,)))
+    if get_origin(hint) in (Union, types.UnionType):  # int or None
+        return _typed(next(kind for kind in get_args(hint) if kind is not type(None)))
+    return hint, {}
+
+
+def _limits(metadata: Iterable[Any]) -> dict[str, float]:
+    return {
+        n: value for part in metadata for n in ("ge", "gt", "le", "lt") if (value := getattr(part, n, None)) is not None
+    }
+
+
+def _derived(field: str, value: Any, kind: Any, limits: Mapping[str, float]) -> Any:
+    distributions = optuna().distributions
+    if kind is bool:
+        return distributions.CategoricalDistribution((False, True))
+    if get_origin(kind) is Literal:
+        return distributions.CategoricalDistribution(get_args(kind))
+    if kind not in AROUND or not value:
+        raise UserError(f"--search {field}: say what to try, as {field}=LOW..HIGH or {field}=A,B,C")
+    low = max(kind(value / AROUND[kind]), limits.get("ge", 0), 1 if kind is int else 0)
+    high = min(kind(value * AROUND[kind]), limits.get("le", float("inf")), limits.get("lt", float("inf")))
+    if kind is int:
+        return distributions.IntDistribution(int(low), int(high), log=True)
+    return distributions.FloatDistribution(low, min(high, _below(high, limits)), log=True)
+
+
+def _below(high: float, limits: Mapping[str, float]) -> float:
+    """Where the field's limit itself is no value, a little less."""
+    return high * (1 - 1e-6) if high == limits.get("lt") else high
+
+
+def _given(text: str, given: str, kind: Any) -> Any:
+    distributions = optuna().distributions
+    low, dots, high = given.partition("..")
+    ends = [*parse_overrides([f"x={low}"]).values(), *parse_overrides([f"x={high}"]).values()]
+    if not dots:
+        choices = tuple(parse_overrides([f"x={part}"])["x"] for part in given.split(",") if part.strip())
+        if not choices or any(isinstance(choice, (list, dict)) for choice in choices):
+            raise UserError(f"--search {quoted(text)}: write LOW..HIGH, or values as A,B,C")
+        return distributions.CategoricalDistribution(choices)
+    if not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends) or not ends[0] < ends[1]:
+        raise UserError(f"--search {quoted(text)}: write two numbers, the smaller one first, as 0.01..1")
+    make = distributions.IntDistribution if kind is int else distributions.FloatDistribution
+    return make(*ends, log=ends[0] > 0)

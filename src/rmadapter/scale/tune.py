@@ -1,0 +1,241 @@
+"""`tune`: settings of a method that do better than the published ones on folds of the training images.
+
+Optuna's TPE proposes (Bergstra et al., NeurIPS 2011), here or with the workers of a Ray cluster at work. What was
+tried is in tune.json after every trial: the same command goes on, and no pickle is read, as Ray Tune's restore would.
+The first trial is the method as it was asked for. Test images are never read by any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmadapter.choose import behind
+from rmadapter.console import bar
+from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.imageset import one_label
+from rmadapter.errors import UserError
+from rmadapter.files import parts, read_json, write_json, write_text
+from rmadapter.folds import Folds
+from rmadapter.locks import alone
+from rmadapter.machine import versions
+from rmadapter.method import NotApplicable
+from rmadapter.methods import check_labels
+from rmadapter.request import Request
+from rmadapter.run import Lab, run_key
+from rmadapter.scale.cluster import at_home, connected, ray_module, share, shares
+from rmadapter.scale.picture import coordinates
+from rmadapter.scale.space import optuna
+from rmadapter.settings import configured, to_yaml
+
+FILE, BEST, PICTURE = "tune.json", "best.yaml", "tune.svg"
+KEPT = ("key", "images", "folds", "space")  # of the file, by which it is known again
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched: a method as it is asked for, on so many folds. given: what the user set, by flat name. read:
+    words of `read_images` for the data."""
+
+    request: Request
+    given: Mapping[str, Any] = field(default_factory=dict)
+    folds: int = 4
+    read: Mapping[str, Any] = field(default_factory=dict)
+    progress: bool = False
+
+    def make_folds(self) -> Folds:
+        """Of the shots; the lab that they are drawn in holds no test split. Raises UserError for images and methods
+        that cannot be judged so."""
+        task, lab = self.request.task, Lab(self.request.machine, progress=self.progress)
+        splits: dict[str, ImageSet] = read_images(task.data, progress=self.progress, **self.read)
+        lab.add(task.data, {name: images for name, images in splits.items() if name != "test"})
+        folds = Folds.make(task, lab, self.folds)
+        one_label(folds.images.several, "tune")
+        check_labels(self.request.method, folds.images)
+        if not folds:
+            raise UserError(f"{task.data}: too few images a class for folds, which judge the trials: give more shots")
+        return folds
+
+
+@dataclass(frozen=True)
+class Trial:
+    """number: from 0, which is the method as it was asked for. right: of each judged image, 1 where it is named; empty
+    where the settings cannot be tried, and reason says why."""
+
+    number: int
+    params: dict[str, Any]
+    right: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def accuracy(self) -> float | None:
+        return 100 * self.right.count("1") / len(self.right) if self.right else None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    trials: tuple[Trial, ...]
+
+    @property
+    def best(self) -> Trial:
+        """Of equal ones the first. Raises UserError where no trial could be judged."""
+        judged = [trial for trial in self.trials if trial.right]
+        if not judged:
+            raise UserError(f"no trial could be judged; the first: {self.trials[0].reason}")
+        return max(judged, key=lambda trial: trial.right.count("1"))
+
+    @property
+    def gain(self) -> tuple[float, float] | None:
+        """Points that the best is ahead of the first, and the standard error of that difference, which is paired."""
+        if not self.trials[0].right:
+            return None
+        hits = np.array([[mark == "1" for mark in trial.right] for trial in (self.best, self.trials[0])])
+        points, error = behind(hits)[:, 1].tolist()
+        return points, error
+
+
+def judged(search: Search, folds: Folds, number: int, params: dict[str, Any]) -> Trial:
+    """One trial, whatever becomes of it."""
+    try:
+        method = configured(search.request.method, params, search.request.name)
+        found = folds.answers(method, search.request.name)
+    except (UserError, NotApplicable) as error:
+        return Trial(number, params, reason=" ".join(str(error).split()))
+    if not np.isfinite(found.table).all():
+        return Trial(number, params, reason="answers with what is not a number")
+    hits = found.table.argmax(1) == np.array(folds.judged.labels)
+    return Trial(number, params, "".join("01"[int(hit)] for hit in hits), round(found.seconds, 2))
+
+
+def tune(
+    search: Search, space: Mapping[str, Any], count: int, out: Path, jobs: int = 1, address: str | None = None,
+    progress: bool = True,
+) -> Tuned:  # fmt: skip
+    """Try `count` settings in all, of which some may be in the folder already; writes what was tried, the best as
+    `--config` takes it, and a picture.
+
+    space: as `space.space` gives it. address: of a Ray cluster, on which `jobs` workers judge; None judges here. One
+    worker, or none, finds the same again, whenever it was stopped; several propose by what is known when they are free.
+    Raises UserError for a folder of another search, and as `Search.make_folds`.
+    """
+    with alone(out):
+        for left in parts(out):
+            left.unlink()
+        folds = search.make_folds()
+        head = _head(search, folds, space)
+        trials = _read(out / FILE, head)
+        study = _Study(space, search.request.task.seed, trials, jobs)
+        todo = sorted({*range(count)} - {trial.number for trial in trials})
+        done = (
+            _here(search, folds, study, todo) if address is None else _there(search, study, todo, head["key"], address)
+        )
+        with bar(progress) as display:
+            task = display.add_task("trials", total=len(trials) + len(todo), completed=len(trials), note="")
+            for trial in done:
+                if trial:
+                    trials = sorted([*trials, trial], key=attrgetter("number"))
+                    _write(out, head, trials)
+                    display.advance(task)
+        found = Tuned(tuple(trials))
+        write_text(out / BEST, to_yaml({"method": search.request.name, **search.given, **found.best.params}))
+        write_text(out / PICTURE, coordinates(found.trials, space))
+        return found
+
+
+def _head(search: Search, folds: Folds, space: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a search from others."""
+    from rmadapter.data.fewshot import order_digest
+
+    request, lab = search.request, folds.lab
+    digest, order = lab.backbone(request.task.backbone).digest, order_digest(lab.draw(request.task))
+    key = run_key(request.task, request.method, request.name, request.machine, digest, order)
+    ranges = {name: optuna().distributions.distribution_to_json(one) for name, one in space.items()}
+    about = {"method": request.name, "task": asdict(request.task), "folds": len(folds), "images": len(folds.rows)}
+    return {"key": key, **about, "space": ranges, "versions": {**versions(), "optuna": optuna().__version__}}
+
+
+def _read(file: Path, head: Mapping[str, Any]) -> list[Trial]:
+    if not file.exists():
+        return []
+    found = read_json(file)
+    if not isinstance(found, dict) or any(found.get(name) != head[name] for name in KEPT):
+        raise UserError(f"{file}: another search, or one on other images: choose another --out, or delete it")
+    try:
+        return [Trial(**{f.name: trial[f.name] for f in fields(Trial)}) for trial in found["trials"]]
+    except (KeyError, TypeError):
+        raise UserError(f"{file}: damaged: choose another --out, or delete it") from None
+
+
+def _write(out: Path, head: Mapping[str, Any], trials: Collection[Trial]) -> None:
+    rows = [{"accuracy": trial.accuracy, **asdict(trial)} for trial in trials]
+    write_json(out / FILE, {**head, "trials": rows})
+
+
+class _Study:
+    """Optuna's, in memory; each proposal has a seed of its own, so that nothing depends on when it was stopped."""
+
+    def __init__(self, space: Mapping[str, Any], seed: int, trials: Collection[Trial], jobs: int) -> None:
+        self.space, self.seed, self.jobs = space, seed, jobs
+        self.asked: dict[int, Any] = {}
+        self.study = optuna().create_study(direction="maximize")
+        for trial in trials:
+            if trial.number and trial.right:
+                self.study.add_trial(
+                    optuna().create_trial(params=trial.params, distributions=dict(space), value=trial.accuracy)
+                )
+
+    def ask(self, number: int) -> tuple[int, dict[str, Any]]:
+        """What to try, with its number; asked again, the same."""
+        if not number:
+            return 0, {}
+        if number not in self.asked:
+            sampler = optuna().samplers.TPESampler(seed=self.seed + number, constant_liar=self.jobs > 1)
+            self.study.sampler = sampler
+            self.asked[number] = self.study.ask(dict(self.space))
+        return number, self.asked[number].params
+
+    def tell(self, trial: Trial) -> Trial:
+        if trial.number:
+            state = optuna().trial.TrialState
+            self.study.tell(self.asked[trial.number], trial.accuracy, state.COMPLETE if trial.right else state.FAIL)
+        return trial
+
+
+def _here(search: Search, folds: Folds, study: _Study, todo: Sequence[int]) -> Iterator[Trial]:
+    for number in todo:
+        yield study.tell(judged(search, folds, *study.ask(number)))
+
+
+class Judge:
+    """An actor that keeps the folds and their frozen activations. key: of the search, as the user's process has it."""
+
+    def __init__(self, search: Search, key: str, home: Path, threads: float) -> None:
+        self.search, self.key, self.node = search, key, at_home(home, threads)
+
+    def ready(self) -> None:
+        try:
+            self.folds = self.search.make_folds()
+            if _head(self.search, self.folds, {})["key"] != self.key:
+                raise UserError("its data or backbone are others than those of the process which asks")
+        except UserError as error:
+            raise UserError(f"node {self.node}: {error}; every node needs data and backbone by the same path") from None
+
+    def do(self, work: tuple[int, dict[str, Any]]) -> Trial:
+        return judged(self.search, self.folds, *work)
+
+
+def _there(search: Search, study: _Study, todo: Sequence[int], key: str, address: str) -> Iterator[Trial | None]:
+    """On the cluster at an address; None now and then while no trial ends."""
+    ray = ray_module()
+    with connected(address):
+        own = shares(study.jobs, search.request.machine.device)
+        actor = partial(ray.remote(Judge).options(**own).remote, search, key, Path.cwd(), own["num_cpus"])
+        for found in share(actor, study.jobs, todo, lambda last, left, others: left[0], study.ask):
+            yield study.tell(found[1]) if found else None
