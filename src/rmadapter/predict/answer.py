@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 UNSURE = "unsure"
-LAST = ("unfamiliar", "zero_shot_label", "sorted_to")  # columns that a file of answers may have
+LAST = ("unfamiliar", "zero_shot_label", "sorted_to", "error")  # columns that a file of answers may have
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tup
     return [(labels[i], round(float(probabilities[i]), 6)) for i in order]
 
 
-def columns(top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False) -> list[str]:
+def columns(
+    top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False, error: bool = False
+) -> list[str]:
     """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer;
-    unfamiliar: with how unlike the training images it is."""
+    unfamiliar: with how unlike the training images it is; error: with what is wrong with a bad image."""
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    last = [name for name, there in zip(LAST, (unfamiliar, zero_shot, sort), strict=True) if there]
+    last = [name for name, there in zip(LAST, (unfamiliar, zero_shot, sort, error), strict=True) if there]
     return ["image", "label", "probability", "guess", *more, "unsure", *last]

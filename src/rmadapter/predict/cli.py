@@ -13,6 +13,7 @@ import typer
 from rmadapter.console import Crops, ImageColumn, Its, Json, Name, Outside, Quiet, SkipBad, bar, note, table, track
 from rmadapter.errors import UserError
 from rmadapter.remote import run_folder
+from rmadapter.scale.cluster import Address, Engine, is_ray
 
 if TYPE_CHECKING:
     from rmadapter.checkpoint import Saved
@@ -46,6 +47,9 @@ def predict(
     outside: Outside = False,
     method: Name = "",
     backbone: Its = None,
+    jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: workers.")] = 1,
+    engine: Engine = "local",
+    address: Address = "",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -58,6 +62,8 @@ def predict(
     from rmadapter.predict.outfile import OutFile
     from rmadapter.predict.stream import Asker
 
+    if (ray := is_ray(engine, address)) and (out is None or sort_into):
+        raise UserError("--engine ray writes a file of answers: give --out, and no --sort-into")
     run = run_folder(run)
     saved = load(run, backbone, method=method)
     asked, labels = _classes(saved, names)
@@ -75,13 +81,21 @@ def predict(
         found = _found(find_images(images, image_column, outside, crops=crops))
         _show(found.files, asker, unsure, skip_bad, as_json, unfamiliar)
         return
-    header = columns(asker.top, sorter is not None, zero_shot, unfamiliar)
+    header = columns(asker.top, sorter is not None, zero_shot, unfamiliar, error=ray)
     settings = [header, unsure, *([] if sorter is None else sorter.settings), *[saved.fitted.threshold] * several]
     file = OutFile(path, header, _key(run, asker, settings))
-    found = _found(find_images(images, image_column, outside, none=file.partial.exists(), crops=crops))
-    if sorter:
-        sorter.check(found.folders, found.files)
-    facts = write_answers(found.files, asker, unsure, skip_bad, file, sorter)
+    how: dict[str, Any] = {"column": image_column, "outside": outside, "none": file.partial.exists(), "crops": crops}
+    if ray:
+        from rmadapter.scale.parquet import find_rows
+        from rmadapter.scale.predict import cluster
+
+        found = _found(find_rows(images, **how))
+        facts = write_answers(found.files, cluster(asker, run, backbone, method, jobs, address), unsure, True, file)
+    else:
+        found = _found(find_images(images, **how))
+        if sorter:
+            sorter.check(found.folders, found.files)
+        facts = write_answers(found.files, asker, unsure, skip_bad, file, sorter)
     _tell({"answers": str(path), **facts, "ignored": dict(found.ignored)}, as_json)
 
 
@@ -132,10 +146,10 @@ def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
 
 
 def write_answers(
-    images: Sequence[Path], asker: Asker, unsure: float, skip_bad: bool, file: OutFile, sorter: Sorter | None,
+    images: Sequence[Path], asker: Any, unsure: float, skip_bad: bool, file: OutFile, sorter: Sorter | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Answer what has no row yet; the counts of all rows."""
+    """Answer what has no row yet; the counts of all rows. asker: an `Asker`, or what has its `ask`."""
     from rmadapter.predict.outfile import only_writer
 
     with only_writer(file.path):

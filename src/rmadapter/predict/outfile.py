@@ -98,8 +98,10 @@ class OutFile:
             file.truncate(end)
 
     def finish(self) -> None:
-        """Write the file itself, and remove the unfinished one."""
-        good = (row for row in self.rows() if "bad" not in row)
+        """Write the file itself, and remove the unfinished one. With a column "error", bad images have a row."""
+        told = "error" in self.columns
+        nothing = dict.fromkeys(self.columns)
+        good = ({**nothing, **row, "error": row.get("bad", "")} for row in self.rows() if told or "bad" not in row)
         with atomic(self.path) as temporary:
             self._write(temporary, self.columns, good)
         self.partial.unlink()

@@ -1,0 +1,95 @@
+"""What Ray costs in bulk prediction: seconds an image of the local engine, and of one and two workers of a cluster.
+
+    python benchmarks/ray_predict.py --backbone pocket --images 1536 --json
+
+All answer the same JPEG files with the same run, one after the other. What counts is the steady state, from the second
+block of 256 answers to the last: Ray's start and that of its workers are told apart, as `start`. `seconds` are those of
+the clock, `processor` those of all processes together, which counts where others use the machine, too. `share` is the
+local engine's images per second, or per second of processor, over those of the cluster: 1 where Ray costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from common import arguments, class_names, set_up, setting, show
+from predict import write_files
+
+from rmadapter.backbones import load_backbone
+from rmadapter.checkpoint import load, save
+from rmadapter.method import Known
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.predict.stream import Asker
+from rmadapter.scale.cluster import connected
+from rmadapter.scale.predict import CHUNK, cluster
+
+KEYS = ("workers", "start", "seconds", "processor", "share", "share_of_processor")
+BEFORE = 2 * CHUNK  # images until the steady state
+
+
+def main() -> None:
+    parser = arguments(__doc__, "classes", backbone="pocket", threads=1)
+    parser.add_argument("--images", type=int, default=6 * CHUNK, help="files")
+    parser.add_argument("--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of the cluster")
+    options = parser.parse_args()
+    set_up(options)
+    if options.images <= BEFORE:
+        raise SystemExit(f"--images {options.images}: give more than {BEFORE}")
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder))
+    show(options, result, KEYS, result["rows"])
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    about, backbone = setting(options, "images", "pixels", "classes"), load_backbone(options.backbone)
+    names = tuple(class_names(options.classes, options.seed))
+    save(folder / "run", ZeroShot().restore(backbone, Known(names), {}), "zero-shot")
+    files = list(write_files(folder, options))
+    asker = Asker(load(folder / "run", options.backbone).fitted, names, names)
+    rows = [timed(0, asker, files)]
+    for workers in options.workers:
+        with connected(processors=max(options.workers)):
+            rows.append(timed(workers, cluster(asker, folder / "run", options.backbone, "", workers, ""), files))
+    for row in rows:
+        row["share"] = rows[0]["seconds"] / row["seconds"]
+        row["share_of_processor"] = rows[0]["processor"] / row["processor"]
+    return {"about": about, "rows": rows}
+
+
+def timed(workers: int, asker: Any, files: Sequence[Path]) -> dict[str, Any]:
+    """Seconds an image; a number of workers of 0 is the local engine."""
+    begun, done, marks = time.perf_counter(), 0, list[tuple[int, float, float]]()
+    for some in asker.ask(files):
+        done += len(some)
+        if (not marks and done >= BEFORE) or done == len(files):
+            marks.append((done, time.perf_counter(), processor()))
+    (first, started, before), (last, ended, after) = marks
+    count = last - first
+    return {
+        "workers": workers, "start": started - begun, "images": count,
+        "seconds": (ended - started) / count, "processor": (after - before) / count,
+    }  # fmt: skip
+
+
+def processor() -> float:
+    """Seconds of processor that this process and those below it have used."""
+    own = psutil.Process()
+    return sum(map(used, (own, *own.children(recursive=True))))
+
+
+def used(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+if __name__ == "__main__":
+    main()

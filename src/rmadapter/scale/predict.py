@@ -1,0 +1,138 @@
+"""`predict --engine ray`: the same answers from the workers of a cluster, by Ray Data.
+
+A worker keeps the run, decodes and encodes images as the local engine does, and needs the run and the images by the
+same path. Answers come back in order and are written here, so that a stopped command goes on as a local one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rmadapter.cache import BATCH
+from rmadapter.errors import UserError
+from rmadapter.predict.answer import Answer
+from rmadapter.predict.stream import Asker
+from rmadapter.scale.cluster import at_home, connected, ray_module, shares
+from rmadapter.scale.parquet import unpacked_rows
+
+CHUNK = 4 * BATCH  # images that a worker is given at once, and that are asked again when it dies
+
+
+@dataclass(frozen=True)
+class Model:
+    """What every worker loads: a run, as `checkpoint.load` takes it, and what `Asker` takes. digest: of its weights."""
+
+    run: Path
+    backbone: str | None
+    method: str
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    top: int
+    digest: str
+
+    def asker(self) -> Asker:
+        """Raises UserError as `load`, and for another model in that place."""
+        from rmadapter.checkpoint import load
+
+        asker = Asker(load(self.run, self.backbone, method=self.method).fitted, self.names, self.labels, self.top)
+        if digest(asker) != self.digest:
+            raise UserError(f"{self.run}: another model than that of the process which asks")
+        return asker
+
+
+def digest(asker: Asker) -> str:
+    """Of what was learnt; `load` has compared the backbone with it."""
+    import hashlib
+
+    found = hashlib.sha256(asker.fitted.backbone.digest.encode())
+    for name, tensor in sorted(asker.fitted.tensors.items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+class Answering:
+    """An actor of Ray Data: a batch of names becomes lines of JSON, each an answer or a bad image."""
+
+    def __init__(self, model: Model, words: Mapping[str, bool], home: Path, threads: float) -> None:
+        self.words, node = words, at_home(home, threads)
+        self.asker: Asker | None = None
+        try:
+            self.asker = model.asker()
+        except UserError as error:  # as a row: an actor that does not start would be started again for ever
+            self.complaint = f"node {node}: {error}; every node needs the run and the images by the same path"
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        if self.asker is None:
+            return {"line": [json.dumps({"complaint": self.complaint})]}
+        names, bad = [Path(name) for name in batch["image"]], list[tuple[Path, str]]()
+        with tempfile.TemporaryDirectory() as folder:
+            given, broken = unpacked_rows(names, Path(folder), bad), list[tuple[Path, str]]()
+            name_of = dict(given)
+            lines = [
+                {**asdict(answer), "image": str(name_of[answer.image])}
+                for some in self.asker.ask([file for file, _ in given], bad=broken, **self.words)
+                for answer in some
+            ]
+        bad += [(name_of[file], text.replace(str(file), str(name_of[file]))) for file, text in broken]
+        lines += [{"image": str(name), "bad": text} for name, text in bad]
+        return {"line": [json.dumps(line) for line in lines]}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """In place of an `Asker`, whose `ask` it has. address: as `connected` has it."""
+
+    model: Model
+    jobs: int = 1
+    address: str = ""
+
+    def ask(
+        self, images: Sequence[Path], zero_shot: bool = False, bad: list[tuple[Path, str]] | None = None,
+        unfamiliar: bool = False,
+    ) -> Iterator[list[Answer]]:  # fmt: skip
+        """As `Asker.ask`. Raises UserError for a node without the run, and for one with another."""
+        if not images:
+            return
+        import pyarrow
+
+        ray = ray_module()
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
+        with connected(self.address):
+            context = ray.data.DataContext.get_current()
+            context.execution_options.preserve_order = True
+            context.enable_progress_bars = False
+            own, words = shares(self.jobs), {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
+            parts = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+            blocks = [pyarrow.table({"image": [str(image) for image in part]}) for part in parts]
+            answered = ray.data.from_arrow(blocks).map_batches(
+                Answering, fn_constructor_args=(self.model, words, Path.cwd(), own["num_cpus"]), batch_size=CHUNK,
+                compute=ray.data.ActorPoolStrategy(size=min(self.jobs, len(blocks))), zero_copy_batch=True, **own,
+            )  # fmt: skip
+            for block in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                yield list(_answers([json.loads(line) for line in block["line"].to_pylist()], bad))
+
+
+def cluster(asker: Asker, run: Path, backbone: str | None, method: str, jobs: int, address: str) -> Cluster:
+    """That answers as an asker of this process, whose run, backbone and method were given so."""
+    model = Model(run.absolute(), backbone, method, asker.names, tuple(asker.labels), asker.top, digest(asker))
+    return Cluster(model, jobs, address)
+
+
+def _answers(lines: Sequence[dict[str, Any]], bad: list[tuple[Path, str]] | None) -> Iterator[Answer]:
+    for line in lines:
+        if "complaint" in line:
+            raise UserError(line["complaint"])
+        image = Path(line.pop("image"))
+        if "bad" not in line:
+            best = tuple((label, share) for label, share in line.pop("best"))
+            yield Answer(image, best, **{**line, "labels": tuple(line["labels"])})
+        elif bad is None:
+            raise UserError(f"{line['bad']}; --skip-bad goes on without such files")
+        else:
+            bad.append((image, line["bad"]))
