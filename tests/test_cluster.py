@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,18 @@ from rmadapter.errors import UserError
 from rmadapter.scale.cluster import connected, is_ray, share, shares
 
 __all__ = ["session"]
+
+
+WAITING = """
+from rmadapter.console import stoppable
+from rmadapter.scale.cluster import connected, ray_module
+with stoppable(), connected(processors=1):
+    ray = ray_module()
+    nothing = ray.remote(lambda: __import__("time").sleep(600)).remote()
+    print("waiting", flush=True)
+    while True:
+        ray.wait([nothing], timeout=0.5)
+"""
 
 
 class Counting:
@@ -57,6 +70,8 @@ def test_engines() -> None:
         is_ray("rey")
     with pytest.raises(UserError, match="--address belongs to"):
         is_ray("local", "auto")
+    with pytest.raises(UserError, match="--jobs belongs to"):
+        is_ray("local", workers=2)
 
 
 def test_without_ray_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +84,18 @@ def test_nobody_at_an_address() -> None:
     pytest.importorskip("ray")
     with pytest.raises(UserError, match="no Ray cluster could be reached"), connected("127.0.0.1:1"):
         pass
+
+
+def test_ctrl_c_while_ray_waits() -> None:
+    pytest.importorskip("ray")
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=-1, stderr=-1, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "rmadapter: stopped" in errors
+    assert "Traceback" not in errors
 
 
 def test_all_is_done_once_by_one_or_two(session: None) -> None:

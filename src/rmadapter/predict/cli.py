@@ -62,7 +62,7 @@ def predict(
     from rmadapter.predict.outfile import OutFile
     from rmadapter.predict.stream import Asker
 
-    if (ray := is_ray(engine, address)) and (out is None or sort_into):
+    if (ray := is_ray(engine, address, jobs)) and (out is None or sort_into):
         raise UserError("--engine ray writes a file of answers: give --out, and no --sort-into")
     run = run_folder(run)
     saved = load(run, backbone, method=method)

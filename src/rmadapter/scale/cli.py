@@ -42,7 +42,6 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Settings that do better than the published ones, on folds of the training images."""
-    from rmadapter.errors import UserError
     from rmadapter.methods import DEFAULT
     from rmadapter.request import Request, read_config
     from rmadapter.scale.space import space
@@ -50,9 +49,7 @@ def tune(
     from rmadapter.scale.tune import tune as run_tune
     from rmadapter.settings import parse_overrides
 
-    cluster = address if is_ray(engine, address) else None
-    if jobs > 1 and cluster is None:
-        raise UserError("--jobs belongs to --engine ray")
+    cluster = address if is_ray(engine, address, jobs) else None
     named, values = read_config(config)
     flags = {"backbone": backbone, "shots": shots, "seed": seed}
     values |= {flag: value for flag, value in flags.items() if value is not None} | parse_overrides(sets or [])

@@ -23,12 +23,14 @@ PAUSE = 0.5  # seconds between two looks at what the workers have done
 TRIES = 3  # workers that one piece of work may lose
 
 
-def is_ray(engine: str, address: str = "") -> bool:
-    """Raises UserError for an engine that does not exist, and for an address of none."""
+def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
+    """Raises UserError for an engine that does not exist, and for an address or workers of none."""
     if engine not in ENGINES:
         raise UserError(f"--engine {engine!r}{nearest(engine, ENGINES)}")
     if address and engine != "ray":
         raise UserError("--address belongs to --engine ray")
+    if workers > 1 and engine != "ray":
+        raise UserError("--jobs belongs to --engine ray")
     return engine == "ray"
 
 
@@ -67,7 +69,7 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
         raise UserError(f"{where} ({reason})") from None
     try:
         yield
-    except KeyboardInterrupt:  # which Ray makes of whatever its waiting is interrupted by
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C while Ray waits, which makes an exit with 1 of it
         raise SystemExit(STOPPED) from None
     finally:
         ray.shutdown()
