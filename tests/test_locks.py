@@ -101,3 +101,14 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     for kind in ("alone", "together"):
         with pytest.raises(UserError, match=r"file: no folder to write to \(.+\): choose another"):
             enter(kind, tmp_path / "file")
+
+
+def test_one_of_several_may_want_to_be_alone(tmp_path: Path) -> None:
+    done: list[str] = []
+    with together(tmp_path, lambda: done.append("first"), lambda: done.append("last"), only=True):
+        assert done == ["first"]
+        with pytest.raises(UserError, match="another process is at work"), together(tmp_path, print, print):
+            pass
+    assert done == ["first", "last"]
+    with another("together", tmp_path), pytest.raises(UserError, match="another process is at work"):
+        together(tmp_path, print, print, only=True).__enter__()
