@@ -1,11 +1,11 @@
 """What Ray costs in bulk prediction: seconds an image of the local engine, and of one and two workers of a cluster.
 
-    python benchmarks/ray_predict.py --backbone pocket --images 1536 --json
+    python benchmarks/ray_predict.py --backbone pocket --images 1024 --json
 
-All answer the same JPEG files with the same run, one after the other. What counts is the steady state, from the second
-block of 256 answers to the last: Ray's start and that of its workers are told apart, as `start`. `seconds` are those of
-the clock, `processor` those of all processes together, which counts where others use the machine, too. `share` is the
-local engine's images per second, or per second of processor, over those of the cluster: 1 where Ray costs nothing.
+All answer the same JPEG files with the same run, one after the other, and once before that the first 64 of them a
+worker: what both calls need, Ray's workers and the run, is taken away as `start`, and the seconds of the others are
+divided by their number. `seconds` are those of the clock, `processor` those of all processes together, which counts
+where others use the machine, too. `share` is the local engine's over the cluster's: 1 where Ray costs nothing.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from common import arguments, class_names, set_up, setting, show
 from predict import write_files
 
 from rmadapter.backbones import load_backbone
+from rmadapter.cache import BATCH
 from rmadapter.checkpoint import load, save
 from rmadapter.method import Known
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.stream import Asker
 from rmadapter.scale.cluster import connected
-from rmadapter.scale.predict import CHUNK, cluster
+from rmadapter.scale.predict import cluster
 
 KEYS = ("workers", "start", "seconds", "processor", "share", "share_of_processor")
-BEFORE = 2 * CHUNK  # images until the steady state
 
 
 def main() -> None:
     parser = arguments(__doc__, "classes", backbone="pocket", threads=1)
-    parser.add_argument("--images", type=int, default=6 * CHUNK, help="files")
+    parser.add_argument("--images", type=int, default=1024, help="files")
     parser.add_argument("--pixels", type=int, nargs=2, default=[500, 375], help="width and height of a file")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of the cluster")
     options = parser.parse_args()
     set_up(options)
-    if options.images <= BEFORE:
-        raise SystemExit(f"--images {options.images}: give more than {BEFORE}")
+    if options.images <= (least := BATCH * max(options.workers)):
+        raise SystemExit(f"--images {options.images}: give more than {least}")
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
     show(options, result, KEYS, result["rows"])
@@ -65,28 +65,28 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def timed(workers: int, asker: Any, files: Sequence[Path]) -> dict[str, Any]:
     """Seconds an image; a number of workers of 0 is the local engine."""
-    begun, done, marks = time.perf_counter(), 0, list[tuple[int, float, float]]()
-    for some in asker.ask(files):
-        done += len(some)
-        if (not marks and done >= BEFORE) or done == len(files):
-            marks.append((done, time.perf_counter(), processor()))
-    (first, started, before), (last, ended, after) = marks
-    count = last - first
-    return {
-        "workers": workers, "start": started - begun, "images": count,
-        "seconds": (ended - started) / count, "processor": (after - before) / count,
-    }  # fmt: skip
+    few = BATCH * max(workers, 1)
+    start, whole = spent(asker, files[:few]), spent(asker, files)
+    seconds, processors = ((b - a) / (len(files) - few) for a, b in zip(start, whole, strict=True))
+    return {"workers": workers, "start": start[0], "seconds": seconds, "processor": processors}
+
+
+def spent(asker: Any, files: Sequence[Path]) -> tuple[float, float]:
+    """Seconds of the clock and of the processor until all are answered."""
+    begun, before = time.perf_counter(), processor()
+    assert sum(map(len, asker.ask(files))) == len(files)
+    return time.perf_counter() - begun, processor() - before
 
 
 def processor() -> float:
-    """Seconds of processor that this process and those below it have used."""
+    """Seconds of processor that this process and those below it have used, the dead among them too."""
     own = psutil.Process()
     return sum(map(used, (own, *own.children(recursive=True))))
 
 
 def used(process: psutil.Process) -> float:
     try:
-        return sum(process.cpu_times()[:2])
+        return sum(process.cpu_times()[:4])  # its own, and those of the children that it has outlived
     except psutil.NoSuchProcess:
         return 0.0
 

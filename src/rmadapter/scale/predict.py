@@ -21,7 +21,7 @@ from rmadapter.predict.stream import Asker
 from rmadapter.scale.cluster import at_home, connected, ray_module, shares
 from rmadapter.scale.parquet import unpacked_rows
 
-CHUNK = 4 * BATCH  # images that a worker is given at once, and that are asked again when it dies
+CHUNK = 8 * BATCH  # images that a worker is given at once, at most, and that are asked again when it dies
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,17 @@ class Cluster:
         import pyarrow
 
         ray = ray_module()
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
         with connected(self.address):
             context = ray.data.DataContext.get_current()
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
             context.execution_options.preserve_order = True
             context.enable_progress_bars = False
             own, words = shares(self.jobs), {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
-            parts = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+            size = min(CHUNK, -(-len(images) // (self.jobs * BATCH)) * BATCH)  # of few, everybody gets some
+            parts = [images[start : start + size] for start in range(0, len(images), size)]
             blocks = [pyarrow.table({"image": [str(image) for image in part]}) for part in parts]
             answered = ray.data.from_arrow(blocks).map_batches(
-                Answering, fn_constructor_args=(self.model, words, Path.cwd(), own["num_cpus"]), batch_size=CHUNK,
+                Answering, fn_constructor_args=(self.model, words, Path.cwd(), own["num_cpus"]), batch_size=size,
                 compute=ray.data.ActorPoolStrategy(size=min(self.jobs, len(blocks))), zero_copy_batch=True, **own,
             )  # fmt: skip
             for block in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
