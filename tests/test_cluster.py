@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from clusters import session
@@ -86,16 +87,20 @@ def test_nobody_at_an_address() -> None:
         pass
 
 
-def test_ctrl_c_while_ray_waits() -> None:
+def test_ctrl_c_while_ray_waits_leaves_no_process() -> None:
     pytest.importorskip("ray")
     process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=-1, stderr=-1, text=True)
     assert process.stdout
     assert process.stdout.readline() == "waiting\n"
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert len(below) > 3  # what Ray is made of, and a worker
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "rmadapter: stopped" in errors
     assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_all_is_done_once_by_one_or_two(session: None) -> None:
