@@ -4,8 +4,8 @@
 
 All answer the same JPEG files with the same run, one after the other, and once before that the first 64 of them a
 worker: what both calls need, Ray's workers and the run, is taken away as `start`, and the seconds of the others are
-divided by their number. `seconds` are those of the clock, `processor` those of all processes together, which counts
-where others use the machine, too. `share` is the local engine's over the cluster's: 1 where Ray costs nothing.
+divided by their number. `share` is the local engine's seconds over the cluster's: 1 where Ray costs nothing with one
+worker. Measure on a machine that does nothing else: of processes that are gone Ray does not tell what they used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from common import arguments, class_names, set_up, setting, show
 from predict import write_files
 
@@ -30,7 +29,7 @@ from rmadapter.predict.stream import Asker
 from rmadapter.scale.cluster import connected
 from rmadapter.scale.predict import cluster
 
-KEYS = ("workers", "start", "seconds", "processor", "share", "share_of_processor")
+KEYS = ("workers", "start", "seconds", "share")
 
 
 def main() -> None:
@@ -59,7 +58,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             rows.append(timed(workers, cluster(asker, folder / "run", options.backbone, "", workers, ""), files))
     for row in rows:
         row["share"] = rows[0]["seconds"] / row["seconds"]
-        row["share_of_processor"] = rows[0]["processor"] / row["processor"]
     return {"about": about, "rows": rows}
 
 
@@ -67,28 +65,14 @@ def timed(workers: int, asker: Any, files: Sequence[Path]) -> dict[str, Any]:
     """Seconds an image; a number of workers of 0 is the local engine."""
     few = BATCH * max(workers, 1)
     start, whole = spent(asker, files[:few]), spent(asker, files)
-    seconds, processors = ((b - a) / (len(files) - few) for a, b in zip(start, whole, strict=True))
-    return {"workers": workers, "start": start[0], "seconds": seconds, "processor": processors}
+    return {"workers": workers, "start": start, "seconds": (whole - start) / (len(files) - few)}
 
 
-def spent(asker: Any, files: Sequence[Path]) -> tuple[float, float]:
-    """Seconds of the clock and of the processor until all are answered."""
-    begun, before = time.perf_counter(), processor()
+def spent(asker: Any, files: Sequence[Path]) -> float:
+    """Seconds until all are answered."""
+    begun = time.perf_counter()
     assert sum(map(len, asker.ask(files))) == len(files)
-    return time.perf_counter() - begun, processor() - before
-
-
-def processor() -> float:
-    """Seconds of processor that this process and those below it have used, the dead among them too."""
-    own = psutil.Process()
-    return sum(map(used, (own, *own.children(recursive=True))))
-
-
-def used(process: psutil.Process) -> float:
-    try:
-        return sum(process.cpu_times()[:4])  # its own, and those of the children that it has outlived
-    except psutil.NoSuchProcess:
-        return 0.0
+    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":
