@@ -1,0 +1,167 @@
+"""One training in several processes: `torchrun` on `fit`. test_train.py has the steps themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from rmadapter import world
+from rmadapter.backbones import Backbone
+from rmadapter.checkpoint import RECORD, WEIGHTS
+from rmadapter.errors import UserError
+from rmadapter.methods import load_method
+from rmadapter.predictions import PREDICTIONS
+from rmadapter.record import Record, read_record
+from rmadapter.settings import Machine
+from rounding import relative_errors
+
+LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+# The command line, saving after every step; the process of that rank dies in a step of the last training.
+SCRIPT = """
+import os, signal
+from rmadapter import cli, train
+train.SAVE_SECONDS, add_up, sums = 0.0, train.add_up, 0
+def counted(tensor):
+    global sums
+    sums += 1
+    if os.environ["RANK"] == os.environ.get("DIES") and sums == int(os.environ["AFTER"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    add_up(tensor)
+train.add_up = counted
+cli.main()
+"""
+needs_torchrun = pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
+
+
+@pytest.fixture
+def words(tiny_clip: Backbone, colors: Path) -> list[str]:
+    """Of a `fit` whose batches do not go evenly into two: seven of the eight images, then the last one."""
+    pairs = ("first_block=3", "rank=4", "epochs=2", "batch_size=7", "init=kaiming", "alpha=1", "device=cpu")
+    given = ["fit", str(colors), "--backbone", tiny_clip.name, "--shots", "2", "--folds", "2"]
+    return [*given, *(f"--set={pair}" for pair in pairs)]
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    script = tmp_path / "main.py"
+    script.write_text(SCRIPT)
+
+    def run(words: list[str], out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        import os
+
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+        given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        return subprocess.run([*launch, *words, "--out", str(out)], capture_output=True, text=True, env=given)
+
+    return run
+
+
+def alone(words: list[str], out: Path) -> Record:
+    done = subprocess.run(
+        [sys.executable, "-m", "rmadapter", *words, "--out", str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return read_record(out / RECORD)
+
+
+@pytest.mark.slow
+@needs_torchrun
+def test_two_processes_fit_the_model_that_one_fits_and_a_death_is_one_sentence(
+    words: list[str], torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    one = alone(words, tmp_path / "one")
+    out = tmp_path / "two"
+    # Two folds of a batch each, and the training itself: in each step a sum for the loss terms and for each parameter.
+    sums = 1 + sum(1 for _ in load_file(tmp_path / "one" / WEIGHTS))
+    dead = torchrun(words, out, DIES="1", AFTER=str(7 * sums))
+    assert dead.returncode != 0
+    said = [line for line in dead.stderr.splitlines() if line.startswith("rmadapter:")]
+    assert said == [f"rmadapter: {world.ENDED}"]
+    assert (out / "training.safetensors").is_file()
+    done = torchrun(words, out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    two = read_record(out / RECORD)
+    assert (two.key, two.temperature) == (one.key, pytest.approx(one.temperature, rel=1e-3))
+    assert [score.accuracy for score in two.scores] == [score.accuracy for score in one.scores]
+    tensors = [load_file(tmp_path / name / WEIGHTS) for name in ("one", "two")]
+    assert max(relative_errors(*tensors).values()) < 1e-4
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert (out / PREDICTIONS).is_file()
+
+
+@needs_torchrun
+def test_what_several_processes_cannot_do_is_one_sentence(
+    words: list[str], torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = torchrun([*words[:-7], "--method", "linear-probe", "--set=device=cpu"], tmp_path / "out")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("rmadapter:")]
+    assert said == ["rmadapter: linear-probe is not trained step by step: 2 processes have nothing to share, start one"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_world_size_that_no_launcher_gave_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    assert not world.launched()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not world.launched()
+    world.enter("bench")
+    machine = Machine()
+    assert world.share("zero-shot", load_method("zero-shot"), machine) is machine
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    assert world.launched()
+    assert not world.helps()
+    monkeypatch.setenv("RANK", "1")
+    assert world.helps()
+    monkeypatch.setenv("RANK", "first")
+    assert not world.launched()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not world.launched()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "device", "words"),
+    [
+        ("zero-shot", {}, "cpu", "zero-shot is not trained step by step"),
+        ("cocoop", {}, "cpu", "cocoop has batch_size=1, too little for 2 processes"),
+        ("mma", {}, "cuda:0", "each takes its own; write device=cuda"),
+        ("mma", {}, "cuda", r"process 0 of this machine has no GPU, as there are \d+"),
+    ],
+)
+def test_what_leaves_several_nothing_to_do_is_refused(
+    name: str, values: dict[str, object], device: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for variable, value in LAUNCHED.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=words):
+        world.share(name, load_method(name, values), Machine(device=device))
+
+
+def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in LAUNCHED.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match="started in several processes: predict runs in one"):
+        world.enter("predict")
+
+
+def test_a_helper_says_who_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(world, "LATER", 0)
+    for variable, value in LAUNCHED.items():
+        monkeypatch.setenv(variable, value)
+    world.tell("no")
+    monkeypatch.setenv("RANK", "1")
+    world.tell("no")
+    assert capsys.readouterr().err == "rmadapter: no\nrmadapter: process 1: no\n"
