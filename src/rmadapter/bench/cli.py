@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -13,10 +15,19 @@ from rmadapter.console import Config, Crops, Json, Outside, Quiet, note, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
+    from rmadapter.bench.plan import Plan
     from rmadapter.record import Record
 
 
-def bench(
+class Asked(NamedTuple):
+    """What is to be run, and in how many processes."""
+
+    plan: Plan
+    processes: int
+    as_json: bool
+
+
+def _asked(
     protocol: Annotated[str, typer.Argument(help="base-to-novel, cross-dataset, domain-generalization, few-shot, ...")],
     datasets: Annotated[str, typer.Option(help="Names or folders below --root, as a,b; pacs/photo; paper: its 11.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of results; the same command goes on where it was.")],
@@ -33,17 +44,22 @@ def bench(
         list[str] | None,
         typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="A method's setting, or one common to all."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the processor's cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the cores, and the GPUs in turn.")] = 1,
+    jobs_per_gpu: Annotated[int, typer.Option(min=0, help="So many for each GPU, in place of --jobs.")] = 0,
+    shard: Annotated[
+        str, typer.Option(help="2/8: the second of eight parts; auto: that of a Slurm array's task.")
+    ] = "",
     crops: Crops = False,
     outside: Outside = False,
     quiet: Quiet = False,
     as_json: Json = False,
-) -> None:
-    """Run one of the paper's experiments; finished runs are kept."""
+) -> Asked:
+    """What `bench` and `plan` are asked for."""
+    from rmadapter.bench import shard as parts
     from rmadapter.bench.per_set import as_published
     from rmadapter.bench.plan import Plan
+    from rmadapter.bench.pool import workers
     from rmadapter.bench.protocols import expand
-    from rmadapter.bench.runner import run_all
     from rmadapter.data.catalog import CATALOG
     from rmadapter.request import machine_of, read_config
     from rmadapter.settings import configured, parse_overrides
@@ -61,8 +77,36 @@ def bench(
         axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
     planned = list(as_published(planned)) if per_set else planned
-    records = run_all(Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops), jobs)
-    if as_json:
+    if shard:
+        number, count = parts.shard(shard, os.environ)
+        whole, planned = len(planned), parts.part(planned, number, count)
+        note(f"part {number} of {count}: {len(planned)} of {whole} runs")
+    elif parts.in_array(os.environ):
+        note("a task of an array without --shard auto: all tasks work on all runs together, each on what is free")
+    wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops)
+    return Asked(wanted, workers(wanted.machine.device, jobs, jobs_per_gpu), as_json)
+
+
+def _with_options(verb: Callable[[Asked], None]) -> Callable[..., None]:
+    """A command that takes the options of `_asked`, which Typer reads off its signature."""
+
+    def command(**words: Any) -> None:
+        verb(_asked(**words))
+
+    command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+    hints, signature = get_type_hints(_asked, include_extras=True), inspect.signature(_asked)
+    options = [option.replace(annotation=hints[name]) for name, option in signature.parameters.items()]
+    command.__signature__ = signature.replace(parameters=options, return_annotation=None)  # type: ignore[attr-defined]
+    return command
+
+
+@_with_options
+def bench(asked: Asked) -> None:
+    """Run one of the paper's experiments; finished runs are kept."""
+    from rmadapter.bench.runner import run_all
+
+    records = run_all(asked.plan, asked.processes)
+    if asked.as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
     else:
         _show(records)
