@@ -9,13 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rmadapter import cli
 from rmadapter.backbones import Backbone
-from rmadapter.methods import METHODS
 from rmadapter.record import BackboneName, MethodName, Record, Score, parse_record
 from rmadapter.task import Task
 
@@ -175,15 +173,3 @@ def test_mistakes_are_one_line(
     last = err.splitlines()[-1]
     assert last.startswith("rmadapter: ")
     assert complaint in last
-
-
-def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
-    code, out, _ = rmadapter("methods", "--json")
-    assert code == 0
-    found: dict[str, Any] = {method["name"]: method for method in json.loads(out)}
-    assert list(found) == list(METHODS)
-    assert found["mma"]["parameters"] == 674_560  # as its paper has it, ViT-B/16
-    assert found["zero-shot"]["parameters"] == 0
-    assert found["rmadapter"]["settings"]["rank"] == 32
-    assert all(method["source"] and method["title"] for method in found.values())
-    assert all(method["uses"]["track"] == "ranked" for method in found.values())

@@ -13,6 +13,7 @@ import typer
 from rmadapter import world
 from rmadapter.backbones import cli as backbones_cli
 from rmadapter.bench import cli as bench_cli
+from rmadapter.bench import known
 from rmadapter.bench.leaderboard import cli as leaderboard_cli
 from rmadapter.console import (
     Config,
@@ -255,8 +256,8 @@ def doctor(as_json: Json = False) -> None:
 VERBS = (
     demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
     deploy_cli.push, serve_cli.serve, app_cli.app, explain_cli.explain, suggest_cli.suggest,
-    bench_cli.bench, bench_cli.report, leaderboard_cli.leaderboard, leaderboard_cli.reproduce,
-    bench_cli.methods, params, bench_cli.data,
+    bench_cli.bench, bench_cli.plan, bench_cli.report, leaderboard_cli.leaderboard, leaderboard_cli.reproduce,
+    known.methods, params, known.data,
     backbones_cli.backbones, backbones_cli.convert, doctor,
 )  # fmt: skip
 register(app, VERBS)

@@ -42,6 +42,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter bench few-shot --datasets my-images --methods mma,coop --out few",
         "rmadapter bench base-to-novel --datasets dtd --root data --out results",
     ),
+    "plan": (
+        "rmadapter plan few-shot --datasets my-images --methods mma,coop --out few",
+        "rmadapter plan base-to-novel --datasets paper --root data --out results --jobs-per-gpu 2 --json",
+    ),
     "report": ("rmadapter report results --out report", "rmadapter report runs/first"),
     "leaderboard": ("rmadapter leaderboard results --out board",),
     "reproduce": (
