@@ -7,6 +7,7 @@ every training that it says it begins; folds, answers and files are its own work
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -189,10 +190,12 @@ def _broadcast(tensor: Tensor) -> None:
 
 @contextmanager
 def _all() -> Iterator[None]:
-    """Raises UserError when another process is gone."""
+    """Raises UserError when another process is gone, or out of reach."""
     try:
         yield
     except RuntimeError as error:  # torch has no narrower one for gloo
         if not helps():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process says it and ends, nobody needs to tell it
-        raise UserError(ENDED) from error
+        reason = str(error).partition("\n")[0][:200]
+        lost = f"the processes of this training do not reach each other ({reason})"
+        raise UserError(ENDED if re.search("by peer|Broken pipe|[Cc]losed", reason) else lost) from error
