@@ -81,3 +81,12 @@ def test_many_classes() -> None:
     )
     assert told in re.sub(r"\s+", " ", PAGE)
     assert 3.5 < growth[1] * CLASSES / 60 < 4.5
+
+
+def test_what_plan_predicted_and_what_it_took() -> None:
+    found = json.loads((DOCS / "results/plan.json").read_text(encoding="utf-8"))["rows"]
+    for row in found:
+        assert f"| {row['data']}, {row['method']} | {row['predicted']:.2f} | {row['taken']:.2f} |" in PAGE
+    predicted, taken = (sum(row[what] for row in found) for what in ("predicted", "taken"))
+    assert f"| **all** | {predicted:.1f} | {taken:.1f} |" in PAGE
+    assert f"{100 * (taken / predicted - 1):.0f} % more than was predicted" in re.sub(r"\s+", " ", PAGE)

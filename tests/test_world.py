@@ -158,6 +158,15 @@ def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> N
         world.enter("predict")
 
 
+def test_helpers_take_part_in_the_training_that_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = iter([[0, 3, 1], [int("abc", 16), 2], [-1]])
+    monkeypatch.setattr(world, "_send", lambda _: next(words))
+    assert list(world.asked("abc")) == [([3, 1], False), ([2], True)]
+    words = iter([[0, 3], [int("abd", 16), 2]])
+    with pytest.raises(UserError, match="sees other images, weights or settings than the first process"):
+        list(world.asked("abc"))
+
+
 def test_a_helper_says_who_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(world, "LATER", 0)
     for variable, value in LAUNCHED.items():

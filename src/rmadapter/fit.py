@@ -85,8 +85,8 @@ def help_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None
     images, lab.folder = half(few.train, task.classes), out / ACTIVATIONS
     key = run_key(task, method, name, lab.machine, backbone.digest, order_digest(few))
     lab.train_cache(task).expect_parts(images)
-    for rows, resumes in asked():
-        learn(method, images.subset(rows), task, lab, Unfinished(out / STATE, key) if resumes else None)
+    for rows, kept in asked(key):
+        learn(method, images.subset(rows), task, lab, Unfinished(out / STATE, key) if kept else None)
 
 
 def page_again(folder: Path) -> Path:

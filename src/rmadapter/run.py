@@ -207,7 +207,7 @@ def learn(
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     val, cache = None if few.val is None else _alone(half(few.val, task.classes)), cache or lab.train_cache(task)
     shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress, lab.callbacks)
-    ask(method, images, half(few.train, task.classes), unfinished is not None)
+    ask(method, images, lambda: half(few.train, task.classes), unfinished.key if unfinished else "")
     with all_seeded(task.seed):
         fitted = method.fit(backbone, shots)
     if shots.weights is not None and not fitted.trained.weighed:

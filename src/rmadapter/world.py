@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -120,19 +120,30 @@ def leave() -> None:
         _shared = None
 
 
-def ask(method: Any, images: ImageSet, among: ImageSet, resumes: bool) -> None:
-    """Have the others train along, if this is the shared method, on some of the images. resumes: whether the training
-    is kept on disk meanwhile."""
+def ask(method: Any, images: ImageSet, among: Callable[[], ImageSet], key: str) -> None:
+    """Have the others train along, if this is the shared method, on some of the images. key: of the training that is
+    kept on disk meanwhile; empty where none is."""
     if method is _shared is not None and not helps():
-        row = {(id(image), label): i for i, (image, label) in enumerate(zip(among.images, among.labels, strict=True))}
+        whole = among()
+        row = {(id(image), label): i for i, (image, label) in enumerate(zip(whole.images, whole.labels, strict=True))}
         rows = [row[id(image), label] for image, label in zip(images.images, images.labels, strict=True)]
-        _send([int(resumes), *rows])
+        _send([_number(key), *rows])
 
 
-def asked() -> Iterator[tuple[list[int], bool]]:
-    """Rows of images, and whether the training resumes, until the first process needs no more help."""
+def asked(key: str) -> Iterator[tuple[list[int], bool]]:
+    """Rows of images, and whether the training is that of the key, until the first process needs no more help.
+
+    Raises UserError where the first process has another key, as where it sees other images.
+    """
     while (words := _send([]))[0] >= 0:
-        yield words[1:], bool(words[0])
+        if words[0] not in (_number(""), _number(key)):
+            raise UserError("it sees other images, weights or settings than the first process")
+        yield words[1:], words[0] > 0
+
+
+def _number(key: str) -> int:
+    """Of a key in hexadecimal digits, to send; 0 of none."""
+    return int(key[:15] or "0", 16)
 
 
 def _send(words: list[int]) -> list[int]:

@@ -118,11 +118,13 @@ def _measured(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> dict
     One that cannot be tried is left out, with a note.
     """
     found: dict[tuple[Any, ...], Rates] = {}
-    kinds = {_key(job): job for job in reversed(jobs)}
+    kinds: dict[tuple[Any, ...], Job] = {}
+    for job in jobs:
+        kinds.setdefault(_key(job), job)
     most = {job.task.data: max(j.task.shots or TRIED for j in jobs if j.task.data == job.task.data) for job in jobs}
     with bar(progress) as display:
         task = display.add_task("measuring", total=len(kinds), note="")
-        for key, job in reversed(kinds.items()):
+        for key, job in kinds.items():
             display.update(task, note=f"{job.task.data} {job.method}")
             classes = len(half(lab.draw(job.task).train, job.task.classes).classes)
             shots = min(most[job.task.data], math.ceil(TRIED / classes))
