@@ -72,7 +72,10 @@ def enter(verb: str) -> None:
     import torch.distributed as dist
 
     with _all():
-        dist.init_process_group(timeout=LONG)  # gloo between processors, NCCL between GPUs
+        store, rank, count = next(dist.rendezvous("env://", timeout=LONG))
+        # After a restart the store still holds the addresses of the dead, who would be waited for.
+        own = dist.PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(store=own, rank=rank, world_size=count, timeout=LONG)  # by gloo, or NCCL between GPUs
 
 
 def tell(sentence: str) -> None:
