@@ -158,6 +158,15 @@ def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> N
         world.enter("predict")
 
 
+def test_all_take_the_number_format_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in LAUNCHED.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(world, "_shared", None)
+    monkeypatch.setattr(world, "_send", lambda words: [1] if words == [0] else pytest.fail("it has fp32"))
+    machine = world.share("mma", load_method("mma"), Machine(device="cpu"))
+    assert (machine.precision, machine.device) == ("bf16", "cpu")
+
+
 def test_helpers_take_part_in_the_training_that_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     words = iter([[0, 3, 1], [int("abc", 16), 2], [-1]])
     monkeypatch.setattr(world, "_send", lambda _: next(words))

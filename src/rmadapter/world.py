@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rmadapter.errors import UserError
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rmadapter.settings import Machine
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FORMATS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
 LONG = timedelta(days=7)  # helpers wait while the first process evaluates; the launcher ends them if it dies
 LATER = 5.0  # seconds after which a helper speaks, if the launcher has not ended it by then
 ENDED = "another process of this training ended: the same command goes on where it was"
@@ -107,8 +108,9 @@ def share(name: str, method: Any, machine: Machine) -> Machine:
         if local >= (there := torch.cuda.device_count()):
             raise UserError(f"process {local} of this machine has no GPU, as there are {there}: start fewer")
         machine = replace(machine, device=f"cuda:{local}")
+    kind = _send([FORMATS.index(machine.precision)])[0]  # which `auto` may have measured differently in each
     _shared = method
-    return machine
+    return replace(machine, precision=FORMATS[kind])
 
 
 def leave() -> None:
@@ -157,7 +159,7 @@ def _send(words: list[int]) -> list[int]:
     _broadcast(count)
     found = torch.tensor(words) if words else torch.empty(int(count), dtype=torch.long)
     _broadcast(found)
-    return found.tolist()
+    return [int(word) for word in found]
 
 
 # In a training
