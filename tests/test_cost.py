@@ -95,11 +95,11 @@ def test_what_takes_how_long_is_measured(tiny_clip: Backbone, colors: Path, tmp_
     one = plan(colors, tmp_path, tiny_clip, methods=["zero-shot"], seeds=[1])
     rates = module.measure(one.jobs[0], Slow(), one.lab(), shots=2)  # type: ignore[arg-type]
     assert (rates.images, rates.batch, rates.step, rates.first) == (4, 4, 0, None)
-    assert 0.2 <= rates.fixed < 2
+    assert rates.fixed >= 0.2
     ours = plan(colors, tmp_path, tiny_clip, methods=["rmadapter"], seeds=[1])
     rates = module.measure(ours.jobs[0], ours.method(ours.jobs[0]), ours.lab(), shots=4)
     assert (rates.images, rates.batch, rates.first) == (8, 8, 3)
-    assert min(rates.frozen, rates.step, rates.asked, rates.image) > 0
+    assert min(rates.frozen, rates.step, rates.asked) > 0
 
 
 def test_what_is_done_costs_nothing_and_nothing_is_written(

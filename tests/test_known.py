@@ -30,5 +30,5 @@ def test_data_lists_all_and_says_what_one_lacks(rmadapter: Command, tmp_path: Pa
     assert (code, [row["key"] for row in json.loads(out)]) == (0, list(CATALOG))
     code, out, _ = rmadapter("data", "dtd", "--check", tmp_path, "--json")
     [row] = json.loads(out)
-    assert (code, row["name"], row["status"]) == (0, "dtd", "missing")
+    assert (code, row["name"], row["status"]) == (0, "dtd", "absent")
     refused(rmadapter("data", "--download"), "--download needs the name of one data set")

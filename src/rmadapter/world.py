@@ -108,6 +108,8 @@ def share(name: str, method: Any, machine: Machine) -> Machine:
         if local >= (there := torch.cuda.device_count()):
             raise UserError(f"process {local} of this machine has no GPU, as there are {there}: start fewer")
         machine = replace(machine, device=f"cuda:{local}")
+    elif machine.device == "auto":
+        machine = replace(machine, device="cpu")  # gloo knows no Apple's GPU
     kind = _send([FORMATS.index(machine.precision)])[0]  # which `auto` may have measured differently in each
     _shared = method
     return replace(machine, precision=FORMATS[kind])
