@@ -44,7 +44,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "plan": (
         "rmadapter plan few-shot --datasets my-images --methods mma,coop --out few",
-        "rmadapter plan base-to-novel --datasets paper --root data --out results --jobs-per-gpu 2 --json",
+        "rmadapter plan base-to-novel --datasets dtd --root data --out results",
     ),
     "report": ("rmadapter report results --out report", "rmadapter report runs/first"),
     "leaderboard": ("rmadapter leaderboard results --out board",),
