@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rmadapter.bench import cost as module
 from rmadapter.bench.cost import Rates, cost
 from rmadapter.bench.plan import Plan
 from rmadapter.cache import Cache
+from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from shell import Command, rmadapter
 
@@ -124,6 +126,13 @@ def test_a_method_that_cannot_be_tried_is_noted(
     found = cost(replace(one, values={"mma": {**QUICK, "first_block": 9}}), progress=False)
     assert (found.left, found.hours) == (1, 0)
     assert "cannot be measured" in capsys.readouterr().err
+
+
+def test_what_a_bench_would_refuse_is_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(colors / "train", tmp_path / "all"))
+    one = plan(images, tmp_path / "out", tiny_clip, methods=["zero-shot"], seeds=[1], shots=[6])
+    with pytest.raises(UserError, match="no test split, and no train image is left over: draw fewer shots"):
+        cost(one, progress=False)
 
 
 def test_the_command(rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:

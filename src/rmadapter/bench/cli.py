@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
@@ -123,7 +124,7 @@ def plan(asked: Asked) -> None:
 
     found = cost(asked.plan, asked.processes)
     if asked.as_json:
-        print(json.dumps(found.as_json()))
+        print(json.dumps(asdict(found)))
         return
     rows = [
         [line.data, line.variant or line.method, str(line.shots), f"{line.left} of {line.runs}", f"{line.seconds:.0f}"]

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from rmadapter.bench.board import Board
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.pool import to_share
 from rmadapter.bench.protocols import Job
-from rmadapter.bench.runner import check_settings, in_order
+from rmadapter.bench.runner import check_images, check_settings, in_order
 from rmadapter.callbacks import Callback
 from rmadapter.console import bar, note
 from rmadapter.data.fewshot import half
@@ -79,9 +79,6 @@ class Cost:
     lines: tuple[Line, ...]
     order: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     """Of the jobs that `plan.out` does not hold yet. Nothing is written.
@@ -94,6 +91,8 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     left = {*board.left()}
     jobs = [job for job in in_order(plan.jobs) if job in left]
     lab = Lab(plan.machine, plan.root, keep=True, progress=False, outside=plan.outside, crops=plan.crops)
+    if jobs:
+        check_images(plan, lab, jobs)
     rates = _measured(plan, jobs, lab, progress)
     seconds = _seconds(plan, jobs, lab, rates, processes)
     devices = max(1, min(processes, len(to_share(plan.machine.device))))
