@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rmadapter.bench.cli import _numbers
 from rmadapter.console import Json, table
 from rmadapter.errors import UserError
 
