@@ -9,13 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rmadapter import cli
 from rmadapter.backbones import Backbone
-from rmadapter.methods import METHODS
 from rmadapter.record import BackboneName, MethodName, Record, Score, parse_record
 from rmadapter.task import Task
 
@@ -92,6 +90,26 @@ def test_bench_prints_a_table_json_and_reports(rmadapter: Command, words: list[o
     assert "not measured" in first
 
 
+def test_parts_are_the_whole_together(
+    rmadapter: Command, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["bench", "base-to-novel", *words, "--methods", "zero-shot", "--seeds", "1,2"]
+    names = ("ID", "MIN", "MAX", "STEP", "COUNT")
+    for name, value in zip(names, (5, 4, 6, 1, 3), strict=True):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    code, _, err = rmadapter(*given, "--shard", "auto")
+    assert code == 0
+    assert "note: part 2 of 3: 1 of 2 runs" in err
+    assert len(list((tmp_path / "out").rglob("*.json"))) == 1
+    code, out, err = rmadapter(*given, "--shard", "3/3", "--json")
+    assert (code, json.loads(out)) == (0, [])
+    assert "note: part 3 of 3: 0 of 2 runs" in err
+    code, _, err = rmadapter(*given)
+    assert code == 0
+    assert "note: a task of an array without --shard auto" in err
+    assert err.count(": finished base ") == 1  # the other one was there
+
+
 def test_a_figure_that_is_off_ends_with_1(rmadapter: Command, tmp_path: Path) -> None:
     """Runs as if of the paper's backbone and data: zero-shot on DTD, once as printed and once two points off."""
     printed = {"base": (53.24, 864, 24), "novel": (59.90, 828, 23)}
@@ -142,6 +160,8 @@ def test_a_failed_run_is_told_in_one_sentence_and_2(rmadapter: Command, words: l
         (["--set", "shots=3"], "write METHOD.shots"),
         (["--datasets", "colours"], "colours"),
         (["--backbone", "pokket"], "'pokket'"),
+        (["--shard", "3/2"], "write the number of the part and how many there are, as 1/8, or auto"),
+        (["--jobs-per-gpu", "2"], "--jobs-per-gpu: there is no GPU to share"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -153,15 +173,3 @@ def test_mistakes_are_one_line(
     last = err.splitlines()[-1]
     assert last.startswith("rmadapter: ")
     assert complaint in last
-
-
-def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
-    code, out, _ = rmadapter("methods", "--json")
-    assert code == 0
-    found: dict[str, Any] = {method["name"]: method for method in json.loads(out)}
-    assert list(found) == list(METHODS)
-    assert found["mma"]["parameters"] == 674_560  # as its paper has it, ViT-B/16
-    assert found["zero-shot"]["parameters"] == 0
-    assert found["rmadapter"]["settings"]["rank"] == 32
-    assert all(method["source"] and method["title"] for method in found.values())
-    assert all(method["uses"]["track"] == "ranked" for method in found.values())

@@ -183,9 +183,11 @@ def test_what_predict_refuses(
 
 
 def test_several_processes_of_one_command_are_refused(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torchrun starts them: each would do the same in the same folder."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(rmadapter("fit", "data", "--out", "run"), "started in several processes")
+    """As torchrun starts them: each would do the same. test_world.py has `fit`, which several can do."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name, value in zip(names, ("0", "0", "2", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    refused(rmadapter("doctor"), "started in several processes: doctor runs in one")
 
 
 def test_a_keystroke_that_stops_it_leaves_a_sentence(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
+import yaml
 
 from rmadapter.backbones import Backbone
+from rmadapter.cli import app
 from rmadapter.methods import load_method
 from rmadapter.record import parse_record
 from shell import Command, refused, rmadapter
@@ -75,3 +81,38 @@ def test_its_field_is_a_setting(
         refused(answer, "sharpness='many': Input should be a valid number")
     else:
         assert answer.code == 0
+
+
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+STUB = """#!/bin/bash
+if [ "$1" = rmadapter ]; then shift; fi
+printf '%s\\n' "$@" > "$HOME/said"
+mkdir -p "$HOME/records/few-shot"
+echo {} > "$HOME/records/few-shot/one.json"
+"""
+
+
+@needs_bash
+@pytest.mark.parametrize("name", ["slurm.sh", "sky.yaml"])
+def test_recipes_give_a_command_that_there_is(name: str, tmp_path: Path) -> None:
+    """Run by bash, with somebody in the place of srun and of rmadapter who writes down what they are told."""
+    script = (ROOT / "examples" / name).read_text(encoding="utf-8")
+    if name == "sky.yaml":
+        recipe = yaml.safe_load(script)
+        assert (recipe["num_nodes"], recipe["setup"].strip()) == (4, "pip install .")
+        script = recipe["run"].replace("/results", str(tmp_path / "bucket"))
+        (tmp_path / "bucket").mkdir()
+    for stub in ("srun", "rmadapter"):
+        (tmp_path / stub).write_text(STUB)
+        (tmp_path / stub).chmod(0o755)
+    given = {"DATA": "/d", "RESULTS": "/r", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "4"}
+    place = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", script], env={**os.environ, **given, **place}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bucket/few-shot/one.json").exists() == (name == "sky.yaml")
+    words = (tmp_path / "said").read_text().splitlines()
+    assert words[0] == "bench"
+    assert words[words.index("--shard") + 1] == {"slurm.sh": "auto", "sky.yaml": "2/4"}[name]
+    command = typer.main.get_command(app).commands["bench"]  # type: ignore[attr-defined]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,9 @@ from rmadapter.locks import alone, together
 HOLD = """
 import sys
 from pathlib import Path
+from rmadapter import locks
 from rmadapter.locks import alone, together
+locks.LEASE = 1.0
 folder = Path(sys.argv[2])
 with alone(folder) if sys.argv[1] == "alone" else together(folder, print, print):
     print("in", flush=True)
@@ -38,6 +41,17 @@ def another(kind: str, folder: Path) -> Iterator[subprocess.Popen]:
         process.kill()
 
 
+@pytest.fixture(params=["system", "files"])
+def kind_of_lock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Locks of the system, and files that only one can create."""
+    if request.param == "files":
+        pytest.importorskip("filelock", "3.30")
+    monkeypatch.setenv(locks.SOFT, str(int(request.param == "files")))
+    monkeypatch.setattr(locks, "SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LEASE", 1.0)
+    return request.param
+
+
 def nothing() -> None:
     pass
 
@@ -54,8 +68,7 @@ def enter(kind: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("inside", "comes"), [("alone", "alone"), ("alone", "together"), ("together", "alone")])
-def test_the_second_is_told_so(inside: str, comes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "SECONDS", 0.1)
+def test_the_second_is_told_so(inside: str, comes: str, tmp_path: Path, kind_of_lock: str) -> None:
     with another(inside, tmp_path):
         with pytest.raises(UserError, match=r"another process is at work in this folder: wait for it, or choose"):
             enter(comes, tmp_path)
@@ -67,7 +80,7 @@ def test_the_second_is_told_so(inside: str, comes: str, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("comes", ["alone", "together"])
 @pytest.mark.parametrize("inside", ["alone", "together"])
-def test_a_dead_process_blocks_nobody(inside: str, comes: str, tmp_path: Path) -> None:
+def test_a_dead_process_blocks_nobody(inside: str, comes: str, tmp_path: Path, kind_of_lock: str) -> None:
     folder = tmp_path / "new"
     with another(inside, folder) as process:
         process.send_signal(signal.SIGKILL)
@@ -77,7 +90,7 @@ def test_a_dead_process_blocks_nobody(inside: str, comes: str, tmp_path: Path) -
     assert list(folder.iterdir()) == []
 
 
-def test_of_several_the_first_and_the_last_clear_up(tmp_path: Path) -> None:
+def test_of_several_the_first_and_the_last_clear_up(tmp_path: Path, kind_of_lock: str) -> None:
     seen: list[str] = []
     with together(tmp_path, lambda: seen.append("first"), lambda: seen.append("last")):
         assert seen == ["first"]
@@ -86,6 +99,56 @@ def test_of_several_the_first_and_the_last_clear_up(tmp_path: Path) -> None:
         assert seen == ["first"]
     assert seen == ["first", "last"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", ["alone", "together"])
+def test_a_machine_that_died_blocks_nobody_for_long(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process cannot be looked for: that it shows no sign of life has to do."""
+    pytest.importorskip("filelock", "3.30")
+    monkeypatch.setenv(locks.SOFT, "1")
+    monkeypatch.setattr(locks, "LEASE", 1.0)
+    with another(inside, tmp_path) as process:
+        process.kill()
+        process.wait()
+    for path in tmp_path.iterdir():
+        path.write_text(
+            "".join(
+                f"host=elsewhere{i}\n" if line.startswith("host=") else line
+                for i, line in enumerate(path.read_text().splitlines(keepends=True))
+            )
+        )
+        assert "host=elsewhere" in path.read_text()
+    started = time.monotonic()
+    enter("alone", tmp_path)
+    assert time.monotonic() - started > 0.9
+    assert list(tmp_path.iterdir()) == []
+
+
+MOUNTED = """\
+/dev/vda / ext4 rw,relatime 0 0
+server:/a /shared nfs4 rw,vers=4.2,local_lock=none,addr=10.0.0.1 0 0
+server:/b /shared/old\\040one nfs rw,vers=3,nolock,local_lock=all 0 0
+ost@tcp:/c /lustre lustre rw,flock,lazystatfs 0 0
+ost@tcp:/d /scratch lustre rw,localflock 0 0
+server:/e /twice nfs rw,local_lock=flock 0 0
+server:/e /twice nfs4 rw,local_lock=none 0 0
+"""
+
+
+def test_a_file_system_whose_locks_hold_on_one_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(locks.SOFT, raising=False)
+    monkeypatch.setattr(locks, "MOUNTS", tmp_path / "mounts")
+    assert not locks.soft(Path("/shared"))  # no Linux
+    (tmp_path / "mounts").write_text(MOUNTED)
+    found = {
+        name: locks.soft(Path(name, "results", "x.lock"))
+        for name in ("/", "/shared", "/shared/old one", "/lustre", "/scratch", "/sharedelse", "/twice")
+    }
+    assert [name for name, soft in found.items() if soft] == ["/shared/old one", "/scratch"]
+    monkeypatch.setenv(locks.SOFT, "0")
+    assert not locks.soft(Path("/scratch"))
 
 
 def test_who_fails_clears_nothing_up(tmp_path: Path) -> None:

@@ -16,14 +16,17 @@ import torch
 
 from rmadapter.errors import UserError
 from rmadapter.machine import (
+    VISIBLE,
     all_seeded,
     describe,
     end_with_parent,
     fastest_precision,
     find_device,
+    gpus,
     keep_freed_memory,
     peak,
     reset_peak,
+    threads_each,
     versions,
 )
 
@@ -119,6 +122,34 @@ def test_devices() -> None:
     assert find_device().type == "cpu"
     with pytest.raises(UserError, match="no usable GPU"):
         find_device("cuda")
+
+
+def test_apples_gpu_is_taken_where_it_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for cuda, kind in ((True, "cuda"), (False, "mps")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert find_device().type == kind
+
+
+def test_gpus_are_those_that_the_system_lets_us_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA reads the list: up to the first that is none."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv(VISIBLE, raising=False)
+    assert gpus() == ["0", "1", "2"]
+    for given, found in (
+        ("2", ["2"]),
+        ("GPU-8c1a, MIG-77/1/0", ["GPU-8c1a", "MIG-77/1/0"]),
+        ("1,-1,0", ["1"]),
+        ("", []),
+        ("NoDevFiles", []),
+    ):
+        monkeypatch.setenv(VISIBLE, given)
+        assert gpus() == found
+
+
+def test_threads_are_those_of_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5, 6, 7}, raising=False)
+    assert [threads_each(processes) for processes in (1, 2, 9)] == [5, 2, 1]
 
 
 def test_versions_are_those_installed() -> None:

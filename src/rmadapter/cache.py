@@ -215,10 +215,7 @@ class Cache:
     ) -> Held | None:
         """In memory, or in a file; None when neither has room."""
         started, live = time.perf_counter(), Live(self, images, first, augmented, views)
-        blank = torch.zeros(1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device)
-        probe = self.backbone.image.frozen(blank, first)
-        parts = ((probe.features, torch.float32), (probe.x, kind), (probe.y, kind))
-        plan = [((views * len(images), *part.shape[1:]) if len(part) else (0,), kind) for part, kind in parts]
+        probe, plan = self._plan(views * len(images), first, kind)
         size = sum(_size(*one) for one in plan)
         if first is None or size <= self.machine.cache_memory * GB:
             flat = torch.empty(size, dtype=torch.uint8)
@@ -237,6 +234,19 @@ class Cache:
         self.seconds += time.perf_counter() - started
         features, x, y = _cut(flat, plan)
         return Held(first, probe.layout, self.device, features, x, y, views, images.contents)
+
+    def bytes_of(self, count: int, first: int | None) -> int:
+        """That activations of so many views take."""
+        return sum(_size(*one) for one in self._plan(count, first, FORMATS[self.machine.precision])[1])
+
+    def _plan(
+        self, count: int, first: int | None, kind: torch.dtype
+    ) -> tuple[States, list[tuple[tuple[int, ...], torch.dtype]]]:
+        """The states of a blank image, and shape and format of each tensor of so many views."""
+        blank = torch.zeros(1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device)
+        probe = self.backbone.image.frozen(blank, first)
+        parts = ((probe.features, torch.float32), (probe.x, kind), (probe.y, kind))
+        return probe, [((count, *part.shape[1:]) if len(part) else (0,), kind) for part, kind in parts]
 
     def _fill(self, live: Live, stores: list[Tensor]) -> None:
         orders, row = in_turn(len(live)), 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Annotated
 
 import typer
 
+from rmadapter import world
 from rmadapter.backbones import cli as backbones_cli
 from rmadapter.bench import cli as bench_cli
+from rmadapter.bench import known
 from rmadapter.bench.leaderboard import cli as leaderboard_cli
 from rmadapter.console import (
     Config,
@@ -70,13 +71,9 @@ def main() -> None:
     """Run the command line; a UserError becomes one line on stderr and exit code 2."""
     with streams(sys.argv[1:]), stoppable():
         try:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                raise UserError(
-                    "started in several processes: a command runs in one; `bench --jobs` shares runs among some"
-                )
             app(prog_name="rmadapter")
         except UserError as error:
-            print("rmadapter:", plain(" ".join(str(error).split())), file=sys.stderr)
+            world.tell(plain(" ".join(str(error).split())))
             sys.exit(2)
 
 
@@ -90,11 +87,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    world.enter(str(context.invoked_subcommand))
 
 
 def fit(
@@ -130,6 +128,7 @@ def fit(
     from rmadapter.data.images import read_images
     from rmadapter.data.names import check_known, read_names
     from rmadapter.fit import fit as run_fit
+    from rmadapter.fit import help_fit
     from rmadapter.methods import AUTO, explain_effort
     from rmadapter.run import Lab
     from rmadapter.show import show
@@ -138,7 +137,7 @@ def fit(
     wanted = requested(method, config, flags, sets, effort, str(data), auto=True)
     if effort != "normal" and wanted.name != AUTO:
         note(explain_effort(wanted.name, effort))
-    lab = Lab(wanted.machine)
+    lab = Lab(world.share(wanted.name, wanted.method, wanted.machine))
     given = read_names(names) if names else {}
     columns = named_columns(image_column, label_column, split_column, group_column, separator)
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=given, columns=columns, crops=crops)
@@ -148,7 +147,12 @@ def fit(
     if advice := advise(chosen.name):
         note(advice)
     task = replace(wanted.task, backbone=chosen.name)
+    if world.helps():
+        help_fit(task, wanted.method, out, lab, wanted.name)
+        world.leave()
+        return
     record = run_fit(task, wanted.method, out, lab, wanted.name, command(), folds=folds, columns=columns, crops=crops)
+    world.leave()
     for text in record.notes:
         note(text)
     show(record, as_json)
@@ -253,8 +257,8 @@ def doctor(as_json: Json = False) -> None:
 VERBS = (
     demo, suspects_cli.suspects, fit, predict_cli.predict, evaluate, runs_cli.add, runs_cli.compare, deploy_cli.export,
     deploy_cli.push, serve_cli.serve, app_cli.app, explain_cli.explain, suggest_cli.suggest,
-    scale_cli.tune, bench_cli.bench, bench_cli.report, leaderboard_cli.leaderboard, leaderboard_cli.reproduce,
-    bench_cli.methods, params, bench_cli.data,
+    scale_cli.tune, bench_cli.bench, bench_cli.plan, bench_cli.report, leaderboard_cli.leaderboard,
+    leaderboard_cli.reproduce, known.methods, params, known.data,
     backbones_cli.backbones, backbones_cli.convert, doctor,
 )  # fmt: skip
 register(app, VERBS)

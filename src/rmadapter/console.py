@@ -21,6 +21,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from rmadapter.world import helps
+
 T = TypeVar("T")
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, as rank=8.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, as a run's config.yaml.")]
@@ -68,9 +70,9 @@ _quiet = False  # for the command that runs; `streams` ends it
 
 
 def hush(on: bool) -> bool:
-    """Show no bars and no notes from here on."""
+    """Show no bars and no notes from here on; of several processes the first shows them alone."""
     global _quiet
-    _quiet = on
+    _quiet = on or helps()
     return on
 
 

@@ -46,6 +46,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter bench few-shot --datasets my-images --methods mma,coop --out few",
         "rmadapter bench base-to-novel --datasets dtd --root data --out results",
     ),
+    "plan": (
+        "rmadapter plan few-shot --datasets my-images --methods mma,coop --out few",
+        "rmadapter plan base-to-novel --datasets dtd --root data --out results",
+    ),
     "report": ("rmadapter report results --out report", "rmadapter report runs/first"),
     "leaderboard": ("rmadapter leaderboard results --out board",),
     "reproduce": (

@@ -26,11 +26,12 @@ from rmadapter.page import write_page
 from rmadapter.panel import thumbnails_of
 from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_predictions
 from rmadapter.record import Evaluation, Record, Score, read_record
-from rmadapter.run import Lab, Outcome, Splits, evaluate, run_key, run_task
+from rmadapter.run import Lab, Outcome, Splits, evaluate, learn, run_key, run_task
 from rmadapter.several import write_answers
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
 from rmadapter.trained import Unfinished
+from rmadapter.world import asked
 
 STATE = "training.safetensors"
 NOTHING = "no image was left to evaluate: add a test split, or more than one image a class"
@@ -76,6 +77,16 @@ def fit(
         (out / STATE).unlink(missing_ok=True)
         shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
     return record
+
+
+def help_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None:
+    """What the other processes of a `fit` do: every training that the first one asks for, and nothing else."""
+    few, backbone = lab.draw(task), lab.backbone(task.backbone)
+    images, lab.folder = half(few.train, task.classes), out / ACTIVATIONS
+    key = run_key(task, method, name, lab.machine, backbone.digest, order_digest(few))
+    lab.train_cache(task).expect_parts(images)
+    for rows, kept in asked(key):
+        learn(method, images.subset(rows), task, lab, Unfinished(out / STATE, key) if kept else None)
 
 
 def page_again(folder: Path) -> Path:

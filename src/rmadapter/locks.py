@@ -1,21 +1,71 @@
 """Who is at work in a folder: one process alone, or several together.
 
-A lock is the system's own, which takes it from a process that dies: a file that a killed one left blocks nobody.
+A lock is the system's own, which takes it from a process that dies: a file that a killed one left blocks nobody. Where
+the system's locks do not reach other machines, it is a file that only one can create, and that its owner touches as
+long as it lives.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rmadapter.errors import UserError
 
 DOOR = ".lock"
 PRESENT = ".present.lock"
 SECONDS = 1.0  # to wait for somebody who is about to leave, or only looks in
+SOFT = "RMADAPTER_SOFT_LOCKS"  # 1 or 0, where the folder's mount is not to say which locks are taken
+LEASE = 30.0  # seconds without a sign of life, after which another machine takes a file of the dead
+MOUNTS = Path("/proc/self/mounts")
+
+
+def claim(path: Path) -> Any:
+    """A lock as filelock has them: `acquire(timeout)` and `acquire(blocking=False)` raise its Timeout."""
+    from filelock import FileLock
+
+    return _lease(path) if soft(path) else FileLock(path)
+
+
+@functools.cache  # a lease of the dead is known by its not having changed since the same object looked before
+def _lease(path: Path) -> Any:
+    try:
+        from filelock import SoftFileLease
+    except ImportError:
+        raise UserError("locks on this file system need filelock 3.30 or later: pip install -U filelock") from None
+    return SoftFileLease(path, lease_duration=LEASE)
+
+
+def soft(path: Path) -> bool:
+    """Whether the system's locks in this folder hold on one machine alone, as those of NFS and Lustre by their mount's
+    options may. Where a file system has none at all, filelock knows it and does without."""
+    if given := os.environ.get(SOFT):
+        return given != "0"
+    try:
+        mounts = [line.split()[1:4] for line in MOUNTS.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return False  # no Linux
+    home = os.path.realpath(path)
+    above = [mount for mount in mounts if len(mount) == 3 and _holds(mount[0], home)]
+    if not above:
+        return False
+    _, kind, options = max(
+        reversed(above), key=lambda mount: len(mount[0])
+    )  # of two at one place the later one is seen
+    local = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}
+    return kind in ("nfs", "nfs4", "lustre") and not local.isdisjoint(options.split(","))
+
+
+def _holds(mount: str, path: str) -> bool:
+    place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), mount)  # a blank is \040
+    return os.path.commonpath([place, path]) == place
 
 
 @contextmanager
@@ -25,7 +75,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises UserError when another is at work there, and when nothing can be written there.
     """
     with _door(folder):
-        if _others(folder):
+        if _others(folder, patient=True):
             raise _taken(folder)
         yield
 
@@ -36,8 +86,6 @@ def together(
 ) -> Iterator[None]:
     """One of any number at work in a folder. first: is done when nobody else is there; last: when all went well and
     nobody else is left. only: as `alone`, which keeps everybody out, and as which it raises."""
-    from filelock import FileLock
-
     if only:
         with alone(folder):
             first()
@@ -45,7 +93,7 @@ def together(
             last()
         return
     mine = folder / f".{secrets.token_hex(4)}{PRESENT}"
-    lock = FileLock(mine)
+    lock = claim(mine)
     with _door(folder):
         if not _others(folder):
             first()
@@ -56,20 +104,19 @@ def together(
             if not _others(folder, mine):
                 last()
     finally:
-        _remove(mine)
-        lock.release()
+        _release(lock, mine)
 
 
 @contextmanager
 def _door(folder: Path, patience: float = 1) -> Iterator[None]:
     """Who comes and goes does so one at a time."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     path = folder / DOOR
-    lock = FileLock(path)
+    lock = claim(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=patience * SECONDS)
+        lock.acquire(timeout=max(patience * SECONDS, _until_dead(path)))
     except Timeout:
         raise _taken(folder) from None
     except OSError as error:
@@ -78,23 +125,35 @@ def _door(folder: Path, patience: float = 1) -> Iterator[None]:
     try:
         yield
     finally:
-        _remove(path)  # while it is ours: whoever opened it before finds it gone, and looks again
-        lock.release()
+        _release(lock, path)
 
 
-def _others(folder: Path, mine: Path | None = None) -> bool:
-    """Whether somebody else is present; files of the dead are removed."""
-    from filelock import FileLock, Timeout
+def _others(folder: Path, mine: Path | None = None, patient: bool = False) -> bool:
+    """Whether somebody else is present; files of the dead are removed. patient: wait until that is certain."""
+    from filelock import Timeout
 
     for path in folder.glob(f".*{PRESENT}"):
         if path == mine:
             continue
+        lock = claim(path)
         try:
-            with FileLock(path).acquire(blocking=False):
-                _remove(path)
+            lock.acquire(timeout=_until_dead(path) if patient else 0)
         except Timeout:
             return True
+        _release(lock, path)
     return False
+
+
+def _until_dead(path: Path) -> float:
+    """Seconds after which a lock can be had if its owner is dead."""
+    return 1.5 * LEASE if soft(path) else 0
+
+
+def _release(lock: Any, path: Path) -> None:
+    """And remove the file while it is ours: whoever opened it before finds it gone, and looks again."""
+    if not soft(path):  # releasing a lease is removing its file
+        _remove(path)
+    lock.release()
 
 
 def _remove(path: Path) -> None:

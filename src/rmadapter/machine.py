@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import multiprocessing
 import os
 import platform
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 CLEARLY = 1.3  # times as fast: what else a step does gains less
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = ("rmadapter", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow")
 
 
@@ -73,11 +75,12 @@ def end_with_parent() -> None:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """ "auto" is the GPU if there is one. Raises UserError for a device this machine lacks."""
+    """ "auto" is the GPU if there is one, of NVIDIA, AMD or Apple. Raises UserError for a device this machine lacks."""
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        apple = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -104,6 +107,23 @@ def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16"], fl
         least[kind] = min(times[2:])
     ratio = least[torch.float32] / least[torch.bfloat16]
     return ("bf16" if ratio > CLEARLY else "fp32"), ratio
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it: a number, or a UUID of a GPU or of a
+    part of one (MIG)."""
+    if (given := os.environ.get(VISIBLE)) is not None:
+        names = [name.strip() for name in given.split(",")]
+        return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))  # as CUDA reads it
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def threads_each(processes: int) -> int:
+    """Threads of each of some processes that share the cores which the system gave to this one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
 
 
 def keep_freed_memory() -> bool:

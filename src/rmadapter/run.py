@@ -31,6 +31,7 @@ from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Recor
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
 from rmadapter.trained import Unfinished
+from rmadapter.world import ask
 
 Splits = Mapping[str, ImageSet]
 
@@ -206,6 +207,7 @@ def learn(
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     val, cache = None if few.val is None else _alone(half(few.val, task.classes)), cache or lab.train_cache(task)
     shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress, lab.callbacks)
+    ask(method, images, lambda: half(few.train, task.classes), unfinished.key if unfinished else "")
     with all_seeded(task.seed):
         fitted = method.fit(backbone, shots)
     if shots.weights is not None and not fitted.trained.weighed:

@@ -29,6 +29,7 @@ from rmadapter.machine import keep_freed_memory
 from rmadapter.method import Shots
 from rmadapter.settings import STRICT, option
 from rmadapter.trained import Trained, Unfinished
+from rmadapter.world import add_up, begin, several
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
 WHOLE = 1_000_000  # images per step where all of them are meant
@@ -175,14 +176,9 @@ def order(count: int, batch_size: int, seed: int, epoch: int, weights: Tensor | 
     return list(rows.split(batch_size))
 
 
-def _several() -> bool:
-    """Whether other processes train along with this one."""
-    return dist.is_available() and dist.is_initialized()
-
-
 def _share(rows: Tensor) -> tuple[Tensor, float]:
     """This process's part of a batch and the weight of it; one row, of no weight, where there is none left for it."""
-    if not _several():
+    if not several():
         return rows, 1.0
     mine = rows[dist.get_rank() :: dist.get_world_size()]
     return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
@@ -198,10 +194,12 @@ class _Loop:
         self.optimizer = recipe.make(self.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == torch.float16)
         self.generator = torch.Generator().manual_seed(shots.seed)
-        self.writes = not _several() or dist.get_rank() == 0
+        self.writes = not several() or dist.get_rank() == 0
         self.trained, self._random = Trained(), {}  # type: ignore[var-annotated]
         if shots.unfinished and shots.unfinished.path.exists():
             self.load(shots.unfinished)
+        if several():
+            begin(module.state_dict().values(), self.trained.step)
 
     def seed(self) -> None:
         """Start torch's own generators, or let them go on where they were."""
@@ -221,21 +219,21 @@ class _Loop:
         with torch.autocast(self.device.type, self.format, enabled=self.format != torch.float32):
             found = loss(batch)
         terms = found if isinstance(found, dict) else {"loss": found}
-        several = _several()
+        shared = several()
         self.optimizer.zero_grad()
-        self.scaler.scale(terms["loss"] * share if several else terms["loss"]).backward()
-        if several:
+        self.scaler.scale(terms["loss"] * share if shared else terms["loss"]).backward()
+        if shared:
             for parameter in self.parameters:
                 if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
+                    add_up(parameter.grad)
         if self.recipe.clip_gradient:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         values = torch.stack([term.detach().float() for term in terms.values()])
-        if several:
-            dist.all_reduce(values.mul_(share))
+        if shared:
+            add_up(values.mul_(share))
         record = dict(zip(terms, values.tolist(), strict=True))
         if not math.isfinite(record["loss"]):
             raise UserError(f"the loss became {record['loss']} in step {self.trained.step + 1}: lower learning_rate")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -15,10 +18,20 @@ from rmadapter.errors import UserError
 from rmadapter.scale.cluster import Address, Engine, is_ray
 
 if TYPE_CHECKING:
+    from rmadapter.bench.plan import Plan
     from rmadapter.record import Record
 
 
-def bench(
+class Asked(NamedTuple):
+    """What is to be run, and in how many processes. engine: as `run_all` has it."""
+
+    plan: Plan
+    processes: int
+    as_json: bool
+    engine: Callable[..., None] | None = None
+
+
+def _asked(
     protocol: Annotated[str, typer.Argument(help="base-to-novel, cross-dataset, domain-generalization, few-shot, ...")],
     datasets: Annotated[str, typer.Option(help="Names or folders below --root, as a,b; pacs/photo; paper: its 11.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of results; the same command goes on where it was.")],
@@ -35,19 +48,24 @@ def bench(
         list[str] | None,
         typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="A method's setting, or one common to all."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the processor's cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the cores, and the GPUs in turn.")] = 1,
+    jobs_per_gpu: Annotated[int, typer.Option(min=0, help="So many for each GPU, in place of --jobs.")] = 0,
+    shard: Annotated[
+        str, typer.Option(help="2/8: the second of eight parts; auto: that of a Slurm array's task.")
+    ] = "",
     engine: Engine = "local",
     address: Address = "",
     crops: Crops = False,
     outside: Outside = False,
     quiet: Quiet = False,
     as_json: Json = False,
-) -> None:
-    """Run one of the paper's experiments; finished runs are kept."""
+) -> Asked:
+    """What `bench` and `plan` are asked for."""
+    from rmadapter.bench import shard as parts
     from rmadapter.bench.per_set import as_published
     from rmadapter.bench.plan import Plan
+    from rmadapter.bench.pool import workers
     from rmadapter.bench.protocols import expand
-    from rmadapter.bench.runner import run_all
     from rmadapter.data.catalog import CATALOG
     from rmadapter.request import machine_of, read_config
     from rmadapter.settings import configured, parse_overrides
@@ -70,9 +88,36 @@ def bench(
         axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
     planned = list(as_published(planned)) if per_set else planned
-    plan = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops)
-    records = run_all(plan, jobs, engine=elsewhere)
-    if as_json:
+    if shard:
+        number, count = parts.shard(shard, os.environ)
+        whole, planned = len(planned), parts.part(planned, number, count)
+        note(f"part {number} of {count}: {len(planned)} of {whole} runs")
+    elif parts.in_array(os.environ):
+        note("a task of an array without --shard auto: all tasks work on all runs together, each on what is free")
+    wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops)
+    return Asked(wanted, workers(wanted.machine.device, jobs, jobs_per_gpu), as_json, elsewhere)
+
+
+def _with_options(verb: Callable[[Asked], None]) -> Callable[..., None]:
+    """A command that takes the options of `_asked`, which Typer reads off its signature."""
+
+    def command(*words: Any, **named: Any) -> None:
+        verb(_asked(*words, **named))
+
+    command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+    hints, signature = get_type_hints(_asked, include_extras=True), inspect.signature(_asked)
+    options = [option.replace(annotation=hints[name]) for name, option in signature.parameters.items()]
+    command.__signature__ = signature.replace(parameters=options, return_annotation=None)  # type: ignore[attr-defined]
+    return command
+
+
+@_with_options
+def bench(asked: Asked) -> None:
+    """Run one of the paper's experiments; finished runs are kept."""
+    from rmadapter.bench.runner import run_all
+
+    records = run_all(asked.plan, asked.processes, engine=asked.engine)
+    if asked.as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
     else:
         _show(records)
@@ -80,6 +125,26 @@ def bench(
     if failed:
         first = f"{failed[0].task.data}, {failed[0].method.name}, seed {failed[0].task.seed}: {failed[0].reason}"
         raise UserError(f"{len(failed)} of {len(records)} runs failed ({first}); the same command tries them again")
+
+
+@_with_options
+def plan(asked: Asked) -> None:
+    """What `bench` with the same options would cost: runs, hours and disk, from a few steps of each method."""
+    from rmadapter.bench.cost import cost
+
+    found = cost(asked.plan, asked.processes)
+    if asked.as_json:
+        print(json.dumps(asdict(found)))
+        return
+    rows = [
+        [line.data, line.variant or line.method, str(line.shots), f"{line.left} of {line.runs}", f"{line.seconds:.0f}"]
+        for line in found.lines
+    ]
+    table(["data set", "method", "shots", "runs left", "seconds"], rows)
+    print(f"{found.left} of {found.runs} runs are left: {found.hours:.2f} hours on {found.devices} x {found.device}")
+    print(f"activations on disk: {found.disk / 1e9:.1f} GB; measured in {found.spent:.0f} s")
+    if found.order:
+        print(f"the first is {found.order[0]}, the last {found.order[-1]}; --json has the whole order")
 
 
 PLANNED = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
@@ -154,82 +219,6 @@ def _page_again(run: Path, out: Path | None, check: bool, as_json: bool) -> None
         raise UserError(f"{run}: a run's report is written into its folder, and knows no --out and no --check")
     page = page_again(run)
     print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
-
-
-def methods(
-    backbone: Annotated[str, typer.Option(help="Whose parameters are counted.")] = "ViT-B-16/none",
-    as_json: Json = False,
-) -> None:
-    """Every method, its published settings, its number of trained parameters, and what it uses beyond the shots."""
-    from rmadapter.backbones import load_backbone
-    from rmadapter.methods import METHODS, entry_points, load_method
-    from rmadapter.settings import settings_of
-    from rmadapter.uses import Uses, uses_of
-
-    loaded, classes, shots = load_backbone(backbone), 100, 16
-    found: list[dict[str, Any]] = []
-    for name in [*METHODS, *entry_points()]:
-        method, count, reason = load_method(name), None, ""
-        try:
-            count = method.parameters(loaded, classes, shots).trained
-        except UserError as error:  # the published settings do not fit the backbone
-            reason = str(error)
-        facts = {"name": name, "title": method.title, "source": method.source, "parameters": count, "reason": reason}
-        settings = settings_of(method)
-        uses = uses_of(name, settings, getattr(method, "uses", None))
-        found.append({**facts, "settings": settings, "uses": uses and uses.model_dump()})
-    if as_json:
-        print(json.dumps(found))
-        return
-    rows = [
-        [m["name"], m["title"], "-" if m["parameters"] is None else f"{m['parameters']:,}",
-         *((m["uses"]["track"], Uses(**m["uses"]).words) if m["uses"] else ("not stated", "")), m["source"]]
-        for m in found
-    ]  # fmt: skip
-    table(["method", "title", "trained parameters", "track", "uses", "source"], rows)
-    print(f"Parameters for {backbone}, {classes} classes and {shots} shots.")
-
-
-def data(
-    name: Annotated[str | None, typer.Argument(help="One data set; without it, all of them.")] = None,
-    root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
-    check: Annotated[Path | None, typer.Option(help="Say what is there below this folder.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch NAME.")] = False,
-    shots: Annotated[str, typer.Option("--list", help="16,1: a table of 2SFS's list of 16 shots, seed 1.")] = "",
-    as_json: Json = False,
-) -> None:
-    """The paper's data sets: licence, size, how to get one, and whether what is there is complete."""
-    from dataclasses import asdict
-
-    from rmadapter.data import catalog, lists
-
-    chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
-    place = check or root
-    if (download or shots) and not name:
-        raise UserError(f"{'--download' if download else '--list'} needs the name of one data set")
-    if shots:
-        if len(drawn := _numbers("list", shots)) != 2:
-            raise UserError(f"--list {shots}: write shots and seed, as 16,1")
-        written = str(lists.write_list(chosen[0], place, *drawn))
-        print(json.dumps({"table": written}) if as_json else f"table: {written}")
-        return
-    if check and not check.is_dir():
-        raise UserError(f"{check}: no such folder")
-    if name and not as_json:
-        print(catalog.describe(chosen[0], place), end="\n\n")
-    if download:
-        catalog.download(chosen[0], place)
-    if name or check:
-        facts = [asdict(catalog.check(dataset, place)) for dataset in chosen]
-        columns = ["name", "status", "missing", "how"]
-    else:
-        facts = [dataset.model_dump() for dataset in chosen]
-        columns = ["key", "classes", "size", "licence"]
-    if as_json:
-        print(json.dumps(facts))
-    else:
-        rows = [[fact[column] for column in columns] for fact in facts]
-        table(columns, [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows])
 
 
 def _list(text: str) -> list[str]:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.board import CHOOSE, Board, answers, copied
 from rmadapter.bench.plan import Plan
+from rmadapter.bench.pool import pool_on, to_share
 from rmadapter.bench.protocols import Job
 from rmadapter.console import bar, plain
 from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts
-from rmadapter.locks import together
-from rmadapter.machine import end_with_parent
+from rmadapter.locks import claim, together
 from rmadapter.record import Record, read_record
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
@@ -154,9 +152,8 @@ def _work_through(plan: Plan, board: Board, lab: Any, processes: int, progress: 
 
 def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], Any]) -> None:
     """Processes that each begin at another place, so that they read different data sets as long as there are some."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
     others = {*multiprocessing.active_children()}
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (threads,)) as pool:
+    with pool_on(to_share(plan.machine.device), processes) as pool:
         try:
             waiting = {pool.submit(work, plan, board, i * len(plan.jobs) // processes) for i in range(processes)}
             while waiting:
@@ -174,15 +171,6 @@ def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], 
             raise
 
 
-def _start(threads: int) -> None:
-    """In a worker. What ends the process that started it ends it, too: Ctrl-C by its hand, SIGKILL without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    import torch  # takes seconds
-
-    torch.set_num_threads(threads)
-
-
 def work(
     plan: Plan, board: Board, start: int = 0, lab: Any = None, look: Callable[..., Any] = lambda *news: None
 ) -> None:
@@ -190,14 +178,14 @@ def work(
 
     start: number of the job to begin with. look: as `_look` gives it.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     lab, known = lab or plan.lab(), answers(plan.out)
     turn = {job: i for i, job in enumerate(in_order(plan.jobs))}
     while left := sorted(board.left(), key=lambda job: (turn[job] - start) % len(turn)):
         busy = True
         for job in left:
-            lock = FileLock(_writable(_lock(plan, job)))
+            lock = claim(_writable(_lock(plan, job)))
             try:
                 held = lock.acquire(blocking=False)
             except Timeout:

@@ -104,7 +104,7 @@ class LinearProbe:
         """
         if not parts:
             return self.C, 1.0
-        judges = [(rows, F.normalize(x, dim=-1).double().cpu().numpy()) for rows, x, _ in parts]
+        judges = [(rows, F.normalize(x, dim=-1).cpu().double().numpy()) for rows, x, _ in parts]
         wanted = torch.cat([y for _, _, y in parts]).cpu().numpy()
 
         @cache

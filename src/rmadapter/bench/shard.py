@@ -1,0 +1,66 @@
+"""One part of a bench for each task of an array: disjoint parts, of about the same work, and the whole together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from rmadapter.bench.protocols import Job
+from rmadapter.errors import UserError, quoted
+
+AUTO = "auto"
+WHOLE = 64  # shots that a run on all training images is reckoned as
+ASKED = 16  # shots that asking about test images is reckoned as
+
+
+def shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Number from 1, and how many there are. text: "2/8", or "auto" for the task of a Slurm array that this one is.
+
+    Raises UserError for anything else, and for an array of which nobody can tell which place a task has.
+    """
+    if text == AUTO:
+        return _task(environment)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"--shard {quoted(text)}: write the number of the part and how many there are, as 1/8, or auto")
+    return number, count
+
+
+def _task(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Array numbers need not begin at 0, nor follow each other."""
+    if not in_array(environment):
+        raise UserError("--shard auto: this is no task of a Slurm array (sbatch --array=0-7): write --shard 1/8")
+    names = ("ID", "MIN", "MAX", "STEP", "COUNT")
+    try:
+        place, least, most, step, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
+        gaps = (most - least) // step + 1 != count
+    except (KeyError, ValueError, ZeroDivisionError):
+        raise UserError("--shard auto: Slurm does not say which task of how many this is: write --shard 1/8") from None
+    if gaps:
+        raise UserError(
+            "--shard auto: the numbers of this array have gaps, so that its parts cannot be told: write 0-7"
+        )
+    return (place - least) // step + 1, count
+
+
+def in_array(environment: Mapping[str, str]) -> bool:
+    return "SLURM_ARRAY_TASK_ID" in environment
+
+
+def part(jobs: Sequence[Job], number: int, count: int) -> list[Job]:
+    """The jobs of one part, in their order; those on the same images are of the same part.
+
+    The largest groups are given out first, each to the part that has the least so far.
+    """
+    groups: dict[tuple[str, int, int], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.images, []).append(job)
+    work = {images: sum(ASKED + (job.task.shots or WHOLE) for job in group) for images, group in groups.items()}
+    loads, mine = [0] * count, set()
+    for images in sorted(groups, key=lambda images: -work[images]):
+        least = loads.index(min(loads))
+        loads[least] += work[images]
+        if least == number - 1:
+            mine.add(images)
+    return [job for job in jobs if job.images in mine]
