@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from open_clip import factory
 
 from rmadapter.backbones import load_backbone
 from rmadapter.backbones.convert import convert
@@ -27,13 +29,17 @@ State = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def architectures(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Two of open_clip's for these tests, which differ in their activation."""
-    folder = tmp_path_factory.mktemp("architectures")
-    for name, quick in ((NAME, False), (f"{NAME}-quickgelu", True)):
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Two of open_clip's for these tests alone, which differ in their activation."""
+    folder, names = tmp_path_factory.mktemp("architectures"), (NAME, f"{NAME}-quickgelu")
+    for name, quick in zip(names, (False, True), strict=True):
         config = {"embed_dim": 24, "quick_gelu": quick, "vision_cfg": VISION, "text_cfg": TEXT}
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
+    yield
+    factory._MODEL_CONFIG_PATHS.remove(folder)
+    for name in names:
+        del factory._MODEL_CONFIGS[name]
 
 
 def plain(name: str = NAME) -> Any:

@@ -6,6 +6,7 @@ import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ PACKAGE = ROOT / "src/rmadapter"
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/pocket/README.md")
 PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
-OTHERS = ("pip", "python", "pre-commit", "hf", "docker", "git", "uv", "uvx", "pipx", "twine")
+OTHERS = ("pip", "python", "pre-commit", "hf", "docker", "git", "uv", "uvx", "pipx", "twine", "torchrun", "sbatch")
 each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 
@@ -53,7 +54,7 @@ def commands() -> list[Any]:
 def test_commands_exist(line: str, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """whole: False for one in a sentence, which may leave out what it needs."""
     monkeypatch.chdir(ROOT)
-    program, *words = shlex.split(line, comments=True)
+    program, *words = dropwhile(lambda word: re.match(r"[A-Z_]+=", word), shlex.split(line, comments=True))
     program = program.removeprefix(".venv/bin/")
     if program == "rmadapter":
         assert_parses(words, whole)

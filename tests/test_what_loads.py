@@ -19,11 +19,11 @@ from what_loads import END, START, ask, rows
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 ALL = "all"
-OPAQUE = "all but clip-lora, maple, promptsrc, coprompt, mmrl"
+OPAQUE = "all but clip-lora, maple, promptsrc, coprompt, mmrl, mmrl-plus-plus"
 SOME = {
     "ViT-B-16-quickgelu": ALL,
     "ViT-H-14-CLIPA": ALL,
-    "ViT-B-16-SigLIP2": "all but prolip",
+    "ViT-B-16-SigLIP2": "all but prolip, mmrl-plus-plus",
     "EVA02-B-16": OPAQUE,
     "ViTamin-S": ALL,
     "xlm-roberta-base-ViT-B-32": ALL,
