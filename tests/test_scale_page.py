@@ -90,3 +90,14 @@ def test_what_plan_predicted_and_what_it_took() -> None:
     predicted, taken = (sum(row[what] for row in found) for what in ("predicted", "taken"))
     assert f"| **all** | {predicted:.1f} | {taken:.1f} |" in PAGE
     assert f"{100 * (taken / predicted - 1):.0f} % more than was predicted" in re.sub(r"\s+", " ", PAGE)
+
+
+def test_what_ray_costs_is_what_was_measured() -> None:
+    text = " ".join((DOCS / "ray.md").read_text(encoding="utf-8").split())
+    rows = measured("ray_predict")["rows"]
+    local, one, two = (1000 * row["seconds"] for row in rows)
+    assert f"takes {local:.1f} ms an image" in text
+    assert f"both {one:.1f} ({local / one:.0%} of the local rate)".replace("%", " %") in text
+    assert f"one each {two:.1f} ({local / two:.0%})".replace("%", " %") in text
+    starts = [round(row["start"]) for row in rows]
+    assert f"it needs {starts[1]} to {starts[2]} s, the local engine {starts[0]} s" in text
