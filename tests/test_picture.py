@@ -9,7 +9,7 @@ import pytest
 
 optuna = pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
 from rmadapter.scale.picture import _column, coordinates  # noqa: E402
-from rmadapter.scale.tune import Trial  # noqa: E402
+from rmadapter.scale.space import Trial  # noqa: E402
 
 SPACE = {
     "rate": optuna.distributions.FloatDistribution(0.01, 1, log=True),

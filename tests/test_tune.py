@@ -20,8 +20,8 @@ from rmadapter.request import Request
 from rmadapter.settings import read_yaml
 
 pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
-from rmadapter.scale.space import space
-from rmadapter.scale.tune import BEST, FILE, PICTURE, Search, Trial, Tuned, judged, tune
+from rmadapter.scale.space import Trial, space
+from rmadapter.scale.tune import BEST, FILE, PICTURE, Search, Tuned, judged, tune
 
 __all__ = ["session"]
 GIVEN = {"shots": 0, "device": "cpu", "epochs": 30}

@@ -24,10 +24,9 @@ from rmadapter.methods import check_labels
 from rmadapter.neighbours import WHY, mistakes, read_mistakes, write_mistakes
 from rmadapter.page import write_page
 from rmadapter.panel import thumbnails_of
-from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_predictions
+from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_answers, write_predictions
 from rmadapter.record import Evaluation, Record, Score, read_record
 from rmadapter.run import Lab, Outcome, Splits, evaluate, learn, run_key, run_task
-from rmadapter.several import write_answers
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
 from rmadapter.trained import Unfinished

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,8 @@ COLUMNS = (
     "set", "split", "image", "true", "answer", "probability", "second", "second_probability", "zero_shot",
     "zero_shot_probability",
 )  # fmt: skip
+
+SEVERAL = ("set", "split", "image", "true", "answer")  # of several labels; and then the probability of each class
 
 
 class Guess(NamedTuple):
@@ -97,7 +99,7 @@ def predictions(record: Record, evaluations: Sequence[Evaluation]) -> list[Predi
     when they do not belong together."""
     asked = [score for score in record.scores if score.accuracy is not None or score.several]
     both = zip(asked, evaluations, strict=True)
-    return [Predictions.of(score, e) for score, e in both if not score.several]  # which `several.write_answers` writes
+    return [Predictions.of(score, e) for score, e in both if not score.several]  # which `write_answers` writes
 
 
 def write_predictions(path: Path, found: Sequence[Predictions]) -> None:
@@ -190,3 +192,25 @@ def source_of(root: Path, image: str) -> Path | None:
     """A path below the data. Whoever sends a run could name any image of this machine otherwise."""
     name = PurePosixPath(image)
     return None if name.is_absolute() or ".." in name.parts else root / image
+
+
+def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Evaluation]) -> None:
+    """predictions.csv of a run on several labels, atomically; nothing where it tested none. A row an image: its labels,
+    those that are answered, the most probable first and with ; between them, and the probability of each class."""
+    known = [score for score in scores if score.accuracy is not None or score.several]
+    found = [(score, e) for score, e in zip(known, evaluations, strict=True) if score.several]
+    if found:
+        labels = list(dict.fromkeys(str(label) for _, e in found for label in e.images.written))
+        header = (*SEVERAL, *(f"probability of {label}" for label in labels))
+        write_text(path, csv_text(header, (row for score, e in found for row in _rows(score, e, labels))))
+
+
+def _rows(score: Score, e: Evaluation, labels: Sequence[str]) -> Iterator[list[str]]:
+    assert score.several
+    own = [str(label) for label in e.images.written]
+    places = [own.index(label) if label in own else -1 for label in labels]
+    for row, (shares, wanted) in enumerate(zip(e.probabilities, e.images.all_labels, strict=True)):
+        order = np.argsort(-shares, kind="stable").tolist()
+        told = order[: max(1, int((shares >= score.several.threshold).sum()))]
+        cells = [score.name, score.split, e.images.name(row), *(";".join(own[i] for i in x) for x in (wanted, told))]
+        yield [*map(inert, cells), *("" if place < 0 else f"{shares[place]:.6f}" for place in places)]

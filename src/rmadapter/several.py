@@ -1,20 +1,9 @@
-"""Several labels an image: how far the means of a run may be from what other images of the kind would give, and what
-it answered on each image."""
+"""Several labels an image: how far the means of a run may be from what other images of the kind would give."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from rmadapter.files import csv_text, inert, write_text
-
-if TYPE_CHECKING:
-    from rmadapter.record import Evaluation, Score
-
-COLUMNS = ("set", "split", "image", "true", "answer")  # and then the probability of each class
 DRAWS = 1000
 BLOCK = 2_000_000  # weights of images that are held at once
 
@@ -69,25 +58,3 @@ def mean_f1(weights: np.ndarray, answered: np.ndarray, targets: np.ndarray) -> n
 def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """In percent; NaN of nothing."""
     return 100 * np.divide(part, whole, out=np.full(whole.shape, np.nan, np.float64), where=whole > 0)
-
-
-def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Evaluation]) -> None:
-    """predictions.csv of a run on several labels, atomically; nothing where it tested none. A row an image: its labels,
-    those that are answered, the most probable first and with ; between them, and the probability of each class."""
-    known = [score for score in scores if score.accuracy is not None or score.several]
-    found = [(score, e) for score, e in zip(known, evaluations, strict=True) if score.several]
-    if found:
-        labels = list(dict.fromkeys(str(label) for _, e in found for label in e.images.written))
-        header = (*COLUMNS, *(f"probability of {label}" for label in labels))
-        write_text(path, csv_text(header, (row for score, e in found for row in _rows(score, e, labels))))
-
-
-def _rows(score: Score, e: Evaluation, labels: Sequence[str]) -> Iterator[list[str]]:
-    assert score.several
-    own = [str(label) for label in e.images.written]
-    places = [own.index(label) if label in own else -1 for label in labels]
-    for row, (shares, wanted) in enumerate(zip(e.probabilities, e.images.all_labels, strict=True)):
-        order = np.argsort(-shares, kind="stable").tolist()
-        told = order[: max(1, int((shares >= score.several.threshold).sum()))]
-        cells = [score.name, score.split, e.images.name(row), *(";".join(own[i] for i in x) for x in (wanted, told))]
-        yield [*map(inert, cells), *("" if place < 0 else f"{shares[place]:.6f}" for place in places)]

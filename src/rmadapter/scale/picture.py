@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rmadapter.plots import COLOURS, canvas
-
-if TYPE_CHECKING:
-    from rmadapter.scale.tune import Trial
+from rmadapter.scale.space import Trial
 
 SHOWN = 0.1  # share of the trials in colour
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rmadapter.errors import UserError, nearest, quoted
@@ -17,6 +17,22 @@ from rmadapter.settings import configured, parse_overrides, settings_of
 AROUND = {float: 10, int: 4}  # times the published value, and divided by it
 # Numbers that are not tried unless they are asked for: how a recipe begins and ends, rounding, and ends of other grids.
 LEFT = ("momentum", "eps", "warmup_epochs", "warmup_rate", "final_rate", "largest_alpha", "largest_beta")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """number: from 0, which is the method as it was asked for. right: of each judged image, 1 where it is named; empty
+    where the settings cannot be tried, and reason says why."""
+
+    number: int
+    params: dict[str, Any]
+    right: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def accuracy(self) -> float | None:
+        return 100 * self.right.count("1") / len(self.right) if self.right else None
 
 
 def optuna() -> Any:

@@ -31,7 +31,7 @@ from rmadapter.request import Request
 from rmadapter.run import Lab, run_key
 from rmadapter.scale.cluster import at_home, connected, ray_module, share, shares
 from rmadapter.scale.picture import coordinates
-from rmadapter.scale.space import optuna
+from rmadapter.scale.space import Trial, optuna
 from rmadapter.settings import configured, to_yaml
 
 FILE, BEST, PICTURE = "tune.json", "best.yaml", "tune.svg"
@@ -61,22 +61,6 @@ class Search:
         if not folds:
             raise UserError(f"{task.data}: too few images a class for folds, which judge the trials: give more shots")
         return folds
-
-
-@dataclass(frozen=True)
-class Trial:
-    """number: from 0, which is the method as it was asked for. right: of each judged image, 1 where it is named; empty
-    where the settings cannot be tried, and reason says why."""
-
-    number: int
-    params: dict[str, Any]
-    right: str = ""
-    seconds: float = 0.0
-    reason: str = ""
-
-    @property
-    def accuracy(self) -> float | None:
-        return 100 * self.right.count("1") / len(self.right) if self.right else None
 
 
 @dataclass(frozen=True)
