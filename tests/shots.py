@@ -24,6 +24,9 @@ from rmadapter.train import Batch, Loss, Recipe
 
 COLORS = {"blue": (40, 60, 220), "green": (30, 170, 60), "night sky": (20, 20, 40), "red": (220, 40, 30)}
 TASK = ("augmentation", "views")
+NEEDED = {
+    "zero-shot-descriptions": {"descriptions": str(Path(__file__).with_name("texts.json"))}
+}  # to be fitted at all
 CPU = {"device": "cpu"}
 # Weights that make every term of the loss count on a model of random weights.
 HEAVY: dict[str, Any] = {"lambda_image_rec": 1, "lambda_text_rec": 1, "lambda_image_con": 20, "lambda_text_con": 50}

@@ -18,6 +18,7 @@ from rmadapter.record import parse_record, read_record
 from rmadapter.request import Request
 from rmadapter.settings import read_yaml, settings_of
 from shell import Command, its_backbone, refused, rmadapter
+from shots import NEEDED
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -31,7 +32,9 @@ def sets(method: str, **more: object) -> list[object]:
         name: value for name, value in SMALL.items() if name in own and (name != "iterations" or own[name])
     }
     return [
-        word for name, value in {**values, "device": "cpu", **more}.items() for word in ("--set", f"{name}={value}")
+        word
+        for name, value in {**values, **NEEDED.get(method, {}), "device": "cpu", **more}.items()
+        for word in ("--set", f"{name}={value}")
     ]
 
 

@@ -31,10 +31,10 @@ from rmadapter.methods import (
     load_method,
 )
 from rmadapter.settings import settings_of
-from shots import noisy_colors, shots_of
+from shots import NEEDED, noisy_colors, shots_of
 
 QUICK = {"epochs": 2, "iterations": 4, "batch_size": 3, "first_block": 3, "rank": 4, "layer": 3, "n_ctx": 2}
-UNTRAINED = ("zero-shot", "zero-shot-ensemble", "tip-adapter")
+UNTRAINED = ("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "tip-adapter")
 CLOSED = (
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
     *("tip-adapter", "tip-adapter-f"),
@@ -55,7 +55,7 @@ def quick(name: str) -> Any:
     values = {key: value for key, value in QUICK.items() if key in own}
     if not own.get("iterations"):
         values.pop("iterations", None)
-    return load_method(name, values)
+    return load_method(name, values | NEEDED.get(name, {}))
 
 
 def weights(backbone: Backbone) -> str:

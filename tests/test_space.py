@@ -43,7 +43,7 @@ def test_every_method_can_have_what_is_tried_of_it() -> None:
         assert not {*found} & {*LEFT}
         for end in (0, -1):
             configured(method, {field: ends(one)[end] for field, one in found.items()}, name)
-    assert empty == 2  # zero-shot and its ensemble
+    assert empty == 3  # zero-shot, its ensemble, and with descriptions
 
 
 def test_sizes_choices_and_switches_when_named() -> None:

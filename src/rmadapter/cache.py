@@ -179,9 +179,11 @@ class Cache:
         views = [source.batches(view, orders) for view in range(source.views)]
         return torch.stack([torch.cat([of(states) for states in view]) for view in views])
 
-    def stream(self, images: ImageSet, first: int | None = None, text: str = "evaluating") -> Iterator[States]:
-        """The states of all images in order, in batches."""
-        orders = in_turn(len(images))
+    def stream(
+        self, images: ImageSet, first: int | None = None, text: str = "evaluating", order: Tensor | None = None
+    ) -> Iterator[States]:
+        """The states of all images in order, in batches. order: of their rows, where it is another."""
+        orders = in_turn(len(images)) if order is None else list(order.split(BATCH))
         yield from track(self.source(images, first).batches(0, orders), len(orders), text, self.progress)
 
     def tensors(self, images: ImageSet, view: int, augmented: bool) -> ImageTensors:

@@ -158,4 +158,5 @@ def evaluate_saved(
     images = half(few.heldout if split == "heldout" else splits[split], classes)
     if not len(images):
         raise UserError(f"{split}: there are no images to evaluate")
-    return evaluate(fitted, [(Question(classes, classes=classes), images, split == "test")], cache)
+    seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
+    return evaluate(fitted, [(Question(classes, classes=classes), images, split == "test")], cache, seed=seed)

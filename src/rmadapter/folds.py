@@ -17,7 +17,8 @@ from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.fewshot import half, order_digest
 from rmadapter.data.images import ImageSet
 from rmadapter.files import write_tensors
-from rmadapter.method import Method, answers
+from rmadapter.method import Method
+from rmadapter.order import ask_all
 from rmadapter.run import Lab, learn, learn_beside, run_key
 from rmadapter.task import Task
 
@@ -105,8 +106,8 @@ class Folds:
             out = set(part)
             rest = self.images.subset(i for i in range(len(self.images)) if i not in out)
             fitted = (learn_beside if beside else learn)(method, rest, self.task, self.lab)
-            stream = self.lab.train_cache(self.task).stream(self.images.subset(part), fitted.first)
-            tables += [table["it"] for table in answers({"it": fitted.score()}, stream, fitted.known.several)]
+            cache, judged = self.lab.train_cache(self.task), self.images.subset(part)
+            tables.append(ask_all({"it": fitted.score()}, fitted, cache, judged, self.task.seed)["it"])
             now, done = time.monotonic(), sum(map(len, tables))
             if now + (now - started) * (len(self.rows) - done) / done > deadline:
                 raise OutOfTime

@@ -128,6 +128,7 @@ class Fitted:
     alone. parameters: numbers that were trained. temperature: what `score` divides logits by, so that probabilities are
     calibrated; no answer changes. threshold: from which probability on a class is answered, where there are several.
     examples: untouched unit features [N, e], in float16, of images that it was fitted to; None where nobody kept them.
+    remembers: whether what `for_classes` gives learns from each image, so that answers depend on those before.
     """
 
     method: Method
@@ -141,6 +142,7 @@ class Fitted:
     temperature: float = 1.0
     threshold: float = 0.5
     examples: Tensor | None = None
+    remembers: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -97,6 +97,12 @@ def _zero_shot_weights(backbone: Backbone, names: tuple[str, ...], templates: tu
     return class_weights(features.flatten(0, 1), len(features))
 
 
+def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:
+    """Unit features [S, e] of whole texts, by the untouched text encoder; what is too long for it is cut."""
+    chunks = backbone.tokenizer(list(texts)).to(backbone.device).split(CHUNK)
+    return class_weights(torch.cat([backbone.text.frozen(chunk).features for chunk in chunks]))
+
+
 def raw_text_features(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Features [`prompts_each`, C, e] of the untouched text encoder, not normalised."""
     features = torch.cat([states.features for states in frozen_prompts(backbone, names, templates)])

@@ -29,7 +29,6 @@ RECORD = "run.json"  # of a run
 ANSWERED = ("finished", "not-applicable")
 LONGEST = 2**24  # bytes of a record; those with thousands of notes have a hundredth of it
 
-
 # What may stand in a record's open places: nothing deep, and no number that cannot be computed with.
 Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -105,7 +104,7 @@ class Several(Value):
 class Score(Value):
     """Accuracies on one set, in percent. data: the set's, where it is not the task's own. accuracy: None where the
     method has no answer, for a reason, and where there are several labels an image. zero_shot: the untouched
-    backbone's. several: what it is worth there."""
+    backbone's. several: what it is worth there. order: seed of the order of images, where answers depend on that."""
 
     name: str
     images: int = Field(ge=0, le=10**9)
@@ -116,6 +115,7 @@ class Score(Value):
     zero_shot: Percent | None = None
     reason: str = ""
     several: Several | None = None
+    order: int | None = None
 
     @property
     def chance(self) -> float:

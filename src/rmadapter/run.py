@@ -12,8 +12,6 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.cache import Cache
 from rmadapter.callbacks import Callback
@@ -23,10 +21,11 @@ from rmadapter.data.images import ImageSet
 from rmadapter.data.imageset import one_label
 from rmadapter.errors import UserError, quoted
 from rmadapter.machine import all_seeded, describe, find_device, peak, reset_peak, versions
-from rmadapter.method import Fitted, Known, Method, NotApplicable, Shots, answers
+from rmadapter.method import Fitted, Known, Method, NotApplicable, Shots
 from rmadapter.methods import check_labels
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
+from rmadapter.order import ask_all
 from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score, Several
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
@@ -161,7 +160,7 @@ def run_task(
     fitted = fitted.fitted_to(cache.features(train)[0])
     others = {title: learn_beside(other, train, task, lab) for title, other in (beside or {}).items()} if sets else {}
     resumed = time.perf_counter()
-    evaluations, scores = evaluate(fitted, sets, lab.test_cache(task), others)
+    evaluations, scores = evaluate(fitted, sets, lab.test_cache(task), others, task.seed)
     evaluated = time.perf_counter() - resumed
     seconds = {"frozen": frozen, "train": trained - frozen, "evaluate": evaluated, "total": trained + evaluated}
     record = describe_run(
@@ -230,11 +229,12 @@ def evaluate(
     sets: list[tuple[Question, ImageSet, bool]],
     cache: Cache,
     beside: Mapping[str, Fitted] | None = None,
+    seed: int = 1,
 ) -> tuple[list[Evaluation], list[Score]]:
     """Ask the method and the untouched backbone about every image; its frozen part is computed once for the two.
 
-    beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. Raises
-    NotApplicable when the method has no answer on the first set.
+    beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. seed: of the
+    order of images, where the method remembers them. Raises NotApplicable when it has no answer on the first set.
     """
     evaluations: list[Evaluation] = []
     scores: list[Score] = []
@@ -243,7 +243,7 @@ def evaluate(
         one_label(images.several and not several, fitted.method.title)
         score = Score(
             name=test.name, images=len(images), classes=len(images.classes), data=test.data,
-            split="test" if split else "held out",
+            split="test" if split else "held out", order=seed if fitted.remembers else None,
         )  # fmt: skip
         try:
             mine = fitted.score(images.classes)
@@ -258,8 +258,8 @@ def evaluate(
         for title, other in (beside or {}).items():
             with suppress(NotApplicable):
                 models[title] = other.score(images.classes)
-        parts = list(answers(models, cache.stream(images, fitted.first, f"evaluating {score.title}"), several))
-        tables = [torch.cat([part[model] for part in parts]).numpy() for model in models]
+        found = ask_all(models, fitted, cache, images, seed, f"evaluating {score.title}")
+        tables = [table.numpy() for table in found.values()]
         if several:
             worth = Several.of(tables[0], tables[1], images, fitted.threshold)
             evaluations.append(Evaluation(score.title, images, tables[0], tables[1]))

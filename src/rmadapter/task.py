@@ -15,8 +15,8 @@ Half = Literal["all", "base", "novel"]
 TEMPLATES = ("a photo of a {}.",)
 # Methods that read the features of both encoders alone, and those that reach into the text encoder's blocks besides.
 FEATURES_ALONE = (
-    *("zero-shot", "zero-shot-ensemble", "linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
-    *("clap", "lp-plus-plus"),
+    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda"),
+    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
     *("clip-adapter", "tip-adapter", "tip-adapter-f"),
 )
 TEXT_TOO = ("coop", "cocoop", "kgcoop", "tcp")

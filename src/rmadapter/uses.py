@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 Track = Literal["ranked", "extra data", "teacher", "test time"]
 TRACKS: tuple[Track, ...] = get_args(Track)
+UNKNOWN = "not stated"  # track of methods from outside that do not say what they use: shown, not ranked
 
 
 class Uses(BaseModel):
@@ -62,6 +63,15 @@ _PROMPT = "the words of the prompt"
 USES: Mapping[str, Uses] = {
     "zero-shot": Uses(tuned="nothing"),
     "zero-shot-ensemble": Uses(extra="7 general templates", tuned="ImageNet, by CLIP's authors"),
+    "zero-shot-descriptions": Uses(
+        track="extra data", extra="generated texts about each class, in a file", tuned="nothing"
+    ),
+    "tda": Uses(
+        track="test time",
+        test_time="features of the test images before, in a random order",
+        constants="alpha and beta, the words of the prompts",
+        tuned="as published for ImageNet",
+    ),
     "linear-probe": Uses(tuned=HELD_OUT),
     "linear-probe-zero-shot": Uses(tuned=PUBLISHED),
     "linear-probe-pair": Uses(tuned=HELD_OUT),
@@ -99,3 +109,9 @@ def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> 
     """Of a method by the name it is called by. own: what one from outside says itself, which may be nothing."""
     known = USES.get(name, own)
     return known and known.given(settings)
+
+
+def track_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> str:
+    """One of TRACKS, or UNKNOWN."""
+    found = uses_of(name, settings, own)
+    return found.track if found else UNKNOWN

@@ -21,7 +21,7 @@ def methods(
     from rmadapter.backbones import load_backbone
     from rmadapter.methods import METHODS, entry_points, load_method
     from rmadapter.settings import settings_of
-    from rmadapter.uses import Uses, uses_of
+    from rmadapter.uses import UNKNOWN, Uses, uses_of
 
     loaded, classes, shots = load_backbone(backbone), 100, 16
     found: list[dict[str, Any]] = []
@@ -40,7 +40,7 @@ def methods(
         return
     rows = [
         [m["name"], m["title"], "-" if m["parameters"] is None else f"{m['parameters']:,}",
-         *((m["uses"]["track"], Uses(**m["uses"]).words) if m["uses"] else ("not stated", "")), m["source"]]
+         *((m["uses"]["track"], Uses(**m["uses"]).words) if m["uses"] else (UNKNOWN, "")), m["source"]]
         for m in found
     ]  # fmt: skip
     table(["method", "title", "trained parameters", "track", "uses", "source"], rows)

@@ -24,6 +24,7 @@ from rmadapter.deploy.engines import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPU
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, NotApplicable, ToLogits
+from rmadapter.order import each_alone
 from rmadapter.prompts import Cosines, cosine_logits, untouched
 
 T = TypeVar("T")
@@ -41,12 +42,13 @@ class Answers(nn.Module):
     these differ, else those of the untouched encoder.
 
     Raises NotApplicable as `Fitted.score`, and for embeddings where a method reads no features; UserError for a model
-    of several labels an image.
+    of several labels an image, and for one that remembers images.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
         one_label(fitted.known.several, "export and serve")
+        each_alone(fitted, "what export and serve make of a run")
         with torch.no_grad():
             self.fitted, self.found = fitted, fitted.for_classes(tuple(names))
             self.features = _features(fitted, names, self.found) if embeddings else None

@@ -65,10 +65,13 @@ class Trace(NamedTuple):
 def trace(fitted: Fitted, pixels: Tensor, names: Sequence[str] | None = None) -> Trace:
     """One pass of pixels [B, 3, H, W] from block 1 on, whatever the method reads.
 
-    Raises NotApplicable for an encoder whose blocks cannot be taken apart, and as `Fitted.for_classes`.
+    Raises NotApplicable for an encoder whose blocks cannot be taken apart, for a method that remembers images, and as
+    `Fitted.for_classes`.
     """
     encoder = fitted.backbone.image
     entered: list[Tensor] = []
+    if fitted.remembers:
+        raise NotApplicable(f"what {fitted.method.title} answers depends on other images, too")
     if encoder.opaque:
         raise NotApplicable(f"the blocks of {fitted.backbone.name} do not show what they attend to")
     with torch.no_grad():

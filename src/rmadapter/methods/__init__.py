@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "zero-shot": "zero_shot:ZeroShot",
     "zero-shot-ensemble": "zero_shot:ENSEMBLE",
+    "zero-shot-descriptions": "descriptions:Descriptions",
+    "tda": "tda:TDA",
     "linear-probe": "linear_probe:LinearProbe",
     "linear-probe-zero-shot": "clap:ZeroShotProbe",
     "linear-probe-pair": "probe_pair:ProbePair",

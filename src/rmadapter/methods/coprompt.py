@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +20,14 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.console import note
-from rmadapter.data.names import descriptions, key
+from rmadapter.data.texts import read_texts, texts_of_all
 from rmadapter.encoders import States
-from rmadapter.errors import UserError
-from rmadapter.files import read_json, user_path
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods import deep
 from rmadapter.methods.context import PromptedText
 from rmadapter.methods.maple import CoupledPrompts
-from rmadapter.prompts import zero_shot_weights
+from rmadapter.prompts import text_features, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -129,8 +127,8 @@ class CoPrompt(ModuleMethod):
             _note()
             features = zero_shot_weights(backbone, names, templates)
             return Descriptions(features, torch.ones(len(names), dtype=torch.long, device=features.device))
-        sentences = _sentences(read_json(user_path(self.descriptions)), names, self.descriptions)
-        features = zero_shot_weights(backbone, [s for group in sentences for s in group], ["{}"])
+        sentences = texts_of_all(read_texts(self.descriptions), names, self.descriptions)
+        features = text_features(backbone, [s for group in sentences for s in group])
         return Descriptions(features, torch.tensor([len(group) for group in sentences], device=features.device))
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
@@ -145,20 +143,6 @@ class CoPrompt(ModuleMethod):
 
         done = minimise(module, loss, self.recipe, shots, source)
         return self.restore(backbone, shots.known, module.state_dict()).after(done)
-
-
-def _sentences(found: Any, names: Sequence[str], file: str) -> list[list[str]]:
-    """The descriptions of each class, in order."""
-    if not isinstance(found, dict):
-        raise UserError(f'{file}: descriptions are an object {{"class name": ["sentence", ...], ...}}')
-    groups = {key(name): group for name, group in found.items()}
-    sentences = []
-    for name in names:
-        group = groups.get(key(descriptions(name)[0]))
-        if not isinstance(group, list) or not group or not all(isinstance(s, str) for s in group):
-            raise UserError(f"{file}: class {name!r} has no list of descriptions; add one")
-        sentences.append(group)
-    return sentences
 
 
 @cache

@@ -18,6 +18,7 @@ from rmadapter.scale.cluster import Address, Engine, is_ray
 if TYPE_CHECKING:
     from rmadapter.checkpoint import Saved
     from rmadapter.data.inputs import Inputs
+    from rmadapter.method import Fitted
     from rmadapter.predict.outfile import OutFile
     from rmadapter.predict.sorting import Sorter
     from rmadapter.predict.stream import Asker
@@ -77,6 +78,8 @@ def predict(
     one_label(several and sort_into, "--sort-into")
     sorter = _sorter(sort_into, move, link, labels, unsure)
     path = sorter.root / "answers.csv" if sorter and not out else out
+    if saved.fitted.remembers:
+        _remembering(saved.fitted, ray, path)
     if path is None:
         found = _found(find_images(images, image_column, outside, crops=crops))
         _show(found.files, asker, unsure, skip_bad, as_json, unfamiliar)
@@ -97,6 +100,18 @@ def predict(
             sorter.check(found.folders, found.files)
         facts = write_answers(found.files, asker, unsure, skip_bad, file, sorter)
     _tell({"answers": str(path), **facts, "ignored": dict(found.ignored)}, as_json)
+
+
+def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
+    """A note of what answers depend on. Raises UserError where the images before are not seen by the same process."""
+    from rmadapter.order import each_alone
+    from rmadapter.predict.outfile import PARTIAL
+
+    if ray:
+        each_alone(fitted, "a worker of --engine ray")
+    if path and (partial := path.with_name(path.name + PARTIAL)).exists():
+        raise UserError(f"{partial}: unfinished, and {fitted.method.title} cannot go on; delete it to start again")
+    note(f"{fitted.method.title} learns from these images in their order; the next call starts anew")
 
 
 def _found(inputs: Inputs) -> Inputs:

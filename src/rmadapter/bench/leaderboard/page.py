@@ -55,7 +55,7 @@ def _facts(board: Board) -> dict[str, Any]:
         "backbone": group.backbone.model_dump(),
         "shots": group.shots,
         "shared": group.shared,
-        "track": board.track,
+        "track": board.group.track,
         "heads": board.heads,
         "columns": board.columns,
         "datasets": board.sets,
@@ -68,7 +68,7 @@ def _page(made: Sequence[Board], runs: int) -> str:
     script = (files("rmadapter") / "assets/leaderboard.js").read_text(encoding="utf-8")
     filters: dict[str, list[Any]] = {
         "protocol": [*dict.fromkeys(board.group.protocol for board in made)],
-        "track": [*dict.fromkeys(board.track for board in made)],
+        "track": [*dict.fromkeys(board.group.track for board in made)],
         "backbone": [*dict.fromkeys(board.group.backbone.name for board in made)],
         "shots": sorted({board.group.shots for board in made}),
         "set": sorted({line.dataset for board in made for line in board.lines}),

@@ -17,10 +17,9 @@ from rmadapter.bench.report.table import Cell
 from rmadapter.bench.report.tables import AVERAGES, Column, columns_of
 from rmadapter.data.catalog import CATALOG
 from rmadapter.record import Record
-from rmadapter.uses import TRACKS
+from rmadapter.uses import TRACKS, UNKNOWN
 
 TARGETS = {"cross-dataset": tuple(CATALOG)[1:11], "domain-generalization": DOMAINS["imagenet"]}  # of ImageNet
-UNKNOWN = fair.UNKNOWN  # track of methods from outside that do not say what they use: shown, not ranked
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,6 @@ class Board:
     the last column; None where methods or data sets are too few, and where nobody says what the methods use."""
 
     group: Group
-    track: str
     heads: tuple[str, ...]
     columns: tuple[str, ...]
     sets: tuple[str, ...]
@@ -76,33 +74,28 @@ class Board:
 
     @property
     def title(self) -> str:
-        return f"{self.group.title}, {self.track}"
+        return f"{self.group.title}, {self.group.track}" if self.group.track == TRACKS[0] else self.group.title
 
 
 def boards(records: Sequence[Record]) -> list[Board]:
     """Of finished records, in the order in which they stand in records.jsonl; ablations have none."""
     place = {id(record): number for number, record in enumerate(records, 1)}
-    return [_board(group, track, place) for group, track in _groups(records)]
+    return [_board(group, place) for group in _groups(records)]
 
 
-def _groups(records: Sequence[Record]) -> Iterator[tuple[Group, str]]:
+def _groups(records: Sequence[Record]) -> Iterator[Group]:
+    """As of a report, and each number of shots by itself."""
     of_methods = [record for record in records if not PROTOCOLS[record.protocol].variants]
     for group in group_records(of_methods):
         for shots in sorted({record.task.shots for record in group.records}):
-            tracks: dict[str, list[Record]] = defaultdict(list)
-            for record in group.records:
-                if record.task.shots == shots:
-                    uses = fair.uses([record])
-                    tracks[uses.track if uses else UNKNOWN].append(record)
-            for track in sorted(tracks, key=[*TRACKS, UNKNOWN].index):
-                yield replace(group, shots=shots, records=tracks[track]), track
+            yield replace(group, shots=shots, records=[r for r in group.records if r.task.shots == shots])
 
 
-def _board(group: Group, track: str, place: Mapping[int, int]) -> Board:
+def _board(group: Group, place: Mapping[int, int]) -> Board:
     rows, columns = entries(group.records), columns_of(group)
     sets, seeds = complete(rows)
     same = entries(alike(group.records))
-    ranks = None if track == UNKNOWN else ranked(same, columns[-1].metric)
+    ranks = None if group.track == UNKNOWN else ranked(same, columns[-1].metric)
     over = AVERAGES[:3] if group.protocol == "base-to-novel" else columns
     standings = [
         _standing(label, records, [column.cell(same[label], sets, seeds) for column in over], ranks)
@@ -116,7 +109,7 @@ def _board(group: Group, track: str, place: Mapping[int, int]) -> Board:
     ]
     best = sorted(standings, key=lambda row: (_or(row.rank, math.inf), -_or(row.cells[-1], -1.0), row.label))
     heads, own = (tuple(column.head for column in some) for some in (over, columns))
-    return Board(group, track, heads, own, tuple(sets), tuple(best), tuple(lines), ranks)
+    return Board(group, heads, own, tuple(sets), tuple(best), tuple(lines), ranks)
 
 
 def _or(cell: Cell, otherwise: float) -> float:

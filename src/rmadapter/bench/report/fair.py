@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from rmadapter.bench.report.groups import Group, entries
 from rmadapter.bench.report.table import Cell, Row, Table
 from rmadapter.record import Record
-from rmadapter.uses import PUBLISHED, Uses, uses_of
+from rmadapter.uses import PUBLISHED, UNKNOWN, Uses, uses_of
 
 HEADS = ("track", "extra data or texts", "teacher", "test images together", "constants of each data set", "tuned on")
 NOTE = (
     "Methods of different tracks are not comparable. Constants are what the authors set for each data set; a row has "
     f"one setting for all, unless its name says “{PUBLISHED} for each set”. Parameters and seconds: see Cost."
 )
-UNKNOWN = "not stated"
 
 
 def uses(records: Sequence[Record]) -> Uses | None:

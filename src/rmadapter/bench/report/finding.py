@@ -35,7 +35,7 @@ def _compared(group: Group) -> tuple[str, str, Mapping[str, Paired]]:
     """The row that the others are compared with, the figure, and the differences: as in the table of pairs."""
     rows, columns = entries(alike(group.records)), columns_of(group)
     first = reference(rows)
-    if first is None or group.protocol == "sensitivity":
+    if first is None or not group.compared:
         return "", "", {}
     column = columns[-1]  # HM, the targets, or the most shots
     figure = "accuracy on the targets" if group.protocol in TRANSFER else column.head

@@ -17,6 +17,7 @@ from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.errors import UserError
 from rmadapter.files import read_text, user_path
 from rmadapter.record import BackboneName, Record, parse_record
+from rmadapter.uses import TRACKS, UNKNOWN, track_of
 
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
 TRANSFER = ("cross-dataset", "domain-generalization")
@@ -35,7 +36,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may stand in one table: one protocol, backbone, number of shots and set of shared settings.
+    """Records that may stand in one table: one protocol, track, backbone, number of shots and set of shared settings.
 
     shots is None for few-shot, where they vary. axis: of sensitivity, the setting that varies. prompts: counts the
     sets of prompt templates that one data set was run with.
@@ -46,6 +47,7 @@ class Group:
     shots: int | None
     shared: dict[str, Any]
     records: list[Record]
+    track: str = TRACKS[0]
     axis: str = ""
     prompts: int = 0
 
@@ -56,13 +58,20 @@ class Group:
         parts += [] if self.shots is None else [f"{self.shots}shots"]
         parts += [f"{k}-{v}" for k, v in self.shared.items() if k != "templates" and v not in ("none", 0, "fp32")]
         parts += [f"prompts{self.prompts + 1}"] if self.prompts else []
+        parts += [] if self.track == TRACKS[0] else [self.track]
         return slug("-".join(filter(None, parts)))
 
     @property
     def title(self) -> str:
         axis = f", {self.axis}" if self.axis else ""
         shots = "" if self.shots is None else f", {self.shots} shot{'' if self.shots == 1 else 's'}"
-        return f"{self.protocol}{axis}: {self.backbone.name}{shots}"
+        track = "" if self.track == TRACKS[0] else f", {self.track}"
+        return f"{self.protocol}{axis}: {self.backbone.name}{shots}{track}"
+
+    @property
+    def compared(self) -> bool:
+        """Whether its rows are tested against each other: not where nobody says what they use."""
+        return self.protocol != "sensitivity" and self.track != UNKNOWN
 
     @property
     def datasets(self) -> list[str]:
@@ -81,6 +90,11 @@ def slug(text: str) -> str:
 def label(record: Record) -> str:
     """What a row of a table is called: the variant where runs differ in it, else the method."""
     return record.variant or record.method.title or record.method.name
+
+
+def track(record: Record) -> str:
+    method = record.method
+    return track_of(method.name, method.settings, method.uses)
 
 
 def shared(record: Record) -> dict[str, Any]:
@@ -164,7 +178,7 @@ def fault(record: Record) -> str:
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:
-    """Records of different protocols, backbones, shots or shared settings never meet in a group.
+    """Records of different protocols, tracks, backbones, shots or shared settings never meet in a group.
 
     Each data set may have its own templates. Where one was run with several, the commonest come first.
     """
@@ -176,18 +190,20 @@ def group_records(records: Sequence[Record]) -> list[Group]:
     def key(record: Record) -> tuple[Any, ...]:
         mine = sorted(own[record.protocol, record.task.data], key=lambda templates: (-usual[templates], templates))
         settings = {name: value for name, value in shared(record).items() if name != "templates"}
-        place, shots = list(PROTOCOLS).index(record.protocol), record.task.shots
+        places = list(PROTOCOLS).index(record.protocol), [*TRACKS, UNKNOWN].index(track(record))
+        shots = record.task.shots
         fixed = (record.backbone.name, record.backbone.digest, -1 if record.protocol == "few-shot" else shots)
-        return place, *fixed, json.dumps(settings), mine.index(record.task.templates), record.axis
+        return *places, *fixed, json.dumps(settings), mine.index(record.task.templates), record.axis
 
     groups = []
-    for (_, _, _, shots, _, prompts, axis), members in groupby(sorted(records, key=key), key):
+    for (_, place, _, _, shots, _, prompts, axis), members in groupby(sorted(records, key=key), key):
         some = list(members)
         settings = shared(some[0])
         if len({record.task.templates for record in some}) > 1:
             settings["templates"] = "each data set's own"
         known = None if shots < 0 else shots
-        groups.append(Group(some[0].protocol, some[0].backbone, known, settings, some, axis, prompts))
+        which = [*TRACKS, UNKNOWN][place]
+        groups.append(Group(some[0].protocol, some[0].backbone, known, settings, some, which, axis, prompts))
     return groups
 
 

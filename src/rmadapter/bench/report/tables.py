@@ -180,7 +180,7 @@ def _paper_notes(group: Group, rows: Sequence[Row], block: str) -> list[str]:
 def _pairs(group: Group) -> list[Table]:
     rows = entries(alike(group.records))
     first = reference(rows)
-    if first is None or len(rows) < 2 or group.protocol == "sensitivity":
+    if first is None or len(rows) < 2 or not group.compared:
         return []
     together = {column: differences(rows, first, column) for column in columns_of(group)}
     lines = []
@@ -210,7 +210,7 @@ def differences(rows: Rows, first: str, column: Column) -> dict[str, Paired]:
 def rankings(group: Group) -> dict[Column, Ranks]:
     """Of each figure for which enough methods and data sets are there."""
     rows = entries(alike(group.records))
-    columns = columns_of(group) if group.protocol != "sensitivity" else ()
+    columns = columns_of(group) if group.compared else ()
     found = {c: ranked({label: c.of(records) for label, records in rows.items()}, c.metric) for c in columns}
     return {column: ranks for column, ranks in found.items() if ranks is not None}
 

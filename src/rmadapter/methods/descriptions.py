@@ -1,0 +1,101 @@
+"""Zero-shot CLIP asked with texts about the classes that a language model wrote: nothing is learned from images.
+
+CuPL: Pratt et al., "What does a platypus look like? Generating customized prompts for zero-shot image classification",
+ICCV 2023, arXiv 2209.03320. Whole sentences; a class is the unit mean of their unit features.
+DCLIP: Menon & Vondrick, "Visual Classification via Description from Large Language Models", ICLR 2023, arXiv
+2210.07183. Descriptors, each in "NAME, which has DESCRIPTOR"; the score of a class is the mean of its descriptors'
+scores (Eq. 1), which is that of the mean of their unit features, as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.data.names import descriptions
+from rmadapter.data.texts import checked, read_texts, texts_of, texts_of_all
+from rmadapter.errors import UserError
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained
+from rmadapter.prompts import Cosines, text_features, untouched
+
+WEIGHTS, TEXTS = "weights", "texts"
+IS, ALONE = ("a", "an", "used"), ("has", "often", "typically", "may", "can")  # words that a descriptor begins with
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """descriptions: JSON file {class name: [text, ...]} that has every class it is fitted to. form: what the texts are.
+
+    All texts go into the model, so that the file is not needed afterwards, and a class that joins is known by its own.
+    One that the file does not have is known by the run's prompts.
+    """
+
+    title: ClassVar[str] = "zero-shot CLIP, generated texts"
+    source: ClassVar[str] = (
+        "Pratt et al., ICCV 2023 (arXiv 2209.03320), classify_imagenet.py of github.com/sarahpratt/CuPL; "
+        "form=descriptors: Menon & Vondrick, ICLR 2023 (arXiv 2210.07183), load.py and main.py of "
+        "github.com/sachit-menon/classify_by_description_release"
+    )
+    descriptions: str = ""
+    form: Literal["sentences", "descriptors"] = "sentences"
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        if not self.descriptions:
+            raise UserError(f"{self.title}: name a file of texts about the classes, --set descriptions=FILE")
+        texts = read_texts(self.descriptions)
+        listed = zip(shots.classes, texts_of_all(texts, shots.classes, self.descriptions), strict=True)
+        own = [self._whole(name, some) for name, some in listed]
+        packed = torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8).to(backbone.device)
+        tensors = {WEIGHTS: self._weights(backbone, own), TEXTS: packed}
+        return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))  # nothing is learnt of images
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        try:
+            rows = dict(zip(known.classes, tensors[WEIGHTS], strict=True))
+            texts = checked(json.loads(tensors[TEXTS].cpu().numpy().tobytes()), TEXTS)
+        except ValueError as error:  # of a damaged file, as torch would raise it
+            raise RuntimeError(str(error)) from None
+
+        def asked(name: str) -> list[str]:
+            prompts = [template.format(text) for template in known.templates for text in descriptions(name)]
+            return self._whole(name, texts_of(texts, name)) or prompts
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            new = [name for name in names if name not in rows]
+            added = self._weights(backbone, [asked(name) for name in new]) if new else ()
+            every = {**rows, **dict(zip(new, added, strict=True))}
+            return Cosines(backbone, untouched, torch.stack([every[name] for name in names]))
+
+        return Fitted(self, backbone, known, tensors, for_classes)
+
+    def _whole(self, name: str, texts: Sequence[str]) -> list[str]:
+        """The texts as the encoder reads them."""
+        if self.form == "sentences":
+            return list(texts)
+        return [f"{descriptions(name)[0]}, {clause(text)}" for text in texts]
+
+    def _weights(self, backbone: Backbone, groups: Sequence[Sequence[str]]) -> Tensor:
+        """[C, e], of the texts of each class."""
+        features = text_features(backbone, [text for group in groups for text in group])
+        means = torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
+        return F.normalize(means, dim=-1) if self.form == "sentences" else means
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters()
+
+
+def clause(descriptor: str) -> str:
+    """ "four legs" -> "which has four legs", "a beak" -> "which is a beak", "can fly" -> "which can fly".
+
+    By whole words, where the authors' code looks at first letters: "antlers" would be "which is antlers".
+    """
+    first = descriptor.split()[0].lower()
+    verb = "is " if first in IS else "" if first in ALONE else "has "
+    return f"which {verb}{descriptor}"

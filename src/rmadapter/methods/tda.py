@@ -1,0 +1,113 @@
+"""TDA: Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024, arXiv 2403.18293.
+
+Zero-shot CLIP that remembers test images. Of each class, two memories hold the surest images that were taken for it. An
+image's logits are CLIP's, plus alpha sum exp(-beta (1 - cos)) over the positive memory for the classes that its images
+were taken for (Eq. 2, 3), minus the same over the negative memory for all classes that those images may be of (Eq. 5 to
+7): there lie images that CLIP was neither sure nor quite unsure of. An image is remembered before it is answered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained
+from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.settings import Positive, Share, Size
+
+
+class Memory:
+    """At most `size` images of each of C classes that they were taken for: those of the lowest entropy."""
+
+    def __init__(self, weights: Tensor, size: int) -> None:
+        """weights: of the classes, [C, e]."""
+        count, width = weights.shape
+        self.keys, self.values = weights.new_zeros(count, size, width), weights.new_zeros(count, size, count)
+        self.entropies = torch.full((count, size), math.inf)  # of a free place
+
+    def add(self, place: int, entropy: float, key: Tensor, value: Tensor) -> None:
+        """place: the class. key: the image's unit features [e]. value: what it says of every class, [C]."""
+        last = int(self.entropies[place].argmax())
+        if entropy < self.entropies[place, last]:
+            self.entropies[place, last] = entropy
+            self.keys[place, last], self.values[place, last] = key, value
+
+    def logits(self, image: Tensor, beta: float) -> Tensor:
+        """[C], of unit features [e]; a free place says nothing of any class."""
+        near = (beta * (self.keys @ image - 1)).exp()
+        return (near.flatten()[:, None] * self.values.flatten(0, 1)).sum(0)
+
+
+@dataclass(frozen=True)
+class TDA:
+    """alpha, beta, size: of the positive memory, `size` images a class. negative_...: of the other. lowest, highest:
+    between which entropies, over log2 C, an image goes there. mask: above which probability it may be of a class.
+
+    Released configurations set alpha (1 to 5) and beta (1 to 8) for each data set; here they are ImageNet's for all.
+    """
+
+    title: ClassVar[str] = "TDA"
+    source: ClassVar[str] = (
+        "Karmanov et al., CVPR 2024 (arXiv 2403.18293); "
+        "tda_runner.py and configs/imagenet.yaml of github.com/kdiAAA/TDA"
+    )
+    alpha: Annotated[float, Field(ge=0)] = 2.0
+    beta: Positive = 5.0
+    size: Size = 3
+    negative_alpha: Annotated[float, Field(ge=0)] = 0.117
+    negative_beta: Positive = 1.0
+    negative_size: Size = 2
+    lowest: Share = 0.2
+    highest: Share = 0.5
+    mask: Share = 0.03
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))  # nothing is learnt before
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            return Stream(self, backbone, zero_shot_weights(backbone, names, known.templates))
+
+        return Fitted(self, backbone, known, tensors, for_classes, remembers=True)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters()
+
+
+class Stream:
+    """Images one after the other, whatever batches they come in. weights: of the classes, [C, e]."""
+
+    def __init__(self, method: TDA, backbone: Backbone, weights: Tensor) -> None:
+        self.method, self.backbone, self.weights = method, backbone, weights
+        self.positive, self.negative = Memory(weights, method.size), Memory(weights, method.negative_size)
+
+    @torch.no_grad()
+    def __call__(self, states: States) -> Tensor:
+        """States of B images -> [B, C]."""
+        method, count = self.method, len(self.weights)
+        logits = cosine_logits(self.backbone, states.features, self.weights)
+        images = F.normalize(at_least_float32(states.features), dim=-1)
+        shares = logits.softmax(-1)
+        entropies = -(shares * logits.log_softmax(-1)).sum(-1)
+        relative = entropies / max(math.log2(count), 1.0)  # of a single class it is 0
+        found = []
+        for row, (place, entropy, unsure) in enumerate(
+            zip(logits.argmax(-1).tolist(), entropies.tolist(), relative.tolist(), strict=True)
+        ):
+            self.positive.add(place, entropy, images[row], F.one_hot(logits[row].argmax(), count).to(logits))
+            if method.lowest < unsure < method.highest:
+                self.negative.add(place, entropy, images[row], (shares[row] > method.mask).to(logits))
+            more = method.alpha * self.positive.logits(images[row], method.beta)
+            less = method.negative_alpha * self.negative.logits(images[row], method.negative_beta)
+            found.append(logits[row] + more - less)
+        return torch.stack(found)
