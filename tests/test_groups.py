@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rmadapter.bench.report.groups import alike, complete, entries, group_records, read_records
+from rmadapter.bench.report.tables import make_tables
 from rmadapter.errors import UserError
-from rmadapter.record import Record
+from rmadapter.record import MethodName, Record
 from synthetic_runs import VIT, record, write
 
 VALUES = {"base": 50.0, "novel": 40.0}
@@ -94,6 +95,29 @@ def test_groups_never_mix() -> None:
     assert sorted(len(group.records) for group in groups) == [1, 1, 1, 1, 2, 2]
     assert len({group.slug for group in groups}) == len(groups)
     assert [group.shots for group in groups if group.protocol == "few-shot"] == [None]
+
+
+def test_methods_of_different_tracks_never_share_a_table_or_a_test() -> None:
+    """Nor do those that do not say what they use, with anyone."""
+    names = ("zero-shot", "mma", "zero-shot-descriptions", "tda", "x:X", "y:Y")
+    runs = [record(name, data, 1, VALUES) for name in names for data in "abcd"]
+    groups = group_records(runs)
+    assert [(group.track, {r.method.name for r in group.records}) for group in groups] == [
+        ("ranked", {"zero-shot", "mma"}),
+        ("extra data", {"zero-shot-descriptions"}),
+        ("test time", {"tda"}),
+        ("not stated", {"x:X", "y:Y"}),
+    ]
+    assert groups[0].title == "base-to-novel: pocket, 16 shots"
+    assert groups[2].title == "base-to-novel: pocket, 16 shots, test time"
+    assert len({group.slug for group in groups}) == 4
+    tested = [[table.title for table in make_tables(group) if "minus the others" in table.title] for group in groups]
+    assert tested == [["Zero-shot CLIP minus the others, in points"], [], [], []]
+    texts = [
+        run.model_copy(update={"method": MethodName(name="coprompt", settings={"descriptions": "x"})})
+        for run in runs[:4]
+    ]
+    assert [group.track for group in group_records([*runs[4:8], *texts])] == ["ranked", "extra data"]
 
 
 def test_templates_may_differ_between_data_sets_but_not_within_one() -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from pages import axe, needs_browser, tab
+from rmadapter.backbones import Backbone
 from rmadapter.bench.leaderboard.page import printed_averages, scatter, write_leaderboard
 from rmadapter.bench.leaderboard.standings import boards
+from rmadapter.bench.report.write import write_reports
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
 from shell import Command, refused, rmadapter
+from shots import NEEDED
 from synthetic_runs import VIT, record, write
 
 __all__ = ["axe", "rmadapter"]  # fixtures
@@ -68,6 +71,30 @@ def test_the_same_records_give_the_same_bytes_and_json(rmadapter: Command, resul
         ("few-shot", 4, "ranked"),
     ]
     assert found["boards"][0]["datasets"] == [*SETS]
+
+
+def test_methods_of_their_own_tracks_stand_by_themselves_from_bench_to_page(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    methods, texts = "zero-shot,zero-shot-ensemble,zero-shot-descriptions,tda", NEEDED["zero-shot-descriptions"]
+    given = ["bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
+    given += ["--methods", methods, "--seeds", "1,2", "--shots", "1", "--set", "device=cpu"]
+    given += ["--set", f"zero-shot-descriptions.descriptions={texts['descriptions']}", "--out", tmp_path / "runs"]
+    code, out, err = rmadapter(*given, "--json")
+    assert code == 0, err
+    orders = {(r["method"]["name"], r["task"]["seed"]): r["scores"][0].get("order") for r in json.loads(out)}
+    assert {key: order for key, order in orders.items() if order} == {("tda", 1): 1, ("tda", 2): 2}
+    found = json.loads(rmadapter("leaderboard", tmp_path / "runs", "--out", tmp_path / "board", "--json").out)
+    rows = {board["track"]: [row["label"] for row in board["standings"]] for board in found["boards"]}
+    assert {track: len(labels) for track, labels in rows.items()} == {"ranked": 2, "extra data": 1, "test time": 1}
+    assert rows["test time"] == ["TDA"]
+    page = (tmp_path / "board/index.html").read_text(encoding="utf-8")
+    assert "extra: generated texts about each class, in a file" in page
+    write_reports(tmp_path / "runs", tmp_path / "report")
+    report = (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    own = report.split(", test time\n")[1]
+    assert "TDA" in own
+    assert "zero-shot CLIP" not in own.split("## Appendix")[0]
 
 
 @pytest.mark.parametrize(

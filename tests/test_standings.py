@@ -71,7 +71,7 @@ def test_tracks_backbones_and_shots_never_meet() -> None:
 def test_methods_that_do_not_say_what_they_use_are_shown_and_not_ranked() -> None:
     silent = [run for n, name in enumerate(("a:A", "b:B", "c:C")) for run in halves(name, float(n))]
     [board] = boards(silent)
-    assert (board.track, board.ranks) == ("not stated", None)
+    assert (board.group.track, board.ranks) == ("not stated", None)
     assert [row.rank.text for row in board.standings] == ["–"] * 3
 
 

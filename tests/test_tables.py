@@ -89,9 +89,10 @@ def test_an_average_is_over_the_data_sets_that_every_method_has() -> None:
 
 def test_a_method_without_novel_classes_has_a_dash() -> None:
     fields = {"reason": "probe knows no new class"}
-    probe = [record("probe", d, s, {"base": 70.0, "novel": None}, **fields) for d in ("a", "b") for s in (1, 2, 3)]
+    name, halves = "linear-probe", {"base": 70.0, "novel": None}
+    probe = [record(name, d, s, halves, **fields) for d in ("a", "b") for s in (1, 2, 3)]
     found = tables([*base_to_novel(), *probe])
-    assert [cell.text for cell in row(found["average"], "probe").cells] == ["70.00 ± 0.00", "–", "–", "–"]
+    assert [cell.text for cell in row(found["average"], name).cells] == ["70.00 ± 0.00", "–", "–", "–"]
     assert found["average"].footnotes[1:] == found["a"].footnotes[1:] == ("–: probe knows no new class.",)
 
 
