@@ -54,9 +54,10 @@ class Board:
             if found is None and _foreign(self.out / job.path):
                 raise UserError(f"{self.out / job.path} is no record of this version: {CHOOSE}")
             if found and found.status in ANSWERED:
+                searched = {name: found.method.settings.get(name) for name in job.searched}
                 pairs = (
                     (asdict(found.task), asdict(job.task)),
-                    (found.method.settings, settings_of(self.plan.method(job))),
+                    (found.method.settings, {**settings_of(self.plan.method(job)), **searched}),
                     ({"precision": found.precision, "--crops": found.crops}, common),
                 )
                 if other := next(filter(None, (_difference(*pair) for pair in pairs)), ""):

@@ -43,6 +43,7 @@ def _asked(
     templates: Annotated[str, typer.Option(help='"dataset" for each data set\'s own, or one prompt with {}.')] = "",
     axes: Annotated[str, typer.Option(help="Of sensitivity: rank,alpha,...")] = "",
     per_set: Annotated[bool, typer.Option("--per-set", help="Also with the authors' constants of each set.")] = False,
+    tune: Annotated[int, typer.Option(min=0, help="Also with the best of so many settings, by folds.")] = 0,
     config: Config = None,
     sets: Annotated[
         list[str] | None,
@@ -87,14 +88,18 @@ def _asked(
         protocol, _list(datasets), _list(methods or fitted), _numbers("seeds", seeds), _numbers("shots", shots),
         axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
     )  # fmt: skip
-    planned = list(as_published(planned)) if per_set else planned
+    planned, search = list(as_published(planned)) if per_set else planned, None
+    if tune:
+        from rmadapter.scale.tuned import as_tuned, tuned
+
+        planned, search = list(as_tuned(planned, tune, own)), tuned
     if shard:
         number, count = parts.shard(shard, os.environ)
         whole, planned = len(planned), parts.part(planned, number, count)
         note(f"part {number} of {count}: {len(planned)} of {whole} runs")
     elif parts.in_array(os.environ):
         note("a task of an array without --shard auto: all tasks work on all runs together, each on what is free")
-    wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops)
+    wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops, search)
     return Asked(wanted, workers(wanted.machine.device, jobs, jobs_per_gpu), as_json, elsewhere)
 
 
@@ -132,6 +137,8 @@ def plan(asked: Asked) -> None:
     """What `bench` with the same options would cost: runs, hours and disk, from a few steps of each method."""
     from rmadapter.bench.cost import cost
 
+    if asked.plan.tune:
+        raise UserError("plan does not know what a search costs: leave out --tune, and count up to 4 fits a trial")
     found = cost(asked.plan, asked.processes)
     if asked.as_json:
         print(json.dumps(asdict(found)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from rmadapter.settings import Machine
 
 @dataclass(frozen=True)
 class Plan:
-    """values: settings of methods, {method: {setting: value}}. outside, crops: as `Lab` has them."""
+    """values: settings of methods, {method: {setting: value}}. outside, crops: as `Lab` has them. tune: what searches
+    for the settings of a job with trials, (method, job, lab) -> (method, sentence)."""
 
     jobs: tuple[Job, ...]
     out: Path
@@ -23,6 +24,7 @@ class Plan:
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outside: bool = False
     crops: bool = False
+    tune: Callable[..., tuple[Any, str]] | None = None
 
     def lab(self) -> Any:
         from rmadapter.run import Lab

@@ -19,7 +19,8 @@ Asked = Literal["halves", "targets", "accuracy"]
 class Job:
     """One run of a protocol: a task, a method, and the settings of the method that the protocol sets.
 
-    variant: printable; axis, value: the setting that is varied.
+    variant: printable; axis, value: the setting that is varied. trials: how often other values of what is `searched`
+    are tried before, of which it takes the best.
     """
 
     protocol: str
@@ -29,6 +30,8 @@ class Job:
     variant: str = ""
     axis: str = ""
     value: Any = None
+    trials: int = 0
+    searched: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[str, int, int]:

@@ -240,10 +240,12 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
     from rmadapter.method import NotApplicable
     from rmadapter.run import describe_run, run_key, run_task
 
-    task, method, few = job.task, plan.method(job), None
+    task, method, few, told = job.task, plan.method(job), None, ""
     backbone = lab.backbone(task.backbone)  # without it there is nothing to record
     try:
         few = lab.draw(task)
+        if job.trials and plan.tune:
+            method, told = plan.tune(method, job, lab)
         key = run_key(task, method, job.method, plan.machine, backbone.digest, order_digest(few))
         record = known[key] if key in known else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
@@ -256,7 +258,7 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
-    record = record.model_copy(update={**place, "crops": plan.crops})
+    record = record.model_copy(update={**place, "crops": plan.crops, "notes": (*record.notes, *filter(None, [told]))})
     if record.status == "finished":
         known.setdefault(record.key, copied(record, job.path))
     return record

@@ -115,7 +115,7 @@ def tune(
         folds = search.make_folds()
         head = _head(search, folds, space)
         trials = _read(out / FILE, head)
-        study = _Study(space, search.request.task.seed, trials, jobs)
+        study = Study(space, search.request.task.seed, trials, jobs)
         todo = sorted({*range(count)} - {trial.number for trial in trials})
         done = (
             _here(search, folds, study, todo) if address is None else _there(search, study, todo, head["key"], address)
@@ -162,7 +162,7 @@ def _write(out: Path, head: Mapping[str, Any], trials: Collection[Trial]) -> Non
     write_json(out / FILE, {**head, "trials": rows})
 
 
-class _Study:
+class Study:
     """Optuna's, in memory; each proposal has a seed of its own, so that nothing depends on when it was stopped."""
 
     def __init__(self, space: Mapping[str, Any], seed: int, trials: Collection[Trial], jobs: int) -> None:
@@ -192,7 +192,7 @@ class _Study:
         return trial
 
 
-def _here(search: Search, folds: Folds, study: _Study, todo: Sequence[int]) -> Iterator[Trial]:
+def _here(search: Search, folds: Folds, study: Study, todo: Sequence[int]) -> Iterator[Trial]:
     for number in todo:
         yield study.tell(judged(search, folds, *study.ask(number)))
 
@@ -215,7 +215,7 @@ class Judge:
         return judged(self.search, self.folds, *work)
 
 
-def _there(search: Search, study: _Study, todo: Sequence[int], key: str, address: str) -> Iterator[Trial | None]:
+def _there(search: Search, study: Study, todo: Sequence[int], key: str, address: str) -> Iterator[Trial | None]:
     """On the cluster at an address; None now and then while no trial ends."""
     ray = ray_module()
     with connected(address):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rmadapter.bench.report.groups import Group, entries
 from rmadapter.bench.report.table import Cell, Row, Table
 from rmadapter.record import Record
-from rmadapter.uses import PUBLISHED, UNKNOWN, Uses, uses_of
+from rmadapter.uses import PUBLISHED, TUNED, UNKNOWN, Uses, uses_of
 
 HEADS = ("track", "extra data or texts", "teacher", "test images together", "constants of each data set", "tuned on")
 NOTE = (
@@ -37,5 +37,7 @@ def _cells(records: Sequence[Record]) -> tuple[str | None, ...]:
         return (UNKNOWN, *[None] * (len(HEADS) - 1))
     own = bool(records[0].variant) and PUBLISHED in records[0].variant
     constants = found.constants and (f"{'in use' if own else 'not in use'}: {found.constants}")
-    texts = (found.track, found.extra, found.teacher, found.test_time, constants, found.tuned)
+    _, tuned, trials = records[0].variant.partition(f", {TUNED} ")
+    chosen = f"{found.tuned}; then {trials} on folds of its shots" if tuned else found.tuned
+    texts = (found.track, found.extra, found.teacher, found.test_time, constants, chosen)
     return tuple(text or None for text in texts)

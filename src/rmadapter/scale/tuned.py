@@ -1,0 +1,61 @@
+"""`bench --tune N`: a row more for each method, with the best settings of N trials on folds of the run's own shots.
+
+The first trial is the method as it was asked for, and N is the same for all. Each run searches for itself, with its
+seed and its shots, so that nothing is chosen on images that another run is tested on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rmadapter.errors import UserError
+from rmadapter.folds import FOLDS, Folds
+from rmadapter.request import Request
+from rmadapter.scale.space import space
+from rmadapter.scale.tune import Search, Study, Tuned, judged
+from rmadapter.settings import configured
+from rmadapter.uses import TUNED
+
+if TYPE_CHECKING:
+    from rmadapter.bench.protocols import Job
+    from rmadapter.run import Lab
+
+
+def as_tuned(jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
+    """The jobs, and behind each one of a method that has something to try the same with so many trials. values: as
+    `Plan` has them."""
+    from rmadapter.methods import load_method
+
+    for job in jobs:
+        yield job
+        method = load_method(job.method, {**values.get(job.method, {}), **dict(job.values)})
+        if not job.variant and (found := _searched(method, job.method)):
+            yield replace(job, trials=trials, searched=found, variant=f"{method.title}, {TUNED} {trials} trials")
+
+
+def _searched(method: Any, name: str) -> tuple[str, ...]:
+    try:
+        return tuple(space(method, name))
+    except UserError:  # nothing that is tried by default
+        return ()
+
+
+def tuned(method: Any, job: Job, lab: Lab) -> tuple[Any, str]:
+    """The method with the settings of the best trial, and a sentence about them.
+
+    The models of folds are kept in the lab's folder, so that a search which was killed goes on. Raises UserError where
+    images are too few for folds, and where no trial could be judged.
+    """
+    ranges, folds = space(method, job.method, job.searched), Folds.make(job.task, lab, FOLDS)
+    if not folds:
+        raise UserError(f"{job.task.data}: too few images a class for folds, which judge the trials: give more shots")
+    search = Search(Request(job.task, lab.machine, method, job.method))
+    study = Study(ranges, job.task.seed, (), 1)
+    trials = [study.tell(judged(search, folds, *study.ask(number))) for number in range(job.trials)]
+    best, first = Tuned(tuple(trials)).best, trials[0].accuracy
+    before = "" if first is None else f", as given {first:.1f}"
+    where = f"{len(folds)} folds of {len(folds.rows)} training images"
+    told = f"{TUNED} {job.trials} trials on {where}, the best of which has {best.accuracy:.1f} %{before}"
+    return configured(method, best.params, job.method), told
