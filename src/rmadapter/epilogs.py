@@ -45,6 +45,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench": (
         "rmadapter bench few-shot --datasets my-images --methods mma,coop --out few",
         "rmadapter bench base-to-novel --datasets dtd --root data --out results",
+        "rmadapter bench few-shot --datasets my-images --methods mma --tune 10 --out t",
     ),
     "plan": (
         "rmadapter plan few-shot --datasets my-images --methods mma,coop --out few",
