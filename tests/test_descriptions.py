@@ -102,6 +102,11 @@ def test_from_a_file_to_a_run_that_grows(rmadapter: Command, colors: Path, tiny_
     refused(rmadapter(*command, "--set", f"descriptions={file}"), "class 'night sky' has no texts: add some")
     assert not (run / "model.json").exists()
     assert rmadapter(*command, "--set", f"descriptions={FILE}", "--json").code == 0
+    file.write_text(json.dumps({**GIVEN, "red": ["red"]}), encoding="utf-8")
+    other = [*command[:-1], tmp_path / "other", "--set", f"descriptions={file}"]
+    assert rmadapter(*other).code == 0
+    file.write_text(json.dumps(GIVEN), encoding="utf-8")
+    refused(rmadapter(*other), "holds another run")  # for its texts are others
     grown = rmadapter("add", run, "yellow", "house", "--out", tmp_path / "more", *its_backbone(run), "--json")
     assert json.loads(grown.out)["labels"] == ["blue", "green", "night_sky", "red", "yellow", "house"]
     image = colors / "test" / "red" / "0.png"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from rmadapter.files import read_text, user_path
 
 Track = Literal["ranked", "extra data", "teacher", "test time"]
 TRACKS: tuple[Track, ...] = get_args(Track)
@@ -65,7 +68,10 @@ USES: Mapping[str, Uses] = {
     "zero-shot": Uses(tuned="nothing"),
     "zero-shot-ensemble": Uses(extra="7 general templates", tuned="ImageNet, by CLIP's authors"),
     "zero-shot-descriptions": Uses(
-        track="extra data", extra="generated texts about each class, in a file", tuned="nothing"
+        track="extra data",
+        extra="generated texts about each class, in a file",
+        files=("descriptions",),
+        tuned="nothing",
     ),
     "tda": Uses(
         track="test time",
@@ -110,6 +116,13 @@ def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> 
     """Of a method by the name it is called by. own: what one from outside says itself, which may be nothing."""
     known = USES.get(name, own)
     return known and known.given(settings)
+
+
+def file_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """SHA-256 of each file that the settings name, so that another content is another run. Raises UserError for a file
+    that is missing."""
+    given = [settings[field] for field in USES[name].files if settings.get(field)] if name in USES else []
+    return [hashlib.sha256(read_text(user_path(file)).encode()).hexdigest() for file in given]
 
 
 def track_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> str:

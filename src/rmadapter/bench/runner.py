@@ -24,6 +24,7 @@ from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts
 from rmadapter.locks import claim, together
 from rmadapter.record import Record, read_record
+from rmadapter.uses import TUNED
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
@@ -258,7 +259,8 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
-    record = record.model_copy(update={**place, "crops": plan.crops, "notes": (*record.notes, *filter(None, [told]))})
+    notes = [note for note in record.notes if not note.startswith(TUNED)]  # a copy's are of another search
+    record = record.model_copy(update={**place, "crops": plan.crops, "notes": (*notes, *filter(None, [told]))})
     if record.status == "finished":
         known.setdefault(record.key, copied(record, job.path))
     return record

@@ -4,7 +4,7 @@ CuPL: Pratt et al., "What does a platypus look like? Generating customized promp
 ICCV 2023, arXiv 2209.03320. Whole sentences; a class is the unit mean of their unit features.
 DCLIP: Menon & Vondrick, "Visual Classification via Description from Large Language Models", ICLR 2023, arXiv
 2210.07183. Descriptors, each in "NAME, which has DESCRIPTOR"; the score of a class is the mean of its descriptors'
-scores (Eq. 1), which is that of the mean of their unit features, as it is.
+scores, which is that of the mean of their unit features, as it is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """TDA: Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024, arXiv 2403.18293.
 
 Zero-shot CLIP that remembers test images. Of each class, two memories hold the surest images that were taken for it. An
-image's logits are CLIP's, plus alpha sum exp(-beta (1 - cos)) over the positive memory for the classes that its images
-were taken for (Eq. 2, 3), minus the same over the negative memory for all classes that those images may be of (Eq. 5 to
-7): there lie images that CLIP was neither sure nor quite unsure of. An image is remembered before it is answered.
+image's logits are CLIP's, plus alpha sum exp(-beta (1 - cos)) over the positive memory for the class that each of its
+images was taken for, minus the same over the negative memory for all classes that each of its images may be of: there
+lie images that CLIP was neither sure nor quite unsure of. An image is remembered before it is answered.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Memory:
     def logits(self, image: Tensor, beta: float) -> Tensor:
         """[C], of unit features [e]; a free place says nothing of any class."""
         near = (beta * (self.keys @ image - 1)).exp()
-        return (near.flatten()[:, None] * self.values.flatten(0, 1)).sum(0)
+        return near.flatten() @ self.values.flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,16 @@ class Stream:
         """States of B images -> [B, C]."""
         method, count = self.method, len(self.weights)
         logits = cosine_logits(self.backbone, states.features, self.weights)
-        images = F.normalize(at_least_float32(states.features), dim=-1)
-        shares = logits.softmax(-1)
-        entropies = -(shares * logits.log_softmax(-1)).sum(-1)
+        images, shares = F.normalize(at_least_float32(states.features), dim=-1), logits.softmax(-1)
+        places, entropies = logits.argmax(-1), -(shares * logits.log_softmax(-1)).sum(-1)
+        taken, maybe = F.one_hot(places, count).to(logits), (shares > method.mask).to(logits)
         relative = entropies / max(math.log2(count), 1.0)  # of a single class it is 0
         found = []
-        for row, (place, entropy, unsure) in enumerate(
-            zip(logits.argmax(-1).tolist(), entropies.tolist(), relative.tolist(), strict=True)
-        ):
-            self.positive.add(place, entropy, images[row], F.one_hot(logits[row].argmax(), count).to(logits))
+        listed = zip(places.tolist(), entropies.tolist(), relative.tolist(), strict=True)
+        for row, (place, entropy, unsure) in enumerate(listed):
+            self.positive.add(place, entropy, images[row], taken[row])
             if method.lowest < unsure < method.highest:
-                self.negative.add(place, entropy, images[row], (shares[row] > method.mask).to(logits))
+                self.negative.add(place, entropy, images[row], maybe[row])
             more = method.alpha * self.positive.logits(images[row], method.beta)
             less = method.negative_alpha * self.negative.logits(images[row], method.negative_beta)
             found.append(logits[row] + more - less)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rmadapter.errors import UserError
 from rmadapter.folds import FOLDS, Folds
 from rmadapter.request import Request
-from rmadapter.scale.space import space
+from rmadapter.scale.space import optuna, space
 from rmadapter.scale.tune import Search, Study, Tuned, judged
 from rmadapter.settings import configured
 from rmadapter.uses import TUNED
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 def as_tuned(jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
     """The jobs, and behind each one of a method that has something to try the same with so many trials. values: as
-    `Plan` has them."""
+    `Plan` has them. Raises UserError without Optuna."""
     from rmadapter.methods import load_method
 
+    optuna()  # without it nothing could be tried
     for job in jobs:
         yield job
         method = load_method(job.method, {**values.get(job.method, {}), **dict(job.values)})
