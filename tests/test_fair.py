@@ -30,6 +30,8 @@ def test_a_row_for_each_method_with_what_it_uses() -> None:
     assert make_tables(group)[-1] == table
     [alone] = group_records([mmrl])
     assert to_tables(alone, "method") == []
+    [apart] = group_records([record("tda", "dtd", 1, HALVES)])
+    assert [row.cells[0].text for row in to_tables(apart, "method")[0].rows] == ["test time"]
 
 
 def test_a_setting_may_change_the_track() -> None:

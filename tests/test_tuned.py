@@ -15,6 +15,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.bench.protocols import Job, expand
 from rmadapter.bench.report.fair import to_tables
 from rmadapter.bench.report.groups import group_records
+from rmadapter.bench.runner import _with_search
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
@@ -26,6 +27,7 @@ from rmadapter.scale.tuned import as_tuned, tuned
 from rmadapter.settings import Machine, settings_of
 from shell import Command, refused, rmadapter
 from shots import noisy_colors
+from synthetic_runs import record
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -54,7 +56,7 @@ def test_the_best_trial_wins_and_the_first_is_the_method_as_given(
     def judged(search: Any, folds: Any, number: int, params: dict[str, Any]) -> Trial:
         assert len(folds.rows) == 16
         seen.append(params)
-        return Trial(number, params, "10" if number != 2 else "11")
+        return Trial(number, params, "10" if number != 2 else "11", 2.5)
 
     monkeypatch.setattr(module, "judged", judged)
     lab = Lab(Machine(device="cpu"), progress=False)
@@ -64,12 +66,13 @@ def test_the_best_trial_wins_and_the_first_is_the_method_as_given(
     [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [4])
     job = list(as_tuned([replace(job, task=replace(job.task, backbone=tiny_clip.name))], 4, {}))[1]
     method: Any = load_method("clip-adapter")
-    found, told = tuned(method, job, lab)
+    found, told, seconds = tuned(method, job, lab)
     assert seen[0] == {}
     assert {*seen[2]} == {*job.searched}
     assert settings_of(found) == settings_of(method) | seen[2]
     assert told == "tuned by 4 trials on 4 folds of 16 training images, the best of which has 100.0 %, as given 50.0"
-    assert tuned(method, job, lab) == (found, told)
+    assert seconds == 4 * 2.5
+    assert tuned(method, job, lab) == (found, told, seconds)
     assert seen[:4] == seen[4:]
 
 
@@ -92,11 +95,16 @@ def test_from_the_bench_to_the_rules_of_its_report(
     refused(rmadapter("plan", *given[1:], "--out", tmp_path / "runs"), "plan does not know what a search costs")
     code, out, err = rmadapter(*given, "--out", tmp_path / "runs", "--json")
     assert code == 0, err
-    records = [parse_record(json.dumps(record), "") for record in json.loads(out)]
+    records = [parse_record(json.dumps(line), "") for line in json.loads(out)]
     plain, searched = records[1:]
-    assert [record.variant for record in records] == ["", "", "CLIP-Adapter, tuned by 2 trials"]
+    assert [one.variant for one in records] == ["", "", "CLIP-Adapter, tuned by 2 trials"]
     assert searched.notes[-1].startswith("tuned by 2 trials on 4 folds of 16 training images")
     assert searched.method.settings["epochs"] == plain.method.settings["epochs"] == 1
+    assert searched.seconds["search"] > 0
+    assert searched.seconds["total"] == pytest.approx(
+        sum(searched.seconds[w] for w in ("frozen", "train", "evaluate", "search"))
+    )
+    assert "search" not in plain.seconds
     again = rmadapter(*given, "--out", tmp_path / "runs", "--json")
     assert again.out == out  # nothing is searched twice
     refused(rmadapter(*given, "--set", "clip-adapter.epochs=2", "--out", tmp_path / "runs"), "another epochs")
@@ -105,3 +113,12 @@ def test_from_the_bench_to_the_rules_of_its_report(
     cells = {row.label: row.cells[-1].text for row in table.rows}
     assert cells["CLIP-Adapter, tuned by 2 trials"] == "as published for ImageNet; then 2 trials on folds of its shots"
     assert cells["CLIP-Adapter"] == "as published for ImageNet"
+
+
+def test_a_copy_has_its_own_search_and_no_other() -> None:
+    plain = record("mma", "a", 1, {"all": 50.0}, protocol="few-shot")
+    searched = _with_search(plain, "tuned by 2 trials, the best", 7.0)
+    assert searched.seconds == {**plain.seconds, "search": 7.0, "total": plain.seconds["total"] + 7.0}
+    assert _with_search(searched, "", 0.0) == plain
+    assert _with_search(searched, "tuned by 3 trials", 1.0).notes == ("tuned by 3 trials",)
+    assert _with_search(searched, "tuned by 3 trials", 1.0).seconds["total"] == plain.seconds["total"] + 1.0

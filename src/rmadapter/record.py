@@ -188,7 +188,7 @@ class Record(Value):
     key: tells all that the figures depend on. protocol: of the bench, or "fit". variant: a row of an ablation; axis,
     value: the setting that varies. temperature: by which logits were divided, chosen on folds of the shots; None where
     there were none. columns: of the table that its images came from, and crops: whether they are boxes of images, as
-    `read_images` has them. seconds: frozen activations, train, evaluate, total. command: as it was given.
+    `read_images` has them. seconds: frozen activations, train, evaluate, search, total. command: as it was given.
     """
 
     format: Literal[2]

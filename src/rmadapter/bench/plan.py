@@ -15,7 +15,7 @@ from rmadapter.settings import Machine
 @dataclass(frozen=True)
 class Plan:
     """values: settings of methods, {method: {setting: value}}. outside, crops: as `Lab` has them. tune: what searches
-    for the settings of a job with trials, (method, job, lab) -> (method, sentence)."""
+    for the settings of a job with trials, (method, job, lab) -> (method, sentence, seconds)."""
 
     jobs: tuple[Job, ...]
     out: Path
@@ -24,7 +24,7 @@ class Plan:
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outside: bool = False
     crops: bool = False
-    tune: Callable[..., tuple[Any, str]] | None = None
+    tune: Callable[..., tuple[Any, str, float]] | None = None
 
     def lab(self) -> Any:
         from rmadapter.run import Lab

@@ -231,6 +231,17 @@ def do(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
     return record
 
 
+def _with_search(record: Record, told: str, spent: float) -> Record:
+    """The record with what was searched for before, in place of what was before that of which it is a copy."""
+    seconds, notes = dict(record.seconds), [note for note in record.notes if not note.startswith(TUNED)]
+    before = seconds.pop("search", 0.0)
+    if told and "total" in seconds:
+        seconds |= {"search": round(spent, 3), "total": round(seconds["total"] - before + spent, 3)}
+    elif before:
+        seconds["total"] -= before
+    return record.model_copy(update={"seconds": seconds, "notes": (*notes, *filter(None, [told]))})
+
+
 def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
     """One job's record, whatever becomes of it. known: as `answers` has it, for jobs of equal training; grows.
 
@@ -241,12 +252,12 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
     from rmadapter.method import NotApplicable
     from rmadapter.run import describe_run, run_key, run_task
 
-    task, method, few, told = job.task, plan.method(job), None, ""
+    task, method, few, told, spent = job.task, plan.method(job), None, "", 0.0
     backbone = lab.backbone(task.backbone)  # without it there is nothing to record
     try:
         few = lab.draw(task)
         if job.trials and plan.tune:
-            method, told = plan.tune(method, job, lab)
+            method, told, spent = plan.tune(method, job, lab)
         key = run_key(task, method, job.method, plan.machine, backbone.digest, order_digest(few))
         record = known[key] if key in known else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
@@ -259,8 +270,7 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
-    notes = [note for note in record.notes if not note.startswith(TUNED)]  # a copy's are of another search
-    record = record.model_copy(update={**place, "crops": plan.crops, "notes": (*notes, *filter(None, [told]))})
+    record = _with_search(record.model_copy(update={**place, "crops": plan.crops}), told, spent)
     if record.status == "finished":
         known.setdefault(record.key, copied(record, job.path))
     return record

@@ -43,8 +43,8 @@ def _searched(method: Any, name: str) -> tuple[str, ...]:
         return ()
 
 
-def tuned(method: Any, job: Job, lab: Lab) -> tuple[Any, str]:
-    """The method with the settings of the best trial, and a sentence about them.
+def tuned(method: Any, job: Job, lab: Lab) -> tuple[Any, str, float]:
+    """The method with the settings of the best trial, a sentence about them, and the seconds that it took to find them.
 
     The models of folds are kept in the lab's folder, so that a search which was killed goes on. Raises UserError where
     images are too few for folds, and where no trial could be judged.
@@ -59,4 +59,4 @@ def tuned(method: Any, job: Job, lab: Lab) -> tuple[Any, str]:
     before = "" if first is None else f", as given {first:.1f}"
     where = f"{len(folds)} folds of {len(folds.rows)} training images"
     told = f"{TUNED} {job.trials} trials on {where}, the best of which has {best.accuracy:.1f} %{before}"
-    return configured(method, best.params, job.method), told
+    return configured(method, best.params, job.method), told, sum(trial.seconds for trial in trials)

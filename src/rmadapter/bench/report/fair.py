@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rmadapter.bench.report.groups import Group, entries
 from rmadapter.bench.report.table import Cell, Row, Table
 from rmadapter.record import Record
-from rmadapter.uses import PUBLISHED, TUNED, UNKNOWN, Uses, uses_of
+from rmadapter.uses import PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
 
 HEADS = ("track", "extra data or texts", "teacher", "test images together", "constants of each data set", "tuned on")
 NOTE = (
@@ -17,14 +17,18 @@ NOTE = (
 
 
 def uses(records: Sequence[Record]) -> Uses | None:
-    """Of the records of one row; None where a method from outside says nothing."""
+    """Of the records of one row, with a search for its settings; None where a method from outside says nothing."""
     method = records[0].method
-    return uses_of(method.name, method.settings, method.uses)
+    found = uses_of(method.name, method.settings, method.uses)
+    _, searched, trials = records[0].variant.partition(f", {TUNED} ")
+    if found is None or not searched:
+        return found
+    return found.model_copy(update={"tuned": f"{found.tuned}; then {trials} on folds of its shots"})
 
 
 def to_tables(group: Group, first: str) -> list[Table]:
-    """One; none of rows that are all of one method. first: heads the column of rows."""
-    if len({record.method.name for record in group.records}) < 2:
+    """One; none of ranked rows that are all of one method. first: heads the column of rows."""
+    if group.track == TRACKS[0] and len({record.method.name for record in group.records}) < 2:
         return []
     rows = tuple(Row(label, tuple(map(Cell, _cells(records)))) for label, records in entries(group.records).items())
     backbone = f"{group.backbone.name} ({group.backbone.digest[:8]})."
@@ -37,7 +41,5 @@ def _cells(records: Sequence[Record]) -> tuple[str | None, ...]:
         return (UNKNOWN, *[None] * (len(HEADS) - 1))
     own = bool(records[0].variant) and PUBLISHED in records[0].variant
     constants = found.constants and (f"{'in use' if own else 'not in use'}: {found.constants}")
-    _, tuned, trials = records[0].variant.partition(f", {TUNED} ")
-    chosen = f"{found.tuned}; then {trials} on folds of its shots" if tuned else found.tuned
-    texts = (found.track, found.extra, found.teacher, found.test_time, constants, chosen)
+    texts = (found.track, found.extra, found.teacher, found.test_time, constants, found.tuned)
     return tuple(text or None for text in texts)
