@@ -109,6 +109,7 @@ USES: Mapping[str, Uses] = {
     "rmadapter": Uses(tuned=OURS),
     "rmadapter-paper": Uses(tuned="as MMA and PromptSRC published"),
     "rmadapter-plain": Uses(tuned=OURS),
+    "rmadapter-plus": Uses(extra="7 general templates", tuned="this project's choosing sets (docs/plus.md)"),
 }
 
 

@@ -54,6 +54,7 @@ METHODS: dict[str, str] = {
     "rmadapter": "rmadapter:RMAdapter",
     "rmadapter-paper": "rmadapter:PAPER",
     "rmadapter-plain": "rmadapter:PLAIN",
+    "rmadapter-plus": "rmadapter_plus:RMAdapterPlus",
 }
 # Those that read an image's features alone, and so can share what came with another method's tokens.
 ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)

@@ -1,0 +1,109 @@
+"""RMAdapter+, of this project: RMAdapter's adapters without its losses, and the untouched model kept beside them.
+
+    a class of the shots:   scale * (cos(f, w) + head * g r)
+    a class by name alone:  scale * (keep * cos(f, w) + (1 - keep) * cos(g, w0))
+
+f and w are adapted features of image and class, g and w0 the untouched ones, all of unit length; r are the weights of a
+ridge regression of the shots' classes on g. docs/plus.md takes it apart, piece by piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.methods.rmadapter import PLAIN, RMAdapter
+from rmadapter.methods.zero_shot import SEVEN
+from rmadapter.model import AdaptedCLIP
+from rmadapter.prompts import zero_shot_weights
+from rmadapter.settings import LossSettings, Positive, Share
+from rmadapter.task import check_templates
+
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class RMAdapterPlus(RMAdapter):
+    """head: weight of the regression, and penalty its lambda, for classes of the shots. keep: the adapted model's share
+    of what is said of other classes; templates: prompts of these besides the run's."""
+
+    title: str = "RMAdapter+"
+    source: str = "of this project; adapters: Lin et al., AAAI-26; both models: Wortsman et al., CVPR 2022 (WiSE-FT)"
+    loss: LossSettings = field(default_factory=lambda: PLAIN.loss)
+    head: float = 0.5
+    penalty: Positive = 1.0
+    keep: Share = 0.5
+    templates: tuple[str, ...] = SEVEN
+
+    def __post_init__(self) -> None:
+        if self.templates:
+            check_templates(self.templates)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        head = ridge(unit(shots.plain_features()), shots.labels, len(shots.classes), self.penalty, shots.weights)
+        adapted = super().fit(backbone, shots)
+        return self.restore(backbone, shots.known, {**adapted.tensors, HEAD: head}).after(adapted.trained)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        model, head = self.model(backbone), tensors[HEAD].to(backbone.device)
+        model.adapters.load_state_dict({name: tensor for name, tensor in tensors.items() if name != HEAD})
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            return Both(model, *self._weights(model, known, names, head))
+
+        count = model.adapters.parameter_counts()[0] + head.numel()
+        return Fitted(self, backbone, known, tensors, for_classes, model.first("image"), count)
+
+    def _weights(self, model: AdaptedCLIP, known: Known, names: Sequence[str], head: Tensor) -> tuple[Tensor, Tensor]:
+        """What adapted and untouched image features are compared with, [C, e] each."""
+        place = {name: i for i, name in enumerate(known.classes)}
+        adapted, untouched = (head.new_zeros(len(names), head.shape[1]) for _ in range(2))
+        if old := [i for i, name in enumerate(names) if name in place]:
+            adapted[old] = model.class_weights([names[i] for i in old], known.templates)
+            untouched[old] = self.head * head[[place[names[i]] for i in old]]
+        if new := [i for i, name in enumerate(names) if name not in place]:
+            which, prompts = [names[i] for i in new], (*known.templates, *self.templates)
+            adapted[new] = self.keep * model.class_weights(which, prompts)
+            untouched[new] = (1 - self.keep) * zero_shot_weights(model.backbone, which, prompts)
+        return adapted, untouched
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        trained, training_only = super().parameters(backbone, classes, shots)
+        return Parameters(trained + classes * backbone.embedding_size, training_only)
+
+
+@dataclass(frozen=True)
+class Both:
+    """Logits [B, C] of the states of B images, from adapted and untouched features of an image."""
+
+    model: AdaptedCLIP
+    adapted: Tensor
+    untouched: Tensor
+
+    def __call__(self, states: States) -> Tensor:
+        encoder, features = self.model.backbone.image, states.features
+        if not len(features):  # a caller that asked for nothing but what block `first` reads
+            assert states.first is not None
+            features = encoder.encode(states.x, states.layout, states.first)
+        f, g = unit(self.model.features("image", states)[0]), unit(features)
+        return self.model.backbone.logit_scale * (f @ self.adapted.T + g @ self.untouched.T)
+
+
+def unit(features: Tensor) -> Tensor:
+    return F.normalize(at_least_float32(features), dim=-1)
+
+
+def ridge(x: Tensor, labels: Tensor, classes: int, penalty: float, weights: Tensor | None = None) -> Tensor:
+    """[C, e]: ridge regression of one-hot labels, less 1/C, on x [N, e], without an intercept; weights: [N] or None."""
+    y = F.one_hot(labels, classes).to(x) - 1 / classes
+    root = x.new_ones(len(x), 1) if weights is None else weights.to(x)[:, None].sqrt()
+    x, y = root * x, root * y
+    return torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ y).T.contiguous()
