@@ -41,7 +41,7 @@ def prompts(encode: Any, backbone: Backbone, name: str, templates: tuple[str, ..
 @torch.no_grad()
 def test_logits_are_the_formula_by_the_backbones_own_forward_passes(tiny_clip: Backbone, shots: Shots) -> None:
     with torch.enable_grad():
-        fitted = fitted_to(shots, tiny_clip, head=0.7, keep=0.3, templates=("art of {}.", "a {}!"))
+        fitted = fitted_to(shots, tiny_clip, head=0.7, keep=0.3, general=("art of {}.", "a {}!"))
     model = fitted.method.model(tiny_clip)  # type: ignore[attr-defined]
     model.adapters.load_state_dict({name: tensor for name, tensor in fitted.tensors.items() if name != HEAD})
     pixels, run = pixels_of(tiny_clip, shots.images), shots.templates
@@ -76,7 +76,7 @@ def test_the_regression_is_scikit_learns_and_a_weight_of_two_is_an_image_twice()
 
 def test_without_its_pieces_it_is_the_adapters_alone(tiny_clip: Backbone, shots: Shots) -> None:
     plain = configured(PLAIN, QUICK).fit(tiny_clip, shots)
-    bare = fitted_to(shots, tiny_clip, head=0.0, keep=1.0, templates=())
+    bare = fitted_to(shots, tiny_clip, head=0.0, keep=1.0, general=())
     for names in (shots.classes, ("house", "tree", shots.classes[0])):
         torch.testing.assert_close(logits_of(bare, shots, names), logits_of(plain, shots, names))
     assert not torch.allclose(logits_of(fitted_to(shots, tiny_clip), shots), logits_of(plain, shots), atol=0.1)
@@ -86,7 +86,7 @@ def test_new_classes_alone_without_the_adapted_share_are_answered_as_by_zero_sho
     tiny_clip: Backbone, shots: Shots
 ) -> None:
     untouched = load_method("zero-shot").fit(tiny_clip, shots)
-    cautious = fitted_to(shots, tiny_clip, keep=0.0, templates=())
+    cautious = fitted_to(shots, tiny_clip, keep=0.0, general=())
     new = ("house", "tree")
     torch.testing.assert_close(logits_of(cautious, shots, new), logits_of(untouched, shots, new))
 
@@ -100,4 +100,4 @@ def test_it_learns_its_shots_and_counts_what_it_learns(tiny_clip: Backbone, shot
 
 def test_a_template_without_a_place_for_the_class_is_refused() -> None:
     with pytest.raises(UserError, match="template"):
-        RMAdapterPlus(templates=("no place",))
+        RMAdapterPlus(general=("no place",))

@@ -33,11 +33,11 @@ from rmadapter.settings import Machine
 KEY = ("data", "backbone", "precision", "shots", "seed")
 # What is answered differently than by the whole; `adapters` False is the control without them, on the same shots.
 PIECES: dict[str, dict[str, Any]] = {
-    "zero-shot": {"adapters": False, "head": 0.0, "templates": ()},
+    "zero-shot": {"adapters": False, "head": 0.0, "general": ()},
     "zero-shot, 8 templates": {"adapters": False, "head": 0.0},
-    "adapters": {"head": 0.0, "keep": 1.0, "templates": ()},
-    "and regression": {"keep": 1.0, "templates": ()},
-    "and untouched": {"templates": ()},
+    "adapters": {"head": 0.0, "keep": 1.0, "general": ()},
+    "and regression": {"keep": 1.0, "general": ()},
+    "and untouched": {"general": ()},
     "RMAdapter+": {},
     "without adapters": {"adapters": False},
     **{f"without adapters, regression {weight:g}": {"adapters": False, "head": weight} for weight in (1, 2, 1000)},

@@ -119,7 +119,7 @@ def inside(lines: Lines, variants: Sequence[str]) -> str:
 
 def screened(lines: Lines, variants: Sequence[str], control: str = "neither") -> str:
     """Means over data sets, and what they differ in from a control on the same data sets."""
-    rows = []
+    rows, explains = [], any("explained" in line for line in lines)
     for variant in variants:
         values = {figure: by_set(lines, variant, figure) for figure in (*FIGURES, "explained")}
         if not values["base"]:
@@ -128,10 +128,11 @@ def screened(lines: Lines, variants: Sequence[str], control: str = "neither") ->
         for figure in FIGURES:
             mean, half, _, _ = difference(lines, variant, control, figure)
             cells.append("–" if variant == control else f"{mean:+.1f}" + (f" ± {half:.1f}" if half else ""))
-        learned = f"{fmean(values['explained'].values()):.0%}" if values["explained"] else "–"
-        rows.append([variant, *cells, learned, str(len(values["base"]))])
+        if explains:
+            cells.append(f"{fmean(values['explained'].values()):.0%}" if values["explained"] else "–")
+        rows.append([variant, *cells, str(len(values["base"]))])
     head = ["", *("HM" if f == "hm" else f for f in FIGURES), *(f"{f} - {control}" for f in ("base", "novel", "HM"))]
-    return markdown([*head, "explained", "data sets"], rows)
+    return markdown([*head, *["explained"] * explains, "data sets"], rows)
 
 
 def dialled(lines: Lines) -> list[dict[str, Any]]:
@@ -177,15 +178,19 @@ def main() -> None:
     parser.add_argument("lines", type=Path)
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
-    found = tables(read(args.lines))
-    if not args.page:
+    show(tables(read(args.lines)), args.page)
+
+
+def show(found: Mapping[str, str], page: Path | None) -> None:
+    """Print tables by name, or put them where a page has <!-- NAME --> and <!-- end -->."""
+    if page is None:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in found.items()))
         return
-    text = args.page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     for name, table in found.items():
         before, mark, rest = text.partition(f"<!-- {name} -->")
         text = before + mark + f"\n\n{table}\n\n" + rest[rest.index("<!-- end -->") :]
-    write_text(args.page, text)
+    write_text(page, text)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ HEAD = "head"
 @dataclass(frozen=True)
 class RMAdapterPlus(RMAdapter):
     """head: weight of the regression, and penalty its lambda, for classes of the shots. keep: the adapted model's share
-    of what is said of other classes; templates: prompts of these besides the run's."""
+    of what is said of other classes; general: prompts of these besides the run's."""
 
     title: str = "RMAdapter+"
     source: str = "of this project; adapters: Lin et al., AAAI-26; both models: Wortsman et al., CVPR 2022 (WiSE-FT)"
@@ -41,11 +41,11 @@ class RMAdapterPlus(RMAdapter):
     head: float = 0.5
     penalty: Positive = 1.0
     keep: Share = 0.5
-    templates: tuple[str, ...] = SEVEN
+    general: tuple[str, ...] = SEVEN
 
     def __post_init__(self) -> None:
-        if self.templates:
-            check_templates(self.templates)
+        if self.general:
+            check_templates(self.general)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         head = ridge(unit(shots.plain_features()), shots.labels, len(shots.classes), self.penalty, shots.weights)
@@ -70,7 +70,7 @@ class RMAdapterPlus(RMAdapter):
             adapted[old] = model.class_weights([names[i] for i in old], known.templates)
             untouched[old] = self.head * head[[place[names[i]] for i in old]]
         if new := [i for i, name in enumerate(names) if name not in place]:
-            which, prompts = [names[i] for i in new], (*known.templates, *self.templates)
+            which, prompts = [names[i] for i in new], (*known.templates, *self.general)
             adapted[new] = self.keep * model.class_weights(which, prompts)
             untouched[new] = (1 - self.keep) * zero_shot_weights(model.backbone, which, prompts)
         return adapted, untouched
