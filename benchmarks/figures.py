@@ -159,6 +159,22 @@ def demo_fit(r: dict[str, Any]) -> str:
     return text + f"\nRatio {r['ratio']:.2f}, {r['images']} images of 8 classes.\n"
 
 
+def folder(r: dict[str, Any]) -> str:
+    parts = ("start", "decode", "frozen", "train", "evaluate", "rest")
+    rows = [
+        [
+            row["run"],
+            f"{row['seconds']:.1f}",
+            *(f"{row[part]:.1f} ({row[part] / row['seconds']:.0%})" for part in parts),
+        ]
+        for row in r["rows"]
+    ]
+    what = f"{r['classes']} classes, {r['shots']} shots and {r['tests']} test images each"
+    return table(
+        f"From a folder to a model, {r['backbone']}, {what}: seconds (`folder.py`)", ["run", "all", *parts], rows
+    )
+
+
 def peers(r: dict[str, Any]) -> str:
     keys = {"parameters": ",", "batch": "", "step_seconds": ".4f", "image_seconds": ".4f", "peak_mb": ".0f"}
     rows = [
@@ -186,6 +202,7 @@ SECTIONS: dict[str, Any] = {
     "predict": predict,
     "serve": serve,
     "options": options,
+    "folder": folder,
     "demo_fit": demo_fit,
     "peers": peers,
     "scaling": scaling,

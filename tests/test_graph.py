@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mmrl": {**FEW, **UPPER},
     "mma": {**FEW, **UPPER},
     "rmadapter": {**FEW, **UPPER},
+    "rmadapter-plus": {**FEW, **UPPER},
 }
 
 

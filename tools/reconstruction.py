@@ -86,6 +86,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"weight decay {w:g}": NEITHER | {"weight_decay": w} for w in (0.5, 5, 20)},
     **{f"output {w:g}": NEITHER | {"output": w} for w in (0.01, 0.1, 1)},
     **{f"{n} epochs": NEITHER | {"epochs": n} for n in (3, 5)},
+    # Half the steps
+    **{
+        f"both, 5 epochs{text}": {"epochs": 5, **own}
+        for text, own in [("", {}), (", rate 0.012", {"learning_rate": 0.012})]
+    },
     "neither, dialled": NEITHER | {"dials": (0.25, 0.5, 0.75)},
     # Why the preset nearest the paper stays at zero-shot
     "paper": PAPER,
