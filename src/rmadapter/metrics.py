@@ -197,9 +197,19 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
 
 def per_class_accuracy(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
     """Accuracy [n] in percent within each true class (its recall), NaN for a class without images."""
-    matrix = confusion(labels, predictions, n)
+    true = np.asarray(labels)
+    right = np.bincount(true[true == np.asarray(predictions)], minlength=n)
     with np.errstate(invalid="ignore"):
-        return 100 * matrix.diagonal() / matrix.sum(axis=1)
+        return 100 * right / np.bincount(true, minlength=n)
+
+
+def confusions(labels: ArrayLike, predictions: ArrayLike, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The cells of `confusion` off its diagonal that are not 0, row by row: true class [K], predicted class [K] and
+    count [K]. Of many classes the matrix is nearly empty, and grows with their square."""
+    true, said = np.asarray(labels), np.asarray(predictions)
+    wrong = true != said
+    places, counts = np.unique(true[wrong] * n + said[wrong], return_counts=True)
+    return places // n, places % n, counts
 
 
 def _correct(answers: ArrayLike, labels: ArrayLike) -> np.ndarray:

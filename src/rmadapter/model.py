@@ -17,7 +17,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, States
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
-from rmadapter.prompts import CHUNK, class_weights, prompts_each, tokenize
+from rmadapter.prompts import CHUNK, class_weights, in_chunks, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.task import TEMPLATES
 
@@ -175,6 +175,13 @@ class AdaptedCLIP(nn.Module):
 
     def class_weights(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
         """Normalised class features [C, e] at the present alpha; differentiable with respect to the adapters."""
+        some = list(in_chunks(names, templates))
+        if len(some) == 1:
+            return self._class_weights(names, templates)
+        each = [checkpoint(self._class_weights, part, templates, use_reentrant=False) for part in some]
+        return torch.cat(each)
+
+    def _class_weights(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         chunks = self.frozen_text(tokenize(self.backbone, names, templates))
         features = torch.cat([features for features, _ in self._text(chunks, False)])
         return class_weights(features, prompts_each(names, templates))

@@ -23,7 +23,7 @@ def ask_all(
     """
     order = shuffled(len(images), seed) if fitted.remembers else None
     parts = list(answers(models, cache.stream(images, fitted.first, text, order), fitted.known.several))
-    tables = {name: torch.cat([part[name] for part in parts]) for name in models}
+    tables = {name: torch.cat([part.pop(name) for part in parts]) for name in models}
     return tables if order is None else {name: table[order.argsort()] for name, table in tables.items()}
 
 

@@ -121,32 +121,27 @@ def _per_class(found: Predictions) -> list[dict[str, Any]]:
     return full + [row for row in rows if not row["n"]]
 
 
-def _counts(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Confusion matrices of the adapted and of the untouched model."""
-    adapted, untouched = (
-        metrics.confusion(found.true, guess.which, len(found.classes)) for guess in (found.answer, found.zero_shot)
-    )
-    return adapted, untouched
-
-
 def _pairs(found: Predictions) -> list[dict[str, Any]]:
     """The most common mistakes of the adapted model, and how often the untouched model made the same."""
-    after, before = _counts(found)
-    n, total = len(found.classes), after.sum(axis=1)
-    wrong = after - np.diag(after.diagonal())
-    largest = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    places = [divmod(int(index), n) for index in largest]
-    names = found.classes
+    n, names = len(found.classes), found.classes
+    true, said, counts = metrics.confusions(found.true, found.answer.which, n)
+    largest = np.argsort(-counts, kind="stable")[:PAIRS]
+    total = np.bincount(found.true, minlength=n)
     return [
-        {"true": names[t], "said": names[s], "n": wrong[t, s], "before": before[t, s], "total": total[t]}
-        for t, s in places
-        if wrong[t, s]
+        {
+            "true": names[t],
+            "said": names[s],
+            "n": count,
+            "before": int(((found.true == t) & (found.zero_shot.which == s)).sum()),
+            "total": total[t],
+        }
+        for t, s, count in zip(true[largest], said[largest], counts[largest], strict=True)
     ]
 
 
 def _matrix(found: Predictions) -> dict[str, Any]:
     """rows: of each class its name, its images, and a cell for every answer: count and share of the row."""
-    counts = _counts(found)[0]
+    counts = metrics.confusion(found.true, found.answer.which, len(found.classes))
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
     rows = zip(found.classes, totals.tolist(), counts.tolist(), shares.tolist(), strict=True)

@@ -28,6 +28,7 @@ COLUMNS = (
     "zero_shot_probability",
 )  # fmt: skip
 
+ROWS = 1024  # of a table at once
 SEVERAL = ("set", "split", "image", "true", "answer")  # of several labels; and then the probability of each class
 
 
@@ -62,7 +63,7 @@ class Predictions:
         """Raises ValueError where they do not belong together."""
         if {len(e.labels), len(e.probabilities), len(e.zero_shot)} != {score.images}:
             raise ValueError(f"{len(e.probabilities)} answers on {len(e.labels)} images, and a score of {score.images}")
-        ranked = np.argsort(-e.probabilities, axis=1, kind="stable")
+        best = e.probabilities.argmax(1)
         return cls(
             score=score,
             classes=e.classes,
@@ -70,8 +71,8 @@ class Predictions:
             images=tuple(map(e.images.name, range(len(e.images)))),
             sources=e.images.images,
             true=e.labels,
-            answer=_guess(e.probabilities, ranked[:, 0]),
-            second=_guess(e.probabilities, ranked[:, 1] if len(e.classes) > 1 else np.full(len(ranked), -1)),
+            answer=_guess(e.probabilities, best),
+            second=_guess(e.probabilities, _second(e.probabilities, best)),
             zero_shot=_guess(e.zero_shot, e.zero_shot.argmax(1)),
         )
 
@@ -88,6 +89,19 @@ class Predictions:
             columns.append([names[i] for i in guess.which])
             columns.append([f"{p:.6f}" if i >= 0 else "" for i, p in zip(*guess, strict=True)])
         return zip(repeat(inert(self.score.name)), repeat(self.score.split), *columns)
+
+
+def _second(table: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Where the most probable [N] is but for the best one; some rows at a time, for the table may be all that memory
+    holds."""
+    if table.shape[1] < 2:
+        return np.full(len(table), -1)
+    found = np.empty_like(best)
+    for start in range(0, len(table), ROWS):
+        part = table[start : start + ROWS].copy()
+        np.put_along_axis(part, best[start : start + ROWS, None], -1, axis=1)
+        found[start : start + ROWS] = part.argmax(1)
+    return found
 
 
 def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
@@ -207,8 +221,8 @@ def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Eva
 
 def _rows(score: Score, e: Evaluation, labels: Sequence[str]) -> Iterator[list[str]]:
     assert score.several
-    own = [str(label) for label in e.images.written]
-    places = [own.index(label) if label in own else -1 for label in labels]
+    place = {str(label): number for number, label in enumerate(e.images.written)}
+    places = [place.get(label, -1) for label in labels]
     for row, (shares, wanted) in enumerate(zip(e.probabilities, e.images.all_labels, strict=True)):
         order = np.argsort(-shares, kind="stable").tolist()
         told = order[: max(1, int((shares >= score.several.threshold).sum()))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -43,6 +43,14 @@ def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str])
     turns = range(prompts_each(names, templates) // len(templates))
     texts = [t.format(some[turn % len(some)]) for t in templates for turn in turns for some in known]
     return backbone.tokenizer(texts).to(backbone.device)
+
+
+def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Classes whose prompts, at most CHUNK, or all of a class, are encoded at once: memory does not grow with the
+    number of prompts. Raises UserError as `prompts_each`."""
+    size = max(CHUNK // prompts_each(names, templates), 1)
+    for start in range(0, max(len(names), 1), size):
+        yield names[start : start + size]
 
 
 def frozen_prompts(
@@ -93,8 +101,8 @@ def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Seque
 
 @lru_cache(maxsize=16)
 def _zero_shot_weights(backbone: Backbone, names: tuple[str, ...], templates: tuple[str, ...], device: Any) -> Tensor:
-    features = raw_text_features(backbone, names, templates)
-    return class_weights(features.flatten(0, 1), len(features))
+    parts = [raw_text_features(backbone, some, templates) for some in in_chunks(names, templates)]
+    return torch.cat([class_weights(features.flatten(0, 1), len(features)) for features in parts])
 
 
 def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 NEIGHBOURS = 10
 CHUNK = 2048
@@ -24,9 +25,9 @@ def nearest(features: np.ndarray, together: np.ndarray, count: int = NEIGHBOURS)
     for start in range(0, len(unit), CHUNK):
         part = unit[start : start + CHUNK] @ unit.T
         part[together[start : start + CHUNK, None] == together[None]] = -np.inf
-        found = np.argsort(-part, axis=1, kind="stable")[:, :count]
-        rows.append(found)
-        cosines.append(np.take_along_axis(part, found, 1))
+        best = torch.from_numpy(part).topk(count)  # many times as fast as sorting, or NumPy's partition
+        rows.append(best.indices.numpy())
+        cosines.append(best.values.numpy())
     return Near(np.concatenate(rows), np.concatenate(cosines))
 
 
