@@ -25,9 +25,11 @@ def nearest(features: np.ndarray, together: np.ndarray, count: int = NEIGHBOURS)
     for start in range(0, len(unit), CHUNK):
         part = unit[start : start + CHUNK] @ unit.T
         part[together[start : start + CHUNK, None] == together[None]] = -np.inf
-        best = torch.from_numpy(part).topk(count)  # many times as fast as sorting, or NumPy's partition
-        rows.append(best.indices.numpy())
-        cosines.append(best.values.numpy())
+        # Many times as fast as sorting, or as NumPy's partition; of equal ones the first comes first.
+        best = np.sort(torch.from_numpy(part).topk(count).indices.numpy(), axis=1)
+        order = np.argsort(-np.take_along_axis(part, best, 1), axis=1, kind="stable")
+        rows.append(np.take_along_axis(best, order, 1))
+        cosines.append(np.take_along_axis(part, rows[-1], 1))
     return Near(np.concatenate(rows), np.concatenate(cosines))
 
 
