@@ -130,9 +130,6 @@ def test_features_alone_come_with_the_tokens(tiny_clip: Backbone, tokens_first: 
     assert found.x.numel() == found.y.numel() == 0
     assert found.features._base is None or not tokens_first  # not a view that keeps the tokens' memory
     assert torch.equal(cache.features(IMAGES)[0], found.features)
-    given = Held.of_features(torch.stack([found.features, 2 * found.features]))  # as a method has them
-    assert (len(given), given.views) == (7, 2)
-    assert torch.equal(given.batch(torch.tensor([3]), 3).features, 2 * found.features[3:4])
 
 
 def test_what_was_computed_is_kept_also_for_another_object_of_the_same_images(tiny_clip: Backbone) -> None:

@@ -32,6 +32,7 @@ VERBS = {
     "params": "--backbone --method --config --set --json",
     "demo": "--out --seed --quiet",
     "doctor": "--json",
+    "cache": "--clear --json",
     "data": "--root --check --download --json",
     "bench": "--datasets --methods --backbone --seeds --shots --root --out --jobs --engine --allow-outside --json",
     "tune": "--out --method --trials --search --folds --jobs --engine --address --config --set --quiet --json",

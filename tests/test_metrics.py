@@ -92,6 +92,10 @@ def test_confusion_and_per_class_accuracy_equal_scikit_learn() -> None:
     per_class = metrics.per_class_accuracy(LABELS, PREDICTIONS, 7)
     np.testing.assert_allclose(per_class[:6], 100 * recall_score(LABELS, PREDICTIONS, average=None))
     assert np.isnan(per_class[6])
+    wrong = np.zeros_like(matrix)
+    true, said, counts = metrics.confusions(LABELS, PREDICTIONS, 7)
+    wrong[true, said] = counts
+    np.testing.assert_array_equal(wrong, matrix - np.diag(matrix.diagonal()))
 
 
 @pytest.mark.filterwarnings("error")

@@ -188,6 +188,29 @@ def test_text_in_chunks_is_text_at_once(
     torch.testing.assert_close(again, weights, **EXACT)
 
 
+def test_class_weights_in_chunks_are_those_at_once_and_so_is_their_gradient(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sizes = adapted(double(tiny_clip), alpha=0.5), []
+    mark = torch.randn(len(NAMES), 40, dtype=torch.float64)
+
+    def found() -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        weights = model.class_weights(NAMES, TWO)
+        (weights * mark).sum().backward()
+        return weights, {n: p.grad.clone() for n, p in model.adapters.named_parameters() if p.grad is not None}
+
+    whole, gradients = found()
+    frozen = model.frozen_text
+    monkeypatch.setattr(model, "frozen_text", lambda tokens: sizes.append(len(tokens)) or frozen(tokens))
+    monkeypatch.setattr("rmadapter.prompts.CHUNK", 2)
+    parts, others = found()
+    assert max(sizes) == 2
+    torch.testing.assert_close(parts, whole, **EXACT)
+    assert gradients.keys() == others.keys()
+    assert all(torch.allclose(gradients[k], others[k], rtol=1e-9, atol=1e-12) for k in gradients)
+
+
 def test_reconstruction_is_computed_in_training_only(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(tiny_clip)
     image = model.frozen(noise(tiny_clip))

@@ -122,3 +122,18 @@ def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(tiny_c
     torch.testing.assert_close(again.norm(dim=-1), torch.ones(2))
     assert not torch.equal(zero_shot_weights(tiny_clip, ["dog", "cat"], ["a {}."]), again)
     assert not torch.equal(zero_shot_weights(tiny_clip, ["cat", "dog"], ["{}"]), again)
+
+
+@pytest.mark.parametrize("templates", [["a {}."], ["a {}.", "the {} there.", "{}"]])
+def test_classes_in_chunks_are_classes_at_once(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: list[str]
+) -> None:
+    """No more prompts than CHUNK are encoded at once, or those of one class; some have two descriptions."""
+    names, sizes, frozen = ["cat", "dog | hound", "car", "red house", "blue bird"], [], tiny_clip.text.frozen
+    whole = zero_shot_weights(tiny_clip, names, templates)
+    monkeypatch.setattr(prompts, "CHUNK", 5)
+    monkeypatch.setattr(type(tiny_clip.text), "frozen", lambda _, t, first=None: sizes.append(len(t)) or frozen(t, first))
+    prompts._zero_shot_weights.cache_clear()
+    torch.testing.assert_close(zero_shot_weights(tiny_clip, names, templates), whole, rtol=1e-5, atol=1e-5)
+    assert 2 <= max(sizes) <= 5
+    assert [list(some) for some in prompts.in_chunks(names[2:], templates * 9)] == [["car"], ["red house"], ["blue bird"]]

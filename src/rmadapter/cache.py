@@ -1,4 +1,5 @@
-"""Frozen activations of image sets: computed once, kept in memory or in a file, shared by every method and run.
+"""Frozen activations of image sets: computed once, kept in memory, in a file or in the user's cache, shared by every
+method and run.
 
 Knows encoders and images, and nothing of adapters. `Cache.source` is the one place that decides whether activations
 are held or computed when they are needed.
@@ -11,7 +12,7 @@ import json
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -20,86 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmadapter.activations import Held, Live, Source
 from rmadapter.backbones import Backbone
 from rmadapter.console import track
 from rmadapter.data.images import ImageSet
-from rmadapter.data.transforms import ImageTensors, TrainTransform, batches
-from rmadapter.encoders import Grid, States
+from rmadapter.data.transforms import ImageTensors, TrainTransform
+from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, reserve
 from rmadapter.settings import Machine
+from rmadapter.store import Store
+
+__all__ = ["BATCH", "FORMATS", "Cache", "Held", "Live", "Source", "in_turn"]
 
 GB = 1e9
 BATCH = 64  # images encoded at once where no gradient is needed
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Held:
-    """Activations of V views of N images, view by view: features [V * N, e], and x and y as `States` has them.
-
-    contents: of the N images, as `ImageSet` has them; empty where nobody will ask.
-    """
-
-    first: int | None
-    layout: Grid
-    device: torch.device
-    features: Tensor
-    x: Tensor
-    y: Tensor
-    views: int = 1
-    contents: tuple[bytes, ...] = ()
-
-    @classmethod
-    def of_features(cls, views: Tensor) -> Held:
-        """Features [V, N, e] that are there already."""
-        nothing = torch.empty(0)
-        return cls(None, Grid(None), views.device, views.flatten(0, 1), nothing, nothing, len(views))
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.features) // self.views
-
-    def batch(self, rows: Tensor, epoch: int = 0) -> States:
-        """The states of some images; views are taken in turn, epoch after epoch."""
-        rows = rows + epoch % self.views * len(self)
-        parts = [part[rows] if len(part) else part for part in (self.features, self.x, self.y)]
-        return States(self.first, self.layout, *parts).to(self.device)
-
-    def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
-        for rows in orders:
-            yield self.batch(rows, epoch)
-
-
-@dataclass(frozen=True)
-class Live:
-    """The same, read and encoded whenever they are needed. views: 0 for fresh ones in every epoch."""
-
-    cache: Cache
-    images: ImageSet
-    first: int | None
-    augmented: bool
-    views: int = 1
-    features: bool = True  # False: the blocks above `first` are not needed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, rows: Tensor, epoch: int = 0) -> States:
-        return next(self.batches(epoch, [rows]))
-
-    def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
-        for pixels in self.pixels(epoch, orders):
-            yield self.cache.backbone.image.frozen(pixels, self.first, features=self.features or self.first is None)
-
-    def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
-        """[B, 3, H, W] of some images after others."""
-        tensors = self.cache.tensors(self.images, epoch % self.views if self.views else epoch, self.augmented)
-        for pixels in batches(tensors, [rows.tolist() for rows in orders], self.cache.machine.workers):
-            yield pixels.to(self.cache.device)
-
-
-Source = Held | Live
 
 
 @dataclass(eq=False)
@@ -107,7 +44,8 @@ class Cache:
     """A memory of activations; the least recently used leave it when `machine.cache_memory` GB are full.
 
     augmentation, views, seed: of the images that are trained on, as `Task` has them. folder: where activations that do
-    not fit into memory lie as files. hold: False computes everything when it is needed, as for images seen once.
+    not fit into memory lie as files. hold: False computes everything when it is needed, as for images seen once, unless
+    `machine.disk_cache` keeps it for later commands.
     """
 
     backbone: Backbone
@@ -122,6 +60,7 @@ class Cache:
     def __post_init__(self) -> None:
         self._held: OrderedDict[tuple[Any, ...], Held] = OrderedDict()
         self._whole: ImageSet | None = None
+        self.store = Store.of(self.machine.disk_cache)
         self.seconds = 0.0  # spent on computing activations so far
 
     @property
@@ -142,7 +81,7 @@ class Cache:
         """
         augmented = augmented and self.augmentation == "standard"
         views = self.views if augmented else 1
-        if not self.hold or not views:
+        if not views or not (self.hold or self.store):
             return Live(self, images, first, augmented, views)
         kind = FORMATS[precision if first else "fp32"]
         key = (images.digest, first, augmented, kind)
@@ -221,9 +160,9 @@ class Cache:
         size = sum(_size(*one) for one in plan)
         if first is None or size <= self.machine.cache_memory * GB:
             flat = torch.empty(size, dtype=torch.uint8)
-            self._fill(live, _cut(flat, plan))
-        elif self.folder and size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
-            file = self.folder / f"frozen-{self._name(images, first, augmented, kind)}.bin"
+            self._find(live, _cut(flat, plan), kind)
+        elif self.folder and self.hold and size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
+            file = self.folder / f"frozen-{self._name(images, first, augmented, kind, images.digest)}.bin"
             if not file.exists() or file.stat().st_size != size:  # torch would fill a short one up with zeros
                 with atomic(file) as part:
                     reserve(part, size)
@@ -250,18 +189,43 @@ class Cache:
         parts = ((probe.features, torch.float32), (probe.x, kind), (probe.y, kind))
         return probe, [((count, *part.shape[1:]) if len(part) else (0,), kind) for part, kind in parts]
 
-    def _fill(self, live: Live, stores: list[Tensor]) -> None:
-        orders, row = in_turn(len(live)), 0
-        every = (states for view in range(live.views) for states in live.batches(view, orders))
-        for states in track(every, live.views * len(orders), "frozen activations", self.progress):
-            for store, part in zip(stores, (states.features, states.x, states.y), strict=True):
-                store[row : row + len(part)] = part
-            row += len(states.features)
+    def _find(self, live: Live, stores: list[Tensor], kind: torch.dtype) -> None:
+        """Fill the stores with what is on disk, where there is such a thing, and compute what is not."""
+        images, count, lacking = live.images, live.views * len(live), []
+        if self.store is None or " at 0x" in str(self.backbone.preprocess):  # a function, which has no lasting name
+            self._fill(live, stores)
+            return
+        # Views depend on the place of their image, too, and so belong to one set of images.
+        keys = [*map(str, range(count))] if live.augmented else [content.hex() for content in images.contents]
+        digest, what = images.digest if live.augmented else "", f"{self.backbone.name} on {self.device.type}: "
+        wanted = [(None, torch.float32, f"{what}features", {"features": stores[0]})]
+        if live.first:
+            about = f"{what}tokens of block {live.first}, {str(kind).removeprefix('torch.')}"
+            wanted.append((live.first, kind, about, {"x": stores[1], "y": stores[2]}))  # type: ignore[arg-type]
+        for first, own, about, parts in wanted:
+            name = self._name(images, first, live.augmented, own, digest)
+            lacking.append((name, about, parts, self.store.read(name, keys, parts)))
+        if missing := sorted({row for *_, rows in lacking for row in rows}):
+            self._fill(live, stores, None if live.augmented else torch.tensor(missing))
+        for name, about, parts, rows in lacking:
+            self.store.write(name, about, keys, parts, rows)
 
-    def _name(self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype) -> str:
-        """Tells weights, transform, images, block and format, so that a stale file can never be read."""
+    def _fill(self, live: Live, stores: list[Tensor], rows: Tensor | None = None) -> None:
+        """rows: of each view; None for all."""
+        orders = in_turn(len(live)) if rows is None else list(rows.split(BATCH))
+        turns = [(view, order) for view in range(live.views) for order in orders]
+        every = (states for view in range(live.views) for states in live.batches(view, orders))
+        told = track(every, len(turns), "frozen activations", self.progress)
+        for (view, order), states in zip(turns, told, strict=True):
+            for store, part in zip(stores, (states.features, states.x, states.y), strict=True):
+                if len(part):
+                    store[order + view * len(live)] = part.to(store)
+
+    def _name(self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype, digest: str) -> str:
+        """Tells weights, transform, images by their digest, block, format and device, so that a stale file can never be
+        read."""
         transform = [str(self.tensors(images, 0, augmented).transform), *([self.seed, self.views] if augmented else ())]
-        parts = [self.backbone.digest, transform, images.digest, first, str(kind)]
+        parts = [self.backbone.digest, transform, digest, first, str(kind), self.device.type]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -191,14 +191,16 @@ def evaluate(
 
     which = configured(Task(), {"classes": classes or "all"}).classes
     name, values = request.read_config(config)
-    settings = request.split(values, name)[2] | parse_overrides(sets or [])
-    saved = load(run, backbone, method=method, settings=settings)
+    given = parse_overrides(sets or [])
+    machine = request.machine_of({field: given.pop(field) for field in request.READING if field in given})
+    settings = request.split(values, name)[2] | given
+    saved = load(run, backbone, method=method, settings=settings, device=machine.device)
     columns = named_columns(image_column, label_column, split_column, group_column, separator)
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given, columns=columns, crops=crops)
     if ignored := next(iter(splits.values())).ignored:
         note(ignored)
     _, scores = evaluate_saved(
-        run_folder(run), saved.fitted, splits, split, which, Cache(saved.fitted.backbone, hold=False)
+        run_folder(run), saved.fitted, splits, split, which, Cache(saved.fitted.backbone, machine, hold=False)
     )
     show_score(scores[0], as_json)
 
@@ -242,6 +244,29 @@ def demo(
         print(f"report: {out / 'report.html'}")
 
 
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it, without a question.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Activations of frozen blocks that commands with --set disk_cache=GB left on this disk, and their removal."""
+    from datetime import datetime
+
+    from rmadapter.store import Store, place
+
+    store = Store(place())
+    removed = store.clear() / 1e6 if clear else 0.0
+    found = store.contents()
+    facts = {"folder": str(store.folder), "mb": sum(one["mb"] for one in found), "removed_mb": removed}
+    if as_json:
+        print(json.dumps({**facts, "contents": found}))
+        return
+    if found:
+        used = [datetime.fromtimestamp(one["used"]).strftime("%Y-%m-%d %H:%M") for one in found]
+        cells = [[one["what"], f"{one['images']:,}", f"{one['mb']:,.1f}"] for one in found]
+        table(["activations", "images", "MB", "last used"], [[*row, day] for row, day in zip(cells, used, strict=True)])
+    print(f"{store.folder}: {facts['mb']:,.1f} MB" + (f"; {removed:,.1f} MB removed" if clear else ""))
+
+
 def doctor(as_json: Json = False) -> None:
     """What this machine and installation can do."""
     from rmadapter.doctor import diagnose
@@ -259,6 +284,6 @@ VERBS = (
     deploy_cli.push, serve_cli.serve, app_cli.app, explain_cli.explain, suggest_cli.suggest,
     scale_cli.tune, bench_cli.bench, bench_cli.plan, bench_cli.report, leaderboard_cli.leaderboard,
     leaderboard_cli.reproduce, known.methods, params, known.data,
-    backbones_cli.backbones, backbones_cli.convert, doctor,
+    backbones_cli.backbones, backbones_cli.convert, cache, doctor,
 )  # fmt: skip
 register(app, VERBS)

@@ -62,6 +62,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "data": ("rmadapter data", "rmadapter data dtd --root data --download"),
     "backbones": ("rmadapter backbones", "rmadapter backbones get pocket"),
     "convert": ("rmadapter convert clip.pt --architecture ViT-B-32 --out my-clip",),
+    "cache": ("rmadapter cache", "rmadapter cache --clear"),
     "doctor": ("rmadapter doctor",),
 }
 

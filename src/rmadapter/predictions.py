@@ -221,7 +221,8 @@ def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Eva
 
 def _rows(score: Score, e: Evaluation, labels: Sequence[str]) -> Iterator[list[str]]:
     assert score.several
-    place = {str(label): number for number, label in enumerate(e.images.written)}
+    own = [str(label) for label in e.images.written]
+    place = {label: number for number, label in enumerate(own)}
     places = [place.get(label, -1) for label in labels]
     for row, (shares, wanted) in enumerate(zip(e.probabilities, e.images.all_labels, strict=True)):
         order = np.argsort(-shares, kind="stable").tolist()

@@ -17,6 +17,7 @@ from rmadapter.task import Task
 
 TASK = tuple(f.name for f in fields(Task) if f.name not in ("data", "tests"))  # the two are no settings
 MACHINE = tuple(f.name for f in fields(Machine))
+READING = ("device", "workers", "cache_memory", "disk_cache")  # of the machine's, where nothing is trained
 COMMON = (*TASK, *MACHINE)  # what is no method's own
 
 

@@ -86,6 +86,9 @@ class Machine:
     cache_memory: float = option(
         4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0, le=1e6
     )
+    disk_cache: float = option(
+        0.0, "GB of frozen activations kept on disk for later commands (`rmadapter cache`); 0: none", ge=0, le=1e6
+    )
     workers: int = option(0, "processes that decode and augment images", ge=0, le=1024)
 
 
