@@ -195,6 +195,44 @@ def scaling(found: dict[str, Any]) -> str:
     return text + "\n![Cost against depth, classes, image size and shots](../docs/results/benchmarks/scaling.png)\n"
 
 
+def gpu(r: dict[str, Any]) -> str:
+    keys = {"seconds": ".4f", "images_per_second": ".0f", "peak_mb": ".0f", "share_of_rate": ".0%"}
+    rows = [
+        [row["what"], str(row["classes"] or ""), str(row["batch"])]
+        + ["" if row.get(key) is None else format(row[key], style) for key, style in keys.items()]
+        + [row.get("note", "")]
+        for row in r["rows"]
+    ]
+    columns = ["what", "classes", "batch", "s", "images/s", "peak MB", "share of the rate", "note"]
+    rates = ", ".join(f"{name} {rate / 1000:.1f}" for name, rate in r["gflops"].items() if rate)
+    text = f"\nDevice: {r['device']}. Large square products, TFLOP/s: {rates}.\n"
+    return table(f"On a GPU, {r['backbone']} (`gpu.py`)", columns, rows) + text + about(r["machine"])
+
+
+def growth(found: dict[str, Any]) -> str:
+    text = ""
+    for study, record in found.items():
+        points = record["points"]
+        parts = list(dict.fromkeys(key.rpartition("_")[0] for p in points for key in p if key.endswith("_seconds")))
+        rows = [[_part(point, part) for part in parts] for point in points]
+        rows = [
+            [f"{p[study]:,}", *row, f"{p['process_peak_mb'] or 0:.0f}"] for p, row in zip(points, rows, strict=True)
+        ]
+        slopes = record["exponents"]
+        both = [(slopes.get(f"{part}_seconds"), slopes.get(f"{part}_mb")) for part in parts]
+        rows.append(["exponent", *(", ".join("–" if x is None else f"{x:.2f}" for x in pair) for pair in both), ""])
+        text += table(f"Growth with {study}: s, MB (`growth.py`)", [study, *parts, "process MB"], rows)
+        text += about(record["machine"])
+    return text + "\n![Growth with classes, images and templates](../docs/results/benchmarks/growth.png)\n"
+
+
+def _part(point: dict[str, Any], part: str) -> str:
+    if f"{part}_seconds" not in point:
+        return ""
+    memory = point.get(f"{part}_mb")
+    return f"{point[f'{part}_seconds']:.2f}" + ("" if memory is None else f", {memory:.0f}")
+
+
 SECTIONS: dict[str, Any] = {
     "train_step": train_step,
     "overhead": overhead,
@@ -206,6 +244,8 @@ SECTIONS: dict[str, Any] = {
     "demo_fit": demo_fit,
     "peers": peers,
     "scaling": scaling,
+    "growth": growth,
+    "gpu": gpu,
 }
 
 if __name__ == "__main__":

@@ -124,10 +124,10 @@ def save(found: dict[str, Any], folder: Path) -> None:
     before = json.loads(file.read_text()) if file.exists() else {}
     every = {**before, **found}
     file.write_text(json.dumps(every, indent=1) + "\n")
-    plot(every, folder / "scaling.png")
+    plot(every, folder / "scaling.png", AXES)
 
 
-def plot(every: dict[str, Any], file: Path) -> None:
+def plot(every: dict[str, Any], file: Path, names: dict[str, str], logarithmic: bool = False) -> None:
     """A row for each study, seconds beside memory; one line for each forward pass or part."""
     from matplotlib.figure import Figure
 
@@ -142,7 +142,11 @@ def plot(every: dict[str, Any], file: Path) -> None:
                 if not line:
                     continue
                 axes.plot(*zip(*line, strict=True), marker="o", label=key.removesuffix(ending).replace("_", " "))
-            axes.set(xlabel=AXES[study], ylabel=unit, ylim=(0, None))
+            axes.set(xlabel=names[study], ylabel=unit)
+            if logarithmic:
+                axes.set(xscale="log", yscale="log")
+            else:
+                axes.set_ylim(0, None)
             axes.grid(alpha=0.3)
             if axes.lines:
                 axes.legend(fontsize="small")

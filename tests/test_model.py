@@ -174,41 +174,23 @@ def test_text_in_chunks_is_text_at_once(
     def found() -> tuple[int, dict[str, Tensor], dict[str, Tensor], Tensor]:
         chunks = model.frozen_text(tokens)
         terms = model(labels, image, chunks, len(templates))
+        weights = model.class_weights(NAMES, templates)
         model.zero_grad()
-        terms["loss"].backward()
+        (terms["loss"] + weights[:, 0].sum()).backward()
         gradients = {name: parameter.grad.clone() for name, parameter in model.adapters.named_parameters()}
-        return len(chunks), terms, gradients, model.class_weights(NAMES, templates)
+        return len(chunks), terms, gradients, weights
 
     count, whole, gradients, weights = found()
-    monkeypatch.setattr("rmadapter.model.CHUNK", 2)
+    for module in ("model", "prompts"):
+        monkeypatch.setattr(f"rmadapter.{module}.CHUNK", 2)
+    sizes, frozen = [], backbone.text.frozen
+    monkeypatch.setattr(type(backbone.text), "frozen", lambda _, t, first: sizes.append(len(t)) or frozen(t, first))
     chunks, parts, others, again = found()
+    assert max(sizes) == 2
     assert (count, chunks) == (1, -(-len(tokens) // 2))
     assert all(torch.allclose(whole[k], parts[k], rtol=1e-12) for k in whole)
     assert all(torch.allclose(gradients[k], others[k], rtol=1e-9, atol=1e-12) for k in gradients)
     torch.testing.assert_close(again, weights, **EXACT)
-
-
-def test_class_weights_in_chunks_are_those_at_once_and_so_is_their_gradient(
-    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, sizes = adapted(double(tiny_clip), alpha=0.5), []
-    mark = torch.randn(len(NAMES), 40, dtype=torch.float64)
-
-    def found() -> tuple[Tensor, dict[str, Tensor]]:
-        model.zero_grad()
-        weights = model.class_weights(NAMES, TWO)
-        (weights * mark).sum().backward()
-        return weights, {n: p.grad.clone() for n, p in model.adapters.named_parameters() if p.grad is not None}
-
-    whole, gradients = found()
-    frozen = model.frozen_text
-    monkeypatch.setattr(model, "frozen_text", lambda tokens: sizes.append(len(tokens)) or frozen(tokens))
-    monkeypatch.setattr("rmadapter.prompts.CHUNK", 2)
-    parts, others = found()
-    assert max(sizes) == 2
-    torch.testing.assert_close(parts, whole, **EXACT)
-    assert gradients.keys() == others.keys()
-    assert all(torch.allclose(gradients[k], others[k], rtol=1e-9, atol=1e-12) for k in gradients)
 
 
 def test_reconstruction_is_computed_in_training_only(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,14 @@ def test_classes_in_chunks_are_classes_at_once(
     names, sizes, frozen = ["cat", "dog | hound", "car", "red house", "blue bird"], [], tiny_clip.text.frozen
     whole = zero_shot_weights(tiny_clip, names, templates)
     monkeypatch.setattr(prompts, "CHUNK", 5)
-    monkeypatch.setattr(type(tiny_clip.text), "frozen", lambda _, t, first=None: sizes.append(len(t)) or frozen(t, first))
+    monkeypatch.setattr(
+        type(tiny_clip.text), "frozen", lambda _, t, first=None: sizes.append(len(t)) or frozen(t, first)
+    )
     prompts._zero_shot_weights.cache_clear()
     torch.testing.assert_close(zero_shot_weights(tiny_clip, names, templates), whole, rtol=1e-5, atol=1e-5)
     assert 2 <= max(sizes) <= 5
-    assert [list(some) for some in prompts.in_chunks(names[2:], templates * 9)] == [["car"], ["red house"], ["blue bird"]]
+    assert [list(some) for some in prompts.in_chunks(names[2:], templates * 9)] == [
+        ["car"],
+        ["red house"],
+        ["blue bird"],
+    ]

@@ -1,0 +1,245 @@
+"""How every part of a run grows with classes, images and prompt templates: JSON, fitted exponents, and a plot.
+
+    python benchmarks/growth.py --out docs/results/benchmarks
+
+Processor seconds, of which other processes take little, and memory of each part, all in one process: `text` (class
+features of the untouched encoder), `step` (a training step of RMAdapter, with what is computed once for it), `answers`
+(of images whose features are there), `page` (predictions.csv and report.html), `scan` (reading a folder of images and
+checking each), `frozen` (decoding and encoding them), `predict` (answers from files, nothing kept), `duplicates`
+(near-duplicates). An exponent is the slope of log seconds, or of log MB beyond what the process held before, against
+the log of what grows, between the last two points: 1 is linear. Classes and templates are measured with --backbone,
+images of 32 x 32 pixels with a tiny random one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import CPU, arguments, held, set_up, setting
+from PIL import Image
+from scaling import plot
+from step import Step
+
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.cache import Cache
+from rmadapter.data.duplicates import groups, looks
+from rmadapter.data.images import ImageSet, read_images
+from rmadapter.machine import peak, reset_peak, versions
+from rmadapter.method import Known
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.page import write_page
+from rmadapter.predictions import Predictions, write_predictions
+from rmadapter.prompts import zero_shot_weights
+from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score
+from rmadapter.run import evaluate
+from rmadapter.task import Question, Task
+
+POINTS: dict[str, tuple[int, ...]] = {
+    "classes": (10, 100, 1000, 10_000),
+    "images": (100, 1000, 10_000, 100_000),
+    "templates": (1, 4, 20, 80),
+}
+AXES = {"classes": "classes", "images": "images", "templates": "templates, 100 classes"}
+ASKED, KINDS, TEMPLATE_CLASSES = 256, 10, 100  # images asked about many classes, classes of many images
+TINY = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+PAIRS = 10_000  # images up to which near-duplicates are looked for here: each is compared with each
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = arguments(__doc__, "batch", repeat=1, backbone="pocket")
+    parser.add_argument("--study", choices=list(POINTS), nargs="+", default=list(POINTS))
+    parser.add_argument("--points", type=int, nargs="+", help="other points than the usual ones, for a single study")
+    parser.add_argument("--out", type=Path, help="folder for growth.json and growth.png; a study there is replaced")
+    options = parser.parse_args()
+    if options.points and len(options.study) != 1:
+        parser.error("--points belongs to a single --study")
+    set_up(options)
+    found = {}
+    for study in options.study:
+        about = {**setting(options, "batch"), "versions": versions()}
+        points: list[Row] = []
+        for point in STUDIES[study](options, options.points or POINTS[study]):
+            points.append(point)
+            found[study] = {"points": points, "exponents": exponents(study, points), **about}
+            if options.out:
+                save(found, options.out)  # the last point takes as long as all others, and may be one too many
+    if options.json or not options.out:
+        print(json.dumps(found, indent=1))
+
+
+def measured(**parts: Callable[[], Any]) -> Row:
+    """Processor seconds of each part, its seconds by the clock, MB beyond what was held before it; and the most MB that
+    the process held."""
+    row: Row = {}
+    most = 0.0
+    for name, run in parts.items():
+        before = held()
+        reset_peak(CPU)
+        begun, started = time.process_time(), time.perf_counter()
+        run()
+        row[f"{name}_seconds"], row[f"{name}_wall"] = time.process_time() - begun, time.perf_counter() - started
+        if before is not None:
+            now = peak(CPU)["peak_mb"] or 0.0
+            row[f"{name}_mb"], most = max(now - before, 0.0), max(most, now)
+    return {**row, "process_peak_mb": most or None}
+
+
+def exponents(study: str, points: Sequence[Row]) -> dict[str, float]:
+    """Of each part that took long enough, or enough memory, at the last two points to be more than chance."""
+    if len(points) < 2:
+        return {}
+    a, b = points[-2:]
+    least = {"seconds": 0.05, "mb": 20.0}
+    found = {}
+    for name in b:
+        kind = name.rpartition("_")[2]
+        if kind in least and name != "process_peak_mb" and min(a.get(name) or 0, b[name] or 0) >= least[kind]:
+            found[name] = math.log(b[name] / a[name]) / math.log(b[study] / a[study])
+    return found
+
+
+def named(count: int) -> tuple[str, ...]:
+    """Class names of three words."""
+    words = ("red", "old", "small", "wild", "grey", "tall", "young", "striped", "round", "dark")
+    kinds = ("bird", "car", "tree", "fish", "house", "cup", "dog", "boat", "stone", "leaf")
+    return tuple(f"{words[i % 10]} {kinds[i // 10 % 10]} {i // 100}" for i in range(count))
+
+
+def noise(count: int, classes: int, size: int) -> ImageSet:
+    """Images of noise in memory, of the classes in turn."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    return ImageSet(tuple(pixels), tuple(i * classes // count for i in range(count)), named(classes))
+
+
+def study_classes(options: argparse.Namespace, points: Sequence[int]) -> Iterator[Row]:
+    backbone = load_backbone(options.backbone)
+    zero_shot_weights(backbone, ("warm", "up"), ("{}",))
+    for count in points:
+        images = noise(ASKED, count, backbone.image_size)
+        cache = Cache(backbone, progress=False)
+        cache.features(images)
+        yield {
+            "classes": count,
+            **measured(
+                text=lambda: zero_shot_weights(backbone, images.classes, ("a photo of a {}.",)),  # noqa: B023
+                step=lambda: training_step(backbone, images.classes, options),  # noqa: B023
+                answers=lambda: asked(backbone, images, cache),  # noqa: B023
+                page=lambda: written(images, ASKED),  # noqa: B023
+            ),
+        }
+
+
+def study_templates(options: argparse.Namespace, points: Sequence[int]) -> Iterator[Row]:
+    backbone = load_backbone(options.backbone)
+    zero_shot_weights(backbone, ("warm", "up"), ("{}",))
+    for count in points:
+        templates = tuple(f"a photo of a {{}}, number {i}." for i in range(count))
+        names = named(TEMPLATE_CLASSES)
+        yield {
+            "templates": count,
+            **measured(text=lambda: zero_shot_weights(backbone, names, templates)),  # noqa: B023
+        }
+
+
+def study_images(options: argparse.Namespace, points: Sequence[int]) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        backbone, there = tiny(Path(folder) / "model"), 0
+        for count in points:
+            write_images(Path(folder) / "images", there, count)
+            there = max(there, count)
+            found: list[ImageSet] = []
+            yield {
+                "images": count,
+                **measured(
+                    scan=lambda: found.append(read_images(Path(folder) / "images", progress=False)["all"]),  # noqa: B023
+                    frozen=lambda: Cache(backbone, progress=False).features(found[0]),  # noqa: B023
+                    predict=lambda: predicted(backbone, found[0]),  # noqa: B023
+                    page=lambda: written(found[0], len(found[0])),  # noqa: B023
+                    **({"duplicates": lambda: groups(looks(found[0].images))} if count <= PAIRS else {}),  # noqa: B023
+                ),
+            }
+
+
+def tiny(folder: Path) -> Backbone:
+    """A transformer of two blocks with random weights."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return load_backbone(str(folder))
+
+
+def write_images(folder: Path, there: int, count: int) -> None:
+    """More JPEGs of noise beside those that are there."""
+    for i in range(there, count):
+        place = folder / f"kind {i % KINDS}" / f"{i}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(place, quality=50)
+
+
+def training_step(backbone: Backbone, names: Sequence[str], options: argparse.Namespace) -> None:
+    """With what is computed once for it."""
+    step = Step(backbone, 2, options.batch, options.seed)
+    text = step.model.frozen_text(backbone.tokenizer([f"a photo of a {name}." for name in names]).to(backbone.device))
+    step.model(step.labels, step.frozen()[0], text)["loss"].backward()
+
+
+def asked(backbone: Backbone, images: ImageSet, cache: Cache) -> None:
+    fitted = ZeroShot().restore(backbone, Known(images.classes, ("a photo of a {}.",)), {})
+    evaluate(fitted, [(Question("all"), images, True)], cache)
+
+
+def predicted(backbone: Backbone, images: ImageSet) -> None:
+    fitted = ZeroShot().restore(backbone, Known(images.classes), {})
+    for _ in fitted.probabilities(images.images):
+        pass
+
+
+def written(images: ImageSet, count: int) -> None:
+    """What a run writes of its answers, which are drawn here."""
+    drawn = np.random.default_rng(0)
+    shape = (count, len(images.classes))
+    e = Evaluation("all classes", images, drawn.random(shape, np.float32), drawn.random(shape, np.float32))
+    score = Score(name="all", images=count, classes=shape[1], split="test", accuracy=1.0, zero_shot=1.0)
+    method, backbone = MethodName(name="zero-shot", title="zero-shot"), BackboneName(name="pocket", digest="0")
+    record = Record(
+        format=FORMAT, task=Task(data="images"), method=method, backbone=backbone, scores=(score,), parameters=0
+    )
+    found = [Predictions.of(score, e)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_predictions(Path(folder) / "predictions.csv", found)
+        write_page(Path(folder) / "report.html", record, found, [])
+
+
+STUDIES: dict[str, Any] = {"classes": study_classes, "images": study_images, "templates": study_templates}
+
+
+def save(found: dict[str, Any], folder: Path) -> None:
+    """growth.json, with the studies that are there already and were not made again, and one plot of them all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "growth.json"
+    every = {**(json.loads(file.read_text()) if file.exists() else {}), **found}
+    file.write_text(json.dumps(every, indent=1) + "\n")
+    plot(every, folder / "growth.png", AXES, logarithmic=True)
+
+
+if __name__ == "__main__":
+    main()
