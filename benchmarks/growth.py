@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import CPU, arguments, held, set_up, setting
+from common import CPU, arguments, held, setting
 from PIL import Image
-from scaling import plot
+from scaling import parsed, plot
 from step import Step
 
 from rmadapter.backbones import Backbone, load_backbone
@@ -60,14 +60,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = arguments(__doc__, "batch", repeat=1, backbone="pocket")
-    parser.add_argument("--study", choices=list(POINTS), nargs="+", default=list(POINTS))
-    parser.add_argument("--points", type=int, nargs="+", help="other points than the usual ones, for a single study")
-    parser.add_argument("--out", type=Path, help="folder for growth.json and growth.png; a study there is replaced")
-    options = parser.parse_args()
-    if options.points and len(options.study) != 1:
-        parser.error("--points belongs to a single --study")
-    set_up(options)
+    options = parsed(arguments(__doc__, "batch", repeat=1, backbone="pocket"), POINTS)
     found = {}
     for study in options.study:
         about = {**setting(options, "batch"), "versions": versions()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,7 @@ Points = Iterator[dict[str, Any]]
 
 
 def main() -> None:
-    parser = arguments(__doc__, "classes", "batch", repeat=3)
-    parser.add_argument("--study", choices=list(POINTS), nargs="+", default=list(POINTS))
-    parser.add_argument("--points", type=int, nargs="+", help="other points than the usual ones, for a single study")
-    parser.add_argument("--out", type=Path, help="folder for scaling.json and scaling.png; a study there is replaced")
-    options = parser.parse_args()
-    if options.points and len(options.study) != 1:
-        parser.error("--points belongs to a single --study")
-    set_up(options)
+    options = parsed(arguments(__doc__, "classes", "batch", repeat=3), POINTS)
     found = {}
     for study in options.study:
         about, backbone = setting(options, "batch"), load_backbone(options.backbone)
@@ -58,6 +51,18 @@ def main() -> None:
         save(found, options.out)
     if options.json or not options.out:
         print(json.dumps(found, indent=1))
+
+
+def parsed(parser: argparse.ArgumentParser, studies: Iterable[str]) -> argparse.Namespace:
+    """Options with which of the studies are made, at which points, and where the result goes; set up."""
+    parser.add_argument("--study", choices=list(studies), nargs="+", default=list(studies))
+    parser.add_argument("--points", type=int, nargs="+", help="other points than the usual ones, for a single study")
+    parser.add_argument("--out", type=Path, help="folder for the JSON and the picture; a study there is replaced")
+    options = parser.parse_args()
+    if options.points and len(options.study) != 1:
+        parser.error("--points belongs to a single --study")
+    set_up(options)
+    return options
 
 
 def cost(options: argparse.Namespace, step: Step, variants: Sequence[str] = VARIANTS) -> dict[str, Any]:
