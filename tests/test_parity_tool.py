@@ -19,8 +19,8 @@ from test_upstream import small, write_clone  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import parity
+from originals import PEERS
 from parity import BEGIN, BY_HAND, DIFFERENCES, END, LIMIT, commit, main, table, write_page
-from upstream import PEERS
 
 MEASURED: dict[str, Any] = {
     "repository": "KaiyangZhou/CoOp", "commit": "0123456789", "trained": 2048, "largest logit": 3.14,

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rmadapter.errors import UserError
-from rmadapter.methods import load_method
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
+import originals
 import parity
 import upstream
-from upstream import LEFT, PEERS, imported, theirs
+from originals import PEERS
+from upstream import LEFT, imported, theirs
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A word's vector of 64 numbers instead of 512: there are 49,408 words."""
-    for file in (parity, upstream):
+    for file in (parity, originals):
         monkeypatch.setattr(file, "WIDTHS", (128, 64))
 
 
@@ -122,7 +123,7 @@ def test_their_side_of_a_step(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert found.logits.shape == (2, 2)
     assert found.loss == pytest.approx(float(nn.functional.cross_entropy(found.logits, labels)), abs=1e-4)
     [(name, (context, gradient))] = found.tensors.items()
-    assert (name, context.shape, found.settings) == ("prompt_learner.ctx", (4, upstream.WIDTHS[1]), {})
+    assert (name, context.shape, found.settings) == ("prompt_learner.ctx", (4, originals.WIDTHS[1]), {})
     assert gradient.abs().max() > 0
     words = weights["token_embedding.weight"][backbone.tokenizer(["a photo of a"])[0, 1:5]]
     assert (context - words).std() == pytest.approx(upstream.NOISE, rel=0.1)
@@ -152,16 +153,40 @@ def test_what_is_no_clone(tmp_path: Path) -> None:
     assert not [name for name in sys.modules if name.partition(".")[0] in LEFT]
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_every_tensor_of_ours_has_a_name_of_its_own_in_theirs(name: str) -> None:
-    peer, backbone = PEERS[name], parity.tiny_clip()
-    module = SimpleNamespace(IMAGENET_TEMPLATES=("a {}.",))
-    method = load_method(name, peer.settings(module))  # type: ignore[arg-type]
-    ours = method.model(backbone).adapters if name == "mma" else method.module(backbone)  # type: ignore[attr-defined]
-    names = [own for own, _ in ours.named_parameters()]
-    assert len({peer.called(own) for own in names}) == len(names)
-    heads = {own if own in peer.names else own.rpartition(".")[0] for own in names}
-    assert heads == {*peer.names}, "a name that nothing has"
+ENGINE = """
+import nothing_of_this_name
+
+
+class Engine:
+    def own_backward(self, loss, scale):
+        self.model_zero_grad(None)
+        for name in self.get_model_names(None):
+            (scale * loss).backward(retain_graph=True)
+            self._optims[name].zero_grad()
+            loss.backward()
+            self.detect_anomaly(torch.zeros(1))
+            self._optims[name].step()
+"""
+
+
+def test_a_step_of_the_authors_own_dassl(tmp_path: Path) -> None:
+    """Of a file that cannot be imported; the gradient that it takes back is gone."""
+    backbone, plain, peer = parity.tiny_clip(), write_clone(tmp_path / "plain"), PEERS["coop"]
+    pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
+    own = "self.own_backward(loss, 2)"
+    write_clone(tmp_path / "other" / "inner", ("self.model_backward_and_update(loss)", own))
+    given = backbone.model.state_dict(), ("cat", "sea lion"), pixels, labels
+    expected = theirs(peer, plain, *given)
+    other = replace(peer, folder="inner", engine="dassl/engine.py:own_backward", loss=lambda told: 2 * told["loss"])
+    with pytest.raises(UserError, match=r"no own_backward in dassl/engine.py; give the folder"):
+        theirs(other, tmp_path / "other", *given)
+    (tmp_path / "other" / "dassl").mkdir()
+    (tmp_path / "other" / "dassl" / "engine.py").write_text(ENGINE)
+    found = theirs(other, tmp_path / "other", *given)
+    assert found.loss == 2 * expected.loss
+    for one, same in zip(found.tensors["prompt_learner.ctx"], expected.tensors["prompt_learner.ctx"], strict=True):
+        torch.testing.assert_close(one, same)
+    assert not hasattr(upstream.Trainer, "own_backward")
 
 
 LORA = """

@@ -7,8 +7,8 @@
 
 Their trainer is imported from your clone and built as it stands, on a small CLIP of random weights that our side has,
 too. What it trains gets noise and is copied into ours; then both answer about the same images and take the gradient of
-the same step. `upstream.py` says what stands in for Dassl and for a GPU. A clone's code is run: read it first.
-Ends with 1 where anything differs by more than 1e-4.
+the same step. `originals.py` says what their code is, `upstream.py` what stands in for Dassl and for a GPU. A clone's
+code is run: read it first. Ends with 1 where anything differs by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
+from originals import DEPTH, PEERS, WIDTHS
 from torch import Tensor
-from upstream import DEPTH, PEERS, SIZE, WIDTHS, theirs
+from upstream import SIZE, theirs
 
 from rmadapter.backbones import Backbone
 from rmadapter.cache import Cache
@@ -45,7 +46,6 @@ BEGIN, END = "<!-- by tools/parity.py --page, from results/parity.json -->", "<!
 LIMIT = 1e-4
 BY_HAND = ("kgcoop", "tcp", "coprompt", "clip-adapter", "tip-adapter-f")  # not in this tool
 CLASSES = ("cat", "night sky", "red fire engine", "very small dog")
-LABELS = (0, 1, 2, 3, 0, 1)
 DIFFERENCES = {
     "logits": "largest difference of logits",
     "loss": "difference of the loss",
@@ -73,10 +73,10 @@ def tiny_clip(seed: int = 0) -> Backbone:
 def compare(name: str, clone: Path) -> dict[str, Any]:
     """The differences, the sizes of what differs, and what it was measured with. Raises UserError where the clone does
     not have the trainer, or trains other tensors."""
-    peer, backbone, rows = PEERS[name], tiny_clip(), torch.arange(len(LABELS))
-    arrays = np.random.default_rng(0).integers(0, 256, (len(LABELS), SIZE, SIZE, 3), np.uint8)
+    peer, backbone, rows = PEERS[name], tiny_clip(), torch.arange(len(PEERS[name].labels))
+    arrays = np.random.default_rng(0).integers(0, 256, (len(rows), SIZE, SIZE, 3), np.uint8)
     cache = Cache(backbone, Machine(device="cpu"), progress=False)
-    shots = Shots(ImageSet(tuple(arrays), LABELS, CLASSES), cache, progress=False)
+    shots = Shots(ImageSet(tuple(arrays), peer.labels, CLASSES), cache, progress=False)
     pixels = shots.pixels(rows, 0, 1)
     found = theirs(peer, clone, backbone.model.state_dict(), CLASSES, pixels, shots.labels)
 

@@ -91,6 +91,7 @@ USES: Mapping[str, Uses] = {
     "coop": Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
     "cocoop": Uses(tuned=PUBLISHED),
     "kgcoop": Uses(constants=_PROMPT, tuned=PUBLISHED),
+    "prograd": Uses(constants=f"{_PROMPT}, strength and epochs by shots", tuned=PUBLISHED),
     "tcp": Uses(constants=f"{_PROMPT}, the epoch tested", tuned=PUBLISHED),
     "clip-lora": Uses(tuned=PUBLISHED),
     "2sfs": Uses(tuned=PUBLISHED),

@@ -41,6 +41,7 @@ METHODS: dict[str, str] = {
     "coop": "coop:CoOp",
     "cocoop": "cocoop:CoCoOp",
     "kgcoop": "kgcoop:KgCoOp",
+    "prograd": "prograd:ProGrad",
     "tcp": "tcp:TCP",
     "clip-lora": "clip_lora:CLIPLoRA",
     "2sfs": "two_stages:TwoStages",

@@ -1,0 +1,30 @@
+"""tools/originals.py: every tensor that we train has its place in the authors' code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rmadapter.methods import load_method
+from test_upstream import small  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import parity
+from originals import PEERS
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_tensor_of_ours_has_a_name_of_its_own_in_theirs(name: str) -> None:
+    peer, backbone = PEERS[name], parity.tiny_clip()
+    module = SimpleNamespace(IMAGENET_TEMPLATES=("a {}.",))
+    method: Any = load_method(name, peer.settings(module))  # type: ignore[arg-type]
+    ours = method.model(backbone).adapters if name == "mma" else method.module(backbone)
+    names = [own for own, _ in ours.named_parameters()]
+    assert len({peer.called(own) for own in names}) == len(names)
+    heads = {own if own in peer.names else own.rpartition(".")[0] for own in names}
+    assert heads == {*peer.names}, "a name that nothing has"
