@@ -22,7 +22,7 @@ from shots import NEEDED
 
 __all__ = ["rmadapter"]  # a fixture
 
-SMALL = {"first_block": 3, "rank": 4, "epochs": 2, "iterations": 2, "layer": 3}
+SMALL = {"first_block": 3, "rank": 4, "epochs": 2, "iterations": 2, "layer": 3, "n_ctx": 2}
 
 
 def sets(method: str, **more: object) -> list[object]:

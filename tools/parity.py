@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs/results/parity.json", ROOT / "docs/parity.md"
 BEGIN, END = "<!-- by tools/parity.py --page, from results/parity.json -->", "<!-- end -->"
 LIMIT = 1e-4
-BY_HAND = ("kgcoop", "tcp", "coprompt", "clip-adapter", "tip-adapter-f")  # not in this tool
+BY_HAND = ("kgcoop", "tcp", "coprompt", "hicropl", "clip-adapter", "tip-adapter-f")  # not in this tool
 CLASSES = ("cat", "night sky", "red fire engine", "very small dog")
 DIFFERENCES = {
     "logits": "largest difference of logits",

@@ -103,6 +103,11 @@ USES: Mapping[str, Uses] = {
         constants="number and depth of prompts, weight of consistency, epochs",
         tuned="as published for ImageNet",
     ),
+    "hicropl": Uses(
+        extra="descriptions of all classes, where they have some; without them the run's prompts",
+        constants="epochs and batch on ImageNet",
+        tuned=PUBLISHED,
+    ),
     "mmrl": Uses(constants="weight of regularisation, width on EuroSAT, epochs on ImageNet", tuned=PUBLISHED),
     "mmrl-plus-plus": Uses(constants="weight of regularisation, beta, epochs on ImageNet", tuned=PUBLISHED),
     "mma": Uses(tuned=PUBLISHED),

@@ -48,6 +48,7 @@ METHODS: dict[str, str] = {
     "maple": "maple:MaPLe",
     "promptsrc": "promptsrc:PromptSRC",
     "coprompt": "coprompt:CoPrompt",
+    "hicropl": "hicropl:HiCroPL",
     "mmrl": "mmrl:MMRL",
     "mmrl-plus-plus": "mmrl:MMRL_PLUS_PLUS",
     "mma": "rmadapter:MMA",

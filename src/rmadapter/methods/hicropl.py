@@ -1,0 +1,190 @@
+"""HiCroPL: Zheng et al., "Hierarchical Cross-modal Prompt Learning for Vision-Language Models", ICCV 2025
+(arXiv 2507.14976).
+
+Prompts of all blocks of both encoders. In the lower blocks those of the text guide those of the image, above them it is
+the other way round: the prompts of each guiding block are pooled into one token, its proxy, and those that are guided,
+of all blocks together, attend to the proxies of all. Features of either side are the normalised sum of the prompted and
+the untouched ones, both normalised before; with those, f and w, and the untouched f_0 and w_0 the loss is
+
+    CE(f, w) + lambda (1 - cos(f, f_0)) + lambda (1 - cos(w, w_0)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.adapter import quick_gelu
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.errors import UserError
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, ModuleMethod, Shots, ToLogits
+from rmadapter.methods import deep
+from rmadapter.methods.context import PromptedText, draw
+from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
+from rmadapter.settings import Size
+from rmadapter.train import Batch, Recipe, minimise
+
+HEADS = 8
+
+
+class Proxy(nn.Module):
+    """Prompts [n, d] of a block -> the one token [1, d] that stands for them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, width))
+        self.attention = nn.MultiheadAttention(width, HEADS)
+        self.norm, self.top_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, prompts: Tensor) -> Tensor:
+        n = self.norm(prompts)
+        read: Tensor = self.attention(self.norm(self.token), n, n, need_weights=False)[0]
+        return self.top_norm(self.token + read)
+
+
+class Mapper(nn.Module):
+    """Prompts [m, d] that have read proxies [p, d'] of the other encoder."""
+
+    def __init__(self, width: int, other: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(size, width) for size in (width, other, other))
+        self.attention = nn.MultiheadAttention(width, HEADS)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm, self.top_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, prompts: Tensor, proxies: Tensor) -> Tensor:
+        q, k, v = self.query(prompts), self.norm(self.key(proxies)), self.norm(self.value(proxies))
+        x: Tensor = q + self.attention(self.norm(q), k, v, need_weights=False)[0]
+        return x + self.down(quick_gelu(self.up(self.top_norm(x))))
+
+
+class HierarchicalPrompts(deep.Prompted):
+    """Prompts of both encoders that guide each other: in each, `turn` lower blocks and all above them.
+
+    An encoder with fewer than `depth` blocks has prompts in all, and turns at the same relative height.
+    """
+
+    def __init__(self, method: HiCroPL, backbone: Backbone, seed: int) -> None:
+        super().__init__(backbone)
+        deep.check_room(backbone, method.title)
+        if method.turn >= method.depth:
+            raise UserError(f"hicropl.turn={method.turn}: it lies below depth={method.depth}")
+        n = method.n_ctx
+        sides: dict[str, Any] = {"text": backbone.text, "image": backbone.image}
+        depths = {side: min(method.depth, encoder.depth) for side, encoder in sides.items()}
+        self.turn = {side: max(1, method.turn * depth // method.depth) for side, depth in depths.items()}
+        first, self.rest = deep.first_context(backbone, method.init, n, seed)
+        deeper = draw((depths["text"] - 1) * n, backbone.text.width, seed + 1).split(n)
+        alike = draw(n, backbone.image.width, seed + 2)  # as the released code has it, and so with the proxies
+        prompts = {"text": [first, *deeper], "image": [alike] * depths["image"]}
+        self.prompts = nn.ModuleDict({s: nn.ParameterList(p.clone() for p in prompts[s]) for s in sides})
+        guiding = {"text": self.turn["text"], "image": depths["image"] - self.turn["image"]}
+        with seeded(seed):
+            one = {side: Proxy(encoder.width) for side, encoder in sides.items()}
+            self.mappers = nn.ModuleDict(
+                {to: Mapper(sides[to].width, sides[by].width) for to, by in (("image", "text"), ("text", "image"))}
+            )
+        self.proxies = nn.ModuleDict(
+            {s: nn.ModuleList(deepcopy(proxy) for _ in range(guiding[s])) for s, proxy in one.items()}
+        )
+        self.to(backbone.device)
+
+    def _parts(self, side: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Prompts of the blocks below the turn, and of those above it."""
+        own, turn = [*self.prompts[side]], self.turn[side]  # type: ignore[misc]
+        return own[:turn], own[turn:]
+
+    def _guided(self, side: str, prompts: list[Tensor], by: str, guides: list[Tensor]) -> list[Tensor]:
+        pools: Any = self.proxies[by]
+        proxies = torch.cat([pool(guide) for pool, guide in zip(pools, guides, strict=True)])
+        return [*self.mappers[side](torch.cat(prompts), proxies).split(len(prompts[0]))]
+
+    def into_text(self) -> list[Tensor]:
+        low, high = self._parts("text")
+        return [*low, *self._guided("text", high, "image", self._parts("image")[1])]
+
+    def into_image(self) -> list[Tensor]:
+        low, high = self._parts("image")
+        return [*self._guided("image", low, "text", self._parts("text")[0]), *high]
+
+    def untouched(self, states: States) -> Tensor:
+        """[B, e], which are given in training, and made from the tokens where the answer alone is wanted."""
+        if len(states.features):
+            return states.features
+        with torch.no_grad():
+            return self.backbone.image.encode(states.x, states.layout)
+
+    def joint_image(self, states: States, prompts: Sequence[Tensor]) -> Tensor:
+        """f [B, e], not normalised, of what `into_image` gives."""
+        return _sum(deep.encode_image(self.backbone, states, prompts), self.untouched(states))
+
+    def joint_classes(self, text: PromptedText, known: Tensor) -> Tensor:
+        """w [C, e], normalised, of untouched class features [C, e]."""
+        return F.normalize(_sum(self.class_features(text), known), dim=-1)
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        w_0 = zero_shot_weights(self.backbone, names, known.templates)
+        features = partial(self.joint_image, prompts=self.into_image())
+        return Cosines(self.backbone, features, self.joint_classes(self.text(names), w_0))
+
+
+def _sum(prompted: Tensor, untouched: Tensor) -> Tensor:
+    return F.normalize(prompted, dim=-1) + F.normalize(untouched, dim=-1)
+
+
+@dataclass(frozen=True)
+class HiCroPL(ModuleMethod):
+    """n_ctx: prompts per block. depth: prompted blocks. turn: those of them in which text guides images. consistency:
+    lambda.
+
+    The authors average sentences that a language model wrote of each class for w_0, of new classes too; here it is the
+    average of the class's descriptions, and without any the run's prompts. Their released code copies what is mapped
+    into the prompts, past the gradient, so that proxies and mappers stay as random as they began, and maps again with
+    every batch that it answers about; here they are trained, as the paper describes them, and answers stand still.
+    """
+
+    title: ClassVar[str] = "HiCroPL"
+    source: ClassVar[str] = (
+        "Zheng et al., ICCV 2025 (arXiv 2507.14976); vit_b16_c2_ep50_batch32_16ctx.yaml of github.com/zzeoZheng/HiCroPL"
+    )
+    n_ctx: Size = 16
+    depth: Size = 12
+    turn: Size = 6
+    init: str = "a photo of a"
+    consistency: float = 12.0
+    recipe: Recipe = Recipe(optimizer="adam", learning_rate=0.0025, eps=1e-3)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> HierarchicalPrompts:
+        return HierarchicalPrompts(self, backbone, seed)
+
+    def loss(
+        self, module: HierarchicalPrompts, labels: Tensor, states: States, text: PromptedText, w_0: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss and its terms, each with its weight in it; labels [B], untouched class features w_0 [C, e]."""
+        f, w = module.joint_image(states, module.into_image()), module.joint_classes(text, w_0)
+        terms = {
+            "ce": F.cross_entropy(cosine_logits(module.backbone, f, w), labels),
+            "image": self.consistency * (1 - F.cosine_similarity(f, module.untouched(states)).mean()),
+            "text": self.consistency * (1 - F.cosine_similarity(w, w_0).mean()),
+        }
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module = self.module(backbone, shots.seed)
+        text = module.text(shots.classes)
+        w_0 = zero_shot_weights(backbone, shots.classes, shots.templates)
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            return self.loss(module, batch.labels, batch.images, text, w_0)
+
+        done = minimise(module, loss, self.recipe, shots, shots.source(1))
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)
