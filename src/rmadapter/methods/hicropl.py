@@ -149,7 +149,7 @@ class HiCroPL(ModuleMethod):
     The authors average sentences that a language model wrote of each class for w_0, of new classes too; here it is the
     average of the class's descriptions, and without any the run's prompts. Their released code copies what is mapped
     into the prompts, past the gradient, so that proxies and mappers stay as random as they began, and maps again with
-    every batch that it answers about; here they are trained, as the paper describes them, and answers stand still.
+    every batch that it answers about; here they are trained, and answers stand still (docs/parity.md).
     """
 
     title: ClassVar[str] = "HiCroPL"

@@ -56,8 +56,8 @@ class ProGrad(ModuleMethod):
     """CoOp whose gradient never works against what zero-shot CLIP answers with the run's templates.
 
     context: its words are the last of `tokens` vectors, of which the others start as zeros, as in the released code; in
-    a text encoder for fewer than 64 tokens the vectors are a quarter of them at most. The paper has 50 to 200 epochs by
-    the number of shots, and a strength of 0.8 with 8 and 16 shots on three data sets.
+    a text encoder for fewer than 64 tokens the vectors are a quarter of them at most. The authors' README has 50 to 200
+    epochs by the number of shots, and a strength of 0.8 with 8 and 16 shots on three data sets.
     """
 
     title: ClassVar[str] = "ProGrad"
