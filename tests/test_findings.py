@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from rmadapter.bench.report.groups import label, read_records
+from rmadapter.bench.report.groups import alike, entries, group_records, label, read_records
 from rmadapter.bench.report.stats import corrected, paired
+from rmadapter.bench.report.tables import columns_of, differences, rankings
 from rmadapter.record import Record
 
 ROOT = Path(__file__).parents[1]
@@ -109,3 +110,34 @@ def test_figures_of_other_protocols_are_those_of_the_records(page: Path) -> None
                 own = [r for r in some if label(r) == name and (not head.isdigit() or r.task.shots == int(head))]
                 value = mean(own, "all" if head.isdigit() else head.lower() if head == "HM" else head)
                 assert cell == f"{value:.1f}", f"{match[0]}, {name}, {head}"
+
+
+def test_what_is_said_of_twenty_methods() -> None:
+    text = " ".join(FINDINGS.read_text(encoding="utf-8").split())
+    found = {}
+    for group in group_records(records("methods")):
+        if group.track == "ranked" and any(r.method.name == "mmrl" for r in group.records):
+            (ranks,) = (ranks for column, ranks in rankings(group).items() if column.metric == "hm")
+            found[group.shots] = ranks
+            columns = columns_of(group)
+            compared = [
+                pair
+                for column in columns
+                for pair in differences(entries(alike(group.records)), "RMAdapter", column).values()
+            ]
+            assert group.shots == 16 or all(pair.verdict == "not shown" for pair in compared)
+    four, sixteen = found[4], found[16]
+    assert four.labels[:2] == ("MMRL", "RMAdapter+")
+    assert sixteen.labels[:2] == ("MMRL", "RMAdapter's adapters alone")
+    said = f"of the {len(four.labels)} methods that can name new classes, with 4 shots ({four.mean[0]:.1f}) and with 16"
+    assert f"{said} ({sixteen.mean[0]:.1f}, of ten)" in text
+    assert len(sixteen.labels) == 10
+    assert f"is second with 4 shots ({four.mean[1]:.1f})" in text
+    cells = measured(4, "methods")
+    sets = ("dtd10", "neu_steel", "pacs/photo", "sign_digits")
+    base = {key: float(cells[key].split(" / ")[0]) for key in cells if key[0] in sets}
+    assert all(base[data, "linear-probe"] > base[data, "rmadapter"] for data in sets)
+    methods = {name for _, name in base}
+    means = {name: fmean(base[data, name] for data in sets) for name in methods - {"tda"}}
+    assert max(means, key=means.__getitem__) == "rmadapter-plus"
+    assert len(means) == 20
