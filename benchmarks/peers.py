@@ -1,10 +1,15 @@
-"""Time of a training step and peak memory of every method, each with its own batch size.
+"""A training step of every method: time, memory, and for those that run transformer blocks the lean against the plain.
 
     python benchmarks/peers.py --backbone pocket --json
+    python benchmarks/peers.py --backbone ViT-B-16/none --methods maple mmrl clip-lora
 
-Each method trains a few steps on noise in a process of its own; what is frozen is computed before. A step is forward,
-backward and optimizer. Batch sizes are those of the published settings, so `image_seconds`, a step's time over its
-images, is what an epoch costs. The reference is RMAdapter.
+Each method trains on noise in a process of its own. Batch sizes are those of the published settings, up to --largest.
+A step is forward, backward and optimizer. A method on frozen features trains a few steps, and its median is all there
+is. The others take the same step in turns: `lean`, `bf16` (lean, as `precision=bf16` trains) and `reference`, where
+nothing is cut, shared or kept (`whole.py`; RMAdapter's and MMA's is the backbone's own forward with hooks): whole
+prompts, and images from their pixels on. Features of the untouched encoders, with which a loss compares, are given to
+both. Weights and batch are the same, so that loss and gradients are; `difference` is the largest relative one, and
+`operations` are those that the reference executes over those that lean executes, counted by torch.
 """
 
 from __future__ import annotations
@@ -14,33 +19,44 @@ import json
 from typing import Any
 
 from common import arguments, held, in_fresh_process, noise, peak_beyond, set_up, setting, show
+from fitting import Fit, Spent, shots_for
+from torch.utils.flop_counter import FlopCounterMode
+from train_step import largest_difference
+from whole import Plain
 
 from rmadapter.backbones import load_backbone
 from rmadapter.cache import Cache
 from rmadapter.console import track
 from rmadapter.method import Fitted, Method, Shots
 from rmadapter.methods import METHODS, load_method
-from rmadapter.settings import settings_of
+from rmadapter.settings import configured, settings_of
 from rmadapter.train import WHOLE
 
 STEPS = 6
-KEYS = ("method", "parameters", "batch", "step_seconds", "image_seconds", "peak_mb")
+IN_BLOCKS = (
+    *("coop", "cocoop", "kgcoop", "tcp", "maple", "promptsrc", "coprompt", "mmrl", "mmrl-plus-plus", "clip-lora"),
+    *("mma", "rmadapter"),
+)
+NO_DROPOUT = 1e-9  # takes the way of dropout, and drops nothing: both passes then compute the same
+KEYS = ("method", "parameters", "batch", "step_seconds", "bf16_seconds", "reference_seconds", "ratio", "peak_mb")
 
 
 def main() -> None:
-    parser = arguments(__doc__, "classes", backbone="pocket")
+    parser = arguments(__doc__, "classes", backbone="pocket", repeat=5)
     most = [name for name in METHODS if name != "zero-shot-descriptions"]  # which needs texts about its classes
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=most)
+    parser.add_argument("--largest", type=int, default=128, help="images per step at most")
     parser.add_argument("--only", choices=list(METHODS), help="only print the figures of one method")
     options = parser.parse_args()
     set_up(options)
     if options.only:
-        print(json.dumps(measure(options, options.only)))
+        print(json.dumps((compare if options.only in IN_BLOCKS else measure)(options, options.only)))
         return
-    about, more = setting(options, "classes"), ("--classes", str(options.classes), "--only")
+    about = setting(options, "classes", "largest")
+    more = [f"--{name}={getattr(options, name)}" for name in ("classes", "largest", "repeat")]
     names = track(options.methods, len(options.methods), "methods")
-    rows = [in_fresh_process(__file__, options, *more, name) for name in names]
-    show(options, {"methods": rows, **about}, KEYS, rows)
+    rows = [in_fresh_process(__file__, options, *more, "--only", name) for name in names]
+    show(options, {"methods": rows, **about}, KEYS, [{**dict.fromkeys(KEYS), **row} for row in rows])
 
 
 def quick(name: str) -> Method:
@@ -50,7 +66,7 @@ def quick(name: str) -> Method:
 
 
 def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Figures of one method; batch and seconds are None for one that takes no steps."""
+    """Figures of a method on frozen features; batch and seconds are None for one that takes no steps."""
     backbone, method = load_backbone(options.backbone), quick(name)
     batch, steps = settings_of(method).get("batch_size"), STEPS
     if batch == WHOLE:  # what its paper has at most: 16 shots a class
@@ -61,15 +77,50 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     fitted: list[Fitted] = [method.fit(backbone, shots)]  # warms up, and leaves the activations there
     before = held()
     most = peak_beyond(before, lambda: fitted.append(method.fit(backbone, shots)))
-    seconds = fitted[-1].trained.step_seconds
     return {
         "method": name,
         "title": method.title,
         "parameters": fitted[-1].parameters,
         "batch": batch,
-        "step_seconds": seconds,
-        "image_seconds": None if seconds is None or batch is None else seconds / batch,
+        "step_seconds": fitted[-1].trained.step_seconds,
         "peak_mb": most,
+    }
+
+
+def compare(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Figures of a method whose lean pass is compared with the plain one."""
+    backbone, method = load_backbone(options.backbone), load_method(name)
+    if "dropout" in settings_of(method):
+        method = configured(method, {"dropout": NO_DROPOUT})
+    batch = min(settings_of(method)["batch_size"], options.largest)
+    shots, half = (shots_for(backbone, options.classes, batch, options.seed, kind) for kind in ("fp32", "bf16"))
+    before = held()
+    runs: dict[str, Any] = {"step": Fit(method, shots)}
+    peaks = {"peak_mb": peak_beyond(before, runs["step"].step)}
+    runs["reference"] = Plain(method, shots)
+    peaks["reference_peak_mb"] = peak_beyond(before, runs["reference"].step)
+    runs["bf16"] = Fit(method, half)
+    executed, found = {}, {}
+    for kind, run in runs.items():  # warms up, too
+        with FlopCounterMode(display=False) as counter:
+            found[kind] = run.gradients()
+        executed[kind] = counter.get_total_flops()
+    spent = {kind: Spent([], []) for kind in runs}
+    for _ in range(options.repeat):
+        for kind, run in runs.items():
+            with spent[kind].once():
+                run.step()
+    row: dict[str, Any] = {"method": name, "title": method.title, "batch": batch, **peaks}
+    row["parameters"] = sum(parameter.numel() for parameter in runs["step"].trained.values())
+    for kind, one in spent.items():
+        row |= one.figures(kind)
+    (loss, gradients), (plain, plainly) = found["step"], found["reference"]
+    return row | {
+        "ratio": row["reference_seconds"] / row["step_seconds"],
+        "bf16_ratio": row["step_seconds"] / row["bf16_seconds"],
+        "operations": executed["reference"] / executed["step"],
+        "loss_difference": abs(loss - plain) / abs(plain),
+        "gradient_difference": largest_difference(gradients, plainly),
     }
 
 

@@ -15,8 +15,6 @@ from PIL import Image
 from conftest import CLIP_TEXT, write_model
 from rmadapter.backbones import load_backbone
 from rmadapter.data.images import ImageSet
-from rmadapter.methods import METHODS
-from rmadapter.settings import settings_of
 from rounding import FACTOR, SLACK, relative_errors
 from shots import noisy_colors
 
@@ -29,13 +27,12 @@ import figures  # noqa: E402
 import inference  # noqa: E402
 import options  # noqa: E402
 import overhead  # noqa: E402
-import peers  # noqa: E402
 import predict  # noqa: E402
 import scaling  # noqa: E402
 import train_step  # noqa: E402
 from step import Step  # noqa: E402
 
-SCRIPTS = (demo_fit, inference, options, overhead, peers, predict, scaling, train_step)
+SCRIPTS = (demo_fit, inference, options, overhead, predict, scaling, train_step)
 Printed = pytest.CaptureFixture[str]
 
 
@@ -181,21 +178,6 @@ def test_demo_fit_compares_the_last_loss(tiny: list[str], monkeypatch: pytest.Mo
     assert result["images"] == 4  # two of each base class
     assert result["lean_last_loss"] == pytest.approx(result["reference_last_loss"], rel=1e-3)
     assert result["reference_seconds"] > 0
-
-
-def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass(
-    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Printed
-) -> None:
-    batches = {name: settings_of(peers.quick(name)).get("batch_size") for name in METHODS}
-    assert (batches["coop"], batches["cocoop"], batches["maple"], batches["mma"]) == (32, 1, 4, 16)
-    assert batches["zero-shot"] is None
-    assert {settings_of(peers.quick(name)).get("epochs", 1) for name in METHODS} == {1}
-    assert settings_of(peers.quick("clip-lora"))["iterations"] == 0
-    given = (*tiny, "--classes", "3", "--methods", "kgcoop", "zero-shot", "--json")
-    kgcoop, zero_shot = json.loads(run(peers, monkeypatch, capsys, *given))["methods"]
-    assert (kgcoop["title"], kgcoop["batch"], kgcoop["parameters"]) == ("KgCoOp", 128, 4 * 48)
-    assert kgcoop["image_seconds"] == kgcoop["step_seconds"] / 128
-    assert (zero_shot["step_seconds"], zero_shot["parameters"]) == (None, 0)
 
 
 @pytest.mark.parametrize("study", ["classes", "shots", "depth"])

@@ -1,4 +1,8 @@
-"""The authors' code that `parity.py` knows: where it is, its configuration, and what our tensors are called there."""
+"""The authors' code that `parity.py` knows: where it is, its configuration, and what our tensors are called there.
+
+A method's line is made for an encoder's size: a small one, on which `parity.py` compares, or a whole ViT-B/16, on which
+`benchmarks/public.py` takes times.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors wrote these widths into their code
-BLOCKS = range(2, DEPTH + 1)  # of methods that leave the lower ones alone
+
+
+class Sizes(NamedTuple):
+    """depth: blocks on either side. first: the lowest one with adapters or representation tokens. prompted: how many
+    have prompts."""
+
+    depth: int
+    first: int
+    prompted: int
+
+    @property
+    def blocks(self) -> range:
+        return range(self.first, self.depth + 1)
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,8 @@ class Peer:
     names: of our tensors in theirs, with or without ".weight" and ".bias". settings: may read the authors' module.
     taken: the logits in what their model answers. inner: the part of what we train that has the tensors, where it is
     not the whole. more: other sections. folder: of the code within the repository. engine: file and name of a function
-    of the authors' own Dassl, which trains. loss: of what their step tells. labels: of the images.
+    of the authors' own Dassl, which trains. loss: of what their step tells. labels: of the images. prepare:
+    is called with the authors' module before anything is built.
     """
 
     repository: str
@@ -38,6 +55,7 @@ class Peer:
     engine: str = ""
     loss: Callable[[Mapping[str, float]], float] = itemgetter("loss")
     labels: tuple[int, ...] = (0, 1, 2, 3, 0, 1)
+    prepare: Callable[[ModuleType], object] = lambda module: None
 
     def called(self, name: str) -> str:
         """One of our tensors in their code."""
@@ -48,17 +66,17 @@ class Peer:
 INIT = {"CTX_INIT": "a photo of a", "PREC": "fp32"}
 REP, ALIGNER = "representation_learner.compound_rep_tokens", "representation_learner.srra"
 META_NET = {"down": "prompt_learner.meta_net.linear1", "up": "prompt_learner.meta_net.linear2"}
-PEERS = {
-    "coop": Peer(
+MAKERS: dict[str, Callable[[Sizes], Peer]] = {
+    "coop": lambda s: Peer(
         "KaiyangZhou/CoOp", "trainers.coop:CoOp", "COOP",
         {**INIT, "N_CTX": 4, "CSC": False, "CLASS_TOKEN_POSITION": "end"},
         {"ctx": "prompt_learner.ctx"},
     ),
-    "cocoop": Peer(
+    "cocoop": lambda s: Peer(
         "KaiyangZhou/CoOp", "trainers.cocoop:CoCoOp", "COCOOP", {**INIT, "N_CTX": 4},
         {"ctx": "prompt_learner.ctx", **META_NET},
     ),
-    "prograd": Peer(
+    "prograd": lambda s: Peer(
         "BeierZhu/Prompt-align", "trainers.prograd:ProGrad", "COOP",
         {**INIT, "N_CTX": 16, "CSC": False, "CLASS_TOKEN_POSITION": "end"},
         {"ctx": "prompt_learner.ctx"},
@@ -68,96 +86,101 @@ PEERS = {
         loss=lambda told: told["xe_loss"] + told["kl_loss"],
         labels=(0, 0, 0, 0, 1, 1),  # whose gradient stands against the other one
     ),
-    "maple": Peer(
+    "maple": lambda s: Peer(
         "muzairkhattak/multimodal-prompt-learning", "trainers.maple:MaPLe", "MAPLE",
-        {**INIT, "N_CTX": 2, "PROMPT_DEPTH": DEPTH},
+        {**INIT, "N_CTX": 2, "PROMPT_DEPTH": s.prompted},
         {
             "prompts.0": "prompt_learner.ctx",
             "maps.0": "prompt_learner.proj",
-            **{f"prompts.{i}": f"prompt_learner.compound_prompts_text.{i - 1}" for i in range(1, DEPTH)},
-            **{f"maps.{i}": f"prompt_learner.compound_prompt_projections.{i - 1}" for i in range(1, DEPTH)},
+            **{f"prompts.{i}": f"prompt_learner.compound_prompts_text.{i - 1}" for i in range(1, s.prompted)},
+            **{f"maps.{i}": f"prompt_learner.compound_prompt_projections.{i - 1}" for i in range(1, s.prompted)},
         },
-        lambda module: {"depth": DEPTH},
+        lambda module: {"depth": s.prompted},
     ),
-    "promptsrc": Peer(
+    "promptsrc": lambda s: Peer(
         "muzairkhattak/PromptSRC", "trainers.promptsrc:PromptSRC", "PROMPTSRC",
         {
-            **INIT, "N_CTX_VISION": 4, "N_CTX_TEXT": 4, "PROMPT_DEPTH_VISION": DEPTH, "PROMPT_DEPTH_TEXT": DEPTH,
+            **INIT, "N_CTX_VISION": 4, "N_CTX_TEXT": 4,
+            "PROMPT_DEPTH_VISION": s.prompted, "PROMPT_DEPTH_TEXT": s.prompted,
             "TEXT_LOSS_WEIGHT": 25, "IMAGE_LOSS_WEIGHT": 10, "GPA_MEAN": 15, "GPA_STD": 1,
         },
         {
             "text_prompts.0": "prompt_learner.ctx",
             "image_prompts.0": "image_encoder.VPT",
-            **{f"text_prompts.{i}": f"text_encoder.transformer.resblocks.{i}.VPT_shallow" for i in range(1, DEPTH)},
-            **{f"image_prompts.{i}": f"image_encoder.transformer.resblocks.{i}.VPT_shallow" for i in range(1, DEPTH)},
+            **{
+                f"{side}_prompts.{i}": f"{side}_encoder.transformer.resblocks.{i}.VPT_shallow"
+                for side in ("text", "image")
+                for i in range(1, s.prompted)
+            },
         },
-        lambda module: {"depth": DEPTH, "templates": tuple(module.IMAGENET_TEMPLATES)},
+        lambda module: {"depth": s.prompted, "templates": tuple(module.IMAGENET_TEMPLATES)},
         inner="prompts",
     ),
-    "mmrl": Peer(
+    "mmrl": lambda s: Peer(
         "yunncheng/MMRL", "trainers.mmrl:MMRL", "MMRL",
-        {"ALPHA": 0.7, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512, "REP_LAYERS": [*BLOCKS], "PREC": "fp32"},
+        {"ALPHA": 0.7, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512, "REP_LAYERS": [*s.blocks], "PREC": "fp32"},
         {
             "space": REP,
             "projection": "image_encoder.proj_rep",
-            **{f"maps.image.{b}": f"{REP}_r2vproj.{b - BLOCKS[0]}" for b in BLOCKS},
-            **{f"maps.text.{b}": f"{REP}_r2tproj.{b - BLOCKS[0]}" for b in BLOCKS},
+            **{f"maps.image.{b}": f"{REP}_r2vproj.{b - s.first}" for b in s.blocks},
+            **{f"maps.text.{b}": f"{REP}_r2tproj.{b - s.first}" for b in s.blocks},
         },
-        lambda module: {"first_block": BLOCKS[0]},
+        lambda module: {"first_block": s.first},
         taken=lambda answer: answer[2],  # of both features together, as ours answers about trained classes
         more={"DATASET": {"NAME": "Caltech101"}},  # whose prompt is "a photo of a NAME."
     ),
-    "mmrl-plus-plus": Peer(
+    "mmrl-plus-plus": lambda s: Peer(
         "yunncheng/MMRL", "trainers.mmrlpp:MMRLpp", "MMRLpp",
         {
-            "ALPHA": 0.7, "BETA": 0.9, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512, "REP_LAYERS": [*BLOCKS],
+            "ALPHA": 0.7, "BETA": 0.9, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512, "REP_LAYERS": [*s.blocks],
             "PROJ_LORA_DIM": 64, "RES_LORA_DIM": 4, "PREC": "fp32",
         },
         {
             "space": REP,
             "projection.a": "image_encoder.A",
             "projection.b": "image_encoder.B",
-            **{f"shared.{side}": f"{ALIGNER}_r2{s}proj.weight" for side, s in (("image", "v"), ("text", "t"))},
+            **{f"shared.{side}": f"{ALIGNER}_r2{v}proj.weight" for side, v in (("image", "v"), ("text", "t"))},
             **{
-                f"maps.{side}.{b}.{ours}": f"{ALIGNER}_r2{s}proj.srra.{b - BLOCKS[0]}.{name}"
-                for side, s in (("image", "v"), ("text", "t"))
-                for b in BLOCKS
+                f"maps.{side}.{b}.{ours}": f"{ALIGNER}_r2{v}proj.srra.{b - s.first}.{name}"
+                for side, v in (("image", "v"), ("text", "t"))
+                for b in s.blocks
                 for ours, name in (("a", "A"), ("b", "B"), ("bias", "bias"))
             },
         },
-        lambda module: {"first_block": BLOCKS[0]},
+        lambda module: {"first_block": s.first},
         taken=lambda answer: answer[2],
         more={"DATASET": {"NAME": "Caltech101"}},
     ),
-    "mma": Peer(
+    "mma": lambda s: Peer(
         "ZjjConan/Multi-Modal-Adapter", "trainers.mmadapter:MultiModalAdapter", "MMADAPTER",
         {
-            "TEXT_CTX_INIT": "a photo of a", "PREC": "fp32", "ADAPTER_START": BLOCKS[0], "ADAPTER_END": DEPTH,
+            "TEXT_CTX_INIT": "a photo of a", "PREC": "fp32", "ADAPTER_START": s.first, "ADAPTER_END": s.depth,
             "ADAPTER_DIM": 32, "ADAPTER_SCALE": 0.1,
         },
         {
-            **{f"cross.{DEPTH - b}": f"adapter_learner.shared_adapter.{b}.0" for b in BLOCKS},
-            **{f"image.{b}.down": f"adapter_learner.visual_adapter.{b}.down.0" for b in BLOCKS},
-            **{f"image.{b}.up": f"adapter_learner.visual_adapter.{b}.up" for b in BLOCKS},
-            **{f"text.{b}.down": f"adapter_learner.text_adapter.{b}.down.0" for b in BLOCKS},
-            **{f"text.{b}.up": f"adapter_learner.text_adapter.{b}.up" for b in BLOCKS},
+            **{f"cross.{s.depth - b}": f"adapter_learner.shared_adapter.{b}.0" for b in s.blocks},
+            **{f"image.{b}.down": f"adapter_learner.visual_adapter.{b}.down.0" for b in s.blocks},
+            **{f"image.{b}.up": f"adapter_learner.visual_adapter.{b}.up" for b in s.blocks},
+            **{f"text.{b}.down": f"adapter_learner.text_adapter.{b}.down.0" for b in s.blocks},
+            **{f"text.{b}.up": f"adapter_learner.text_adapter.{b}.up" for b in s.blocks},
         },
-        lambda module: {"first_block": BLOCKS[0], "alpha": 0.1},
+        lambda module: {"first_block": s.first, "alpha": 0.1},
     ),
-    "clip-lora": Peer(
+    "clip-lora": lambda s: Peer(
         "MaxZanella/CLIP-LoRA", "lora:run_lora", "",
         {
             "encoder": "both", "position": "all", "params": ["q", "k", "v"], "r": 2, "alpha": 1, "backbone": "ViT-B/16",
             "dropout_rate": 1e-9,  # drops nothing, and takes the way of their default, which 0 does not
-            "n_iters": 1, "shots": 1, "lr": 0.0, "eval_only": False, "save_path": None,
+            "n_iters": 10**9, "shots": 1, "lr": 0.0, "eval_only": False, "save_path": None,
         },
         {
             f"updates.{side}.{i}.{j}.{ours}.weight": f"{tower}.resblocks.{i}.attn.{part}_proj.w_lora_{matrix}"
             for side, tower in enumerate(("visual.transformer", "transformer"))
-            for i in range(DEPTH)
+            for i in range(s.depth)
             for j, part in enumerate("qkv")
             for ours, matrix in (("down", "A"), ("up", "B"))
         },
         lambda module: {"dropout": 0.0},
     ),
 }  # fmt: skip
+PEERS = {name: make(Sizes(DEPTH, first=2, prompted=DEPTH)) for name, make in MAKERS.items()}

@@ -25,9 +25,9 @@ from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
-from originals import DEPTH, PEERS, WIDTHS
+from originals import DEPTH, PEERS, WIDTHS, Peer
 from torch import Tensor
-from upstream import SIZE, theirs
+from upstream import SIZE, Theirs, theirs
 
 from rmadapter.backbones import Backbone
 from rmadapter.cache import Cache
@@ -35,7 +35,7 @@ from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.files import read_json, read_text, write_json, write_text
 from rmadapter.machine import seeded, versions
-from rmadapter.method import Known, Shots, Trained
+from rmadapter.method import Shots, Trained
 from rmadapter.methods import load_method
 from rmadapter.settings import Machine
 from rmadapter.train import Batch
@@ -79,9 +79,20 @@ def compare(name: str, clone: Path) -> dict[str, Any]:
     shots = Shots(ImageSet(tuple(arrays), peer.labels, CLASSES), cache, progress=False)
     pixels = shots.pixels(rows, 0, 1)
     found = theirs(peer, clone, backbone.model.state_dict(), CLASSES, pixels, shots.labels)
+    return {
+        "repository": peer.repository,
+        "commit": commit(clone),
+        "trained": sum(tensor.numel() for tensor, _ in found.tensors.values()),
+        "largest logit": float(found.logits.abs().max()),
+        **differences(name, peer, found, shots, pixels, clone),
+        "versions": versions(),
+    }
 
-    method = load_method(name, found.settings)
-    module, loss, source = untrained(method, shots)
+
+def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tensor, clone: Path) -> dict[str, float]:
+    """Between what was found and ours, on all shots. Raises UserError where other tensors are trained."""
+    method, backbone, rows = load_method(name, found.settings), shots.cache.backbone, torch.arange(len(pixels))
+    module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
     ours = {peer.called(own): parameter for own, parameter in inner.named_parameters()}
     if odd := sorted(ours.keys() ^ found.tensors.keys()):
@@ -91,30 +102,24 @@ def compare(name: str, clone: Path) -> dict[str, Any]:
     value = loss(Batch(0, rows, shots.labels, source.batch(rows), torch.Generator()))
     value = value["loss"] if isinstance(value, dict) else value
     gradients = dict(zip(ours, torch.autograd.grad(value, [*ours.values()]), strict=True))
-    fitted = method.restore(backbone, Known(CLASSES), inner.state_dict())
+    fitted = method.restore(backbone, shots.known, inner.state_dict())
     logits = fitted.score()(backbone.image.frozen(pixels, fitted.first))
     return {
-        "repository": peer.repository,
-        "commit": commit(clone),
-        "trained": sum(parameter.numel() for parameter in ours.values()),
-        "largest logit": float(found.logits.abs().max()),
         "logits": float((logits - found.logits).abs().max()),
         "loss": abs(value.item() - found.loss),
         "gradients": max(_relative(gradients[own], expected) for own, (_, expected) in found.tensors.items()),
-        "versions": versions(),
     }
 
 
-def untrained(method: Any, shots: Shots) -> tuple[Any, Any, Any]:
-    """The module, the loss and the source of images that a fit hands to `minimise`, which takes no step."""
+def untrained(method: Any, shots: Shots) -> tuple[Any, ...]:
+    """Module, loss, recipe, shots and source of images that a fit hands to `minimise`, which takes no step."""
     minimise = Mock(return_value=Trained())
     with ExitStack() as stack:
         for name, file in list(sys.modules.items()):
             if name.startswith("rmadapter.methods.") and hasattr(file, "minimise"):
                 stack.enter_context(patch.object(file, "minimise", minimise))
         method.fit(shots.cache.backbone, shots)
-    module, loss, _, _, source, *_ = minimise.call_args.args
-    return module, loss, source
+    return tuple(minimise.call_args.args[:5])
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The side of the authors in `parity.py`: their trainers out of a clone, built on a small random CLIP, on the CPU.
+"""The side of the authors in `parity.py` and `benchmarks/public.py`: their trainers out of a clone, on the CPU.
 
 Of Dassl, which the trainers are built on, there are stand-ins that do nothing; `.cuda()` and `.half()` do nothing
 either, so that all is float32.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -38,11 +38,18 @@ class Theirs(NamedTuple):
 
 
 def theirs(
-    peer: Peer, clone: Path, weights: Mapping[str, Tensor], classes: Sequence[str], pixels: Tensor, labels: Tensor
+    peer: Peer,
+    clone: Path,
+    weights: Mapping[str, Tensor],
+    classes: Sequence[str],
+    pixels: Tensor,
+    labels: Tensor,
+    more: Iterable[None] = (),
 ) -> Theirs:
     """What their code makes of images [B, 3, H, W] and labels [B], with noise on all that it trains.
 
-    weights: of a CLIP as OpenAI's code names them. Raises as `imported`.
+    weights: of a CLIP as OpenAI's code names them. more: after the step that is told of, one more for each of these;
+    the next one is asked for as soon as a step is done. Raises as `imported`.
     """
     name, code = peer.code.split(":")
     with ExitStack() as stack:
@@ -51,16 +58,17 @@ def theirs(
         if peer.engine:
             function = defined(clone, *peer.engine.split(":"))
             stack.enter_context(patch.object(Trainer, function.__name__, function, create=True))
+        peer.prepare(module)
         step = dassl_step if peer.section else lora_step
-        logits, loss, model = step(peer, getattr(module, code), classes, pixels, labels)
-        tensors = {name: (p.detach(), p.grad) for name, p in model.named_parameters() if p.grad is not None}
+        logits, loss, tensors = step(peer, getattr(module, code), classes, pixels, labels, more)
         return Theirs(logits, loss, tensors, peer.settings(module))
 
 
 class Trainer:
-    """What of Dassl's TrainerX a trainer calls: it is built on the CPU, and asked for one step that nothing takes."""
+    """What of Dassl's TrainerX a trainer calls: it is built on the CPU, and asked for steps at a rate of 0."""
 
     device, batch_idx, num_batches = "cpu", 0, 2
+    optim: Any
 
     def __init__(self, config: Any, classes: Sequence[str]) -> None:
         self.cfg, self.dm = config, SimpleNamespace(dataset=SimpleNamespace(classnames=[*classes]))
@@ -78,29 +86,45 @@ class Trainer:
     def detect_anomaly(self, *_: Any) -> None: ...
 
     def model_backward_and_update(self, loss: Any) -> None:
+        self.optim.zero_grad()
         loss.backward()
+        self.optim.step()
+
+
+Step = tuple[Tensor, float, dict[str, tuple[Tensor, Tensor]]]
 
 
 def dassl_step(
-    peer: Peer, trainer: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor
-) -> tuple[Tensor, float, nn.Module]:
-    """Logits, loss, and the model with its gradients, of a trainer that is a class."""
+    peer: Peer, trainer: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor, more: Iterable[None]
+) -> Step:
+    """Logits, loss and tensors of a trainer that is a class."""
     model = {"BACKBONE": {"NAME": "ViT-B/16"}, "INIT_WEIGHTS": ""}  # its address is looked up, and never asked
-    sections = {"INPUT": {"SIZE": (SIZE, SIZE)}, "OPTIM": {"MAX_EPOCH": 20}, "TRAINER": {peer.section: peer.config}}
-    built = trainer(_tree({"MODEL": model, **sections, **peer.more}), classes)
+    sections = {"OPTIM": {"MAX_EPOCH": 20}, "TRAINER": {peer.section: peer.config}}
+    sections |= {"INPUT": {"SIZE": tuple(pixels.shape[-2:])}, "MODEL": model}
+    built = trainer(_tree({**sections, **peer.more}), classes)
     _shake(built.model)
     with torch.no_grad():
         logits = peer.taken(built.model.eval()(pixels))
     built.model.train()
-    return logits, peer.loss(built.forward_backward({"img": pixels, "label": labels})), built.model
+    built.optim = torch.optim.SGD([p for p in built.model.parameters() if p.requires_grad], 0.0)
+    batch = {"img": pixels, "label": labels}
+    found = logits, peer.loss(built.forward_backward(batch)), _trained(built.model)
+    for _ in more:
+        built.forward_backward(batch)
+    return found
+
+
+class _Enough(Exception):
+    """Raised where a function that trains to its end has trained enough."""
 
 
 def lora_step(
-    peer: Peer, run: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor
-) -> tuple[Tensor, float, nn.Module]:
-    """The same of CLIP-LoRA's function, which takes one step at a rate of 0; logits are those of training."""
-    module, seen = sys.modules[run.__module__], []
+    peer: Peer, run: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor, more: Iterable[None]
+) -> Step:
+    """The same of CLIP-LoRA's function; logits are those of training."""
+    module, seen, tensors = sys.modules[run.__module__], [], {}
     mark, entropy = module.mark_only_lora_as_trainable, nn.functional.cross_entropy
+    model = import_module("clip.clip").build_model(torch.load(""))
 
     def marked(model: nn.Module) -> None:
         mark(model)
@@ -110,15 +134,28 @@ def lora_step(
         seen.append((logits.detach(), entropy(logits, target)))
         return seen[-1][1]
 
-    model = import_module("clip.clip").build_model(torch.load(""))
-    data, loader = SimpleNamespace(classnames=classes, template=["a photo of a {}."]), [(pixels, labels)]
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield pixels, labels
+        tensors.update(_trained(model))
+        for _ in more:
+            yield pixels, labels
+        raise _Enough
+
+    data, few = SimpleNamespace(classnames=classes, template=["a photo of a {}."]), [(pixels[:1], labels[:1])]
     with ExitStack() as stack:
         stack.enter_context(patch.object(module, "mark_only_lora_as_trainable", marked))
         stack.enter_context(patch.object(module, "cls_acc", lambda *_: 0.0))  # fails with today's numpy
         stack.enter_context(patch.object(nn.functional, "cross_entropy", watched))
-        run(SimpleNamespace(**peer.config), model, 100.0, data, loader, loader, loader)
-    [(logits, loss)] = seen
-    return logits, loss.item(), model
+        stack.enter_context(suppress(_Enough))
+        run(SimpleNamespace(**peer.config), model, 100.0, data, batches(), few, few)
+    logits, loss = seen[0]
+    return logits, loss.item(), tensors
+
+
+def _trained(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each tensor with a gradient, and that."""
+    named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+    return {name: (p.detach().clone(), p.grad.clone()) for name, p in named if p.grad is not None}
 
 
 def defined(clone: Path, file: str, name: str) -> Callable[..., Any]:

@@ -1,0 +1,112 @@
+"""A whole training step of the authors' public code, out of your own clone, beside the same step here.
+
+    git clone https://github.com/ZjjConan/Multi-Modal-Adapter
+    python benchmarks/public.py mma --upstream Multi-Modal-Adapter --classes 50 200 --out public.json
+
+All in one process, with the same threads and allocator. First a step of theirs and one of ours are compared: logits,
+loss and gradients from the same weights. Then, in turns: theirs, ours in float32, ours in bfloat16 (`precision=bf16`).
+A step is forward, backward and optimizer, of the method's own batch, on a ViT-B/16 of random weights. Theirs is
+imported as `tools/parity.py` does it and runs as it stands, in float32 (`.half()` does nothing); it gets images as
+tensors, ours what training keeps of them: frozen activations. A clone's code is run: read it first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from common import arguments, set_up, setting, show
+from fitting import Fit, Spent, shots_for
+
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.errors import UserError
+from rmadapter.files import read_json, write_json
+from rmadapter.methods import load_method
+from rmadapter.settings import settings_of
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from originals import MAKERS, Peer, Sizes
+from parity import commit, differences
+from upstream import theirs
+
+PROMPTED, FIRST = 9, {"mma": 5}  # as published, in encoders of 12 blocks; MMRL's first block is 6
+TEMPLATES = 2  # of PromptSRC's 60, which are encoded before the first step
+KEYS = ["method", "classes", "batch", "public_seconds", "fp32_seconds", "bf16_seconds", "fp32_ratio", "bf16_ratio"]
+
+
+def main() -> int:
+    parser = arguments(__doc__, backbone="ViT-B-16-quickgelu/none", repeat=3)
+    parser.add_argument("method", choices=MAKERS)
+    parser.add_argument("--upstream", type=Path, required=True, metavar="DIR", help="your clone of their repository")
+    parser.add_argument("--classes", type=int, nargs="+", default=[50], help="class names in the prompts")
+    parser.add_argument("--batch", type=int, help="images per step; default: the method's own number")
+    parser.add_argument("--out", type=Path, help="JSON that takes what was measured, one entry a method")
+    options = parser.parse_args()
+    set_up(options)
+    try:
+        rows = [measure(options, classes) | setting(options) for classes in options.classes]
+    except UserError as error:
+        print(f"public: {error}", file=sys.stderr)
+        return 2
+    if options.out:
+        known = read_json(options.out) if options.out.exists() else {}
+        write_json(options.out, {**known, options.method: rows})
+    show(options, rows, KEYS, rows)
+    return 0
+
+
+def peer_on(name: str, backbone: Backbone) -> Peer:
+    """The authors' trainer for all of a backbone, configured as published."""
+    depth = backbone.text.depth
+    first = min(FIRST.get(name, 6), depth)
+    return replace(MAKERS[name](Sizes(depth, first, min(PROMPTED, depth))), prepare=few_templates)
+
+
+def few_templates(module: Any) -> None:
+    del getattr(module, "IMAGENET_TEMPLATES", [])[TEMPLATES:]
+
+
+def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
+    """Figures of one number of classes. Raises UserError as `theirs`."""
+    backbone, name = load_backbone(options.backbone), options.method
+    clip: Any = backbone.model
+    clip.logit_scale.data.fill_(np.log(100))  # some authors' code has it written out
+    peer = peer_on(name, backbone)
+    batch = options.batch or settings_of(load_method(name))["batch_size"]
+    settings = peer.settings(SimpleNamespace(IMAGENET_TEMPLATES=["a photo of a {}."]))  # type: ignore[arg-type]
+    method = load_method(name, settings)
+    shots = {kind: shots_for(backbone, classes, batch, options.seed, kind) for kind in ("fp32", "bf16")}
+    fits = {kind: Fit(method, some) for kind, some in shots.items()}
+    spent = {kind: Spent([], []) for kind in ("public", *fits)}
+
+    def turns() -> Iterator[None]:
+        for fit in fits.values():
+            fit.step()  # warms up; theirs is warm already
+        for _ in range(options.repeat):
+            with spent["public"].once():
+                yield  # until the authors' code asks for the next one
+            for kind, fit in fits.items():
+                with spent[kind].once():
+                    fit.step()
+
+    plain = shots["fp32"]
+    pixels = plain.pixels(torch.arange(batch), 0, 1)
+    found = theirs(peer, options.upstream, clip.state_dict(), plain.classes, pixels, plain.labels, turns())
+    row: dict[str, Any] = {"method": name, "title": method.title, "classes": classes, "batch": batch}
+    row |= {"repository": peer.repository, "commit": commit(options.upstream)}
+    row["differences"] = differences(name, peer, found, plain, pixels, options.upstream)
+    for kind, one in spent.items():
+        row |= one.figures(kind)
+    return row | {f"{kind}_ratio": row["public_seconds"] / row[f"{kind}_seconds"] for kind in fits}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
