@@ -175,14 +175,64 @@ def folder(r: dict[str, Any]) -> str:
     )
 
 
-def peers(r: dict[str, Any]) -> str:
-    keys = {"parameters": ",", "batch": "", "step_seconds": ".4f", "image_seconds": ".4f", "peak_mb": ".0f"}
-    rows = [
-        [row["method"], *("" if row[key] is None else format(row[key], style) for key, style in keys.items())]
-        for row in r["methods"]
+def peers(found: list[dict[str, Any]]) -> str:
+    return "\n".join(_peers(r) for r in found)
+
+
+def _peers(r: dict[str, Any]) -> str:
+    columns = ["method", "trainable", "images a step", "lean s", "bf16 s", "reference s", "ratio"]
+    columns += [
+        "ratio of operations",
+        "loss and gradient difference",
+        "CPU s: lean, bf16, reference",
+        "MB: lean, reference",
     ]
-    columns = ["method", "trainable", "images a step", "step s", "seconds an image", "peak MB"]
-    return table(f"Training steps of the peers, {r['backbone']}, {r['classes']} classes (`peers.py`)", columns, rows)
+    rows = []
+    for row in r["methods"]:
+        peak, step = (row.get(key) for key in ("peak_mb", "step_seconds"))
+        cells = [row["method"], f"{row['parameters']:,}", str(row["batch"] or "")]
+        if "ratio" not in row:
+            cells += [
+                "" if step is None else f"{step:.4f}",
+                "",
+                "",
+                "",
+                "",
+                "",
+                "",
+                "" if peak is None else f"{peak:.0f}",
+            ]
+            rows.append(cells)
+            continue
+        cells += [both(row, kind) for kind in ("step", "bf16", "reference")]
+        cells += [f"{row['ratio']:.2f}", f"{row['operations']:.2f}"]
+        cells += [f"{row['loss_difference']:.0e}, {row['gradient_difference']:.0e}"]
+        cells += [", ".join(f"{row[f'{kind}_cpu_seconds']:.2f}" for kind in ("step", "bf16", "reference"))]
+        rows.append([*cells, "" if peak is None else f"{peak:.0f}, {row['reference_peak_mb']:.0f}"])
+    title = f"Training steps of every method, {r['backbone']}, {r['classes']} classes (`peers.py`)"
+    return table(title, columns, rows) + about(r["machine"])
+
+
+def both(row: dict[str, Any], kind: str) -> str:
+    """Median and least."""
+    return f"{row[f'{kind}_seconds']:.2f} ({row[f'{kind}_least_seconds']:.2f})"
+
+
+def public(found: dict[str, list[dict[str, Any]]]) -> str:
+    columns = ["method", "public code", "classes", "images a step", "public s", "fp32 s", "bf16 s"]
+    columns += ["times public: fp32", "bf16", "CPU s: public, fp32, bf16", "gradient difference"]
+    rows, measured = [], [row for some in found.values() for row in some]
+    for row in measured:
+        cells = [row["method"], f"{row['repository']} at {row['commit'][:7]}", str(row["classes"]), str(row["batch"])]
+        cells += [both(row, kind) for kind in ("public", "fp32", "bf16")]
+        cells += [f"{row['fp32_ratio']:.2f}", f"{row['bf16_ratio']:.2f}"]
+        cells += [", ".join(f"{row[f'{kind}_cpu_seconds']:.1f}" for kind in ("public", "fp32", "bf16"))]
+        rows.append([*cells, f"{row['differences']['gradients']:.0e}"])
+    last = measured[-1]
+    kept = {"keep": "memory freed in a step serves the next", "default": "the system's allocator"}[last["allocator"]]
+    title = f"A whole training step of the authors' public code and ours, {last['backbone']} (`public.py`)"
+    text = f"\nBoth in one process, with {kept}; medians, and the least of {last['repeat']} in brackets.\n"
+    return table(title, columns, rows) + text + about(last["machine"])
 
 
 def scaling(found: dict[str, Any]) -> str:
@@ -243,6 +293,7 @@ SECTIONS: dict[str, Any] = {
     "folder": folder,
     "demo_fit": demo_fit,
     "peers": peers,
+    "public": public,
     "scaling": scaling,
     "growth": growth,
     "gpu": gpu,

@@ -56,7 +56,7 @@ def main() -> None:
     more = [f"--{name}={getattr(options, name)}" for name in ("classes", "largest", "repeat")]
     names = track(options.methods, len(options.methods), "methods")
     rows = [in_fresh_process(__file__, options, *more, "--only", name) for name in names]
-    show(options, {"methods": rows, **about}, KEYS, [{**dict.fromkeys(KEYS), **row} for row in rows])
+    show(options, [{"methods": rows, **about}], KEYS, [{**dict.fromkeys(KEYS), **row} for row in rows])
 
 
 def quick(name: str) -> Method:

@@ -1,4 +1,4 @@
-"""tools/originals.py: every tensor that we train has its place in the authors' code."""
+"""tools/originals.py: the names that our tensors have in the authors' code, for encoders of any size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from test_upstream import small  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import parity
-from originals import PEERS
+from originals import MAKERS, Sizes
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_every_tensor_of_ours_has_a_name_of_its_own_in_theirs(name: str) -> None:
-    peer, backbone = PEERS[name], parity.tiny_clip()
+@pytest.mark.parametrize("sizes", [Sizes(3, 2, 3), Sizes(5, 4, 2)])
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_tensor_of_ours_has_a_name_of_its_own_in_theirs(
+    name: str, sizes: Sizes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "DEPTH", sizes.depth)
+    peer, backbone = MAKERS[name](sizes), parity.tiny_clip()
     module = SimpleNamespace(IMAGENET_TEMPLATES=("a {}.",))
     method: Any = load_method(name, peer.settings(module))  # type: ignore[arg-type]
     ours = method.model(backbone).adapters if name == "mma" else method.module(backbone)

@@ -9,7 +9,7 @@ import pytest
 from conftest import CLIP_TEXT, write_model
 from rmadapter.methods import METHODS, ON_FEATURES
 from rmadapter.settings import settings_of
-from test_benchmarks import Printed, run
+from test_benchmarks import Printed, figures, run
 
 import peers  # isort: skip
 
@@ -38,9 +38,11 @@ def test_methods_on_features_have_no_plain_pass(
     capsys: Printed,
 ) -> None:
     given = (*tiny, "--classes", "3", "--methods", "clip-adapter", "zero-shot", "--json")
-    adapter, zero_shot = json.loads(run(peers, monkeypatch, capsys, *given))["methods"]
+    found = json.loads(run(peers, monkeypatch, capsys, *given))
+    adapter, zero_shot = found[0]["methods"]
     assert (adapter["title"], adapter["batch"]) == ("CLIP-Adapter", 32)
     assert adapter["step_seconds"] > 0
+    assert "| clip-adapter |" in figures.peers(found)
     assert (zero_shot["step_seconds"], zero_shot["parameters"]) == (None, 0)
     assert not {*peers.IN_BLOCKS} & ({*ON_FEATURES} - {"coop", "cocoop", "kgcoop", "tcp"})
 
@@ -54,8 +56,8 @@ def test_the_lean_pass_is_the_plain_one(
 ) -> None:
     given = (*tiny, "--classes", "3", "--largest", "3", "--methods", name, "--json")
     found = json.loads(run(peers, monkeypatch, capsys, *given))
-    (row,) = found["methods"]
-    print(name, row["loss_difference"], row["gradient_difference"], row["operations"])
+    (row,) = found[0]["methods"]
+    assert f"| {name} |" in figures.peers(found)
     assert row["batch"] == (1 if name == "cocoop" else 3)
     assert row["loss_difference"] < 1e-5
     assert row["gradient_difference"] < 1e-4

@@ -119,7 +119,10 @@ def test_their_side_of_a_step(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     backbone, before = parity.tiny_clip(), list(sys.path)
     pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
     weights = backbone.model.state_dict()
-    found = theirs(PEERS["coop"], write_clone(tmp_path), weights, ("cat", "sea lion"), pixels, labels)
+    steps: list[int] = []
+    more = (steps.append(i) for i in range(3))
+    found = theirs(PEERS["coop"], write_clone(tmp_path), weights, ("cat", "sea lion"), pixels, labels, more)
+    assert steps == [0, 1, 2]
     assert found.logits.shape == (2, 2)
     assert found.loss == pytest.approx(float(nn.functional.cross_entropy(found.logits, labels)), abs=1e-4)
     [(name, (context, gradient))] = found.tensors.items()
@@ -224,7 +227,11 @@ def test_a_step_that_is_a_function(tmp_path: Path) -> None:
     backbone, clone = parity.tiny_clip(), write_clone(tmp_path)
     (clone / "lora.py").write_text(LORA)
     pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
-    found = theirs(PEERS["clip-lora"], clone, backbone.model.state_dict(), ("cat", "sea lion"), pixels, labels)
+    steps: list[int] = []
+    more = (steps.append(i) for i in range(2))
+    weights = backbone.model.state_dict()
+    found = theirs(PEERS["clip-lora"], clone, weights, ("cat", "sea lion"), pixels, labels, more)
+    assert steps == [0, 1]
     [(name, (s, gradient))] = found.tensors.items()
     assert (name, found.settings) == ("logit_scale", {"dropout": 0.0})
     assert 0 < abs(float(s) - float(backbone.model.logit_scale)) < 5 * upstream.NOISE  # type: ignore[arg-type]

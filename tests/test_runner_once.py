@@ -1,0 +1,50 @@
+"""In a bench of many methods on one set, every test image is decoded once, and passes the untouched encoder once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from benches import QUICK, do, jobs_of
+from rmadapter.backbones import Backbone
+from rmadapter.data import transforms
+from rmadapter.encoders import ImageEncoder
+from rmadapter.methods import METHODS, ON_FEATURES, load_method
+from rmadapter.settings import settings_of
+
+IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
+
+
+@pytest.mark.parametrize("methods", [ON_FEATURES, (*ON_FEATURES[:3], *IN_BLOCKS)], ids=["features", "tokens"])
+def test_every_test_image_is_decoded_and_encoded_once(
+    methods: tuple[str, ...], tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tokens: with methods in blocks, whose tokens bring along the features that others read."""
+    decoded: Counter[str] = Counter()
+    encoded: list[int] = []
+    load, frozen = transforms.load_image, ImageEncoder.frozen
+
+    def loaded(source: Any) -> Any:
+        decoded[str(source)] += 1
+        return load(source)
+
+    def encode(self: ImageEncoder, images: Tensor, *words: Any, **more: Any) -> Any:
+        encoded.append(len(images) if images.any() else 0)  # a blank one tells shapes alone
+        return frozen(self, images, *words, **more)
+
+    monkeypatch.setattr(transforms, "load_image", loaded)
+    monkeypatch.setattr(ImageEncoder, "frozen", encode)
+    values = {name: QUICK for name in IN_BLOCKS if name in methods}
+    for name in {*methods} - {*values}:
+        own = {key: 1 for key in ("epochs", "iterations") if key in settings_of(load_method(name))}
+        values |= {name: own} if own else {}
+    jobs = jobs_of(tiny_clip, colors, methods=[*methods], seeds=[1])
+    found = do(colors, tmp_path / "out", jobs, values=values)
+    assert {record.method.name for record in found if record.status == "finished"} == {*methods} <= {*METHODS}
+    tests = {name: count for name, count in decoded.items() if "/test/" in name}
+    assert tests == dict.fromkeys(map(str, colors.glob("test/*/*.png")), 1)
+    assert sum(encoded) == sum(decoded.values())
