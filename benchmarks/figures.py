@@ -180,37 +180,24 @@ def peers(found: list[dict[str, Any]]) -> str:
 
 
 def _peers(r: dict[str, Any]) -> str:
-    columns = ["method", "trainable", "images a step", "lean s", "bf16 s", "reference s", "ratio"]
-    columns += [
-        "ratio of operations",
-        "loss and gradient difference",
-        "CPU s: lean, bf16, reference",
-        "MB: lean, reference",
-    ]
+    columns, plain = ["method", "trainable", "images a step", "lean s"], any("ratio" in row for row in r["methods"])
+    if plain:
+        columns += ["bf16 s", "reference s", "ratio", "ratio of operations", "loss and gradient difference"]
+        columns += ["CPU s: lean, bf16, reference"]
     rows = []
     for row in r["methods"]:
         peak, step = (row.get(key) for key in ("peak_mb", "step_seconds"))
         cells = [row["method"], f"{row['parameters']:,}", str(row["batch"] or "")]
-        if "ratio" not in row:
-            cells += [
-                "" if step is None else f"{step:.4f}",
-                "",
-                "",
-                "",
-                "",
-                "",
-                "",
-                "" if peak is None else f"{peak:.0f}",
-            ]
-            rows.append(cells)
-            continue
-        cells += [both(row, kind) for kind in ("step", "bf16", "reference")]
-        cells += [f"{row['ratio']:.2f}", f"{row['operations']:.2f}"]
-        cells += [f"{row['loss_difference']:.0e}, {row['gradient_difference']:.0e}"]
-        cells += [", ".join(f"{row[f'{kind}_cpu_seconds']:.2f}" for kind in ("step", "bf16", "reference"))]
-        rows.append([*cells, "" if peak is None else f"{peak:.0f}, {row['reference_peak_mb']:.0f}"])
+        if "ratio" in row:
+            cells += [both(row, kind) for kind in ("step", "bf16", "reference")]
+            cells += [f"{row['ratio']:.2f}", f"{row['operations']:.2f}"]
+            cells += [f"{row['loss_difference']:.0e}, {row['gradient_difference']:.0e}"]
+            cells += [", ".join(f"{row[f'{kind}_cpu_seconds']:.2f}" for kind in ("step", "bf16", "reference"))]
+        else:
+            cells += ["" if step is None else f"{step:.4f}", *[""] * (len(columns) - 4)]
+        rows.append([*cells, "" if peak is None else f"{peak:.0f}"])
     title = f"Training steps of every method, {r['backbone']}, {r['classes']} classes (`peers.py`)"
-    return table(title, columns, rows) + about(r["machine"])
+    return table(title, [*columns, "peak MB"], rows) + about(r["machine"])
 
 
 def both(row: dict[str, Any], kind: str) -> str:

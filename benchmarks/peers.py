@@ -50,7 +50,8 @@ def main() -> None:
     options = parser.parse_args()
     set_up(options)
     if options.only:
-        print(json.dumps((compare if options.only in IN_BLOCKS else measure)(options, options.only)))
+        plain = options.only in IN_BLOCKS and load_backbone(options.backbone).text.causal
+        print(json.dumps((compare if plain else measure)(options, options.only)))
         return
     about = setting(options, "classes", "largest")
     more = [f"--{name}={getattr(options, name)}" for name in ("classes", "largest", "repeat")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.encoders import blocks, encoder
 from rmadapter.errors import UserError
 from rmadapter.method import Known
 from rmadapter.methods import clip_lora
@@ -122,6 +124,19 @@ def test_with_dropout_no_prompt_shares_what_another_begins_with(tiny_clip: Backb
     ((_, layout),) = start.module.prompts(NAMES, shots.templates, share=dropout == 0)
     assert (layout.prefix > 0) == (dropout == 0)
     assert seen == [len(layout.ids)]
+
+
+def test_frozen_weights_are_cast_to_bfloat16_once_and_not_in_every_step(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, cast = replace(tiny_clip), []
+    monkeypatch.setattr(encoder, "cast", lambda block, kind: cast.append(block) or blocks.cast(block, kind))
+    start = untrained(CLIPLoRA(), backbone, shots_of(backbone, meaningless(4, NAMES)))
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            start.terms([0, 1])["loss"].backward()
+        assert len(cast) == backbone.image.depth + backbone.text.depth
+    assert all(parameter.grad is not None for parameter in start.module.parameters())
 
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:

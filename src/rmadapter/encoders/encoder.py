@@ -80,8 +80,8 @@ class Encoder(ABC, Generic[Layout]):
         kind = x.device.type
         return x if self.opaque or not torch.is_autocast_enabled(kind) else x.to(torch.get_autocast_dtype(kind))
 
-    def _view(self, block: int, kind: torch.dtype) -> View | Opaque:
-        """Of a block on tokens of a number format."""
+    def view(self, block: int, kind: torch.dtype) -> View | Opaque:
+        """Of a block, counted from 1, on tokens of a number format, to which its weights are cast once."""
         own = self.views[block - 1]
         if isinstance(own, Opaque) or kind not in (torch.bfloat16, torch.float16):
             return own
@@ -94,7 +94,7 @@ class Encoder(ABC, Generic[Layout]):
     ) -> Tensor:
         """A block on tokens x whose norm is n. top: for the tokens alone that are read. views: other views to run."""
         x, n = self._low(x), self._low(n)
-        view = views[block - 1] if views else self._view(block, x.dtype)
+        view = views[block - 1] if views else self.view(block, x.dtype)
         if isinstance(view, Opaque):
             assert isinstance(layout, Grid)
             return view.run(x, layout.extras.get(block, {}))

@@ -45,20 +45,27 @@ class LowRank(nn.Module):
 
 
 class UpdatedBlock:
-    """A block's view with updates of its query, key and value: three of LowRank."""
+    """A block's view, in its tokens' number format, with updates of query, key and value: three of LowRank."""
 
-    def __init__(self, view: Any, updates: nn.ModuleList) -> None:
-        self.view, self.updates = view, updates
-        self.norm, self.heads, self.close = view.norm, view.heads, view.close
+    def __init__(self, encoder: Encoder[Any], block: int, updates: nn.ModuleList) -> None:
+        self.encoder, self.block, self.updates = encoder, block, updates
+        self.heads = self._view(torch.float32).heads
+
+    def _view(self, kind: torch.dtype) -> Any:
+        return self.encoder.view(self.block, kind)
 
     def query(self, n: Tensor) -> Tensor:
-        return self.view.query(n) + self.updates[0](n)
+        return self._view(n.dtype).query(n) + self.updates[0](n)
 
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x + update(n) for x, update in zip(self.view.key_value(n), self.updates[1:], strict=True))
+        found = self._view(n.dtype).key_value(n)
+        return tuple(x + update(n) for x, update in zip(found, self.updates[1:], strict=True))
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x + update(n) for x, update in zip(self.view.qkv(n), self.updates, strict=True))
+        return tuple(x + update(n) for x, update in zip(self._view(n.dtype).qkv(n), self.updates, strict=True))
+
+    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+        return self._view(x.dtype).close(x, attended)
 
 
 class MergedBlock:
@@ -67,7 +74,7 @@ class MergedBlock:
 
     def __init__(self, block: UpdatedBlock, unit: Tensor) -> None:
         """unit: the identity [d, d]."""
-        self.norm, self.heads, self.close = block.norm, block.heads, block.close
+        self.heads, self.close = block.heads, block.close
         self.bias = torch.cat(block.qkv(torch.zeros_like(unit[:1])), -1)  # [1, 3d]
         self.weight = torch.cat(block.qkv(unit), -1) - self.bias  # [d, 3d]
 
@@ -102,7 +109,7 @@ class UpdatedCLIP(Learner):
             updates: list[Any] = [self._update(encoder, rank, scale) for encoder in sides]
         self.updates = nn.ModuleList(updates)
         self.views = [
-            [UpdatedBlock(view, update) for view, update in zip(encoder.views, layers, strict=True)]
+            [UpdatedBlock(encoder, block, update) for block, update in enumerate(layers, 1)]
             for encoder, layers in zip(sides, updates, strict=True)
         ]
         self.to(backbone.device)

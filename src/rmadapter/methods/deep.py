@@ -61,7 +61,7 @@ def encode_image(backbone: Backbone, states: States, prompts: Sequence[Tensor]) 
     encoder, own = backbone.image, states.x.shape[1]
 
     def append(x: Tensor, prompt: Tensor) -> Tensor:
-        return torch.cat([x[:, :own], prompt.expand(x.shape[0], -1, -1)], 1)
+        return torch.cat([x[:, :own], prompt.to(x.dtype).expand(x.shape[0], -1, -1)], 1)
 
     def edit(i: int, x: Tensor) -> Tensor:
         return append(x, prompts[i - 1]) if 1 < i <= len(prompts) else x
