@@ -180,7 +180,7 @@ def peers(found: list[dict[str, Any]]) -> str:
 
 
 def _peers(r: dict[str, Any]) -> str:
-    columns, plain = ["method", "trainable", "images a step", "lean s"], any("ratio" in row for row in r["methods"])
+    columns, plain = ["method", "trainable", "images a step", "step s"], any("ratio" in row for row in r["methods"])
     if plain:
         columns += ["bf16 s", "reference s", "ratio", "ratio of operations", "loss and gradient difference"]
         columns += ["CPU s: lean, bf16, reference"]

@@ -4,27 +4,29 @@
     python benchmarks/peers.py --backbone ViT-B-16/none --methods maple mmrl clip-lora
 
 Each method trains on noise in a process of its own. Batch sizes are those of the published settings, up to --largest.
-A step is forward, backward and optimizer. A method on frozen features trains a few steps, and its median is all there
-is. The others take the same step in turns: `lean`, `bf16` (lean, as `precision=bf16` trains) and `reference`, where
-nothing is cut, shared or kept (`whole.py`; RMAdapter's and MMA's is the backbone's own forward with hooks): whole
-prompts, and images from their pixels on. Features of the untouched encoders, with which a loss compares, are given to
-both. Weights and batch are the same, so that loss and gradients are; `difference` is the largest relative one, and
-`operations` are those that the reference executes over those that lean executes, counted by torch.
+A step is forward, backward and optimizer. A method on frozen features trains a few steps, whose median is all there
+is. One that runs blocks, of a text encoder with causal attention, takes the same step in turns: lean, lean in bfloat16
+(as `precision=bf16` trains) and `reference`, where nothing is cut, shared or kept: whole prompts, and images from their
+pixels on (`whole.py`; RMAdapter's and MMA's is the backbone's own forward with hooks). Features of the untouched
+encoders, with which a loss compares, are given to all. Weights and batch are the same, and so must be loss and
+gradients, whose largest relative difference is told. `operations` are those that the reference executes over those that
+lean executes, counted by torch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import arguments, held, in_fresh_process, noise, peak_beyond, set_up, setting, show
 from fitting import Fit, Spent, shots_for
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import largest_difference
 from whole import Plain
 
-from rmadapter.backbones import load_backbone
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.cache import Cache
 from rmadapter.console import track
 from rmadapter.method import Fitted, Method, Shots
@@ -50,8 +52,9 @@ def main() -> None:
     options = parser.parse_args()
     set_up(options)
     if options.only:
-        plain = options.only in IN_BLOCKS and load_backbone(options.backbone).text.causal
-        print(json.dumps((compare if plain else measure)(options, options.only)))
+        backbone = load_backbone(options.backbone)
+        plain = options.only in IN_BLOCKS and backbone.text.causal
+        print(json.dumps((compare if plain else measure)(options, backbone, options.only)))
         return
     about = setting(options, "classes", "largest")
     more = [f"--{name}={getattr(options, name)}" for name in ("classes", "largest", "repeat")]
@@ -66,9 +69,9 @@ def quick(name: str) -> Method:
     return load_method(name, {key: value for key, value in {"epochs": 1, "iterations": 0}.items() if key in own})
 
 
-def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Figures of a method on frozen features; batch and seconds are None for one that takes no steps."""
-    backbone, method = load_backbone(options.backbone), quick(name)
+def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[str, Any]:
+    """Figures of some steps; batch and seconds are None for a method that takes none."""
+    method = quick(name)
     batch, steps = settings_of(method).get("batch_size"), STEPS
     if batch == WHOLE:  # what its paper has at most: 16 shots a class
         batch, steps = 16 * options.classes, 1
@@ -88,41 +91,49 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     }
 
 
-def compare(options: argparse.Namespace, name: str) -> dict[str, Any]:
+def compare(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[str, Any]:
     """Figures of a method whose lean pass is compared with the plain one."""
-    backbone, method = load_backbone(options.backbone), load_method(name)
+    method = load_method(name)
     if "dropout" in settings_of(method):
         method = configured(method, {"dropout": NO_DROPOUT})
     batch = min(settings_of(method)["batch_size"], options.largest)
     shots, half = (shots_for(backbone, options.classes, batch, options.seed, kind) for kind in ("fp32", "bf16"))
     before = held()
-    runs: dict[str, Any] = {"step": Fit(method, shots)}
-    peaks = {"peak_mb": peak_beyond(before, runs["step"].step)}
-    runs["reference"] = Plain(method, shots)
-    peaks["reference_peak_mb"] = peak_beyond(before, runs["reference"].step)
-    runs["bf16"] = Fit(method, half)
-    executed, found = {}, {}
-    for kind, run in runs.items():  # warms up, too
-        with FlopCounterMode(display=False) as counter:
-            found[kind] = run.gradients()
-        executed[kind] = counter.get_total_flops()
+    runs: dict[str, Any] = {"step": Fit(method, shots), "reference": Plain(method, shots), "bf16": Fit(method, half)}
+    first = {kind: looked_at(run, before) for kind, run in runs.items()}  # warms up, too
     spent = {kind: Spent([], []) for kind in runs}
     for _ in range(options.repeat):
         for kind, run in runs.items():
             with spent[kind].once():
                 run.step()
-    row: dict[str, Any] = {"method": name, "title": method.title, "batch": batch, **peaks}
-    row["parameters"] = sum(parameter.numel() for parameter in runs["step"].trained.values())
+    row: dict[str, Any] = {"method": name, "title": method.title, "batch": batch}
+    row |= {"parameters": sum(parameter.numel() for parameter in runs["step"].trained.values())}
+    row |= {"peak_mb": first["step"].peak_mb, "reference_peak_mb": first["reference"].peak_mb}
     for kind, one in spent.items():
         row |= one.figures(kind)
-    (loss, gradients), (plain, plainly) = found["step"], found["reference"]
+    lean, plain = first["step"], first["reference"]
     return row | {
         "ratio": row["reference_seconds"] / row["step_seconds"],
         "bf16_ratio": row["step_seconds"] / row["bf16_seconds"],
-        "operations": executed["reference"] / executed["step"],
-        "loss_difference": abs(loss - plain) / abs(plain),
-        "gradient_difference": largest_difference(gradients, plainly),
+        "operations": plain.operations / lean.operations,
+        "loss_difference": abs(lean.loss - plain.loss) / abs(plain.loss),
+        "gradient_difference": largest_difference(lean.gradients, plain.gradients),
     }
+
+
+class Looked(NamedTuple):
+    loss: float
+    gradients: dict[str, Tensor]
+    operations: int
+    peak_mb: float | None  # MB that the process held at once beyond the loaded model
+
+
+def looked_at(run: Fit | Plain, before: float | None) -> Looked:
+    """One forward and backward pass. before: MB that the process held with the model alone."""
+    found: list[tuple[float, dict[str, Tensor]]] = []
+    with FlopCounterMode(display=False) as counter:
+        most = peak_beyond(before, lambda: found.append(run.gradients()))
+    return Looked(*found[0], counter.get_total_flops(), most)
 
 
 if __name__ == "__main__":
