@@ -182,22 +182,23 @@ def peers(found: list[dict[str, Any]]) -> str:
 def _peers(r: dict[str, Any]) -> str:
     columns, plain = ["method", "trainable", "images a step", "step s"], any("ratio" in row for row in r["methods"])
     if plain:
-        columns += ["bf16 s", "reference s", "ratio", "ratio of operations", "loss and gradient difference"]
-        columns += ["CPU s: lean, bf16, reference"]
+        columns += ["bf16 s", "reference s", "CPU s: lean, bf16, reference", "reference/lean", "lean/bf16"]
+        columns += ["ratio of operations", "loss and gradient difference"]
     rows = []
     for row in r["methods"]:
         peak, step = (row.get(key) for key in ("peak_mb", "step_seconds"))
         cells = [row["method"], f"{row['parameters']:,}", str(row["batch"] or "")]
         if "ratio" in row:
             cells += [both(row, kind) for kind in ("step", "bf16", "reference")]
-            cells += [f"{row['ratio']:.2f}", f"{row['operations']:.2f}"]
-            cells += [f"{row['loss_difference']:.0e}, {row['gradient_difference']:.0e}"]
             cells += [", ".join(f"{row[f'{kind}_cpu_seconds']:.2f}" for kind in ("step", "bf16", "reference"))]
+            cells += [f"{row[key]:.2f}" for key in ("ratio", "bf16_ratio", "operations")]
+            cells += [f"{row['loss_difference']:.0e}, {row['gradient_difference']:.0e}"]
         else:
             cells += ["" if step is None else f"{step:.4f}", *[""] * (len(columns) - 4)]
         rows.append([*cells, "" if peak is None else f"{peak:.0f}"])
     title = f"Training steps of every method, {r['backbone']}, {r['classes']} classes (`peers.py`)"
-    return table(title, [*columns, "peak MB"], rows) + about(r["machine"])
+    text = "\nSeconds are medians, with the least in brackets; ratios are of CPU seconds.\n" if plain else ""
+    return table(title, [*columns, "peak MB"], rows) + text + about(r["machine"])
 
 
 def both(row: dict[str, Any], kind: str) -> str:

@@ -9,8 +9,8 @@ is. One that runs blocks, of a text encoder with causal attention, takes the sam
 (as `precision=bf16` trains) and `reference`, where nothing is cut, shared or kept: whole prompts, and images from their
 pixels on (`whole.py`; RMAdapter's and MMA's is the backbone's own forward with hooks). Features of the untouched
 encoders, with which a loss compares, are given to all. Weights and batch are the same, and so must be loss and
-gradients, whose largest relative difference is told. `operations` are those that the reference executes over those that
-lean executes, counted by torch.
+gradients, whose largest relative difference is told. Ratios are of processor seconds, which other processes disturb
+less than the clock; `operations` are those that the reference executes over those that lean executes, counted by torch.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def compare(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[
         row |= one.figures(kind)
     lean, plain = first["step"], first["reference"]
     return row | {
-        "ratio": row["reference_seconds"] / row["step_seconds"],
-        "bf16_ratio": row["step_seconds"] / row["bf16_seconds"],
+        "ratio": row["reference_cpu_seconds"] / row["step_cpu_seconds"],
+        "bf16_ratio": row["step_cpu_seconds"] / row["bf16_cpu_seconds"],
         "operations": plain.operations / lean.operations,
         "loss_difference": abs(lean.loss - plain.loss) / abs(plain.loss),
         "gradient_difference": largest_difference(lean.gradients, plain.gradients),

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--upstream", type=Path, required=True, metavar="DIR", help="your clone of their repository")
     parser.add_argument("--classes", type=int, nargs="+", default=[50], help="class names in the prompts")
     parser.add_argument("--batch", type=int, help="images per step; default: the method's own number")
-    parser.add_argument("--out", type=Path, help="JSON that takes what was measured, one entry a method")
+    parser.add_argument("--out", type=Path, help="JSON that takes what was measured, by method")
     options = parser.parse_args()
     set_up(options)
     try:
@@ -58,7 +58,8 @@ def main() -> int:
         return 2
     if options.out:
         known = read_json(options.out) if options.out.exists() else {}
-        write_json(options.out, {**known, options.method: rows})
+        kept = [row for row in known.get(options.method, ()) if row["classes"] not in options.classes]
+        write_json(options.out, {**known, options.method: sorted(kept + rows, key=lambda row: row["classes"])})
     show(options, rows, KEYS, rows)
     return 0
 
