@@ -27,12 +27,14 @@ import figures  # noqa: E402
 import inference  # noqa: E402
 import options  # noqa: E402
 import overhead  # noqa: E402
+import peers  # noqa: E402
 import predict  # noqa: E402
+import public  # noqa: E402
 import scaling  # noqa: E402
 import train_step  # noqa: E402
 from step import Step  # noqa: E402
 
-SCRIPTS = (demo_fit, inference, options, overhead, predict, scaling, train_step)
+SCRIPTS = (demo_fit, inference, options, overhead, peers, predict, public, scaling, train_step)
 Printed = pytest.CaptureFixture[str]
 
 
