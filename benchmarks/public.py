@@ -106,7 +106,8 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     row["differences"] = differences(name, peer, found, plain, pixels, options.upstream)
     for kind, one in spent.items():
         row |= one.figures(kind)
-    return row | {f"{kind}_ratio": row["public_seconds"] / row[f"{kind}_seconds"] for kind in fits}
+    least = row["public_least_seconds"]  # which other processes disturb less than the median
+    return row | {f"{kind}_ratio": least / row[f"{kind}_least_seconds"] for kind in fits}
 
 
 if __name__ == "__main__":
