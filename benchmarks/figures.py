@@ -217,7 +217,7 @@ def public(found: dict[str, list[dict[str, Any]]]) -> str:
         cells += [", ".join(f"{row[f'{kind}_cpu_seconds']:.1f}" for kind in ("public", "fp32", "bf16"))]
         rows.append([*cells, f"{row['differences']['gradients']:.0e}"])
     last = measured[-1]
-    kept = {"keep": "the system's allocator told to keep freed memory", "default": "the system's allocator"}[last["allocator"]]
+    kept = "the system's allocator" + ", told to keep freed memory" * (last["allocator"] == "keep")
     title = f"A whole training step of the authors' public code and ours, {last['backbone']} (`public.py`)"
     text = f"\nBoth in one process, with {kept}; medians in turns, the least in brackets, of which the ratios are.\n"
     return table(title, columns, rows) + text + about(last["machine"])
