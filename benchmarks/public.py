@@ -22,13 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, set_up, setting, show
+from common import arguments, interleaved, set_up, setting, show
 from fitting import Fit, Spent, shots_for
+from train_step import product
+from work import step_work
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
 from rmadapter.files import read_json, write_json
+from rmadapter.method import Shots
 from rmadapter.methods import load_method
+from rmadapter.methods.rmadapter import RMAdapter
+from rmadapter.prompts import tokenize
 from rmadapter.settings import settings_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -38,6 +43,7 @@ from parity import commit, differences
 from upstream import theirs
 
 PROMPTED, FIRST = 9, {"mma": 5}  # as published, in encoders of 12 blocks; MMRL's first block is 6
+SQUARE, ROUNDS = 2048, 5  # of products that tell the machine's rate
 TEMPLATES = 2  # of PromptSRC's 60, which are encoded before the first step
 KEYS = ["method", "classes", "batch", "public_seconds", "fp32_seconds", "bf16_seconds", "fp32_ratio", "bf16_ratio"]
 
@@ -107,7 +113,22 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     for kind, one in spent.items():
         row |= one.figures(kind)
     least = row["public_least_seconds"]  # which other processes disturb less than the median
-    return row | {f"{kind}_ratio": least / row[f"{kind}_least_seconds"] for kind in fits}
+    row |= {f"{kind}_ratio": least / row[f"{kind}_least_seconds"] for kind in fits}
+    return row | limits(backbone, method, plain)
+
+
+def limits(backbone: Backbone, method: Any, shots: Shots) -> dict[str, Any]:
+    """Rates of large matrix products in either format, and the operations that a step of adapters cannot do without."""
+    found: dict[str, Any] = {}
+    for kind, format_ in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        seconds = interleaved({"": product(SQUARE, SQUARE, SQUARE, format_)}, ROUNDS, text="products")[""]
+        found[f"{kind}_gflops"] = 2 * SQUARE**3 / min(seconds) / 1e9
+    if isinstance(method, RMAdapter):
+        model = method.model(backbone)
+        image = shots.source(model.first("image")).batch(torch.arange(len(shots.images)))
+        (text,) = model.frozen_text(tokenize(backbone, shots.classes, shots.templates))
+        found["least_operations"] = sum(step_work(model, image, text).values())
+    return found
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def test_a_step_of_theirs_stands_beside_ours(
         for kind in ("public", "fp32", "bf16"):
             assert len(row[f"{kind}_all_seconds"]) == 2
             assert 0 < row[f"{kind}_least_seconds"] <= row[f"{kind}_seconds"]
+        assert min(row["fp32_gflops"], row["bf16_gflops"]) > 0
+        assert "least_operations" not in row
         assert row["bf16_ratio"] == pytest.approx(row["public_least_seconds"] / row["bf16_least_seconds"])
     assert "KaiyangZhou/CoOp" in figures.public({"coop": found["coop"][:2]})
 

@@ -1,0 +1,66 @@
+"""The tables of docs/performance.md, from the result files of benchmarks and of the study of steps.
+
+python benchmarks/performance.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from drawing import METHOD
+from figures import RESULTS, ROOT, both
+
+from rmadapter.files import read_json
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+from reconstruction_tables import CHOOSE, differences, markdown, read, show
+
+HALF = ("both, 5 epochs", "both, 5 epochs, rate 0.012")
+PARTS = ("start", "decode", "frozen", "train", "evaluate", "rest")
+
+
+def main() -> None:
+    show(tables(RESULTS, ROOT / "docs/results/reconstruction.jsonl"), ROOT / "docs/performance.md")
+
+
+def tables(results: Path, study: Path) -> dict[str, str]:
+    """Every table of the page by its name."""
+    lines = [line for line in read(study) if line["shots"] == 16]
+    chosen, reported = ([x for x in lines if (x["data"] in CHOOSE) == chosen] for chosen in (True, False))
+    pairs = [(name, "both") for name in HALF]
+    return {
+        "steps": steps(read_json(results / "public.json")[METHOD]),
+        "folder": folder(read_json(results / "folder.json")["rows"]),
+        "half": f"choosing\n\n{differences(chosen, pairs)}\n\nreporting\n\n{differences(reported, pairs)}",
+    }
+
+
+def share(row: dict[str, Any], kind: str) -> float:
+    """Of the machine's rate of products that the least work of a step reaches."""
+    return float(row["least_operations"] / row[f"{kind}_gflops"] / 1e9 / row[f"{kind}_seconds"])
+
+
+def steps(rows: list[dict[str, Any]]) -> str:
+    """Seconds, ratios, and how near to the machine's rate, by number of classes."""
+    head = ["classes", "public s", "float32 s", "bfloat16 s", "times public: float32", "bfloat16"]
+    cells = [
+        [str(row["classes"]), *(both(row, kind) for kind in ("public", "fp32", "bf16"))]
+        + [f"{row[f'{kind}_ratio']:.1f}" for kind in ("fp32", "bf16")]
+        + [f"{share(row, kind):.0%}" for kind in ("fp32", "bf16")]
+        for row in rows
+    ]
+    return markdown([*head, "of the rate of products: float32", "bfloat16"], cells)
+
+
+def folder(rows: list[dict[str, Any]]) -> str:
+    """Seconds and shares of a whole `fit`."""
+    each = [[f"{row[part]:.1f} ({row[part] / row['seconds']:.0%})" for part in PARTS] for row in rows]
+    cells = [[row["run"], f"{row['seconds']:.1f}", *some] for row, some in zip(rows, each, strict=True)]
+    return markdown(["method, number format", "s", *PARTS], cells)
+
+
+if __name__ == "__main__":
+    main()
