@@ -31,7 +31,7 @@ def variants(protocol: str, labels: list[str], **fields: Any) -> list[Record]:
 def test_trade_off_has_a_point_per_method_that_names_new_classes() -> None:
     values = {"zero-shot": (60.0, 50.0), "mma": (64.0, 49.0), "rmadapter": (66.0, 52.0)}
     runs = [record(m, "a", s, {"base": b + s, "novel": n}) for m, (b, n) in values.items() for s in (1, 2)]
-    runs += [record("probe", "a", s, {"base": 70.0, "novel": None}) for s in (1, 2)]
+    runs += [record("linear-probe", "a", s, {"base": 70.0, "novel": None}) for s in (1, 2)]
     figure, _ = figures(runs)
     shown = texts(figure)
     assert {"Zero-shot CLIP", "MMA", "RMAdapter"} <= set(shown)
