@@ -23,7 +23,7 @@ PARTS = ("start", "decode", "frozen", "train", "evaluate", "rest")
 
 
 def main() -> None:
-    show(tables(RESULTS, ROOT / "docs/results/reconstruction.jsonl"), ROOT / "docs/performance.md")
+    show(tables(RESULTS, ROOT / "docs/results/steps.jsonl"), ROOT / "docs/performance.md")
 
 
 def tables(results: Path, study: Path) -> dict[str, str]:

@@ -51,7 +51,7 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for shots in (4, 16):
             some = [line for line in lines if (line["data"] in CHOSEN_ON) == chosen and line["shots"] == shots]
             if some:
-                found[f"{what}, {shots} shots"] = screened(some, [*PIECES, "RMAdapter"] if chosen else TOLD, "adapters")
+                found[f"{what}, {shots} shots"] = screened(some, list(PIECES) if chosen else TOLD, "adapters")
             if some and not chosen:
                 found[f"differences, {shots} shots"] = differences(some, PAIRS)
     return found
