@@ -33,6 +33,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     pairs = [(name, "both") for name in HALF]
     return {
         "steps": steps(read_json(results / "public.json")[METHOD]),
+        "profile": profile(read_json(results / "profiling.json")["rows"]),
         "folder": folder(read_json(results / "folder.json")["rows"]),
         "half": f"choosing\n\n{differences(chosen, pairs)}\n\nreporting\n\n{differences(reported, pairs)}",
     }
@@ -53,6 +54,12 @@ def steps(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return markdown([*head, "of the rate of products: float32", "bfloat16"], cells)
+
+
+def profile(rows: list[dict[str, Any]]) -> str:
+    """Shares of a step's time by kind of operation."""
+    kinds = [key for key in rows[0] if key not in ("method", "format")]
+    return markdown(["", *kinds], [[row["format"], *(f"{row[kind]:.0%}" for kind in kinds)] for row in rows])
 
 
 def folder(rows: list[dict[str, Any]]) -> str:

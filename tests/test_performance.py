@@ -21,7 +21,7 @@ STEPS = {row["classes"]: row for row in read_json(RESULTS / "public.json")["mma"
 
 
 def test_every_table_is_that_of_the_result_files() -> None:
-    assert [*TABLES] == ["steps", "folder", "half"]
+    assert [*TABLES] == ["steps", "profile", "folder", "half"]
     for name, table in TABLES.items():
         assert f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" in PAGE, name
 
@@ -49,6 +49,11 @@ def test_what_is_said_of_mmas_step() -> None:
     assert f"at {shares[0]} of the rate of large products in bfloat16, {shares[1]} in float32" in TEXT
     limit = many["public_least_seconds"] / (many["least_operations"] / many["bf16_gflops"] / 1e9)
     assert f"it would be {limit:.1f} times with 200 classes" in TEXT
+
+
+def test_what_is_said_of_the_profile() -> None:
+    (half,) = (row for row in read_json(RESULTS / "profiling.json")["rows"] if row["format"] == "bf16")
+    assert f"In bfloat16 {half['products']:.0%} of it are products".replace("%", " %") in TEXT
 
 
 def test_what_is_said_of_half_the_steps() -> None:
