@@ -160,19 +160,16 @@ def demo_fit(r: dict[str, Any]) -> str:
 
 
 def folder(r: dict[str, Any]) -> str:
-    parts = ("start", "decode", "frozen", "train", "evaluate", "rest")
-    rows = [
-        [
-            row["run"],
-            f"{row['seconds']:.1f}",
-            *(f"{row[part]:.1f} ({row[part] / row['seconds']:.0%})" for part in parts),
-        ]
-        for row in r["rows"]
-    ]
     what = f"{r['classes']} classes, {r['shots']} shots and {r['tests']} test images each"
-    return table(
-        f"From a folder to a model, {r['backbone']}, {what}: seconds (`folder.py`)", ["run", "all", *parts], rows
-    )
+    return table(f"From a folder to a model, {r['backbone']}, {what}: seconds (`folder.py`)", *parts(r["rows"]))
+
+
+def parts(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells: seconds and shares of whole commands."""
+    names = ["start", "decode", "frozen", "train", "evaluate", "rest"]
+    each = [[f"{row[part]:.1f} ({row[part] / row['seconds']:.0%})" for part in names] for row in rows]
+    cells = [[row["run"], f"{row['seconds']:.1f}", *some] for row, some in zip(rows, each, strict=True)]
+    return ["method, number format", "s", *names], cells
 
 
 def peers(found: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drawing import METHOD
-from figures import RESULTS, ROOT, both
+from figures import RESULTS, ROOT, both, parts
 
 from rmadapter.files import read_json
 
@@ -19,7 +19,6 @@ sys.path.insert(0, str(ROOT / "tools"))
 from reconstruction_tables import CHOOSE, differences, markdown, read, show
 
 HALF = ("both, 5 epochs", "both, 5 epochs, rate 0.012")
-PARTS = ("start", "decode", "frozen", "train", "evaluate", "rest")
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     return {
         "steps": steps(read_json(results / "public.json")[METHOD]),
         "profile": profile(read_json(results / "profiling.json")["rows"]),
-        "folder": folder(read_json(results / "folder.json")["rows"]),
+        "folder": markdown(*parts(read_json(results / "folder.json")["rows"])),
         "half": f"choosing\n\n{differences(chosen, pairs)}\n\nreporting\n\n{differences(reported, pairs)}",
     }
 
@@ -60,13 +59,6 @@ def profile(rows: list[dict[str, Any]]) -> str:
     """Shares of a step's time by kind of operation."""
     kinds = [key for key in rows[0] if key not in ("method", "format")]
     return markdown(["", *kinds], [[row["format"], *(f"{row[kind]:.0%}" for kind in kinds)] for row in rows])
-
-
-def folder(rows: list[dict[str, Any]]) -> str:
-    """Seconds and shares of a whole `fit`."""
-    each = [[f"{row[part]:.1f} ({row[part] / row['seconds']:.0%})" for part in PARTS] for row in rows]
-    cells = [[row["run"], f"{row['seconds']:.1f}", *some] for row, some in zip(rows, each, strict=True)]
-    return markdown(["method, number format", "s", *PARTS], cells)
 
 
 if __name__ == "__main__":
