@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from rmadapter.activations import Live
 from rmadapter.backbones import Backbone
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import expand
 from rmadapter.bench.runner import run_all
-from rmadapter.cache import Cache, Held
+from rmadapter.cache import Cache, Held, Live
 from rmadapter.data.images import ImageSet, load_image
 from rmadapter.record import Record
 from rmadapter.settings import Machine, configured

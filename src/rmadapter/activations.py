@@ -1,20 +1,14 @@
-"""Frozen activations of some images: held, or computed when they are needed."""
+"""Frozen activations of some images that are held; `cache.Live` computes the same when they are needed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from rmadapter.data.images import ImageSet
-from rmadapter.data.transforms import batches
 from rmadapter.encoders import Grid, States
-
-if TYPE_CHECKING:
-    from rmadapter.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -52,34 +46,3 @@ class Held:
     def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
         for rows in orders:
             yield self.batch(rows, epoch)
-
-
-@dataclass(frozen=True)
-class Live:
-    """The same, read and encoded whenever they are needed. views: 0 for fresh ones in every epoch."""
-
-    cache: Cache
-    images: ImageSet
-    first: int | None
-    augmented: bool
-    views: int = 1
-    features: bool = True  # False: the blocks above `first` are not needed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, rows: Tensor, epoch: int = 0) -> States:
-        return next(self.batches(epoch, [rows]))
-
-    def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
-        for pixels in self.pixels(epoch, orders):
-            yield self.cache.backbone.image.frozen(pixels, self.first, features=self.features or self.first is None)
-
-    def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
-        """[B, 3, H, W] of some images after others."""
-        tensors = self.cache.tensors(self.images, epoch % self.views if self.views else epoch, self.augmented)
-        for pixels in batches(tensors, [rows.tolist() for rows in orders], self.cache.machine.workers):
-            yield pixels.to(self.cache.device)
-
-
-Source: TypeAlias = "Held | Live"

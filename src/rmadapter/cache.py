@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmadapter.activations import Held, Live, Source
+from rmadapter.activations import Held
 from rmadapter.backbones import Backbone
 from rmadapter.console import track
 from rmadapter.data.images import ImageSet
-from rmadapter.data.transforms import ImageTensors, TrainTransform
+from rmadapter.data.transforms import ImageTensors, TrainTransform, batches
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, reserve
@@ -37,6 +37,37 @@ __all__ = ["BATCH", "FORMATS", "Cache", "Held", "Live", "Source", "in_turn"]
 GB = 1e9
 BATCH = 64  # images encoded at once where no gradient is needed
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Live:
+    """What `Held` has, read and encoded whenever it is needed. views: 0 for fresh ones in every epoch."""
+
+    cache: Cache
+    images: ImageSet
+    first: int | None
+    augmented: bool
+    views: int = 1
+    features: bool = True  # False: the blocks above `first` are not needed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, rows: Tensor, epoch: int = 0) -> States:
+        return next(self.batches(epoch, [rows]))
+
+    def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
+        for pixels in self.pixels(epoch, orders):
+            yield self.cache.backbone.image.frozen(pixels, self.first, features=self.features or self.first is None)
+
+    def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
+        """[B, 3, H, W] of some images after others."""
+        tensors = self.cache.tensors(self.images, epoch % self.views if self.views else epoch, self.augmented)
+        for pixels in batches(tensors, [rows.tolist() for rows in orders], self.cache.machine.workers):
+            yield pixels.to(self.cache.device)
+
+
+Source = Held | Live
 
 
 @dataclass(eq=False)
