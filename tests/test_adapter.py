@@ -88,6 +88,33 @@ def test_errors_of_the_three_objectives() -> None:
     torch.testing.assert_close(a.reconstruction_error(x, "cosine"), 1 - cosine)
 
 
+@pytest.mark.parametrize(("share", "layers"), [("down", 2), ("up", 2), ("none", 3), ("down", 1)])
+def test_the_gradient_of_a_squared_error_is_that_of_its_formula(share: str, layers: int) -> None:
+    """Of every weight and of what is read, where each token counts differently."""
+    a, target = grown(DualBranchAdapter(6, 3, share=share, reconstruction_layers=layers)).double(), torch.randn(4, 5, 6)
+    x, each = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True), torch.rand(4, 5)
+    used = [x, *(a.down if a.rec_down is None else a.rec_down).parameters(), *a.rec.parameters()]
+    used += a.up.parameters() if share == "up" else []
+
+    def gradients(error: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return error.detach(), *torch.autograd.grad((error * each).sum(), used)
+
+    plain = gradients((a.reconstruct(x) - target).square().mean(-1))
+    torch.testing.assert_close(gradients(a.reconstruction_error(x, "l2", target, local=False)), plain)
+
+
+def test_a_squared_error_under_autocast_is_float32_and_near() -> None:
+    a, x = grown(DualBranchAdapter(6, 3)), torch.randn(4, 5, 6)
+    exact = a.reconstruction_error(x)
+    exact_gradients = torch.autograd.grad(exact.sum(), [*a.rec.parameters()])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = a.reconstruction_error(x)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, exact, rtol=0.02, atol=0.02)
+    mixed_gradients = torch.autograd.grad(mixed.sum(), [*a.rec.parameters()])
+    torch.testing.assert_close(mixed_gradients, exact_gradients, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("share", ["down", "up", "none"])
 def test_reconstruction_is_local(share: str) -> None:
     """Through a chain of two adapters, the upper one's error moves the upper one alone."""

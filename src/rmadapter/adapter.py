@@ -33,12 +33,8 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "quick_gelu": quick_gelu,
-    "silu": F.silu,
-}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu, "quick_gelu": quick_gelu, "silu": F.silu}
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -52,6 +48,26 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.scale, None
+
+
+class _SquaredError(torch.autograd.Function):
+    """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d], target [T, d] -> [T].
+
+    By autograd six tensors of [T, d] would cost more than the products; here is one. The target gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        difference = F.linear(h, weight, bias).sub_(target)
+        ctx.save_for_backward(h, weight, difference)
+        kind = at_least_float32(difference[:0]).dtype
+        return torch.linalg.vector_norm(difference, dim=-1, dtype=kind).square() / difference.shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        h, weight, difference = ctx.saved_tensors
+        each = (grad * (2 / difference.shape[-1]))[:, None]
+        of_weight = difference.T @ torch.cat([h * each, each], 1).to(difference)
+        return ((difference @ weight) * each).to(h), of_weight[:, :-1], of_weight[:, -1], None
 
 
 def _kaiming(module: nn.Module) -> None:
@@ -115,12 +131,17 @@ class DualBranchAdapter(nn.Module):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Reconstruction branch (Eq. 10), [..., d] -> [..., d]."""
+        hidden, last = self._before_last(x)
+        return last(hidden)
+
+    def _before_last(self, x: Tensor) -> tuple[Tensor, nn.Linear]:
+        """What the last layer of the reconstruction branch reads, [..., d] -> [..., r], and that layer."""
         act = ACTIVATIONS[self.activation]
         hidden = act((self.down if self.rec_down is None else self.rec_down)(x))
-        layers = [*self.rec, self.up] if self.share == "up" else list(self.rec)
+        layers: list[Any] = [*self.rec, self.up] if self.share == "up" else list(self.rec)
         for layer in layers[:-1]:
             hidden = act(layer(hidden))
-        return layers[-1](hidden)
+        return hidden, layers[-1]
 
     def reconstruction_error(
         self, x: Tensor, objective: str = "l2", target: Tensor | None = None, local: bool = True
@@ -128,11 +149,15 @@ class DualBranchAdapter(nn.Module):
         """Distance of every token to its reconstruction, [..., d] -> [...], averaged over the width (Eq. 11, 12).
 
         target: [..., d], x itself if None; never gets a gradient. local: x gets none either."""
-        target, guess = (x if target is None else target).detach(), self.reconstruct(x.detach() if local else x)
+        target = (x if target is None else target).detach()
+        hidden, last = self._before_last(x.detach() if local else x)
+        if objective == "l2":
+            weight, bias = last.weight.to(hidden), last.bias.to(hidden)
+            return _SquaredError.apply(hidden.flatten(0, -2), weight, bias, target.flatten(0, -2)).view(x.shape[:-1])
+        guess = last(hidden)
         if objective == "cosine":
             return 1 - F.cosine_similarity(guess, target, dim=-1)
-        difference = guess - target
-        return (difference.square() if objective == "l2" else difference.abs()).mean(-1)
+        return (guess - target).abs().mean(-1)
 
 
 def adapted_blocks(first: int, last: int | None, depth: int, deepest: int) -> list[int]:
