@@ -55,6 +55,19 @@ def test_states_are_what_the_backbones_own_forward_shows(backbone: Backbone, pix
     assert not any(block._forward_hooks for block in encoder.blocks)
 
 
+def test_the_states_of_several_blocks_come_from_one_pass(backbone: Backbone, pixels: Tensor) -> None:
+    encoder, ran = backbone.image, Counter[int]()
+    handles = [b.register_forward_hook(lambda *given, i=i: ran.update([i])) for i, b in enumerate(encoder.blocks)]
+    found = encoder.frozen_at(pixels, [3, None, 1, 4])
+    for handle in handles:
+        handle.remove()
+    assert set(ran.values()) == {1}
+    for states, first in zip(found, [3, None, 1, 4], strict=True):
+        alone = encoder.frozen(pixels, first)
+        assert states.first == alone.first == first
+        assert all(torch.equal(getattr(states, part), getattr(alone, part)) for part in ("features", "x", "y"))
+
+
 def test_features_are_what_is_pooled_through_the_projection(backbone: Backbone, pixels: Tensor) -> None:
     encoder = backbone.image
     found = encoder.projection

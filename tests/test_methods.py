@@ -14,6 +14,7 @@ import torch
 
 from rmadapter import train as training
 from rmadapter.backbones import Backbone
+from rmadapter.bench.runner import blocks_read
 from rmadapter.checkpoint import load, save
 from rmadapter.choose import Auto
 from rmadapter.data.images import ImageSet
@@ -93,6 +94,7 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     torch.testing.assert_close(table.sum(1), torch.ones(len(images)))
     assert (fitted.parameters > 0) == (name not in UNTRAINED)
     assert (fitted.first is None) == (name in ON_FEATURES)
+    assert blocks_read([fitted.method], tiny_clip) == {fitted.first} - {None}
     assert len(fitted.trained.history) == fitted.trained.step
     assert (fitted.trained.step > 0) == (name in TRAINED)
     if name in CLOSED:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rmadapter.encoders import Grid, States
 
+Plan = list[tuple[tuple[int, ...], torch.dtype]]  # shape and number format of each tensor
+
 
 @dataclass(frozen=True)
 class Held:
@@ -37,6 +39,10 @@ class Held:
         """Number of images."""
         return len(self.features) // self.views
 
+    @property
+    def bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in (self.features, self.x, self.y))
+
     def batch(self, rows: Tensor, epoch: int = 0) -> States:
         """The states of some images; views are taken in turn, epoch after epoch."""
         rows = rows + epoch % self.views * len(self)
@@ -46,3 +52,14 @@ class Held:
     def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
         for rows in orders:
             yield self.batch(rows, epoch)
+
+
+def size_of(plan: Plan) -> int:
+    """Bytes."""
+    return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in plan)
+
+
+def cut(flat: Tensor, plan: Plan) -> list[Tensor]:
+    """The tensors of a plan out of bytes."""
+    parts = flat.split([size_of([one]) for one in plan])
+    return [part.view(kind).view(shape) for part, (shape, kind) in zip(parts, plan, strict=True)]

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmadapter.activations import Held
+from rmadapter.activations import Held, Plan, cut, size_of
 from rmadapter.backbones import Backbone
 from rmadapter.console import track
 from rmadapter.data.images import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform, batches
-from rmadapter.encoders import States
+from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, reserve
 from rmadapter.settings import Machine
@@ -76,7 +76,8 @@ class Cache:
 
     augmentation, views, seed: of the images that are trained on, as `Task` has them. folder: where activations that do
     not fit into memory lie as files. hold: False computes everything when it is needed, as for images seen once, unless
-    `machine.disk_cache` keeps it for later commands.
+    `machine.disk_cache` keeps it for later commands. blocks: whose inputs will be asked for, which are computed in one
+    pass where all take a quarter of the memory at most.
     """
 
     backbone: Backbone
@@ -87,6 +88,7 @@ class Cache:
     folder: Path | None = None
     hold: bool = True
     progress: bool = True
+    blocks: Collection[int] = ()
 
     def __post_init__(self) -> None:
         self._held: OrderedDict[tuple[Any, ...], Held] = OrderedDict()
@@ -124,7 +126,9 @@ class Cache:
             if found is None:
                 return Live(self, images, first, augmented, views)
             self._held[key] = found
-            while len(self._held) > 1 and sum(map(_bytes, self._held.values())) > self.machine.cache_memory * GB:
+            while (
+                len(self._held) > 1 and sum(held.bytes for held in self._held.values()) > self.machine.cache_memory * GB
+            ):
                 self._held.popitem(last=False)
         self._held.move_to_end(key)
         return self._held[key]
@@ -177,7 +181,7 @@ class Cache:
                 continue
             if first is None:
                 held = replace(held, first=None, x=torch.empty(0), y=torch.empty(0))
-            if _bytes(held) * len(rows) < self.machine.cache_memory * GB * len(held.features):
+            if held.bytes * len(rows) < self.machine.cache_memory * GB * len(held.features):
                 parts = {name: part[rows] for name in ("features", "x", "y") if len(part := getattr(held, name))}
                 return replace(held, contents=images.contents, **parts)
         return None
@@ -186,69 +190,86 @@ class Cache:
         self, images: ImageSet, first: int | None, augmented: bool, views: int, kind: torch.dtype
     ) -> Held | None:
         """In memory, or in a file; None when neither has room."""
-        started, live = time.perf_counter(), Live(self, images, first, augmented, views)
-        probe, plan = self._plan(views * len(images), first, kind)
-        size = sum(_size(*one) for one in plan)
-        if first is None or size <= self.machine.cache_memory * GB:
-            flat = torch.empty(size, dtype=torch.uint8)
-            self._find(live, _cut(flat, plan), kind)
+        started, live, count = time.perf_counter(), Live(self, images, first, augmented, views), views * len(images)
+        there = {block for digest, block, *_ in self._held if digest == images.digest}
+        others = [] if augmented else sorted({*self.blocks} - {first, *there})
+        blocks = [first, *others]
+        layout, plan = self._plan(count, blocks, kind)
+        room = self.machine.cache_memory * GB
+        if others and size_of(plan) > room / 4:
+            blocks = [first]
+            layout, plan = self._plan(count, blocks, kind)
+        size = size_of(plan)
+        if first is None or size <= room:
+            stores = [torch.empty(shape, dtype=kind) for shape, kind in plan]
+            self._find(live, blocks, stores, kind)
         elif self.folder and self.hold and size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
             file = self.folder / f"frozen-{self._name(images, first, augmented, kind, images.digest)}.bin"
             if not file.exists() or file.stat().st_size != size:  # torch would fill a short one up with zeros
                 with atomic(file) as part:
                     reserve(part, size)
                     flat = torch.from_file(str(part), shared=True, size=size, dtype=torch.uint8)
-                    self._fill(live, _cut(flat, plan))
+                    self._fill(live, blocks, cut(flat, plan))
                     del flat
-            flat = torch.from_file(str(file), shared=True, size=size, dtype=torch.uint8)
+            stores = cut(torch.from_file(str(file), shared=True, size=size, dtype=torch.uint8), plan)
         else:
             return None
         self.seconds += time.perf_counter() - started
-        features, x, y = _cut(flat, plan)
-        return Held(first, probe.layout, self.device, features, x, y, views, images.contents)
+        features, *tokens = stores
+        for block, x, y in reversed([*zip(blocks, tokens[::2], tokens[1::2], strict=True)]):
+            held = Held(block, layout, self.device, features, x, y, views, images.contents)
+            self._held[images.digest, block, augmented, kind] = held
+        return held
 
     def bytes_of(self, count: int, first: int | None) -> int:
         """That activations of so many views take."""
-        return sum(_size(*one) for one in self._plan(count, first, FORMATS[self.machine.precision])[1])
+        return size_of(self._plan(count, [first], FORMATS[self.machine.precision])[1])
 
-    def _plan(
-        self, count: int, first: int | None, kind: torch.dtype
-    ) -> tuple[States, list[tuple[tuple[int, ...], torch.dtype]]]:
-        """The states of a blank image, and shape and format of each tensor of so many views."""
+    def _plan(self, count: int, blocks: Sequence[int | None], kind: torch.dtype) -> tuple[Grid, Plan]:
+        """By the states of a blank image: the layout of tokens, and what so many views need, features, and x and y of
+        each block."""
         blank = torch.zeros(1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device)
-        probe = self.backbone.image.frozen(blank, first)
-        parts = ((probe.features, torch.float32), (probe.x, kind), (probe.y, kind))
-        return probe, [((count, *part.shape[1:]) if len(part) else (0,), kind) for part, kind in parts]
+        probes = self.backbone.image.frozen_at(blank, blocks)
+        parts = [
+            (probes[0].features, torch.float32),
+            *((part, kind) for probe in probes for part in (probe.x, probe.y)),
+        ]
+        shapes = [((count, *part.shape[1:]) if len(part) else (0,), kind) for part, kind in parts]
+        return probes[0].layout, shapes
 
-    def _find(self, live: Live, stores: list[Tensor], kind: torch.dtype) -> None:
+    def _find(self, live: Live, blocks: Sequence[int | None], stores: list[Tensor], kind: torch.dtype) -> None:
         """Fill the stores with what is on disk, where there is such a thing, and compute what is not."""
         images, count, lacking = live.images, live.views * len(live), []
         if self.store is None or " at 0x" in str(self.backbone.preprocess):  # a function, which has no lasting name
-            self._fill(live, stores)
+            self._fill(live, blocks, stores)
             return
         # Views depend on the place of their image, too, and so belong to one set of images.
         keys = [*map(str, range(count))] if live.augmented else [content.hex() for content in images.contents]
         digest, what = images.digest if live.augmented else "", f"{self.backbone.name} on {self.device.type}: "
+        wanted: list[tuple[int | None, torch.dtype, str, dict[str, Tensor]]]
         wanted = [(None, torch.float32, f"{what}features", {"features": stores[0]})]
-        if live.first:
-            about = f"{what}tokens of block {live.first}, {str(kind).removeprefix('torch.')}"
-            wanted.append((live.first, kind, about, {"x": stores[1], "y": stores[2]}))  # type: ignore[arg-type]
-        for first, own, about, parts in wanted:
-            name = self._name(images, first, live.augmented, own, digest)
+        for block, x, y in zip(blocks, stores[1::2], stores[2::2], strict=True):
+            if block:
+                about = f"{what}tokens of block {block}, {str(kind).removeprefix('torch.')}"
+                wanted.append((block, kind, about, {"x": x, "y": y}))
+        for block, own, about, parts in wanted:
+            name = self._name(images, block, live.augmented, own, digest)
             lacking.append((name, about, parts, self.store.read(name, keys, parts)))
         if missing := sorted({row for *_, rows in lacking for row in rows}):
-            self._fill(live, stores, None if live.augmented else torch.tensor(missing))
+            self._fill(live, blocks, stores, None if live.augmented else torch.tensor(missing))
         for name, about, parts, rows in lacking:
             self.store.write(name, about, keys, parts, rows)
 
-    def _fill(self, live: Live, stores: list[Tensor], rows: Tensor | None = None) -> None:
+    def _fill(self, live: Live, blocks: Sequence[int | None], stores: list[Tensor], rows: Tensor | None = None) -> None:
         """rows: of each view; None for all."""
         orders = in_turn(len(live)) if rows is None else list(rows.split(BATCH))
         turns = [(view, order) for view in range(live.views) for order in orders]
-        every = (states for view in range(live.views) for states in live.batches(view, orders))
+        every = (pixels for view in range(live.views) for pixels in live.pixels(view, orders))
         told = track(every, len(turns), "frozen activations", self.progress)
-        for (view, order), states in zip(turns, told, strict=True):
-            for store, part in zip(stores, (states.features, states.x, states.y), strict=True):
+        for (view, order), pixels in zip(turns, told, strict=True):
+            states = self.backbone.image.frozen_at(pixels, blocks)
+            parts = [states[0].features, *(part for one in states for part in (one.x, one.y))]
+            for store, part in zip(stores, parts, strict=True):
                 if len(part):
                     store[order + view * len(live)] = part.to(store)
 
@@ -268,18 +289,3 @@ def in_turn(count: int) -> list[Tensor]:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _size(shape: tuple[int, ...], kind: torch.dtype) -> int:
-    """Bytes."""
-    return torch.Size(shape).numel() * kind.itemsize
-
-
-def _cut(flat: Tensor, plan: list[tuple[tuple[int, ...], torch.dtype]]) -> list[Tensor]:
-    """One tensor for each shape and format out of bytes."""
-    parts = flat.split([_size(*one) for one in plan])
-    return [part.view(kind).view(shape) for part, (shape, kind) in zip(parts, plan, strict=True)]
-
-
-def _bytes(held: Held) -> int:
-    return sum(part.numel() * part.element_size() for part in (held.features, held.x, held.y))

@@ -286,6 +286,9 @@ class ModuleMethod(ABC):
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(count(self.module(backbone)))
 
+    def starts_at(self, backbone: Backbone) -> int | None:
+        return self.module(backbone).first
+
 
 def count(module: nn.Module) -> int:
     """Number of parameters."""

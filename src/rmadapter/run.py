@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -42,7 +42,7 @@ class Lab:
 
     root: where data sets lie. outside, crops: as `load_dataset` has them. folder: for activations that memory cannot
     hold. keep: whether those of test images are kept for the next run; a single run looks at each of them once.
-    callbacks: who is told of every step of a training.
+    callbacks: who is told of every step of a training. blocks: that the runs to come start at, as `Cache` has them.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -53,6 +53,7 @@ class Lab:
     outside: bool = False
     crops: bool = False
     callbacks: Sequence[Callback] = ()
+    blocks: Collection[int] = ()
 
     def __post_init__(self) -> None:
         self._backbone: Backbone | None = None
@@ -114,6 +115,7 @@ class Lab:
         if self._test is None:
             folder = self.folder and self.folder / "test"
             self._test = Cache(backbone, self.machine, folder=folder, hold=self.keep, progress=self.progress)
+        self._test.blocks = self.blocks if self.keep else ()
         return self._test
 
     def tests(self, task: Task) -> list[tuple[Question, ImageSet, bool]]:
@@ -226,12 +228,9 @@ def learn_beside(method: Method, images: ImageSet, task: Task, lab: Lab) -> Fitt
 
 
 def evaluate(
-    fitted: Fitted,
-    sets: list[tuple[Question, ImageSet, bool]],
-    cache: Cache,
-    beside: Mapping[str, Fitted] | None = None,
-    seed: int = 1,
-) -> tuple[list[Evaluation], list[Score]]:
+    fitted: Fitted, sets: list[tuple[Question, ImageSet, bool]], cache: Cache,
+    beside: Mapping[str, Fitted] | None = None, seed: int = 1,
+) -> tuple[list[Evaluation], list[Score]]:  # fmt: skip
     """Ask the method and the untouched backbone about every image; its frozen part is computed once for the two.
 
     beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. seed: of the

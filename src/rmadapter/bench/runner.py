@@ -182,6 +182,9 @@ def work(
     from filelock import Timeout
 
     lab, known = lab or plan.lab(), answers(plan.out)
+    if left := board.left():
+        each = {(job.method, job.values): plan.method(job) for job in left}
+        lab.blocks = blocks_read(each.values(), lab.backbone(left[0].task.backbone))
     turn = {job: i for i, job in enumerate(in_order(plan.jobs))}
     while left := sorted(board.left(), key=lambda job: (turn[job] - start) % len(turn)):
         busy = True
@@ -199,6 +202,16 @@ def work(
         if busy:
             look("waiting for another process")
             time.sleep(PAUSE)
+
+
+def blocks_read(methods: Iterable[Any], backbone: Any) -> set[int]:
+    """At which blocks of the image encoder the methods start, of those that say so (`starts_at`), so that the inputs of
+    all can come from one pass over the images."""
+    found: set[Any] = set()
+    for method in methods:
+        with contextlib.suppress(Exception):  # one that cannot be on this backbone says so when it is fitted
+            found.add(getattr(method, "starts_at", lambda backbone: None)(backbone))
+    return found - {None}
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:

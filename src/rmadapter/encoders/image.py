@@ -42,25 +42,29 @@ class ImageEncoder(Encoder[Grid]):
     def top_norm(self, x: Tensor) -> Tensor:
         """The norm behind the top block, on single tokens [..., d]."""
 
-    @torch.no_grad()
     def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
-        """Run the untouched encoder on images [B, 3, H, W]: its own forward, watched, which works for every stem. The
-        top block runs for the token alone that is read, where that is one.
+        """What the untouched encoder makes of images [B, 3, H, W].
 
         first: the block whose input is wanted, if any. features=False spares the blocks above it.
         """
+        return self.frozen_at(images, [first], features=features)[0]
+
+    @torch.no_grad()
+    def frozen_at(self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True) -> list[States]:
+        """`frozen` for each of some blocks, in one pass: the encoder's own forward, watched, which works for every
+        stem. The top block runs for the token alone that is read, where that is one."""
         seen: dict[int, tuple[Tensor, Tensor]] = {}
         extras: dict[int, dict[str, Any]] = {}
         layout = Grid(self._read_index, extras=extras)
-        lean = self.reads_some(layout)
+        lean, wanted = self.reads_some(layout), {first for first in firsts if first is not None}
 
         def watch(i: int) -> Any:
             def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
                 if isinstance(self.views[i - 1], Opaque):
                     extras[i] = kwargs
-                if i == first:
+                if i in wanted:
                     seen[i] = (args[0], output)
-                    if not features and not self.opaque:
+                    if i == max(wanted) and not features and not self.opaque:
                         raise _Enough
 
             return hook
@@ -72,7 +76,7 @@ class ImageEncoder(Encoder[Grid]):
 
         found = NOTHING
         with ExitStack() as stack:
-            for i in range(first or self.depth + 1, self.depth + 1):
+            for i in range(min(wanted, default=self.depth + 1), self.depth + 1):
                 handle = self.blocks[i - 1].register_forward_hook(watch(i), with_kwargs=True)
                 stack.callback(handle.remove)
             if lean:
@@ -81,7 +85,7 @@ class ImageEncoder(Encoder[Grid]):
                 found = self.visual(images)
         if lean and features:
             found = self.head(seen[self.depth][1], layout)
-        return States(None, layout, found) if first is None else States(first, layout, found, *seen[first])
+        return [States(i, layout, found, *(() if i is None else seen[i])) for i in firsts]
 
 
 class ClipImage(ImageEncoder):

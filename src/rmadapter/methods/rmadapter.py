@@ -72,6 +72,9 @@ class RMAdapter:
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(*self.model(backbone).adapters.parameter_counts())
 
+    def starts_at(self, backbone: Backbone) -> int:
+        return self.model(backbone).first("image")
+
 
 MMA = RMAdapter(
     "MMA",

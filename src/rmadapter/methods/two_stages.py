@@ -127,3 +127,6 @@ class TwoStages:
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(count(Norms(backbone, classes)))
+
+    def starts_at(self, backbone: Backbone) -> int:
+        return FIRST
