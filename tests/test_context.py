@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods.context import PromptedText, context_vectors, draw, init_words
+from rmadapter.methods.context import PromptedText, context_vectors, draw, encoded, init_words
 from rounding import double
 
 NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
@@ -113,3 +113,16 @@ def test_of_several_descriptions_the_first_is_the_name(tiny_clip: Backbone) -> N
     context = context_of(tiny_clip.text.width, 3).float()
     some, first = (PromptedText(tiny_clip, names, 3) for names in (("cat | a small pet", "dog"), ("cat", "dog")))
     assert torch.equal(some.encode(context), first.encode(context))
+
+
+def test_many_prompts_are_encoded_in_chunks_with_the_same_features_and_gradient(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, found = double(tiny_clip), []
+    for chunk in (100, 3):
+        monkeypatch.setattr("rmadapter.methods.context.CHUNK", chunk)
+        context = context_of(backbone.text.width, 2)
+        features = encoded(backbone, NAMES, 2)(context)
+        weights = torch.arange(features.numel(), dtype=torch.float64).view_as(features).sin()
+        found.append((features.detach(), *torch.autograd.grad((features * weights).sum(), context)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)

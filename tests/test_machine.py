@@ -175,8 +175,8 @@ def test_every_global_generator_starts_at_the_seed_and_goes_on_as_before() -> No
 
 
 def test_the_faster_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {torch.float32: 8.0, torch.bfloat16: 4.0}
-    clock, running = [0.0], torch.Tensor.__matmul__
+    times = {torch.float32: 8.0, torch.bfloat16: 4.0, torch.float16: 2.0}
+    clock, running, ones = [0.0], torch.Tensor.__matmul__, torch.ones
 
     def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         clock[0] += times[x.dtype]
@@ -187,6 +187,13 @@ def test_the_faster_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -
     assert fastest_precision(CPU) == ("bf16", 2.0)
     times[torch.bfloat16] = 7.0
     assert fastest_precision(CPU) == ("fp32", 8 / 7)
+    monkeypatch.setattr(torch, "ones", lambda *size, dtype, device: ones(*size, dtype=dtype))
+    gpu = torch.device("cuda")
+    assert fastest_precision(gpu) == ("fp16", 4.0)  # a card without bfloat16
+    times[torch.bfloat16] = 3.0
+    assert fastest_precision(gpu) == ("bf16", 8 / 3)  # which needs no scaling of the loss
+    times |= {torch.bfloat16: 7.0, torch.float16: 7.0}
+    assert fastest_precision(gpu) == ("fp32", 8 / 7)
     monkeypatch.setattr(torch.Tensor, "__matmul__", running)
     monkeypatch.undo()
     assert fastest_precision(CPU)[1] > 0

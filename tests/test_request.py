@@ -89,5 +89,8 @@ def test_precision_auto_is_what_it_means_here(
     monkeypatch.setattr("rmadapter.request.fastest_precision", lambda device: ("bf16", 2.0))
     assert Request.make({"precision": "auto"}).machine.precision == "bf16"
     assert "precision=bf16: a product in bfloat16 takes 0.5 of its time in float32 here" in capsys.readouterr().err
+    monkeypatch.setattr("rmadapter.request.fastest_precision", lambda device: ("fp16", 4.0))
+    assert Request.make({"precision": "auto"}).machine.precision == "fp16"
+    assert "precision=fp16: a product in float16 takes 0.25 of its time in float32 here" in capsys.readouterr().err
     assert Request.make({"precision": "fp32"}).machine.precision == "fp32"
     assert capsys.readouterr().err == ""

@@ -180,6 +180,22 @@ def test_other_weights_and_other_images_under_the_same_name_are_refused(
         do(colors, out, jobs)
 
 
+def test_another_content_of_a_file_that_a_method_reads_is_refused(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    texts, out = tmp_path / "texts.json", tmp_path / "out"
+    written = {name: ["a thing"] for name in ("blue", "green", "night sky", "red")}
+    texts.write_text(json.dumps(written))
+    values = {"zero-shot-descriptions": {"descriptions": str(texts)}}
+    jobs = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"])
+    before = [record.key for record in do(colors, out, jobs, values=values)]
+    assert [record.key for record in do(colors, out, jobs, values=values)] == before
+    texts.write_text(json.dumps(written | {"red": ["blood"]}))
+    left = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"], seeds=[1, 2, 3])
+    with pytest.raises(UserError, match="was run with another content of a file that it names: choose another"):
+        do(colors, out, left, values=values)
+
+
 def test_processes_of_one_command_find_the_same(done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     found = do(colors, tmp_path, jobs_of(tiny_clip, colors), processes=2)
     one = do(colors, done, jobs_of(tiny_clip, colors))

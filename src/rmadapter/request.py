@@ -48,7 +48,8 @@ def machine_of(values: Mapping[str, Any]) -> Machine:
     if machine.precision != "auto":
         return machine
     precision, times = fastest_precision(find_device(machine.device))
-    note(f"precision={precision}: a product in bfloat16 takes {1 / times:.2g} of its time in float32 here")
+    kind = "float16" if precision == "fp16" else "bfloat16"
+    note(f"precision={precision}: a product in {kind} takes {1 / times:.2g} of its time in float32 here")
     return replace(machine, precision=precision)
 
 

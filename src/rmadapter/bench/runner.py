@@ -24,7 +24,8 @@ from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts
 from rmadapter.locks import claim, together
 from rmadapter.record import Record, read_record
-from rmadapter.uses import TUNED
+from rmadapter.settings import settings_of
+from rmadapter.uses import TUNED, file_sums
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
@@ -113,7 +114,8 @@ def check_settings(plan: Plan) -> None:
 
 def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
     """Raises UserError for a data set or backbone that is missing, and for answers that were found with others."""
-    from rmadapter.data.fewshot import has_digest
+    from rmadapter.data.fewshot import has_digest, order_digest
+    from rmadapter.run import run_key
 
     for job in left:
         for name in (job.task.data, *(test.data for test in job.task.tests if test.data)):
@@ -130,6 +132,11 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
                 raise UserError(f"{path} was run on other weights than {backbone.name} has now: {CHOOSE}")
             if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
                 raise UserError(f"{path} was run on other images than {job.task.data} has now: {CHOOSE}")
+            method = plan.method(job)
+            if not job.trials and file_sums(job.method, settings_of(method)):
+                order = order_digest(lab.draw(job.task))
+                if old.key != run_key(job.task, method, job.method, plan.machine, backbone.digest, order):
+                    raise UserError(f"{path} was run with another content of a file that it names: {CHOOSE}")
 
 
 def line(record: Record) -> str:

@@ -13,12 +13,13 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
 from rmadapter.errors import UserError
 from rmadapter.method import Known, Learner, Shots, ToLogits, Trained
-from rmadapter.prompts import Cosines, cosine_logits, untouched
+from rmadapter.prompts import CHUNK, Cosines, cosine_logits, untouched
 from rmadapter.train import Batch, Recipe, minimise
 
 HOLDER = "X"  # one token in every vocabulary, or the one unknown token
@@ -68,6 +69,15 @@ class PromptedText:
         """
         x = self.encoder.stem(self.layout, self.put(self.words, context))
         return self.encoder.encode(x, self.layout, edit=edit)
+
+
+def encoded(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
+    """Context [tokens, d] -> class features [C, e], not normalised: prompts in chunks of CHUNK, of which one at a time
+    is kept for the gradient."""
+    parts = [PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)]
+    if len(parts) == 1:
+        return parts[0].encode
+    return lambda context: torch.cat([checkpoint(part.encode, context, use_reentrant=False) for part in parts])
 
 
 @lru_cache(maxsize=16)
