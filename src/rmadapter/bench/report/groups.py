@@ -56,7 +56,7 @@ class Group:
         """A name for files and labels, unique among groups by the start of the digest."""
         parts = [self.protocol, self.axis, Path(self.backbone.name).name, self.backbone.digest[:6]]
         parts += [] if self.shots is None else [f"{self.shots}shots"]
-        parts += [f"{k}-{v}" for k, v in self.shared.items() if k != "templates" and v not in ("none", 0, "fp32")]
+        parts += [f"{k}-{v}" for k, v in self._unlike_the_defaults("augmentation", "views", "precision").items()]
         parts += [f"prompts{self.prompts + 1}"] if self.prompts else []
         parts += [] if self.track == TRACKS[0] else [self.track]
         return slug("-".join(filter(None, parts)))
@@ -66,7 +66,11 @@ class Group:
         axis = f", {self.axis}" if self.axis else ""
         shots = "" if self.shots is None else f", {self.shots} shot{'' if self.shots == 1 else 's'}"
         track = "" if self.track == TRACKS[0] else f", {self.track}"
-        return f"{self.protocol}{axis}: {self.backbone.name}{shots}{track}"
+        made = "".join(f", {value}" for value in self._unlike_the_defaults("precision", "augmentation").values())
+        return f"{self.protocol}{axis}: {self.backbone.name}{shots}{made}{track}"
+
+    def _unlike_the_defaults(self, *names: str) -> dict[str, Any]:
+        return {name: self.shared[name] for name in names if self.shared[name] not in ("none", 0, "fp32")}
 
     @property
     def compared(self) -> bool:

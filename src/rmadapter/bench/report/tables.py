@@ -99,7 +99,7 @@ def _means(
         lines += [Row(label, tuple(cells), note=note), *_printed(mine, block, columns)]
     used = [r for r in group.records if r.task.data in datasets and (seeds is None or r.task.seed in seeds)]
     first = (next((record.reason for record in some if record.reason), "") for some in entries(used).values())
-    reasons = "; ".join(filter(None, first))
+    reasons = "; ".join(dict.fromkeys(filter(None, first)))
     dashes = [f"–: {reasons}."] if reasons else []
     footnotes = (MEAN_NOTE, *notes, *dashes, *_paper_notes(group, lines, block))
     heads = (first_column(group), *(column.head for column in columns))
