@@ -116,7 +116,7 @@ def untrained(method: Any, backbone: Backbone, shots: Shots) -> Untrained:
     """
     seen: list[tuple[Any, ...]] = []
 
-    def minimise(module: nn.Module, *words: Any) -> Trained:
+    def minimise(module: nn.Module, *words: Any, **_: Any) -> Trained:
         seen.append((module, *words))
         return Trained()
 

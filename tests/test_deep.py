@@ -91,7 +91,7 @@ def learns(method: Any, backbone: Backbone) -> None:
     assert logits[0].argmax(-1).tolist() == list(shots.images.labels)
     assert not logits[0].requires_grad
     assert replace(backbone).digest == before
-    assert fitted.parameters == method.parameters(backbone).trained
+    assert fitted.parameters == method.parameters(backbone, classes=4).trained
     assert len(fitted.trained.history) == method.recipe.epochs * -(-8 // method.recipe.batch_size)
     assert logits_of(fitted, shots, ("tree", "house")).shape == (8, 2)
 

@@ -32,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tip-adapter-f": FEW,
     "clip-lora": {"iterations": 2, "batch_size": 4},
     "maple": FEW,
+    "dept": FEW,
     "mmrl": {**FEW, **UPPER},
     "mma": {**FEW, **UPPER},
     "rmadapter": {**FEW, **UPPER},

@@ -22,7 +22,7 @@ def moved(backbone: Backbone, precision: str, factor: float) -> tuple[Tensor, li
     batch = Batch(0, torch.arange(8), torch.zeros(8, dtype=torch.long), States(None, Grid(None)), torch.Generator())
     while not module.weight.any() and len(scales) < 20:
         scales.append(loop.scaler.get_scale())
-        loop.step(lambda _: factor * (module(x) - 1).float().square().mean(), batch, 1.0, 1.0)
+        loop.step(lambda _: factor * (module(x) - 1).float().square().mean(), batch, [1.0], 1.0)
     return module.weight.detach(), scales
 
 

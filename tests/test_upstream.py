@@ -138,6 +138,20 @@ def test_their_side_of_a_step(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert "half" not in vars(Tensor)
 
 
+def test_a_clone_with_a_clip_of_another_name_and_more_sections(tmp_path: Path) -> None:
+    pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
+    given = parity.tiny_clip().model.state_dict(), ("cat", "sea lion"), pixels, labels
+    expected = theirs(PEERS["coop"], write_clone(tmp_path / "plain"), *given)
+    clone = write_clone(
+        tmp_path / "other", ("from clip import clip", "from plotnine import *\nfrom clip_maple import clip")
+    )
+    (clone / "clip").rename(clone / "clip_maple")
+    more = {"TRAINER": {"OTHER": {"N_CTX": 2}}}
+    found = theirs(replace(PEERS["coop"], clip="clip_maple", more=more), clone, *given)
+    torch.testing.assert_close(found.logits, expected.logits)
+    assert not [name for name in sys.modules if name.partition(".")[0] in LEFT]
+
+
 def test_within_it_nothing_is_rounded_or_moved(tmp_path: Path) -> None:
     with imported(write_clone(tmp_path), "trainers.coop", {"a": torch.ones(1)}):
         assert torch.ones(1).half().cuda().dtype == nn.Linear(1, 1).half().cuda().weight.dtype == torch.float32

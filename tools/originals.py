@@ -37,9 +37,9 @@ class Peer:
     code: module and trainer, or function. section: of Dassl's configuration; "" for code that is not built on Dassl.
     names: of our tensors in theirs, with or without ".weight" and ".bias". settings: may read the authors' module.
     taken: the logits in what their model answers. inner: the part of what we train that has the tensors, where it is
-    not the whole. more: other sections. folder: of the code within the repository. engine: file and name of a function
-    of the authors' own Dassl, which trains. loss: of what their step tells. labels: of the images. prepare:
-    is called with the authors' module before anything is built.
+    not the whole. more: other sections, and more of the trainer's. clip: the package of their CLIP. folder: of the code
+    within the repository. engine: file and name of a function of the authors' own Dassl, which trains. loss: of what
+    their step tells. labels: of the images. prepare: is called with the authors' module before anything is built.
     """
 
     repository: str
@@ -51,6 +51,7 @@ class Peer:
     taken: Callable[[Any], Tensor] = lambda answer: answer
     inner: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
+    clip: str = "clip"
     folder: str = ""
     engine: str = ""
     loss: Callable[[Mapping[str, float]], float] = itemgetter("loss")
@@ -96,6 +97,33 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             **{f"maps.{i}": f"prompt_learner.compound_prompt_projections.{i - 1}" for i in range(1, s.prompted)},
         },
         lambda module: {"depth": s.prompted},
+    ),
+    "dept": lambda s: Peer(
+        "Koorye/DePT", "trainers.elp_maple:ExtrasLinearProbeMaPLe", "MAPLE",
+        {**INIT, "N_CTX": 2, "PROMPT_DEPTH": s.prompted},
+        {
+            **{f"prompts.{own}": name for own, name in MAKERS["maple"](s).names.items()},
+            **{
+                f"{side}.{own}": f"film_lp_{theirs}.{name}"
+                for side, theirs in (("image", "img"), ("text", "text"))
+                for own, name in (("scale", "scale"), ("shift", "bias"))
+            },
+            "head": "linear_probe_proj",
+        },
+        lambda module: {"depth": s.prompted},
+        more={
+            "DATASET": {"NAME": "Caltech101", "SUBSAMPLE_CLASSES": "base"},
+            "OPTIM": {
+                "NAME": "sgd", "LR": 0.0035, "LR_EXP": 6.5, "BASE_LR_MULT": 1.0, "STAGED_LR": True,
+                "NEW_LAYERS": ["linear_probe", "film"], "WEIGHT_DECAY": 5e-4, "MOMENTUM": 0.9, "SGD_DAMPNING": 0,
+                "SGD_NESTEROV": False, "RMSPROP_ALPHA": 0.99, "ADAM_BETA1": 0.9, "ADAM_BETA2": 0.999,
+            },
+            "TRAINER": {
+                "NAMES_TO_UPDATE": ["prompt_learner", "linear_probe", "film"], "FILM": {"LINEAR_PROBE": True},
+                "LINEAR_PROBE": {"TYPE": "linear", "WEIGHT": 0.7, "TEST_TIME_FUSION": True},
+            },
+        },
+        clip="clip_maple",
     ),
     "promptsrc": lambda s: Peer(
         "muzairkhattak/PromptSRC", "trainers.promptsrc:PromptSRC", "PROMPTSRC",

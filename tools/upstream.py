@@ -25,7 +25,8 @@ from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 
 SIZE, NOISE = 64, 0.05
-LEFT = ("clip", "trainers", "dassl", "lora", "loralib", "utils")  # what an import from a clone leaves in sys.modules
+# What an import from a clone leaves in sys.modules
+LEFT = ("clip", "clip_maple", "trainers", "dassl", "lora", "loralib", "utils", "plotnine")
 
 
 class Theirs(NamedTuple):
@@ -54,7 +55,7 @@ def theirs(
     name, code = peer.code.split(":")
     with ExitStack() as stack:
         stack.enter_context(seeded(1))
-        module = stack.enter_context(imported(clone / peer.folder, name, weights))
+        module = stack.enter_context(imported(clone / peer.folder, name, weights, peer.clip))
         if peer.engine:
             function = defined(clone, *peer.engine.split(":"))
             stack.enter_context(patch.object(Trainer, function.__name__, function, create=True))
@@ -99,9 +100,9 @@ def dassl_step(
 ) -> Step:
     """Logits, loss and tensors of a trainer that is a class."""
     model = {"BACKBONE": {"NAME": "ViT-B/16"}, "INIT_WEIGHTS": ""}  # its address is looked up, and never asked
-    sections = {"OPTIM": {"MAX_EPOCH": 20}, "TRAINER": {peer.section: peer.config}}
-    sections |= {"INPUT": {"SIZE": tuple(pixels.shape[-2:])}, "MODEL": model}
-    built = trainer(_tree({**sections, **peer.more}), classes)
+    sections = {"OPTIM": {"MAX_EPOCH": 20}, "INPUT": {"SIZE": tuple(pixels.shape[-2:])}, "MODEL": model, **peer.more}
+    sections["TRAINER"] = {peer.section: peer.config, **peer.more.get("TRAINER", {})}
+    built = trainer(_tree(sections), classes)
     _shake(built.model)
     with torch.no_grad():
         logits = peer.taken(built.model.eval()(pixels))
@@ -181,17 +182,20 @@ def _tree(value: Any) -> Any:
 
 
 @contextmanager
-def imported(clone: Path, name: str, weights: Mapping[str, Tensor]) -> Iterator[ModuleType]:
+def imported(clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = "clip") -> Iterator[ModuleType]:
     """A module of the clone. As long as it is used, the clone's CLIP has these weights, and what it prints is lost.
 
-    Raises UserError where the clone has no such file, or needs a package that is not installed.
+    clip: the package of that CLIP. Raises UserError where the clone has no such file, or needs a package that is not
+    installed.
     """
     file = f"{name.replace('.', '/')}.py"
     if not (clone / file).is_file():
         raise UserError(f"{clone}: no {file} there; give the folder of the authors' repository")
     engine = SimpleNamespace(TRAINER_REGISTRY=SimpleNamespace(register=lambda: lambda kind: kind), TrainerX=Trainer)
-    stubs: dict[str, Any] = {f"dassl.{part}": MagicMock() for part in ("metrics", "utils", "optim")}
-    stubs |= {"dassl": MagicMock(), "dassl.engine": engine}
+    parts = ("metrics", "utils", "utils.tools", "optim", "optim.radam")
+    stubs: dict[str, Any] = {f"dassl.{part}": MagicMock() for part in parts}
+    stubs |= {"dassl": MagicMock(), "dassl.engine": engine, "dassl.engine.trainer": MagicMock(TrainerX=Trainer)}
+    stubs["plotnine"] = ModuleType("plotnine")  # which DePT's trainers import, and draw nothing with
     _forget()
     with ExitStack() as stack:
         stack.callback(_forget)
@@ -206,10 +210,10 @@ def imported(clone: Path, name: str, weights: Mapping[str, Tensor]) -> Iterator[
         stack.enter_context(redirect_stdout(io.StringIO()))
         stack.enter_context(redirect_stderr(io.StringIO()))
         try:
-            module, clip = import_module(name), import_module("clip.clip")
+            module, model = import_module(name), import_module(f"{clip}.clip")
         except ImportError as error:
             raise UserError(f"{clone}: {error}; install what the authors' code needs") from error
-        stack.enter_context(patch.object(clip, "_download", lambda *_: ""))
+        stack.enter_context(patch.object(model, "_download", lambda *_: ""))
         yield module
 
 

@@ -9,9 +9,10 @@ import json
 import math
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import pydantic.dataclasses
@@ -85,7 +86,8 @@ class Recipe:
             return self.epochs, per_epoch
         return math.ceil(self.iterations * max(Counter(labels).values()) / per_epoch), per_epoch
 
-    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def make(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        """parameters: or groups of them, as torch has it."""
         some = list(parameters)
         if self.optimizer == "sgd":
             return torch.optim.SGD(some, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -117,13 +119,14 @@ def minimise(
     shots: Shots,
     source: Source,
     after_epoch: Callable[[int], object] = lambda epoch: None,
+    times: Callable[[str], float] = lambda name: 1.0,
 ) -> Trained:
     """Minimise loss(batch) over the shots, in an order that depends on the seed and the epoch alone.
 
     module: what is trained; its state is all that a training leaves behind. The loss is a scalar, or a dictionary of
     terms with their sum under "loss". source: of the states of a batch. after_epoch(epoch), counted from 0, may change
-    buffers of the module. Raises UserError when the loss is no longer a number, for a foreign unfinished training, and
-    for a number format that the device lacks.
+    buffers of the module. times(name): of the peak learning rate, for the parameter of that name. Raises UserError when
+    the loss is no longer a number, for a foreign unfinished training, and for a number format that the device lacks.
     """
     machine, device = shots.machine, shots.device
     if machine.precision == "fp16" and device.type == "cpu":
@@ -131,7 +134,7 @@ def minimise(
     if device.type == "cpu":
         keep_freed_memory()
     module.to(device).train()
-    loop = _Loop(module, recipe, shots)
+    loop = _Loop(module, recipe, shots, times)
     epochs, per_epoch = recipe.length(shots.images.labels)
     call = torch.compile(loss) if machine.compile else loss
     trained, labels, seconds = loop.trained, shots.labels, []
@@ -144,11 +147,11 @@ def minimise(
             parts, shares = zip(*map(_share, orders), strict=True)
             for part, share, images in zip(parts, shares, source.batches(epoch, parts), strict=True):
                 begun = time.perf_counter()
-                rate = recipe.rate(trained.step, per_epoch, epochs)
+                rates = [one.rate(trained.step, per_epoch, epochs) for one in loop.recipes]
                 batch = Batch(epoch, part, labels[part.to(device)], images, loop.generator)
-                terms = loop.step(call, batch, rate, share)
+                terms = loop.step(call, batch, rates, share)
                 trained.step, trained.seconds = trained.step + 1, time.monotonic() - started
-                trained.history.append({"step": trained.step, "epoch": epoch + 1, **terms, "lr": rate})
+                trained.history.append({"step": trained.step, "epoch": epoch + 1, **terms, "lr": rates[0]})
                 if trained.step % per_epoch == 0:
                     after_epoch(epoch)
                 tell(shots.callbacks if loop.writes else (), trained.history, per_epoch)
@@ -187,11 +190,18 @@ def _share(rows: Tensor) -> tuple[Tensor, float]:
 class _Loop:
     """One step, and everything that the rest of a training depends on, in memory and on disk."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, shots: Shots) -> None:
+    def __init__(
+        self, module: nn.Module, recipe: Recipe, shots: Shots, times: Callable[[str], float] = lambda name: 1.0
+    ) -> None:
         self.module, self.recipe, self._shots = module, recipe, shots
         self.format, self.device = FORMATS[shots.machine.precision], shots.device
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = recipe.make(self.parameters)
+        groups = defaultdict[float, list[nn.Parameter]](list)
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                groups[times(name)].append(parameter)
+        self.parameters = [*chain.from_iterable(groups.values())]
+        self.optimizer = recipe.make({"params": some} for some in groups.values())
+        self.recipes = [replace(recipe, learning_rate=factor * recipe.learning_rate) for factor in groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == torch.float16)
         self.generator = torch.Generator().manual_seed(shots.seed)
         self.writes = not several() or dist.get_rank() == 0
@@ -212,9 +222,9 @@ class _Loop:
         if "random.cuda" in self._random:
             torch.cuda.set_rng_state(self._random["random.cuda"], self.device)
 
-    def step(self, loss: Loss, batch: Batch, rate: float, share: float) -> dict[str, float]:
-        """Loss terms of a step, after it. share: of the batch that is this process's."""
-        for group in self.optimizer.param_groups:
+    def step(self, loss: Loss, batch: Batch, rates: Sequence[float], share: float) -> dict[str, float]:
+        """Loss terms of a step, after it. rates: of each group. share: of the batch that is this process's."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         with torch.autocast(self.device.type, self.format, enabled=self.format != torch.float32):
             found = loss(batch)

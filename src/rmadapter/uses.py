@@ -96,6 +96,7 @@ USES: Mapping[str, Uses] = {
     "clip-lora": Uses(tuned=PUBLISHED),
     "2sfs": Uses(tuned=PUBLISHED),
     "maple": Uses(tuned=PUBLISHED),
+    "dept": Uses(tuned=PUBLISHED),
     "promptsrc": Uses(extra="20 general templates", tuned=PUBLISHED),
     "coprompt": Uses(
         extra="generated descriptions of the trained classes, in a file; without it the run's prompts",

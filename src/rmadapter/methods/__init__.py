@@ -46,6 +46,7 @@ METHODS: dict[str, str] = {
     "clip-lora": "clip_lora:CLIPLoRA",
     "2sfs": "two_stages:TwoStages",
     "maple": "maple:MaPLe",
+    "dept": "dept:DePT",
     "promptsrc": "promptsrc:PromptSRC",
     "coprompt": "coprompt:CoPrompt",
     "hicropl": "hicropl:HiCroPL",

@@ -1,0 +1,131 @@
+"""DePT: Zhang et al., "DePT: Decoupled Prompt Tuning", CVPR 2024 (arXiv 2309.07439), on MaPLe's prompts.
+
+What only the trained classes have in common is to go into a head of their own, and not into the prompts, which new
+classes share. The head scales and shifts each channel of a prompted feature, of an image or of its class's text, and
+is linear above that: W (a * f + b), with a and b of either side. Both heads learn together, from
+
+    (1 - lambda) CE(prompts) + lambda CE(head),
+
+the second over each image and its class's text; trained classes are answered by the same mixture of both heads' logits,
+others by the prompts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, Learner, Parameters, Shots, ToLogits, count
+from rmadapter.methods import deep
+from rmadapter.methods.context import PromptedText
+from rmadapter.methods.maple import CoupledPrompts
+from rmadapter.prompts import Cosines, cosine_logits
+from rmadapter.settings import Positive, Share, Size
+from rmadapter.train import Batch, Recipe, minimise
+
+PROMPTS = "prompts."
+
+
+class Channels(nn.Module):
+    """Features [B, e], each channel scaled and shifted."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.shift
+
+
+class Decoupled(Learner):
+    """Prompts, and the head of the C classes that they are trained on."""
+
+    first, reaches = CoupledPrompts.first, CoupledPrompts.reaches
+
+    def __init__(self, method: DePT, backbone: Backbone, classes: int, seed: int) -> None:
+        super().__init__(backbone)
+        self.share = method.share
+        self.prompts = CoupledPrompts(backbone, method.n_ctx, method.depth, method.init, seed, method.title)
+        width = backbone.embedding_size
+        self.image, self.text = Channels(width), Channels(width)
+        with seeded(seed):
+            self.head = nn.Linear(width, classes)
+        self.to(backbone.device)
+
+    def loss(self, labels: Tensor, states: States, text: PromptedText) -> dict[str, Tensor]:
+        """The loss and its terms, each with its weight in it, for labels [B]."""
+        f, w = self.prompts.image_features(states), self.prompts.class_features(text)
+        own = self.head(torch.cat([self.text(w[labels]), self.image(f)]))
+        terms = {
+            "ce": (1 - self.share) * F.cross_entropy(deep.logits(self.backbone, f, w), labels),
+            "ce_head": self.share * F.cross_entropy(own, labels.repeat(2)),
+        }
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        w = F.normalize(self.prompts.class_features(self.prompts.text(names)), dim=-1)
+        if not {*names} <= {*known.classes}:
+            return Cosines(self.backbone, self.prompts.image_features, w)
+        rows = torch.tensor([known.classes.index(name) for name in names], device=w.device)
+
+        def score(states: States) -> Tensor:
+            f = self.prompts.image_features(states)
+            own = self.head(self.image(f))[:, rows]
+            return (1 - self.share) * cosine_logits(self.backbone, f, w) + self.share * own
+
+        return score
+
+
+@dataclass(frozen=True)
+class DePT:
+    """n_ctx, depth, init: as MaPLe's. share: lambda. head_rate: how many times the peak learning rate the head has.
+
+    MaPLe's prompts are the best of those that the released code knows, by the authors' own table. That code mixes
+    logits, as is done here; the paper writes probabilities.
+    """
+
+    title: ClassVar[str] = "DePT"
+    source: ClassVar[str] = (
+        "Zhang et al., CVPR 2024 (arXiv 2309.07439); ExtrasLinearProbeMaPLe/vit_b16_c2_ep10_batch4_2ctx.yaml and "
+        "train.py of github.com/Koorye/DePT"
+    )
+    n_ctx: Size = 2
+    depth: Size = 9
+    init: str = "a photo of a"
+    share: Share = 0.7
+    head_rate: Positive = 6.5
+    recipe: Recipe = Recipe(learning_rate=0.0035, epochs=10, batch_size=4)
+
+    def module(self, backbone: Backbone, classes: int = 100, seed: int = 1) -> Decoupled:
+        return Decoupled(self, backbone, classes, seed)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module = self.module(backbone, len(shots.classes), shots.seed)
+        text = module.prompts.text(shots.classes)
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            return module.loss(batch.labels, batch.images, text)
+
+        def times(name: str) -> float:
+            return 1.0 if name.startswith(PROMPTS) else self.head_rate
+
+        done = minimise(module, loss, self.recipe, shots, shots.source(module.first), times=times)
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        module = self.module(backbone, len(known.classes)).eval()
+        module.load_state_dict(dict(tensors))
+        for_classes = partial(module.for_classes, known=known)
+        return Fitted(self, backbone, known, tensors, for_classes, module.first, count(module))
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(count(self.module(backbone, classes)))
