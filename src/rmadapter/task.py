@@ -19,7 +19,7 @@ FEATURES_ALONE = (
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
     *("clip-adapter", "tip-adapter", "tip-adapter-f"),
 )
-TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "tcp")
+TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 
 
 @dataclass(frozen=True, config=STRICT)

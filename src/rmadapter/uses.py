@@ -92,6 +92,7 @@ USES: Mapping[str, Uses] = {
     "cocoop": Uses(tuned=PUBLISHED),
     "kgcoop": Uses(constants=_PROMPT, tuned=PUBLISHED),
     "prograd": Uses(constants=f"{_PROMPT}, strength and epochs by shots", tuned=PUBLISHED),
+    "cocoa-mix": Uses(extra="148 general words", tuned="as published, as far as known"),
     "tcp": Uses(constants=f"{_PROMPT}, the epoch tested", tuned=PUBLISHED),
     "clip-lora": Uses(tuned=PUBLISHED),
     "2sfs": Uses(tuned=PUBLISHED),

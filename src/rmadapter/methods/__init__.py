@@ -42,6 +42,7 @@ METHODS: dict[str, str] = {
     "cocoop": "cocoop:CoCoOp",
     "kgcoop": "kgcoop:KgCoOp",
     "prograd": "prograd:ProGrad",
+    "cocoa-mix": "cocoa_mix:CoCoAMix",
     "tcp": "tcp:TCP",
     "clip-lora": "clip_lora:CLIPLoRA",
     "2sfs": "two_stages:TwoStages",

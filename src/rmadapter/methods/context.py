@@ -106,6 +106,11 @@ def context_vectors(backbone: Backbone, words: str, tokens: int, seed: int) -> n
     return nn.Parameter(start.to(backbone.device))
 
 
+def room(backbone: Backbone, tokens: int) -> int:
+    """That many context tokens; in a text encoder for fewer than four times as many, a quarter of its own."""
+    return min(tokens, backbone.tokenizer([HOLDER]).shape[1] // 4)
+
+
 class ContextLearner(Learner):
     """A module that gives class features, and leaves those of images as they are."""
 

@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from rmadapter.backbones import Backbone
 from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods.context import HOLDER, PromptedText
+from rmadapter.methods.context import PromptedText, room
 from rmadapter.methods.coop import Context
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
@@ -71,7 +71,7 @@ class ProGrad(ModuleMethod):
     recipe: Recipe = Recipe(epochs=100)
 
     def module(self, backbone: Backbone, seed: int = 1) -> Context:
-        tokens = min(self.tokens, backbone.tokenizer([HOLDER]).shape[1] // 4)
+        tokens = room(backbone, self.tokens)
         module = Context(backbone, self.context, tokens, seed)
         more = max(0, tokens - len(module.ctx))
         module.ctx = nn.Parameter(F.pad(module.ctx.detach(), (0, 0, more, 0)))

@@ -1,0 +1,160 @@
+"""CoCoA-Mix: Hong et al., "Confusion-and-Confidence-Aware Mixture Model for Context Optimization", ICML 2025
+(arXiv 2506.07484).
+
+Context trained as CoOp's, with a term more that pushes hardest where two classes are confused: with p(y) the
+probability of an image's own class,
+
+    CE + w (1 - p(y)).
+
+Its cosines s_1 and those of the written prompts s_0 are mixed, class by class: pi s_1 + (1 - pi) s_0. For classes that
+were trained pi is the one of least cross-entropy on the shots. For all others it is the largest one at which pi s_1,
+asked which of some words that have nothing to do with the shots they show, is no surer on average than s_0 by itself:
+
+    max(0, H(s_0) - H(pi s_1) + d) = 0, H the mean entropy of the softmax over those words.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, permutations
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.files import read_text
+from rmadapter.method import Fitted, Known, ModuleMethod, Shots, ToLogits
+from rmadapter.methods.context import ContextLearner, PromptedText, context_vectors, room
+from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
+from rmadapter.settings import Size
+from rmadapter.train import Batch, Recipe, minimise
+
+HALVINGS = 20  # a share is known to a millionth
+# The authors draw words from a package; these are our own.
+WORDS = tuple(read_text(Path(__file__).parents[1] / "assets/words.txt").split())
+
+
+def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:
+    """As many words as there are classes, none of which is one; pairs of words where there are not enough."""
+    words = random.Random(seed).sample(WORDS, len(WORDS))
+    pairs: Iterator[str] = (f"{one} {other}" for one, other in permutations(words, 2))
+    taken = {name.lower() for name in classes}
+    return tuple(islice((word for word in chain(words, pairs) if word not in taken), len(classes)))
+
+
+def largest(holds: Callable[[float], bool]) -> float:
+    """The largest share of 0 to 1 at which what holds of all smaller ones still holds."""
+    if holds(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def share_inside(ours: Tensor, theirs: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """pi of least cross-entropy of pi ours + (1 - pi) theirs: both [N, C], labels and weights [N].
+
+    It is convex in pi, and so least where its slope, which grows, is 0.
+    """
+    gap = ours - theirs
+    own = gap.gather(1, labels[:, None])[:, 0]
+
+    def falls(share: float) -> bool:
+        expected = ((theirs + share * gap).softmax(-1) * gap).sum(-1)
+        return bool((weights * (expected - own)).sum() <= 0)
+
+    return largest(falls)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """[N] of the softmax of [N, C], in nats."""
+    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
+
+def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) -> float:
+    """The largest pi at which answers by pi ours are no surer on average than those by theirs, both [N, C], of weights
+    [N]; 0 where the margin asks for more than even answers."""
+    wanted = (weights * (entropy(theirs) + margin)).sum()
+    return largest(lambda share: bool((weights * entropy(share * ours)).sum() >= wanted))
+
+
+class Mixture(ContextLearner):
+    """Context vectors ctx [n, d], and shares [2] of their prompts in the answers about trained classes and others."""
+
+    shares: Tensor
+
+    def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
+        super().__init__(backbone)
+        self.ctx = context_vectors(backbone, words, tokens, seed)
+        self.register_buffer("shares", torch.ones(2, device=backbone.device))
+
+    def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
+        prompts = PromptedText(self.backbone, names, len(self.ctx))
+        return lambda: F.normalize(prompts.encode(self.ctx), dim=-1)
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        ours, theirs = self.bind(names, known.templates)(), zero_shot_weights(self.backbone, names, known.templates)
+        trained = {*known.classes}
+        share = self.shares[[int(name not in trained) for name in names], None]
+        return Cosines(self.backbone, untouched, share * ours + (1 - share) * theirs)
+
+    @torch.no_grad()
+    def mix(self, shots: Shots, margin: float) -> None:
+        """Sets the shares."""
+        features, weights = shots.plain_features(), shots.weights
+        weights = torch.ones(len(features), dtype=torch.float64) if weights is None else weights
+
+        def logits(names: Sequence[str]) -> tuple[Tensor, Tensor]:
+            both = self.bind(names, shots.templates)(), zero_shot_weights(self.backbone, names, shots.templates)
+            ours, theirs = (cosine_logits(self.backbone, features, w).double() for w in both)
+            return ours, theirs
+
+        weights = weights.to(shots.device)
+        inside = share_inside(*logits(shots.classes), shots.labels, weights)
+        outside = share_outside(*logits(other_names(shots.classes, shots.seed)), margin, weights)
+        self.shares.copy_(torch.tensor([inside, outside]))
+
+
+@dataclass(frozen=True)
+class CoCoAMix(ModuleMethod):
+    """tokens: context vectors, in a text encoder for fewer than 64 tokens a quarter of them at most; they start from
+    noise, or as the words of `context`. confusion: w. margin: d, in nats.
+
+    Neither the authors' code nor the paper was to be had: this is written from a summary that has the equations.
+    Optimiser, rate and number of vectors are theirs by that summary; w, d and the number of epochs are ours. They find
+    the shares with steps of SGD, here they are found exactly, with entropies compared on average.
+    """
+
+    title: ClassVar[str] = "CoCoA-Mix"
+    source: ClassVar[str] = (
+        "Hong et al., ICML 2025 (arXiv 2506.07484), by a summary of its equations; w, d and epochs are ours"
+    )
+    context: str = ""
+    tokens: Size = 16
+    confusion: float = 1.0
+    margin: float = 0.0
+    recipe: Recipe = Recipe(optimizer="adam", learning_rate=0.002)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> Mixture:
+        return Mixture(backbone, self.context, room(backbone, self.tokens), seed)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module = self.module(backbone, shots.seed)
+        weights = module.bind(shots.classes, shots.templates)
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            logits = cosine_logits(backbone, batch.images.features, weights())
+            ce = F.cross_entropy(logits, batch.labels, reduction="none")
+            confused = self.confusion * (1 - (-ce).exp()).mean()
+            return {"loss": ce.mean() + confused, "ce": ce.mean(), "confusion": confused}
+
+        done = minimise(module, loss, self.recipe, shots, shots.source())
+        module.mix(shots, self.margin)
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)
