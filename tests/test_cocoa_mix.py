@@ -60,18 +60,18 @@ def test_inside_the_cross_entropy_is_least(seed: int) -> None:
 
 @pytest.mark.parametrize("margin", [0.0, 0.05])
 @pytest.mark.parametrize("seed", range(3))
-def test_outside_the_answers_are_no_surer_than_by_the_written_prompts(seed: int, margin: float) -> None:
+def test_outside_no_answer_is_surer_than_by_the_written_prompts(seed: int, margin: float) -> None:
     ours, theirs, _ = drawn(seed)
-    ours = 2 * ours  # surer
+    ours[0] *= 100  # of an image that does not count
     weights = torch.linspace(0, 2, 40, dtype=torch.float64)
 
     def hinge(share: float) -> float:
         found, wanted = (torch.distributions.Categorical(logits=x).entropy() for x in (share * ours, theirs))
-        return max(0.0, float((weights * (wanted - found + margin)).sum()))
+        return float((weights * (wanted - found + margin).clamp(min=0)).sum())
 
     found = share_outside(ours, theirs, margin, weights)
-    assert 0.05 < found < 1
-    assert hinge(found) == 0 < hinge(found + 1e-4)
+    assert 0.01 < found < 1
+    assert hinge(found) < 1e-12 < hinge(found + 1e-4)
 
 
 def test_the_ends_of_the_share_outside() -> None:
@@ -80,7 +80,7 @@ def test_the_ends_of_the_share_outside() -> None:
     even = torch.ones(40)
     assert share_outside(theirs / 2, theirs, 0.0, even) == 1  # never surer
     assert share_outside(2 * theirs, theirs, 0.0, even) == pytest.approx(0.5, abs=1e-4)
-    assert share_outside(ours, theirs, 9.0, even) == 0  # more than even answers
+    assert share_outside(ours, theirs, 9.0, even) == 0  # more than an even answer
 
 
 def test_words_that_are_no_class() -> None:

@@ -8,9 +8,9 @@ probability of an image's own class,
 
 Its cosines s_1 and those of the written prompts s_0 are mixed, class by class: pi s_1 + (1 - pi) s_0. For classes that
 were trained pi is the one of least cross-entropy on the shots. For all others it is the largest one at which pi s_1,
-asked which of some words that have nothing to do with the shots they show, is no surer on average than s_0 by itself:
+asked which of some words that have nothing to do with the images they show, is no surer than s_0 by itself:
 
-    max(0, H(s_0) - H(pi s_1) + d) = 0, H the mean entropy of the softmax over those words.
+    max(0, H(s_0) - H(pi s_1) + d) = 0 for every shot, H the entropy of the softmax over those words.
 """
 
 from __future__ import annotations
@@ -79,10 +79,11 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) -> float:
-    """The largest pi at which answers by pi ours are no surer on average than those by theirs, both [N, C], of weights
-    [N]; 0 where the margin asks for more than even answers."""
-    wanted = (weights * (entropy(theirs) + margin)).sum()
-    return largest(lambda share: bool((weights * entropy(share * ours)).sum() >= wanted))
+    """The largest pi at which no answer by pi ours is surer than that by theirs, both [N, C], where weights [N] are not
+    0; pi = 0 where the margin asks for more than an even answer."""
+    ours, theirs = ours[weights > 0], theirs[weights > 0]
+    wanted = entropy(theirs) + margin
+    return largest(lambda share: bool((entropy(share * ours) >= wanted).all()))
 
 
 class Mixture(ContextLearner):
@@ -129,7 +130,7 @@ class CoCoAMix(ModuleMethod):
 
     Neither the authors' code nor the paper was to be had: this is written from a summary that has the equations.
     Optimiser, rate and number of vectors are theirs by that summary; w, d and the number of epochs are ours. They find
-    the shares with steps of SGD, here they are found exactly, with entropies compared on average.
+    the shares with steps of SGD, here they are found exactly.
     """
 
     title: ClassVar[str] = "CoCoA-Mix"
