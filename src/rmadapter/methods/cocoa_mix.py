@@ -29,7 +29,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.files import read_text
 from rmadapter.method import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.methods.context import ContextLearner, PromptedText, context_vectors, room
+from rmadapter.methods.context import ContextLearner, context_vectors, encoded, room
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.train import Batch, Recipe, minimise
@@ -97,8 +97,8 @@ class Mixture(ContextLearner):
         self.register_buffer("shares", torch.ones(2, device=backbone.device))
 
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        prompts = PromptedText(self.backbone, names, len(self.ctx))
-        return lambda: F.normalize(prompts.encode(self.ctx), dim=-1)
+        encode = encoded(self.backbone, names, len(self.ctx))
+        return lambda: F.normalize(encode(self.ctx), dim=-1)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         ours, theirs = self.bind(names, known.templates)(), zero_shot_weights(self.backbone, names, known.templates)

@@ -32,7 +32,7 @@ from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
-PROMPTS = "prompts."
+FIRST, PROMPTS = CoupledPrompts.first, "prompts."
 
 
 class Channels(nn.Module):
@@ -49,7 +49,7 @@ class Channels(nn.Module):
 class Decoupled(Learner):
     """Prompts, and the head of the C classes that they are trained on."""
 
-    first, reaches = CoupledPrompts.first, CoupledPrompts.reaches
+    first, reaches = FIRST, CoupledPrompts.reaches
 
     def __init__(self, method: DePT, backbone: Backbone, classes: int, seed: int) -> None:
         super().__init__(backbone)
@@ -118,14 +118,17 @@ class DePT:
         def times(name: str) -> float:
             return 1.0 if name.startswith(PROMPTS) else self.head_rate
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(module.first), times=times)
+        done = minimise(module, loss, self.recipe, shots, shots.source(FIRST), times=times)
         return self.restore(backbone, shots.known, module.state_dict()).after(done)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         module = self.module(backbone, len(known.classes)).eval()
         module.load_state_dict(dict(tensors))
         for_classes = partial(module.for_classes, known=known)
-        return Fitted(self, backbone, known, tensors, for_classes, module.first, count(module))
+        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(module))
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(count(self.module(backbone, classes)))
+
+    def starts_at(self, backbone: Backbone) -> int:
+        return FIRST
