@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
@@ -66,6 +67,14 @@ def class_weights(features: Tensor, each: int = 1) -> Tensor:
     if each > 1:
         weights = F.normalize(weights.unflatten(0, (each, -1)).mean(0), dim=-1)
     return weights
+
+
+def learnt_weights(encode: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], each: int) -> Tensor:
+    """Normalised class features [C, e] of prompts in chunks, encode(*chunk); of several chunks, one at a time is kept
+    for the gradient."""
+    if len(chunks) == 1:
+        return class_weights(encode(*chunks[0]), each)
+    return class_weights(torch.cat([checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]), each)
 
 
 def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tensor:

@@ -96,6 +96,7 @@ USES: Mapping[str, Uses] = {
     "tcp": Uses(constants=f"{_PROMPT}, the epoch tested", tuned=PUBLISHED),
     "clip-lora": Uses(tuned=PUBLISHED),
     "2sfs": Uses(tuned=PUBLISHED),
+    "skip-tuning": Uses(tuned="as published where that is known to us, the rest by nothing"),
     "maple": Uses(tuned=PUBLISHED),
     "dept": Uses(tuned=PUBLISHED),
     "promptsrc": Uses(extra="20 general templates", tuned=PUBLISHED),

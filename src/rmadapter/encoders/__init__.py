@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rmadapter.encoders.encoder import Encoder, States
+from rmadapter.encoders.encoder import Encoder, States, weights_of
 from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage
 from rmadapter.encoders.layouts import Grid, Packed
 from rmadapter.encoders.text import BertText, ClipText, TextEncoder
 from rmadapter.encoders.whole import WholeImage, WholeText, first_of
 
-__all__ = ["Encoder", "Grid", "ImageEncoder", "Packed", "States", "TextEncoder", "encoders_of"]
+__all__ = ["Encoder", "Grid", "ImageEncoder", "Packed", "States", "TextEncoder", "encoders_of", "weights_of"]
 
 
 def encoders_of(model: Any) -> tuple[ImageEncoder, TextEncoder]:

@@ -27,6 +27,12 @@ Layout = TypeVar("Layout", Grid, Packed)
 NOTHING = torch.empty(0)
 
 
+def weights_of(*parts: nn.Module | nn.Parameter | None) -> list[nn.Parameter]:
+    """All of them, of modules and of what is one itself."""
+    own = [list(part.parameters()) if isinstance(part, nn.Module) else [part] for part in parts if part is not None]
+    return [weight for some in own for weight in some]
+
+
 @dataclass(frozen=True)
 class States:
     """What an encoder gives up to block `first`; none of it changes in training.
@@ -66,6 +72,11 @@ class Encoder(ABC, Generic[Layout]):
     @abstractmethod
     def head(self, x: Tensor, layout: Layout) -> Tensor:
         """Tokens that leave the top block, or just those that are read, -> features [B or C, e]."""
+
+    @property
+    @abstractmethod
+    def tail(self) -> list[nn.Parameter]:
+        """What the head has of weights: of norms, pooling and projection behind the top block."""
 
     def reads_some(self, layout: Layout) -> bool:
         """Whether the top block is needed for the tokens alone that `layout.read` gives."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.encoders.blocks import Opaque
-from rmadapter.encoders.encoder import NOTHING, Encoder, States
+from rmadapter.encoders.encoder import NOTHING, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Grid
 
 
@@ -101,6 +101,11 @@ class ClipImage(ImageEncoder):
         v: Any = self.visual
         return None if v.proj is None else (v.proj, None)
 
+    @property
+    def tail(self) -> list[nn.Parameter]:
+        v: Any = self.visual
+        return weights_of(v.attn_pool, v.ln_post, v.proj)
+
     def pooled(self, x: Tensor) -> Tensor:
         v: Any = self.visual
         return v._pool(x if x.ndim == 3 else x[:, None])[0]  # takes token 0 of one
@@ -129,6 +134,12 @@ class TimmImage(ImageEncoder):
         v: Any = self.visual
         last = getattr(v.head, "proj", None) if len(v.head) else self.trunk.head  # the trunk's own, of EVA-02 say
         return (last.weight.T, last.bias) if isinstance(last, nn.Linear) else None
+
+    @property
+    def tail(self) -> list[nn.Parameter]:
+        v: Any = self.visual
+        t = self.trunk
+        return weights_of(t.norm, getattr(t, "attn_pool", None), t.fc_norm, t.head, v.head)
 
     def pooled(self, x: Tensor) -> Tensor:
         return self.trunk.forward_head(self.trunk.norm(x if x.ndim == 3 else x[:, None]), pre_logits=True)

@@ -91,14 +91,14 @@ class Packed:
         flat = x.new_zeros(rows * columns, x.shape[-1]).index_copy(0, self.slots, x)
         return flat.unflatten(0, self.grid)
 
-    def _keys(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         """[T, d] -> [C, P + S, d]: the prefix before every prompt's own tokens."""
         own = self.pad(x[self.prefix :])
         return torch.cat([x[: self.prefix].expand(self.grid[0], -1, -1), own], 1) if self.prefix else own
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         p = self.prefix
-        own = _attend(self.pad(q[p:]), self._keys(k), self._keys(v), heads, self.mask)
+        own = _attend(self.pad(q[p:]), self.apart(k), self.apart(v), heads, self.mask)
         own = own.flatten(0, 1).index_select(0, self.slots)
         if not p:
             return own
@@ -106,7 +106,7 @@ class Packed:
         return torch.cat([shared, own])
 
     def attend_read(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        return _attend(q[:, None], self._keys(k), self._keys(v), heads, self.read_mask)[:, 0]
+        return _attend(q[:, None], self.apart(k), self.apart(v), heads, self.read_mask)[:, 0]
 
     def read(self, x: Tensor) -> Tensor:
         """[T, d] -> [C, d]"""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmadapter.encoders.encoder import NOTHING, Encoder, States
+from rmadapter.encoders.encoder import NOTHING, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Packed, pack
 
 
@@ -56,6 +56,10 @@ class ClipText(TextEncoder):
         self.text, self.causal = text, text.attn_mask is not None
         self.pool, self.eos = (text.text_pool_type, text.text_eos_id) if inside else (text.pool_type, text.eos_id)
 
+    @property
+    def tail(self) -> list[nn.Parameter]:
+        return weights_of(self.text.ln_final, self.text.text_projection)
+
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         full = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
         if self.pool == "argmax":
@@ -86,6 +90,10 @@ class BertText(TextEncoder):
     def __init__(self, text: Any) -> None:
         super().__init__(text.transformer.encoder.layer, text.config.hidden_size)
         self.text = text
+
+    @property
+    def tail(self) -> list[nn.Parameter]:
+        return weights_of(self.text.pooler, self.text.proj)
 
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, None]:
         return (tokens != self.text.config.pad_token_id).sum(-1), None

@@ -18,6 +18,7 @@ class WholeImage(ImageEncoder):
     """A convolutional network, say. kind: what it is called. encode: images [B, 3, H, W] -> features [B, e]."""
 
     opaque = True
+    tail: list[nn.Parameter] = []  # noqa: RUF012
     pre_norm = nn.Identity()
     projection = None
 
@@ -44,6 +45,7 @@ class WholeText(TextEncoder):
     """T5, say. encode: tokens [C, L] -> features [C, e]."""
 
     opaque = True
+    tail: list[nn.Parameter] = []  # noqa: RUF012
 
     def __init__(self, kind: str, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__((), 0)

@@ -46,6 +46,7 @@ METHODS: dict[str, str] = {
     "tcp": "tcp:TCP",
     "clip-lora": "clip_lora:CLIPLoRA",
     "2sfs": "two_stages:TwoStages",
+    "skip-tuning": "skip_tuning:SkipTuning",
     "maple": "maple:MaPLe",
     "dept": "dept:DePT",
     "promptsrc": "promptsrc:PromptSRC",

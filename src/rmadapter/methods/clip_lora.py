@@ -18,14 +18,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, Packed, States
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
+from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -133,11 +132,8 @@ class UpdatedCLIP(Learner):
         return [(text.stem(layout), layout) for layout in layouts]
 
     def class_weights(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Normalised class features [C, e]; of several chunks, one at a time is kept for the gradient."""
-        if len(prompts) == 1:
-            return class_weights(self._encode_text(*prompts[0]), each)
-        parts = [checkpoint(self._encode_text, *chunk, use_reentrant=False) for chunk in prompts]
-        return class_weights(torch.cat(parts), each)
+        """Normalised class features [C, e]."""
+        return learnt_weights(self._encode_text, prompts, each)
 
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         return self.backbone.text.encode(x, layout, views=self.views[1])

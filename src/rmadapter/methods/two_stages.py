@@ -8,21 +8,19 @@ trained is answered by its weights, another one by the text encoder after stage 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Packed, States, encoders_of
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
-from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
+from rmadapter.methods.copied import with_own
+from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.train import Batch, Recipe, minimise
 
 FIRST = 1  # block of the image encoder whose input is read: what lies in front of it is not trained
@@ -38,10 +36,11 @@ class Norms(nn.Module):
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
         self.backbone = backbone.with_blocks("image", "text")
-        model: Any = _with_norms(backbone.model)
+        norms = (m for m in backbone.model.modules() if isinstance(m, nn.LayerNorm))
+        model: Any = with_own(backbone.model, (p for norm in norms for p in norm.parameters(recurse=False)))
         self.image, self.text = encoders_of(model)
-        norms = (m for m in model.modules() if isinstance(m, nn.LayerNorm) and m is not self.image.pre_norm)
-        self.norms = nn.ModuleList(norms).requires_grad_()
+        own = (m for m in model.modules() if isinstance(m, nn.LayerNorm) and m is not self.image.pre_norm)
+        self.norms = nn.ModuleList(own).requires_grad_()
         self.classes = nn.Parameter(torch.zeros(classes, backbone.embedding_size, device=backbone.device))
 
     def image_features(self, states: States) -> Tensor:
@@ -53,11 +52,8 @@ class Norms(nn.Module):
         return [self.text.layout(chunk) for chunk in tokenize(self.backbone, names, templates).split(CHUNK)]
 
     def class_features(self, prompts: Sequence[Packed], each: int) -> Tensor:
-        """Normalised, [C, e]; of several chunks, one at a time is kept for the gradient."""
-        if len(prompts) == 1:
-            return class_weights(self._encode_text(prompts[0]), each)
-        parts = [checkpoint(self._encode_text, chunk, use_reentrant=False) for chunk in prompts]
-        return class_weights(torch.cat(parts), each)
+        """Normalised, [C, e]."""
+        return learnt_weights(self._encode_text, [(chunk,) for chunk in prompts], each)
 
     def _encode_text(self, layout: Packed) -> Tensor:
         return self.text.encode(self.text.stem(layout), layout, views=self.text.views)
@@ -71,14 +67,6 @@ class Norms(nn.Module):
             found = torch.cat([found, self.class_features(self.prompts(new, known.templates), each)])
         place |= {name: i for i, name in enumerate(new, len(place))}
         return found[[place[name] for name in names]]
-
-
-def _with_norms(model: nn.Module) -> nn.Module:
-    """A copy that shares all tensors but those of the LayerNorms, and hooks: who watches a module watches both."""
-    own = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
-    hooks = (module._forward_hooks for module in model.modules())
-    every: Iterable[Any] = chain(model.parameters(), model.buffers(), hooks)
-    return copy.deepcopy(model, {id(part): part for part in every if id(part) not in own})
 
 
 @dataclass(frozen=True)
