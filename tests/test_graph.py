@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lp-plus-plus": FEW,
     "prolip": FEW,
     "2sfs": {"iterations": 2, "batch_size": 4},
+    "skip-tuning": FEW,
     "tip-adapter-f": FEW,
     "clip-lora": {"iterations": 2, "batch_size": 4},
     "maple": FEW,

@@ -33,6 +33,7 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: 
         ("rmadapter", {**FEW, **UPPER}),
         ("clip-lora", {"iterations": 2, "batch_size": 4}),
         ("2sfs", {"iterations": 2, "batch_size": 4}),
+        ("skip-tuning", FEW),
         ("prolip", FEW),
         ("maple", FEW),
         ("coop", FEW),

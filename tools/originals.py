@@ -57,11 +57,21 @@ class Peer:
     loss: Callable[[Mapping[str, float]], float] = itemgetter("loss")
     labels: tuple[int, ...] = (0, 1, 2, 3, 0, 1)
     prepare: Callable[[ModuleType], object] = lambda module: None
+    whole: str = "model"
+    ask: Callable[[Any, Tensor], Any] = lambda trainer, pixels: trainer.model(pixels)
+    kept: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
 
     def called(self, name: str) -> str:
         """One of our tensors in their code."""
         head, _, leaf = name.rpartition(".")
         return self.names[name] if name in self.names else f"{self.names[head]}.{leaf}"
+
+
+def _refined(answer: tuple[Any, tuple[Any, ...]]) -> Tensor:
+    """Of TextRefiner, whose trainer asks its memory itself."""
+    memory, (classes, images, scale, *_) = answer
+    found: Tensor = scale * images @ memory(classes)[0].T
+    return found
 
 
 INIT = {"CTX_INIT": "a photo of a", "PREC": "fp32"}
@@ -86,6 +96,24 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         engine="Dassl.ProGrad.pytorch/dassl/engine/trainer.py:prograd_backward_and_update",
         loss=lambda told: told["xe_loss"] + told["kl_loss"],
         labels=(0, 0, 0, 0, 1, 1),  # whose gradient stands against the other one
+    ),
+    "text-refiner": lambda s: Peer(
+        "xjjxmu/TextRefiner", "trainers.textrefiner:TextRefiner", "COOP", {},
+        {
+            "refiner.ctx": "0.prompt_learner.ctx",
+            "refiner.map": "1.extractor",
+            **{f"align.{i}": f"0.mid_image_trans.conv1.{i}" for i in (0, 1, 3)},
+        },
+        taken=_refined,
+        more={
+            "TRAINER": {
+                "COOP": {**INIT, "N_CTX": 4, "CSC": False, "CLASS_TOKEN_POSITION": "end"},
+                "TF": {"MEMORY_SIZE": 25, "ALPHA": 0.2, "BALANCE": 50, "DISTILL": 20},
+            }
+        },
+        whole="trainable_list",
+        ask=lambda trainer, pixels: (trainer.memory, trainer.model(pixels)),
+        kept={"refiner.cache": lambda trainer: trainer.memory.text_fine_cache},
     ),
     "maple": lambda s: Peer(
         "muzairkhattak/multimodal-prompt-learning", "trainers.maple:MaPLe", "MAPLE",

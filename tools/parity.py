@@ -99,11 +99,13 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
     for own, parameter in ours.items():
         parameter.data.copy_(found.tensors[own][0])
+    for own, (before, _) in found.kept.items():
+        inner.get_buffer(own).copy_(before)
+    fitted = method.restore(backbone, shots.known, state_of(inner))
+    logits = fitted.score()(backbone.image.frozen(pixels, fitted.first))
     value = loss(Batch(0, rows, shots.labels, source.batch(rows), torch.Generator()))
     value = value["loss"] if isinstance(value, dict) else value
     gradients = dict(zip(ours, torch.autograd.grad(value, [*ours.values()]), strict=True))
-    fitted = method.restore(backbone, shots.known, inner.state_dict())
-    logits = fitted.score()(backbone.image.frozen(pixels, fitted.first))
     return {
         "logits": float((logits - found.logits).abs().max()),
         "loss": abs(value.item() - found.loss),

@@ -30,11 +30,13 @@ LEFT = ("clip", "clip_maple", "trainers", "dassl", "lora", "loralib", "utils", "
 
 
 class Theirs(NamedTuple):
-    """logits: [B, C]. tensors: each trained one and its gradient, by their names. settings: of ours, the same."""
+    """logits: [B, C]. tensors: each trained one and its gradient, by their names. kept: others, by our names, before and
+    after the step. settings: of ours, the same."""
 
     logits: Tensor
     loss: float
     tensors: Mapping[str, tuple[Tensor, Tensor]]
+    kept: Mapping[str, tuple[Tensor, Tensor]]
     settings: Mapping[str, Any]
 
 
@@ -61,8 +63,7 @@ def theirs(
             stack.enter_context(patch.object(Trainer, function.__name__, function, create=True))
         peer.prepare(module)
         step = dassl_step if peer.section else lora_step
-        logits, loss, tensors = step(peer, getattr(module, code), classes, pixels, labels, more)
-        return Theirs(logits, loss, tensors, peer.settings(module))
+        return Theirs(*step(peer, getattr(module, code), classes, pixels, labels, more), peer.settings(module))
 
 
 class Trainer:
@@ -92,24 +93,28 @@ class Trainer:
         self.optim.step()
 
 
-Step = tuple[Tensor, float, dict[str, tuple[Tensor, Tensor]]]
+Pairs = dict[str, tuple[Tensor, Tensor]]
+Step = tuple[Tensor, float, Pairs, Pairs]
 
 
 def dassl_step(
     peer: Peer, trainer: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor, more: Iterable[None]
 ) -> Step:
-    """Logits, loss and tensors of a trainer that is a class."""
+    """Logits, loss, tensors and what is kept of a trainer that is a class."""
     model = {"BACKBONE": {"NAME": "ViT-B/16"}, "INIT_WEIGHTS": ""}  # its address is looked up, and never asked
     sections = {"OPTIM": {"MAX_EPOCH": 20}, "INPUT": {"SIZE": tuple(pixels.shape[-2:])}, "MODEL": model, **peer.more}
     sections["TRAINER"] = {peer.section: peer.config, **peer.more.get("TRAINER", {})}
     built = trainer(_tree(sections), classes)
-    _shake(built.model)
+    whole = getattr(built, peer.whole)
+    _shake(whole)
+    whole.eval()
     with torch.no_grad():
-        logits = peer.taken(built.model.eval()(pixels))
-    built.model.train()
-    built.optim = torch.optim.SGD([p for p in built.model.parameters() if p.requires_grad], 0.0)
-    batch = {"img": pixels, "label": labels}
-    found = logits, peer.loss(built.forward_backward(batch)), _trained(built.model)
+        logits = peer.taken(peer.ask(built, pixels))
+    whole.train()
+    built.optim = torch.optim.SGD([p for p in whole.parameters() if p.requires_grad], 0.0)
+    batch, before = {"img": pixels, "label": labels}, {name: of(built).clone() for name, of in peer.kept.items()}
+    loss = peer.loss(built.forward_backward(batch))
+    found = logits, loss, _trained(whole), {name: (before[name], of(built)) for name, of in peer.kept.items()}
     for _ in more:
         built.forward_backward(batch)
     return found
@@ -150,7 +155,7 @@ def lora_step(
         stack.enter_context(suppress(_Enough))
         run(SimpleNamespace(**peer.config), model, 100.0, data, batches(), few, few)
     logits, loss = seen[0]
-    return logits, loss.item(), tensors
+    return logits, loss.item(), tensors, {}
 
 
 def _trained(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -94,6 +94,7 @@ USES: Mapping[str, Uses] = {
     "prograd": Uses(constants=f"{_PROMPT}, strength and epochs by shots", tuned=PUBLISHED),
     "cocoa-mix": Uses(extra="148 general words", tuned="as published, as far as known"),
     "tcp": Uses(constants=f"{_PROMPT}, the epoch tested", tuned=PUBLISHED),
+    "text-refiner": Uses(constants="the rate, by files that name no set", tuned=PUBLISHED),
     "clip-lora": Uses(tuned=PUBLISHED),
     "2sfs": Uses(tuned=PUBLISHED),
     "skip-tuning": Uses(tuned="as published where that is known to us, the rest by nothing"),

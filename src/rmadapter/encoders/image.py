@@ -30,6 +30,11 @@ class ImageEncoder(Encoder[Grid]):
         self.visual, self._read_index = visual, read_index
 
     @property
+    def reads_one(self) -> bool:
+        """Whether features are of one token, as of a class token."""
+        return self._read_index is not None
+
+    @property
     @abstractmethod
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         """Weight [d, e] and bias [e] of the map of `pooled` to features; None where there is no linear one."""

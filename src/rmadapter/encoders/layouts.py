@@ -55,6 +55,11 @@ class Grid:
         """Attention of the tokens that `read` gives."""
         return _attend(q, k, v, heads) if self.last else _attend(q[:, None], k, v, heads)[:, 0]
 
+    def looks(self, q: Tensor, k: Tensor, heads: int) -> Tensor:
+        """[B, L], with sum 1: how much the token that is read, of query [B, d], attends to each; mean of the heads."""
+        q, k = _heads(q[:, None], heads), _heads(k, heads)
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).mean(1)[:, 0]
+
     def read(self, x: Tensor) -> Tensor:
         """[B, L, d] -> [B, d], or [B, 1 + last, d]"""
         return torch.cat([x[:, :1], x[:, -self.last :]], 1) if self.last else x[:, self.read_index]

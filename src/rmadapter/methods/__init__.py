@@ -44,6 +44,7 @@ METHODS: dict[str, str] = {
     "prograd": "prograd:ProGrad",
     "cocoa-mix": "cocoa_mix:CoCoAMix",
     "tcp": "tcp:TCP",
+    "text-refiner": "text_refiner:TextRefiner",
     "clip-lora": "clip_lora:CLIPLoRA",
     "2sfs": "two_stages:TwoStages",
     "skip-tuning": "skip_tuning:SkipTuning",

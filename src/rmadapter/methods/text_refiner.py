@@ -1,0 +1,170 @@
+"""TextRefiner: Xie et al., "TextRefiner: Internal Visual Feature as Efficient Refiner for Vision-Language Models Prompt
+Tuning", AAAI 2025 (arXiv 2412.08176), on CoOp.
+
+    w = t + alpha [t, r] M        r = softmax(t A^T) A
+
+t [C, e] are the unit features of CoOp's prompts, A [S, e] a cache of what image tokens look like, M a learned map
+[2e, e]. In training alone a layer makes of an image's tokens, behind CLIP's projection, such that tell its class; each
+row of A is a running mean of those that are most like it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.encoders.blocks import Opaque
+from rmadapter.errors import UserError
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Parameters, Shots, ToLogits, count
+from rmadapter.methods.context import PromptedText, context_vectors
+from rmadapter.prompts import Cosines, cosine_logits
+from rmadapter.settings import Share, Size
+from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.world import add_up, several
+
+
+class Refiner(Learner):
+    """CoOp's context ctx [n, d], the cache [S, e] and the map that refine class features; all that answers need.
+
+    Raises UserError for an image encoder without a class token, without a linear projection, or with blocks that cannot
+    be taken apart.
+    """
+
+    reaches = ("image", "text")
+    cache: Tensor
+
+    def __init__(self, method: TextRefiner, backbone: Backbone, seed: int) -> None:
+        super().__init__(backbone)
+        self.first, self.alpha, size = backbone.image.depth, method.alpha, backbone.embedding_size
+        if backbone.image.opaque or not backbone.image.reads_one or backbone.image.projection is None:
+            raise UserError(
+                f"TextRefiner reads what the class token attends to and projects every token, and the image encoder of "
+                f"{backbone.name!r} has no such token, block or projection; take another method, as 'coop'"
+            )
+        self.ctx = context_vectors(backbone, method.context, method.tokens, seed)
+        with seeded(seed):
+            self.map = nn.Linear(2 * size, size, bias=False)
+            self.register_buffer("cache", F.normalize(torch.rand(method.slots, size), dim=-1))
+        self.to(backbone.device)
+
+    def refine(self, t: Tensor) -> Tensor:
+        """Unit features [C, e] -> refined ones [C, e], not normalised."""
+        read = (t @ self.cache.T).softmax(-1) @ self.cache
+        return t + self.alpha * self.map(torch.cat([t, read], -1))
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        prompts, image = PromptedText(self.backbone, names, len(self.ctx)), self.backbone.image
+        weights = self.refine(F.normalize(prompts.encode(self.ctx), dim=-1))
+        return Cosines(self.backbone, lambda states: image.head(states.y, states.layout), weights)
+
+
+class Training(nn.Module):
+    """The refiner, and the layer that gives it image tokens."""
+
+    def __init__(self, refiner: Refiner, keep: float, seed: int) -> None:
+        super().__init__()
+        self.refiner, self.keep, size = refiner, keep, refiner.cache.shape[1]
+        with seeded(seed + 1):
+            self.align = nn.Sequential(nn.Linear(size, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size))
+        self.to(refiner.cache.device)
+
+    def aligned(self, tokens: Tensor) -> Tensor:
+        """[B, L, e] -> [B, L, e]"""
+        return self.align(tokens.flatten(0, 1)).view_as(tokens)
+
+    @torch.no_grad()
+    def write(self, tokens: Tensor) -> None:
+        """Tokens [N, e] into the cache: each into the row that is most like it, weighed by how like they are. Where
+        processes are several, each writes its own, and the mean of their caches is the next."""
+        tokens, cache = F.normalize(at_least_float32(tokens), dim=-1), self.refiner.cache
+        like = tokens @ cache.T  # [N, S]
+        mine = F.one_hot(like.argmax(-1), len(cache))
+        weight = (like - like.max(0).values).exp() * mine
+        moved = self.keep * cache + (1 - self.keep) * weight.T @ tokens
+        found = F.normalize(torch.where(mine.any(0)[:, None], moved, cache), dim=-1)
+        if several():
+            add_up(found)
+        self.refiner.cache = F.normalize(found, dim=-1)  # another tensor, as the step's gradient needs the last one
+
+
+@torch.no_grad()
+def local_features(backbone: Backbone, states: States, looked_at: int) -> tuple[Tensor, Tensor]:
+    """Of untouched images, from what enters the top block: features [B, L, e] of all tokens, the class token first, and
+    places [B, looked_at] among them of those that the class token looks at most."""
+    image, block, x = backbone.image, backbone.image.depth, at_least_float32(states.x)
+    view = image.views[-1]
+    assert image.projection is not None
+    assert not isinstance(view, Opaque)
+    with torch.autocast(x.device.type, enabled=False):
+        n, (weight, bias) = image.norm(block, x), image.projection
+        looks = states.layout.looks(view.query(states.layout.read(n)), view.key_value(n)[0], view.heads)
+        tokens = F.linear(image.top_norm(image.step(block, x, n, states.layout)), weight.T, bias)
+    return tokens, 1 + looks[:, 1:].topk(min(looked_at, x.shape[1] - 1)).indices
+
+
+@dataclass(frozen=True)
+class TextRefiner(ModuleMethod):
+    """slots: rows of the cache. alpha: weight of what is added to class features. keep: what a row keeps of itself when
+    it is written. looked_at: tokens of an image that are to tell its class, with the class token and the mean of all.
+    local_weight, likeness: of their cross-entropy, and of the L1 distance of refined features from the others.
+
+    The weights of the last epoch are taken; the released configuration takes those of the best on validation images,
+    and two more of its files have other rates.
+    """
+
+    title: ClassVar[str] = "TextRefiner"
+    source: ClassVar[str] = (
+        "Xie et al., AAAI 2025 (arXiv 2412.08176); vit_b16_ep10_ctxv1 and the defaults of train.py of "
+        "github.com/xjjxmu/TextRefiner"
+    )
+    context: str = "a photo of a"
+    tokens: Size = 4
+    slots: Size = 25
+    alpha: float = 0.2
+    keep: Share = 0.8
+    looked_at: Size = 5
+    local_weight: float = 0.02
+    likeness: float = 20.0
+    recipe: Recipe = Recipe(epochs=10)
+
+    def module(self, backbone: Backbone, seed: int = 1) -> Refiner:
+        return Refiner(self, backbone, seed)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        refiner = self.module(backbone, shots.seed)
+        module, prompts = (
+            Training(refiner, self.keep, shots.seed),
+            PromptedText(backbone, shots.classes, len(refiner.ctx)),
+        )
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            t = F.normalize(prompts.encode(refiner.ctx), dim=-1)
+            w = refiner.refine(t)
+            tokens, places = local_features(backbone, batch.images, self.looked_at)
+            tokens = module.aligned(tokens)
+            some = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+            local = torch.cat([tokens[:, :1], some, tokens.mean(1, keepdim=True)], 1).flatten(0, 1)
+            module.write(tokens.flatten(0, 1))
+            labels = batch.labels.repeat_interleave(places.shape[1] + 2)
+            terms = {
+                "ce": F.cross_entropy(cosine_logits(backbone, batch.images.features, w), batch.labels),
+                "local": self.local_weight * F.cross_entropy(backbone.logit_scale * local @ t.T, labels),
+                "likeness": self.likeness * F.l1_loss(F.normalize(w, dim=-1), t),
+            }
+            return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+        done = minimise(module, loss, self.recipe, shots, shots.source(refiner.first))
+        return self.restore(backbone, shots.known, refiner.state_dict()).after(done)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        module = Training(self.module(backbone), self.keep, 1)
+        return Parameters(count(module), count(module.align))
