@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -26,8 +25,8 @@ def test_every_tensor_of_ours_has_a_name_of_its_own_in_theirs(
     monkeypatch.setattr(parity, "DEPTH", sizes.depth)
     peer, backbone = MAKERS[name](sizes), parity.tiny_clip()
     module = SimpleNamespace(IMAGENET_TEMPLATES=("a {}.",))
-    method: Any = load_method(name, peer.settings(module))  # type: ignore[arg-type]
-    ours = method.model(backbone).adapters if name == "mma" else method.module(backbone)
+    method = load_method(name, peer.settings(module))  # type: ignore[arg-type]
+    ours = parity.untrained(method, parity.shots_of(peer, backbone))[0].get_submodule(peer.inner)
     names = [own for own, _ in ours.named_parameters()]
     assert len({peer.called(own) for own in names}) == len(names)
     heads = {own if own in peer.names else own.rpartition(".")[0] for own in names}

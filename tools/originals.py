@@ -37,9 +37,12 @@ class Peer:
     code: module and trainer, or function. section: of Dassl's configuration; "" for code that is not built on Dassl.
     names: of our tensors in theirs, with or without ".weight" and ".bias". settings: may read the authors' module.
     taken: the logits in what their model answers. inner: the part of what we train that has the tensors, where it is
-    not the whole. more: other sections, and more of the trainer's. clip: the package of their CLIP. folder: of the code
-    within the repository. engine: file and name of a function of the authors' own Dassl, which trains. loss: of what
-    their step tells. labels: of the images. prepare: is called with the authors' module before anything is built.
+    not the whole. answering: the part of that whose state answers. more: other sections, and more of the trainer's.
+    clip: the package of their CLIP. folder: of the code within the repository. engine: file and name of a function of
+    the authors' own Dassl, which trains. loss: of what their step tells. labels: of the images. prepare: is called with
+    the authors' module before anything is built. whole: the trainer's attribute with all that is trained. ask: a
+    trainer, and images, for what `taken` takes the logits from. kept: our buffers, which are not trained, and what they
+    are in a trainer. idle: tensors of theirs that nothing can move, which ours does not have.
     """
 
     repository: str
@@ -50,6 +53,7 @@ class Peer:
     settings: Callable[[ModuleType], Mapping[str, Any]] = lambda module: {}
     taken: Callable[[Any], Tensor] = lambda answer: answer
     inner: str = ""
+    answering: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
     clip: str = "clip"
     folder: str = ""
@@ -60,6 +64,7 @@ class Peer:
     whole: str = "model"
     ask: Callable[[Any, Tensor], Any] = lambda trainer, pixels: trainer.model(pixels)
     kept: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
 
     def called(self, name: str) -> str:
         """One of our tensors in their code."""
@@ -105,6 +110,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             **{f"align.{i}": f"0.mid_image_trans.conv1.{i}" for i in (0, 1, 3)},
         },
         taken=_refined,
+        answering="refiner",
         more={
             "TRAINER": {
                 "COOP": {**INIT, "N_CTX": 4, "CSC": False, "CLASS_TOKEN_POSITION": "end"},
@@ -114,6 +120,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         whole="trainable_list",
         ask=lambda trainer, pixels: (trainer.memory, trainer.model(pixels)),
         kept={"refiner.cache": lambda trainer: trainer.memory.text_fine_cache},
+        idle=("0.mid_image_trans.conv1.0.bias",),  # in front of BatchNorm
     ),
     "maple": lambda s: Peer(
         "muzairkhattak/multimodal-prompt-learning", "trainers.maple:MaPLe", "MAPLE",

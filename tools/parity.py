@@ -53,6 +53,9 @@ DIFFERENCES = {
 }
 
 
+KEPT = "largest difference of what a step keeps besides"  # where there is such a thing
+
+
 def tiny_clip(seed: int = 0) -> Backbone:
     """OpenAI's architecture with DEPTH blocks on either side, random weights of which none is 0, temperature 1/100."""
     import open_clip
@@ -70,14 +73,19 @@ def tiny_clip(seed: int = 0) -> Backbone:
     return Backbone("tiny", model.eval().requires_grad_(False), look, tokenizer, SIZE, mean, std)
 
 
+def shots_of(peer: Peer, backbone: Backbone) -> Shots:
+    """Images of noise."""
+    arrays = np.random.default_rng(0).integers(0, 256, (len(peer.labels), SIZE, SIZE, 3), np.uint8)
+    cache = Cache(backbone, Machine(device="cpu"), progress=False)
+    return Shots(ImageSet(tuple(arrays), peer.labels, CLASSES), cache, progress=False)
+
+
 def compare(name: str, clone: Path) -> dict[str, Any]:
     """The differences, the sizes of what differs, and what it was measured with. Raises UserError where the clone does
     not have the trainer, or trains other tensors."""
-    peer, backbone, rows = PEERS[name], tiny_clip(), torch.arange(len(PEERS[name].labels))
-    arrays = np.random.default_rng(0).integers(0, 256, (len(rows), SIZE, SIZE, 3), np.uint8)
-    cache = Cache(backbone, Machine(device="cpu"), progress=False)
-    shots = Shots(ImageSet(tuple(arrays), peer.labels, CLASSES), cache, progress=False)
-    pixels = shots.pixels(rows, 0, 1)
+    peer, backbone = PEERS[name], tiny_clip()
+    shots = shots_of(peer, backbone)
+    pixels = shots.pixels(torch.arange(len(peer.labels)), 0, 1)
     found = theirs(peer, clone, backbone.model.state_dict(), CLASSES, pixels, shots.labels)
     return {
         "repository": peer.repository,
@@ -95,21 +103,23 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
     module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
     ours = {peer.called(own): parameter for own, parameter in inner.named_parameters()}
-    if odd := sorted(ours.keys() ^ found.tensors.keys()):
+    if odd := sorted(ours.keys() ^ (found.tensors.keys() - {*peer.idle})):
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
     for own, parameter in ours.items():
-        parameter.data.copy_(found.tensors[own][0])
+        parameter.data.copy_(found.tensors[own][0].view_as(parameter))  # a convolution of 1 x 1 is a layer of ours
     for own, (before, _) in found.kept.items():
         inner.get_buffer(own).copy_(before)
-    fitted = method.restore(backbone, shots.known, state_of(inner))
+    fitted = method.restore(backbone, shots.known, inner.get_submodule(peer.answering).state_dict())
     logits = fitted.score()(backbone.image.frozen(pixels, fitted.first))
     value = loss(Batch(0, rows, shots.labels, source.batch(rows), torch.Generator()))
     value = value["loss"] if isinstance(value, dict) else value
     gradients = dict(zip(ours, torch.autograd.grad(value, [*ours.values()]), strict=True))
+    kept = [_relative(inner.get_buffer(own), after) for own, (_, after) in found.kept.items()]
     return {
         "logits": float((logits - found.logits).abs().max()),
         "loss": abs(value.item() - found.loss),
-        "gradients": max(_relative(gradients[own], expected) for own, (_, expected) in found.tensors.items()),
+        "gradients": max(_relative(gradient, found.tensors[own][1]) for own, gradient in gradients.items()),
+        **({"kept": max(kept)} if kept else {}),
     }
 
 
@@ -125,7 +135,7 @@ def untrained(method: Any, shots: Shots) -> tuple[Any, ...]:
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((found - expected.view_as(found)).abs().max() / expected.abs().max())
 
 
 def commit(folder: Path) -> str:
@@ -175,9 +185,10 @@ def main(words: list[str]) -> int:
         print(f"parity: {error}", file=sys.stderr)
         return 2
     print(f"{args.method}: {found['trained']:,} trained numbers; logits up to {found['largest logit']:.1f}")
-    for key, text in DIFFERENCES.items():
-        print(f"{text}: {found[key]:.1e}")
-    return int(not all(found[key] <= LIMIT for key in DIFFERENCES))
+    told = {text: found[key] for key, text in {**DIFFERENCES, "kept": KEPT}.items() if key in found}
+    for text, difference in told.items():
+        print(f"{text}: {difference:.1e}")
+    return int(not all(difference <= LIMIT for difference in told.values()))
 
 
 if __name__ == "__main__":

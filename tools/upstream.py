@@ -30,8 +30,8 @@ LEFT = ("clip", "clip_maple", "trainers", "dassl", "lora", "loralib", "utils", "
 
 
 class Theirs(NamedTuple):
-    """logits: [B, C]. tensors: each trained one and its gradient, by their names. kept: others, by our names, before and
-    after the step. settings: of ours, the same."""
+    """logits: [B, C]. tensors: each trained one and its gradient, by their names. kept: others, by our names, before
+    and after the step. settings: of ours, the same."""
 
     logits: Tensor
     loss: float
@@ -114,7 +114,7 @@ def dassl_step(
     built.optim = torch.optim.SGD([p for p in whole.parameters() if p.requires_grad], 0.0)
     batch, before = {"img": pixels, "label": labels}, {name: of(built).clone() for name, of in peer.kept.items()}
     loss = peer.loss(built.forward_backward(batch))
-    found = logits, loss, _trained(whole), {name: (before[name], of(built)) for name, of in peer.kept.items()}
+    found = logits, loss, _trained(whole), {name: (before[name], of(built).detach()) for name, of in peer.kept.items()}
     for _ in more:
         built.forward_backward(batch)
     return found

@@ -74,7 +74,8 @@ class Training(nn.Module):
         super().__init__()
         self.refiner, self.keep, size = refiner, keep, refiner.cache.shape[1]
         with seeded(seed + 1):
-            self.align = nn.Sequential(nn.Linear(size, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size))
+            first = nn.Linear(size, size, bias=False)  # BatchNorm would take a bias off again
+            self.align = nn.Sequential(first, nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size))
         self.to(refiner.cache.device)
 
     def aligned(self, tokens: Tensor) -> Tensor:
