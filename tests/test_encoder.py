@@ -224,6 +224,21 @@ def test_blocks_are_the_backbones_own_and_sizes_are_theirs(name: str, request: p
         assert set(encoder.blocks) <= modules
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_tail_is_what_the_head_reads(name: str, request: pytest.FixtureRequest) -> None:
+    """By the gradient of features by every weight of the model, from tokens that leave the top block."""
+    backbone = double(request.getfixturevalue(name))
+    model: Any = backbone.model.requires_grad_()
+    tokens = tokenize(backbone, NAMES, PHOTO)
+    grid, packed = backbone.image.frozen(noise(backbone), 4), backbone.text.frozen(tokens, 4)
+    for encoder, states in ((backbone.image, grid), (backbone.text, packed)):
+        model.zero_grad(set_to_none=True)
+        encoder.head(states.y, states.layout).sin().sum().backward()
+        read = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        assert {*map(id, read)} == {*map(id, encoder.tail)}
+        assert read
+
+
 def test_text_blocks_of_an_unknown_make_are_left_alone(tiny_clip: Backbone) -> None:
     """Packed tokens are for views alone, so that a block run whole could not read them."""
     model: Any = double(tiny_clip).model

@@ -28,6 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "linear-probe": {},
     "lp-plus-plus": FEW,
     "prolip": FEW,
+    "text-refiner": FEW,
     "2sfs": {"iterations": 2, "batch_size": 4},
     "skip-tuning": FEW,
     "tip-adapter-f": FEW,

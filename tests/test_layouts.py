@@ -124,3 +124,21 @@ def test_attention_in_bfloat16_is_torchs_own(kind: str) -> None:
     errors = [float((x.double() - exact).norm() / exact.norm()) for x in (found, own)]
     assert found.dtype == torch.bfloat16
     assert errors[0] < 4 * errors[1] < 0.1
+
+
+def test_what_the_token_that_is_read_looks_at() -> None:
+    """torch's own attention module says the same, mean of its heads."""
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(12, 3, bias=False, batch_first=True, dtype=torch.float64)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    q, k, _ = (x @ attention.in_proj_weight.T).chunk(3, -1)
+    expected = attention(x, x, x, need_weights=True)[1][:, 0]
+    torch.testing.assert_close(Grid(0).looks(q[:, 0], k, 3), expected, **EXACT)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_prompts_apart_have_the_shared_beginning_each(causal: bool) -> None:
+    packed = pack(TOKENS, LENGTHS, LENGTHS - 1, causal)
+    apart = packed.apart(packed.ids[:, None].double())[..., 0]
+    assert torch.equal(apart[REAL], TOKENS[REAL].double())
+    assert not apart[~REAL].any()

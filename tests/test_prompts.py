@@ -143,3 +143,23 @@ def test_classes_in_chunks_are_classes_at_once(
         ["red house"],
         ["blue bird"],
     ]
+
+
+def test_learnt_weights_in_chunks_are_those_at_once() -> None:
+    """Values and gradients; of several chunks none is kept for the gradient, but computed again."""
+    start, runs = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), []
+
+    def encode(x: Tensor) -> Tensor:
+        runs.append(len(x))
+        return x.sin()
+
+    found = []
+    for size in (6, 4):
+        x = start.clone().requires_grad_()
+        weights = prompts.learnt_weights(encode, [(part,) for part in x.split(size)], 2)
+        weights.cos().sum().backward()
+        found.append((weights, x.grad))
+    assert runs == [6, 4, 2, 2, 4]
+    torch.testing.assert_close(*(weights for weights, _ in found))
+    torch.testing.assert_close(*(gradient for _, gradient in found))
+    assert weights.shape == (3, 5)

@@ -34,6 +34,7 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: 
         ("clip-lora", {"iterations": 2, "batch_size": 4}),
         ("2sfs", {"iterations": 2, "batch_size": 4}),
         ("skip-tuning", FEW),
+        ("text-refiner", FEW),
         ("prolip", FEW),
         ("maple", FEW),
         ("coop", FEW),
