@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,6 +131,15 @@ def test_what_is_skipped_is_not_computed(tiny_clip: Backbone, monkeypatch: pytes
     assert len(ran) == 4  # two of four blocks, in both encoders
     assert not {*map(id, ran)} & {id(view) for encoder in (tiny_clip.image, tiny_clip.text) for view in encoder.views}
     assert 2 <= prompts[0] < 15
+
+
+def test_a_compiled_step_is_the_same(tiny_clip: Backbone) -> None:
+    """Which tokens there are is not known when it is compiled."""
+    start = untrained(SkipTuning(), tiny_clip, shots_of(tiny_clip, meaningless(4, NAMES), templates=TEMPLATES))
+    plain = start.terms(range(4))
+    compiled = replace(start, loss=torch.compile(start.loss, backend="eager")).terms(range(4))
+    for name, term in plain.items():
+        assert_same_float32(compiled[name], term)
 
 
 def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:

@@ -48,6 +48,7 @@ class Prompts:
         longest = max(grid.shape[1] for grid in grids)
         self.x = torch.cat([F.pad(grid, (0, 0, 0, longest - grid.shape[1])) for grid in grids])
 
+    @torch.compiler.disable  # as which classes these are is another in each step
     def of(self, classes: Tensor) -> list[tuple[Tensor, Packed]]:
         """classes: [K] -> packed tokens [T, d] and their layout, in chunks of CHUNK prompts."""
         turns = torch.arange(self.each, device=classes.device) * self.classes
@@ -107,10 +108,10 @@ def kept(similar: Tensor, labels: Tensor, ratio: float, decay: float, generator:
 @dataclass(frozen=True)
 class SkipTuning(ModuleMethod):
     """skipped: share of either encoder's blocks that stays as it is, 9 of 12. ratio, decay: as `kept` has them; ratio=1
-    skips no class. What the paper leaves open to us, and what we took, is told in docs/methods.md."""
+    skips no class. Decay, optimiser and rates are ours: docs/methods.md tells what the paper leaves open to us."""
 
     title: ClassVar[str] = "Skip Tuning"
-    source: ClassVar[str] = "Wu et al., CVPR 2025 (arXiv 2412.11509); written from the paper, law and rates as docs say"
+    source: ClassVar[str] = "Wu et al., CVPR 2025 (arXiv 2412.11509); what it leaves open is listed in docs/methods.md"
     skipped: Share = 0.75
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.05
     decay: Positive = 0.3
