@@ -103,7 +103,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         labels=(0, 0, 0, 0, 1, 1),  # whose gradient stands against the other one
     ),
     "text-refiner": lambda s: Peer(
-        "xjjxmu/TextRefiner", "trainers.textrefiner:TextRefiner", "COOP", {},
+        "xjjxmu/TextRefiner", "trainers.textrefiner:TextRefiner", "COOP",
+        {**INIT, "N_CTX": 4, "CSC": False, "CLASS_TOKEN_POSITION": "end"},
         {
             "refiner.ctx": "0.prompt_learner.ctx",
             "refiner.map": "1.extractor",
@@ -111,12 +112,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         },
         taken=_refined,
         answering="refiner",
-        more={
-            "TRAINER": {
-                "COOP": {**INIT, "N_CTX": 4, "CSC": False, "CLASS_TOKEN_POSITION": "end"},
-                "TF": {"MEMORY_SIZE": 25, "ALPHA": 0.2, "BALANCE": 50, "DISTILL": 20},
-            }
-        },
+        more={"TRAINER": {"TF": {"MEMORY_SIZE": 25, "ALPHA": 0.2, "BALANCE": 50, "DISTILL": 20}}},
         whole="trainable_list",
         ask=lambda trainer, pixels: (trainer.memory, trainer.model(pixels)),
         kept={"refiner.cache": lambda trainer: trainer.memory.text_fine_cache},
