@@ -97,8 +97,8 @@ class TunedCLIP(Learner):
 
 
 def kept(similar: Tensor, labels: Tensor, ratio: float, decay: float, generator: torch.Generator) -> Tensor:
-    """Which of C classes each of B images is compared with, [B, C]: its own, the `ratio` C most similar ones, and the
-    k-th behind these with probability exp(-decay k). similar: [B, C]. labels: [B]."""
+    """Which of C classes each of B images is compared with, [B, C]: its own and the most similar others, `ratio` C in
+    all, rounded up, and the k-th behind these with probability exp(-decay k). similar: [B, C]. labels: [B]."""
     own_first = similar.scatter(1, labels[:, None], math.inf)
     ranks = own_first.argsort(1, descending=True).argsort(1)  # from 0
     behind = ranks + 1 - math.ceil(ratio * similar.shape[1])
