@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.bench.protocols import Job, expand
 from rmadapter.bench.runner import in_order
 from rmadapter.errors import UserError
-from rmadapter.methods import load_method
 from rmadapter.record import read_record
-from rmadapter.settings import configured, settings_of
+from rmadapter.settings import configured
 from rmadapter.task import Question
 
 __all__ = ["done"]  # a fixture
@@ -57,46 +55,6 @@ def test_zero_shot_does_not_depend_on_the_seed_and_nothing_is_repeated(
     assert records(done) == before
     zero = [record.metrics for record in found if record.method.name == "zero-shot"]
     assert zero[0] == zero[1]
-
-
-# Twenty, of which some start at block 1, at 3, at 4, and many at features.
-TWENTY = [
-    "zero-shot", "zero-shot-ensemble", "linear-probe", "linear-probe-zero-shot", "linear-probe-pair",
-    "clap", "lp-plus-plus", "clip-adapter", "tip-adapter", "prolip", "coop", "kgcoop",
-    "tcp", "clip-lora", "2sfs", "maple", "promptsrc", "mmrl", "mma", "rmadapter",
-]  # fmt: skip
-
-
-def test_a_bench_of_twenty_methods_decodes_and_encodes_each_test_image_once(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rmadapter.data import transforms
-    from rmadapter.encoders import ImageEncoder
-
-    decoded, encoded = Counter[bytes](), Counter[bytes]()
-    load, frozen_at = transforms.load_image, ImageEncoder.frozen_at
-
-    def counted_load(image: Any) -> Any:
-        found = load(image)
-        decoded.update([tiny_clip.preprocess(found).numpy().tobytes()])
-        return found
-
-    def counted_frozen(encoder: ImageEncoder, pixels: Any, *given: Any, **words: Any) -> Any:
-        encoded.update(image.numpy().tobytes() for image in pixels)
-        return frozen_at(encoder, pixels, *given, **words)
-
-    monkeypatch.setattr(transforms, "load_image", counted_load)
-    monkeypatch.setattr(ImageEncoder, "frozen_at", counted_frozen)
-    small: dict[str, Any] = {"epochs": 1, "iterations": 1, "first_block": 3, "rank": 2, "layer": 3}
-    values = {name: {k: v for k, v in small.items() if k in settings_of(load_method(name))} for name in TWENTY}
-    jobs = jobs_of(tiny_clip, colors, methods=TWENTY, seeds=[1, 2], protocol="few-shot")
-    found = do(colors, tmp_path, jobs, values=values)
-    assert [record.reason for record in found if record.status != "finished"] == []
-    files = [path for path in colors.glob("test/*/*") if path.is_file()]
-    assert len(files) == 16
-    for path in files:
-        pixels = tiny_clip.preprocess(load(path)).numpy().tobytes()
-        assert (decoded[pixels], encoded[pixels]) == (1, 1), path
 
 
 def test_zero_shot_accuracy_is_that_of_the_backbone_itself(done: Path, tiny_clip: Backbone, colors: Path) -> None:

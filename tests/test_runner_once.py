@@ -17,17 +17,23 @@ from rmadapter.methods import METHODS, ON_FEATURES, load_method
 from rmadapter.settings import settings_of
 
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
+ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "promptsrc", "mmrl", "skip-tuning")  # which begin at others
 FREE = tuple(name for name in ON_FEATURES if name != "zero-shot-descriptions")  # which needs texts about its classes
 
 
-@pytest.mark.parametrize("methods", [FREE, (*FREE[:3], *IN_BLOCKS)], ids=["features", "tokens"])
+@pytest.mark.parametrize(
+    "methods",
+    [FREE, (*FREE[:3], *IN_BLOCKS), (*FREE[:11], *IN_BLOCKS, *ELSEWHERE)],
+    ids=["features", "tokens", "twenty methods that begin at several blocks"],
+)
 def test_every_test_image_is_decoded_and_encoded_once(
     methods: tuple[str, ...], tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """tokens: with methods in blocks, whose tokens bring along the features that others read."""
+    """tokens: with methods in blocks, whose tokens bring along the features that others read. Tokens of several blocks
+    come from one pass."""
     decoded: Counter[str] = Counter()
     encoded: list[int] = []
-    load, frozen = transforms.load_image, ImageEncoder.frozen
+    load, frozen_at = transforms.load_image, ImageEncoder.frozen_at
 
     def loaded(source: Any) -> Any:
         decoded[str(source)] += 1
@@ -35,13 +41,14 @@ def test_every_test_image_is_decoded_and_encoded_once(
 
     def encode(self: ImageEncoder, images: Tensor, *words: Any, **more: Any) -> Any:
         encoded.append(len(images) if images.any() else 0)  # a blank one tells shapes alone
-        return frozen(self, images, *words, **more)
+        return frozen_at(self, images, *words, **more)
 
     monkeypatch.setattr(transforms, "load_image", loaded)
-    monkeypatch.setattr(ImageEncoder, "frozen", encode)
+    monkeypatch.setattr(ImageEncoder, "frozen_at", encode)
     values = {name: QUICK for name in IN_BLOCKS if name in methods}
     for name in {*methods} - {*values}:
-        own = {key: 1 for key in ("epochs", "iterations") if key in settings_of(load_method(name))}
+        small = {"epochs": 2, "iterations": 2, "first_block": 3, "layer": 3}
+        own = {key: value for key, value in small.items() if key in settings_of(load_method(name))}
         values |= {name: own} if own else {}
     jobs = jobs_of(tiny_clip, colors, methods=[*methods], seeds=[1])
     found = do(colors, tmp_path / "out", jobs, values=values)
