@@ -34,6 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "maple": FEW,
     "dept": FEW,
     "mmrl": {**FEW, **UPPER},
+    "lweib": {**FEW, "scale": 0.3},
     "mma": {**FEW, **UPPER},
     "rmadapter": {**FEW, **UPPER},
     "rmadapter-plus": {**FEW, **UPPER},

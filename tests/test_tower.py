@@ -35,6 +35,7 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: 
         ("2sfs", {"iterations": 2, "batch_size": 4}),
         ("prolip", FEW),
         ("maple", FEW),
+        ("lweib", {**FEW, "scale": 0.3}),
         ("coop", FEW),
     ],
 )

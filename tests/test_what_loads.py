@@ -19,13 +19,13 @@ from what_loads import END, START, ask, rows
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 ALL = "all"
-OPAQUE = "all but clip-lora, maple, dept, promptsrc, coprompt, hicropl, mmrl, mmrl-plus-plus"
+OPAQUE = "all but clip-lora, maple, dept, promptsrc, coprompt, hicropl, mmrl, mmrl-plus-plus, lweib"
 SOME = {
     "ViT-B-16-quickgelu": ALL,
     "ViT-H-14-CLIPA": ALL,
     "ViT-B-16-SigLIP2": "all but prolip, mmrl-plus-plus",
     "EVA02-B-16": OPAQUE,
-    "ViTamin-S": ALL,
+    "ViTamin-S": "all but lweib",  # its MLPs have a gate
     "xlm-roberta-base-ViT-B-32": ALL,
     "RN50": ", ".join([*FEATURES_ALONE, *TEXT_TOO]),
     "MobileCLIP-S1": ", ".join([*FEATURES_ALONE, *TEXT_TOO]),

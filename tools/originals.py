@@ -6,14 +6,17 @@ A method's line is made for an encoder's size: a small one, on which `parity.py`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+ONE_TEXT = Path(__file__).with_name("one_text.json")  # of each class, as theirs and ours draw from several apart
 DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors wrote these widths into their code
 
 
@@ -178,6 +181,23 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         lambda module: {"first_block": s.first},
         taken=lambda answer: answer[2],
         more={"DATASET": {"NAME": "Caltech101"}},
+    ),
+    "lweib": lambda s: Peer(
+        "ZjjConan/VLM-LwEIB", "trainers.lweib:LwEIB", "LWEIB",
+        {
+            "TEXT_CTX_INIT": "a photo of a", "PREC": "fp32", "ADAPTER_START": 1, "ADAPTER_END": s.depth,
+            "ADAPTER_SCALE": 0.3, "ADAPTER_SCALE_FACTOR": 1.0, "SLOW_FAST_RATIO": 0.8, "NEG_SAMPLING_RATIO": 7,
+        },
+        {
+            f"layers.{side}.{i}.{ours}": f"adapter_learner.{theirs}_adapter.{i + 1}.{part}_conv.conv"
+            for side, theirs in (("image", "visual"), ("text", "text"))
+            for i in range(s.depth)
+            for ours, part in (("attention", "att"), ("mlp", "mlp"))
+            if (side, i, ours) != ("image", s.depth - 1, "mlp")
+        },
+        lambda module: {"scale": 0.3, "fast": 1.0, "descriptions": str(ONE_TEXT)},
+        more={"DATASET": {"NAME": "Caltech101"}},
+        prepare=lambda module: vars(module).update(load_CuPL_templates=lambda _: json.loads(ONE_TEXT.read_text())),
     ),
     "mma": lambda s: Peer(
         "ZjjConan/Multi-Modal-Adapter", "trainers.mmadapter:MultiModalAdapter", "MMADAPTER",

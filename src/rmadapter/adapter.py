@@ -70,6 +70,13 @@ class _SquaredError(torch.autograd.Function):
         return ((difference @ weight) * each).to(h), of_weight[:, :-1], of_weight[:, -1], None
 
 
+def decoupled(change: Callable[[Tensor], Tensor], x: Tensor, alpha: float) -> Tensor:
+    """alpha * change(x). Its weights get gradients as if alpha were 1, while the gradient that goes on into x keeps the
+    factor alpha (MMA's training trick)."""
+    found: Tensor = _ScaleGradient.apply(alpha * change(_ScaleGradient.apply(x, alpha)), 1 / alpha)
+    return found
+
+
 def _kaiming(module: nn.Module) -> None:
     """MMA's initialisation of every linear layer."""
     for layer in module.modules():
@@ -119,11 +126,10 @@ class DualBranchAdapter(nn.Module):
         return self.up(hidden if cross is None else act(cross(hidden)))
 
     def scaled_base(self, x: Tensor, alpha: float, cross: nn.Linear | None = None, decouple: bool = False) -> Tensor:
-        """alpha * base(x) (Eq. 14, 15). decouple: the adapter's weights get gradients as if alpha were 1, while the
-        gradient that goes on into x keeps the factor alpha (MMA's training trick)."""
+        """alpha * base(x) (Eq. 14, 15). decouple: with `decoupled` gradients."""
         if not decouple or alpha == 0:
             return alpha * self.base(x, cross)
-        return _ScaleGradient.apply(alpha * self.base(_ScaleGradient.apply(x, alpha), cross), 1 / alpha)
+        return decoupled(partial(self.base, cross=cross), x, alpha)
 
     def reconstruction_parameters(self) -> list[nn.Parameter]:
         """Those that the adaptation branch does not use."""

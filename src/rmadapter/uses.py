@@ -112,6 +112,12 @@ USES: Mapping[str, Uses] = {
     ),
     "mmrl": Uses(constants="weight of regularisation, width on EuroSAT, epochs on ImageNet", tuned=PUBLISHED),
     "mmrl-plus-plus": Uses(constants="weight of regularisation, beta, epochs on ImageNet", tuned=PUBLISHED),
+    "lweib": Uses(
+        extra="generated texts about each class, in a file; without it the run's prompts",
+        files=("descriptions",),
+        constants="scales, batch, rate and epochs where a model of ImageNet goes to other sets",
+        tuned=PUBLISHED,
+    ),
     "mma": Uses(tuned=PUBLISHED),
     "mma-adamw": Uses(tuned=OURS),
     "rmadapter": Uses(tuned=OURS),

@@ -53,6 +53,7 @@ METHODS: dict[str, str] = {
     "hicropl": "hicropl:HiCroPL",
     "mmrl": "mmrl:MMRL",
     "mmrl-plus-plus": "mmrl:MMRL_PLUS_PLUS",
+    "lweib": "lweib:LwEIB",
     "mma": "rmadapter:MMA",
     "mma-adamw": "rmadapter:MMA_ADAMW",
     "rmadapter": "rmadapter:RMAdapter",
