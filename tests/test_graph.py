@@ -34,6 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "maple": FEW,
     "dept": FEW,
     "mmrl": {**FEW, **UPPER},
+    "prompt-kd": {**FEW, "teaching": 1},
     "lweib": {**FEW, "scale": 0.3},
     "mma": {**FEW, **UPPER},
     "rmadapter": {**FEW, **UPPER},

@@ -19,7 +19,7 @@ from what_loads import END, START, ask, rows
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 ALL = "all"
-OPAQUE = "all but clip-lora, maple, dept, promptsrc, coprompt, hicropl, mmrl, mmrl-plus-plus, lweib"
+OPAQUE = "all but clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, mmrl-plus-plus, lweib"
 SOME = {
     "ViT-B-16-quickgelu": ALL,
     "ViT-H-14-CLIPA": ALL,

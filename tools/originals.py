@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, zeros
 
 ONE_TEXT = Path(__file__).with_name("one_text.json")  # of each class, as theirs and ours draw from several apart
 DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors wrote these widths into their code
@@ -39,7 +39,8 @@ class Peer:
 
     code: module and trainer, or function. section: of Dassl's configuration; "" for code that is not built on Dassl.
     names: of our tensors in theirs, with or without ".weight" and ".bias". settings: may read the authors' module.
-    taken: the logits in what their model answers. inner: the part of what we train that has the tensors, where it is
+    taken: the logits in what their model answers. asked: their trainer about images, for an answer. still: tensors of
+    ours whose gradient is nothing but rounding. inner: the part of what we train that has the tensors, where it is
     not the whole. more: other sections, and more of the trainer's. clip: the package of their CLIP. folder: of the code
     within the repository. engine: file and name of a function of the authors' own Dassl, which trains. loss: of what
     their step tells. labels: of the images. prepare: is called with the authors' module before anything is built.
@@ -52,6 +53,8 @@ class Peer:
     names: Mapping[str, str]
     settings: Callable[[ModuleType], Mapping[str, Any]] = lambda module: {}
     taken: Callable[[Any], Tensor] = lambda answer: answer
+    asked: Callable[[Any, Tensor], Any] = lambda trainer, pixels: trainer.model.eval()(pixels)
+    still: tuple[str, ...] = ()
     inner: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
     clip: str = "clip"
@@ -70,6 +73,26 @@ class Peer:
 INIT = {"CTX_INIT": "a photo of a", "PREC": "fp32"}
 REP, ALIGNER = "representation_learner.compound_rep_tokens", "representation_learner.srra"
 META_NET = {"down": "prompt_learner.meta_net.linear1", "up": "prompt_learner.meta_net.linear2"}
+
+
+def taught_nothing(module: Any) -> None:
+    """PromptKD's trainer beside a teacher whose prompts are zeros, as ours is before its first step, and which is as
+    wide as the student: for one of 768 numbers the authors wrote a projection."""
+    names = {"image_encoder.VPT": 0, "prompt_learner.ctx": 1}
+    for side, encoder in enumerate(("image_encoder", "text_encoder")):
+        names |= {f"{encoder}.transformer.resblocks.{i}.VPT_shallow": side for i in range(1, DEPTH)}
+    state = {name: zeros(4, WIDTHS[side]) for name, side in names.items()}
+    module.load_checkpoint = lambda _: {"state_dict": state}
+    projection = module.Feature_Trans_Module_two_layer
+    start = projection.__init__
+    projection.__init__ = lambda self, *_: start(self, WIDTHS[1], WIDTHS[1])
+
+
+def by_the_teachers_classes(trainer: Any, pixels: Tensor) -> Tensor:
+    features, scale = trainer.model.eval()(pixels)
+    return scale * features @ trainer.model_teacher(pixels)[1].T
+
+
 MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "coop": lambda s: Peer(
         "KaiyangZhou/CoOp", "trainers.coop:CoOp", "COOP",
@@ -146,6 +169,26 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         },
         lambda module: {"depth": s.prompted, "templates": tuple(module.IMAGENET_TEMPLATES)},
         inner="prompts",
+    ),
+    "prompt-kd": lambda s: Peer(
+        "zhengli97/PromptKD", "trainers.promptkd:PromptKD", "PROMPTKD",
+        {
+            **INIT, "N_CTX_VISION": 4, "N_CTX_TEXT": 4, "PROMPT_DEPTH_VISION": s.prompted,
+            "PROMPT_DEPTH_TEXT": s.prompted, "TEACHER_NAME": "ViT-B/16", "TEMPERATURE": 2.0, "KD_WEIGHT": 1.0,
+        },
+        {
+            "student.prompts.0": "image_encoder.VPT",
+            **{
+                f"student.prompts.{i}": f"image_encoder.transformer.resblocks.{i}.VPT_shallow"
+                for i in range(1, s.prompted)
+            },
+            **{f"student.{ours}": f"VPT_image_trans.conv1.{i}" for ours, i in (("down", 0), ("norm", 1), ("up", 3))},
+        },
+        lambda module: {"depth": s.prompted, "tau": 2.0, "weight": 1.0},
+        asked=by_the_teachers_classes,
+        still=("student.down.bias",),  # which the norm behind it takes off
+        more={"DATASET": {"NAME": "Caltech101"}, "TRAINER": {"MODAL": "cross", "NAME": "PromptKD"}},
+        prepare=taught_nothing,
     ),
     "mmrl": lambda s: Peer(
         "yunncheng/MMRL", "trainers.mmrl:MMRL", "MMRL",

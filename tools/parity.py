@@ -94,20 +94,22 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
     method, backbone, rows = load_method(name, found.settings), shots.cache.backbone, torch.arange(len(pixels))
     module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
-    ours = {peer.called(own): parameter for own, parameter in inner.named_parameters()}
+    trained = {own: parameter for own, parameter in inner.named_parameters() if parameter.requires_grad}
+    ours = {peer.called(own): parameter for own, parameter in trained.items()}
     if odd := sorted(ours.keys() ^ found.tensors.keys()):
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
     for own, parameter in ours.items():
-        parameter.data.copy_(found.tensors[own][0])
+        parameter.data.copy_(found.tensors[own][0].view_as(parameter))
+    fitted = method.restore(backbone, shots.known, inner.state_dict())
+    logits = fitted.score()(backbone.image.frozen(pixels, fitted.first))
     value = loss(Batch(0, rows, shots.labels, source.batch(rows), torch.Generator()))
     value = value["loss"] if isinstance(value, dict) else value
     gradients = dict(zip(ours, torch.autograd.grad(value, [*ours.values()]), strict=True))
-    fitted = method.restore(backbone, shots.known, inner.state_dict())
-    logits = fitted.score()(backbone.image.frozen(pixels, fitted.first))
+    moved = {peer.called(own) for own in trained.keys() - {*peer.still}}
     return {
         "logits": float((logits - found.logits).abs().max()),
         "loss": abs(value.item() - found.loss),
-        "gradients": max(_relative(gradients[own], expected) for own, (_, expected) in found.tensors.items()),
+        "gradients": max(_relative(gradients[own], found.tensors[own][1]) for own in moved),
     }
 
 
@@ -123,7 +125,7 @@ def untrained(method: Any, shots: Shots) -> tuple[Any, ...]:
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((found - expected.view_as(found)).abs().max() / expected.abs().max())
 
 
 def commit(folder: Path) -> str:

@@ -105,7 +105,7 @@ def dassl_step(
     built = trainer(_tree(sections), classes)
     _shake(built.model)
     with torch.no_grad():
-        logits = peer.taken(built.model.eval()(pixels))
+        logits = peer.taken(peer.asked(built, pixels))
     built.model.train()
     built.optim = torch.optim.SGD([p for p in built.model.parameters() if p.requires_grad], 0.0)
     batch = {"img": pixels, "label": labels}

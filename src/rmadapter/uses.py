@@ -110,6 +110,13 @@ USES: Mapping[str, Uses] = {
         constants="epochs and batch on ImageNet",
         tuned=PUBLISHED,
     ),
+    "prompt-kd": Uses(
+        track="teacher",
+        extra="20 general templates",
+        teacher="PromptSRC, fitted to the same shots, on another backbone where one is named",
+        constants="weight of the loss",
+        tuned=PUBLISHED,
+    ),
     "mmrl": Uses(constants="weight of regularisation, width on EuroSAT, epochs on ImageNet", tuned=PUBLISHED),
     "mmrl-plus-plus": Uses(constants="weight of regularisation, beta, epochs on ImageNet", tuned=PUBLISHED),
     "lweib": Uses(

@@ -51,6 +51,7 @@ METHODS: dict[str, str] = {
     "promptsrc": "promptsrc:PromptSRC",
     "coprompt": "coprompt:CoPrompt",
     "hicropl": "hicropl:HiCroPL",
+    "prompt-kd": "prompt_kd:PromptKD",
     "mmrl": "mmrl:MMRL",
     "mmrl-plus-plus": "mmrl:MMRL_PLUS_PLUS",
     "lweib": "lweib:LwEIB",
