@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -161,25 +162,26 @@ class PromptKD:
         if len(classes) != len(known.classes):
             raise RuntimeError(f"{len(classes)} class features, and {len(known.classes)} classes")  # a damaged file
         rows = dict(zip(known.classes, classes, strict=True))
+        teacher = cache(partial(self._teacher, backbone, tensors))
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             new = [name for name in names if name not in rows]
-            more = self._asked(backbone, tensors, new) if new else ()
+            more = asked(teacher(), new) if new else ()
             every = {**rows, **dict(zip(new, more, strict=True))}
             return Cosines(backbone, student.image_features, torch.stack([every[name] for name in names]))
 
         return Fitted(self, backbone, known, tensors, for_classes, 1, count(student))
 
-    def _asked(self, backbone: Backbone, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-        """Features [C, e'] of further classes by the teacher, whose backbone is loaded for it. Raises UserError where
-        that has other weights now."""
+    def _teacher(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> IndependentPrompts:
+        """Who is asked about further classes; its backbone is loaded for it. Raises UserError where that has other
+        weights now."""
         large = backbone
         if self.teacher:
             digest = tensors[DIGEST].cpu().numpy().tobytes().decode(errors="replace")
             large = again(self.teacher, digest, backbone.device)
         teacher = self._tutor().module(large)
         teacher.load_state_dict(_part(tensors, TEACHER))
-        return asked(teacher, names)
+        return teacher
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(count(self.module(backbone).student))
