@@ -41,6 +41,7 @@ from rmadapter.prompts import Cosines, class_weights, cosine_logits
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.train import Batch, Recipe, minimise
 
+FIRST = 1  # block of the image encoder whose input is read
 CHUNK = 256  # prompts encoded at once: whole sentences
 REACH = 2  # tokens that a block lets each token see ahead, one by either convolution
 Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, convolution, s -> tokens
@@ -245,7 +246,7 @@ class LwEIB:
             f = module.image_features(batch.images, self.scales(backbone.image.depth, batch.generator))
             return F.cross_entropy(cosine_logits(backbone, f, w), labels)
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(1))
+        done = minimise(module, loss, self.recipe, shots, shots.source(FIRST))
         return self.restore(backbone, shots.known, module.state_dict()).after(done)
 
     def _read(self, names: Sequence[str]) -> dict[str, list[str]]:
@@ -268,7 +269,10 @@ class LwEIB:
             image = partial(module.image_features, scales=self.scales(backbone.image.depth))
             return Cosines(backbone, image, weights)
 
-        return Fitted(self, backbone, known, tensors, for_classes, 1, count(module))
+        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(module))
+
+    def starts_at(self, backbone: Backbone) -> int:
+        return FIRST
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(count(self.module(backbone)))

@@ -35,6 +35,7 @@ from rmadapter.settings import Positive, Size
 from rmadapter.train import Batch, Recipe, minimise
 from rmadapter.trained import Unfinished, key_of
 
+FIRST = 1  # block of either image encoder whose input is read
 STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest"  # of tensors
 
 
@@ -100,8 +101,8 @@ class PromptKD:
         if (kept := shots.unfinished) is not None:
             shots = replace(shots, unfinished=replace(kept, before=f"{kept.key}, teacher"))
         theirs = self._seen_by(large, shots)
-        lesson, source = self._lesson(backbone, large, shots, theirs), shots.source(1)
-        above = source if theirs is shots else theirs.source(1)
+        lesson, source = self._lesson(backbone, large, shots, theirs), shots.source(FIRST)
+        above = source if theirs is shots else theirs.source(FIRST)
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
@@ -170,7 +171,7 @@ class PromptKD:
             every = {**rows, **dict(zip(new, more, strict=True))}
             return Cosines(backbone, student.image_features, torch.stack([every[name] for name in names]))
 
-        return Fitted(self, backbone, known, tensors, for_classes, 1, count(student))
+        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(student))
 
     def _teacher(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> IndependentPrompts:
         """Who is asked about further classes; its backbone is loaded for it. Raises UserError where that has other
@@ -182,6 +183,9 @@ class PromptKD:
         teacher = self._tutor().module(large)
         teacher.load_state_dict(_part(tensors, TEACHER))
         return teacher
+
+    def starts_at(self, backbone: Backbone) -> int:
+        return FIRST
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(count(self.module(backbone).student))
