@@ -38,8 +38,9 @@ from rmadapter.settings import settings_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from originals import MAKERS, Peer, Sizes
+from originals import MAKERS
 from parity import commit, differences
+from peer import Peer, Sizes
 from upstream import theirs
 
 PROMPTED, FIRST = 9, {"mma": 5}  # as published, in encoders of 12 blocks; MMRL's first block is 6

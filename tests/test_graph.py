@@ -36,6 +36,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "maple": FEW,
     "dept": FEW,
     "mmrl": {**FEW, **UPPER},
+    "prompt-kd": {**FEW, "teaching": 1},
+    "lweib": {**FEW, "scale": 0.3},
     "mma": {**FEW, **UPPER},
     "rmadapter": {**FEW, **UPPER},
     "rmadapter-plus": {**FEW, **UPPER},

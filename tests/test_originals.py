@@ -14,7 +14,8 @@ from test_upstream import small  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import parity
-from originals import MAKERS, Sizes
+from originals import MAKERS
+from peer import Sizes
 
 
 @pytest.mark.parametrize("sizes", [Sizes(3, 2, 3), Sizes(5, 4, 2)])
@@ -27,7 +28,7 @@ def test_every_tensor_of_ours_has_a_name_of_its_own_in_theirs(
     module = SimpleNamespace(IMAGENET_TEMPLATES=("a {}.",))
     method = load_method(name, peer.settings(module))  # type: ignore[arg-type]
     ours = parity.untrained(method, parity.shots_of(peer, backbone))[0].get_submodule(peer.inner)
-    names = [own for own, _ in ours.named_parameters()]
+    names = [own for own, parameter in ours.named_parameters() if parameter.requires_grad]
     assert len({peer.called(own) for own in names}) == len(names)
     heads = {own if own in peer.names else own.rpartition(".")[0] for own in names}
     assert heads == {*peer.names}, "a name that nothing has"

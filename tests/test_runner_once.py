@@ -17,7 +17,7 @@ from rmadapter.methods import METHODS, ON_FEATURES, load_method
 from rmadapter.settings import settings_of
 
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
-ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "promptsrc", "mmrl", "skip-tuning")  # which begin at others
+ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "lweib")  # which begin at others
 FREE = tuple(name for name in ON_FEATURES if name != "zero-shot-descriptions")  # which needs texts about its classes
 
 

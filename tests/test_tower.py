@@ -37,6 +37,8 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: 
         ("text-refiner", FEW),
         ("prolip", FEW),
         ("maple", FEW),
+        ("lweib", {**FEW, "scale": 0.3}),
+        ("prompt-kd", {**FEW, "teaching": 1}),
         ("coop", FEW),
     ],
 )
@@ -44,6 +46,12 @@ def test_features_of_new_names_are_the_methods_own(
     tiny_clip: Backbone, name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     same_features(fitted_by(name, tiny_clip, settings), tmp_path)
+
+
+def test_a_name_that_another_model_is_asked_about(tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path) -> None:
+    fitted = fitted_by("prompt-kd", tiny_clip, {**FEW, "teaching": 1, "teacher": tiny_hf.name})
+    with pytest.raises(NotApplicable, match="PromptKD asks another model about a class name: leave --text out"):
+        write_text(fitted, fitted.classes, tmp_path)
 
 
 def test_another_kind_of_encoder_and_several_templates(tiny_hf: Backbone, tmp_path: Path) -> None:

@@ -6,70 +6,16 @@ A method's line is made for an encoder's size: a small one, on which `parity.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from operator import itemgetter
-from types import ModuleType
-from typing import Any, NamedTuple
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from peer import Peer, Sizes
+from torch import Tensor, zeros
 
+ONE_TEXT = Path(__file__).with_name("one_text.json")  # of each class, as theirs and ours draw from several apart
 DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors wrote these widths into their code
-
-
-class Sizes(NamedTuple):
-    """depth: blocks on either side. first: the lowest one with adapters or representation tokens. prompted: how many
-    have prompts."""
-
-    depth: int
-    first: int
-    prompted: int
-
-    @property
-    def blocks(self) -> range:
-        return range(self.first, self.depth + 1)
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Where the authors' code stands, its configuration, and our settings that are the same.
-
-    code: module and trainer, or function. section: of Dassl's configuration; "" for code that is not built on Dassl.
-    names: of our tensors in theirs, with or without ".weight" and ".bias". settings: may read the authors' module.
-    taken: the logits in what their model answers. inner: the part of what we train that has the tensors, where it is
-    not the whole. answering: the part of that whose state answers. more: other sections, and more of the trainer's.
-    clip: the package of their CLIP. folder: of the code within the repository. engine: file and name of a function of
-    the authors' own Dassl, which trains. loss: of what their step tells. labels: of the images. prepare: is called with
-    the authors' module before anything is built. whole: the trainer's attribute with all that is trained. ask: a
-    trainer, and images, for what `taken` takes the logits from. kept: our buffers, which are not trained, and what they
-    are in a trainer. idle: tensors of theirs that nothing can move, which ours does not have.
-    """
-
-    repository: str
-    code: str
-    section: str
-    config: Mapping[str, Any]
-    names: Mapping[str, str]
-    settings: Callable[[ModuleType], Mapping[str, Any]] = lambda module: {}
-    taken: Callable[[Any], Tensor] = lambda answer: answer
-    inner: str = ""
-    answering: str = ""
-    more: Mapping[str, Any] = field(default_factory=dict)
-    clip: str = "clip"
-    folder: str = ""
-    engine: str = ""
-    loss: Callable[[Mapping[str, float]], float] = itemgetter("loss")
-    labels: tuple[int, ...] = (0, 1, 2, 3, 0, 1)
-    prepare: Callable[[ModuleType], object] = lambda module: None
-    whole: str = "model"
-    ask: Callable[[Any, Tensor], Any] = lambda trainer, pixels: trainer.model(pixels)
-    kept: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
-    idle: tuple[str, ...] = ()
-
-    def called(self, name: str) -> str:
-        """One of our tensors in their code."""
-        head, _, leaf = name.rpartition(".")
-        return self.names[name] if name in self.names else f"{self.names[head]}.{leaf}"
 
 
 def _refined(answer: tuple[Any, tuple[Any, ...]]) -> Tensor:
@@ -82,6 +28,26 @@ def _refined(answer: tuple[Any, tuple[Any, ...]]) -> Tensor:
 INIT = {"CTX_INIT": "a photo of a", "PREC": "fp32"}
 REP, ALIGNER = "representation_learner.compound_rep_tokens", "representation_learner.srra"
 META_NET = {"down": "prompt_learner.meta_net.linear1", "up": "prompt_learner.meta_net.linear2"}
+
+
+def taught_nothing(module: Any) -> None:
+    """PromptKD's trainer beside a teacher whose prompts are zeros, as ours is before its first step, and which is as
+    wide as the student: for one of 768 numbers the authors wrote a projection."""
+    names = {"image_encoder.VPT": 0, "prompt_learner.ctx": 1}
+    for side, encoder in enumerate(("image_encoder", "text_encoder")):
+        names |= {f"{encoder}.transformer.resblocks.{i}.VPT_shallow": side for i in range(1, DEPTH)}
+    state = {name: zeros(4, WIDTHS[side]) for name, side in names.items()}
+    module.load_checkpoint = lambda _: {"state_dict": state}
+    projection = module.Feature_Trans_Module_two_layer
+    start = projection.__init__
+    projection.__init__ = lambda self, *_: start(self, WIDTHS[1], WIDTHS[1])
+
+
+def by_the_teachers_classes(trainer: Any, pixels: Tensor) -> Tensor:
+    features, scale = trainer.model.eval()(pixels)
+    return scale * features @ trainer.model_teacher(pixels)[1].T
+
+
 MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "coop": lambda s: Peer(
         "KaiyangZhou/CoOp", "trainers.coop:CoOp", "COOP",
@@ -175,6 +141,26 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         lambda module: {"depth": s.prompted, "templates": tuple(module.IMAGENET_TEMPLATES)},
         inner="prompts",
     ),
+    "prompt-kd": lambda s: Peer(
+        "zhengli97/PromptKD", "trainers.promptkd:PromptKD", "PROMPTKD",
+        {
+            **INIT, "N_CTX_VISION": 4, "N_CTX_TEXT": 4, "PROMPT_DEPTH_VISION": s.prompted,
+            "PROMPT_DEPTH_TEXT": s.prompted, "TEACHER_NAME": "ViT-B/16", "TEMPERATURE": 2.0, "KD_WEIGHT": 1.0,
+        },
+        {
+            "student.prompts.0": "image_encoder.VPT",
+            **{
+                f"student.prompts.{i}": f"image_encoder.transformer.resblocks.{i}.VPT_shallow"
+                for i in range(1, s.prompted)
+            },
+            **{f"student.{ours}": f"VPT_image_trans.conv1.{i}" for ours, i in (("down", 0), ("norm", 1), ("up", 3))},
+        },
+        lambda module: {"depth": s.prompted, "tau": 2.0, "weight": 1.0},
+        ask=by_the_teachers_classes,
+        still=("student.down.bias",),  # which the norm behind it takes off
+        more={"DATASET": {"NAME": "Caltech101"}, "TRAINER": {"MODAL": "cross", "NAME": "PromptKD"}},
+        prepare=taught_nothing,
+    ),
     "mmrl": lambda s: Peer(
         "yunncheng/MMRL", "trainers.mmrl:MMRL", "MMRL",
         {"ALPHA": 0.7, "REG_WEIGHT": 1.0, "N_REP_TOKENS": 5, "REP_DIM": 512, "REP_LAYERS": [*s.blocks], "PREC": "fp32"},
@@ -209,6 +195,23 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         lambda module: {"first_block": s.first},
         taken=lambda answer: answer[2],
         more={"DATASET": {"NAME": "Caltech101"}},
+    ),
+    "lweib": lambda s: Peer(
+        "ZjjConan/VLM-LwEIB", "trainers.lweib:LwEIB", "LWEIB",
+        {
+            "TEXT_CTX_INIT": "a photo of a", "PREC": "fp32", "ADAPTER_START": 1, "ADAPTER_END": s.depth,
+            "ADAPTER_SCALE": 0.3, "ADAPTER_SCALE_FACTOR": 1.0, "SLOW_FAST_RATIO": 0.8, "NEG_SAMPLING_RATIO": 7,
+        },
+        {
+            f"layers.{side}.{i}.{ours}": f"adapter_learner.{theirs}_adapter.{i + 1}.{part}_conv.conv"
+            for side, theirs in (("image", "visual"), ("text", "text"))
+            for i in range(s.depth)
+            for ours, part in (("attention", "att"), ("mlp", "mlp"))
+            if (side, i, ours) != ("image", s.depth - 1, "mlp")
+        },
+        lambda module: {"scale": 0.3, "fast": 1.0, "descriptions": str(ONE_TEXT)},
+        more={"DATASET": {"NAME": "Caltech101"}},
+        prepare=lambda module: vars(module).update(load_CuPL_templates=lambda _: json.loads(ONE_TEXT.read_text())),
     ),
     "mma": lambda s: Peer(
         "ZjjConan/Multi-Modal-Adapter", "trainers.mmadapter:MultiModalAdapter", "MMADAPTER",

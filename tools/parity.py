@@ -25,7 +25,8 @@ from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
-from originals import DEPTH, PEERS, WIDTHS, Peer
+from originals import DEPTH, PEERS, WIDTHS
+from peer import Peer
 from torch import Tensor
 from upstream import SIZE, Theirs, theirs
 
@@ -102,7 +103,8 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
     method, backbone, rows = load_method(name, found.settings), shots.cache.backbone, torch.arange(len(pixels))
     module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
-    ours = {peer.called(own): parameter for own, parameter in inner.named_parameters()}
+    trained = {own: parameter for own, parameter in inner.named_parameters() if parameter.requires_grad}
+    ours = {peer.called(own): parameter for own, parameter in trained.items()}
     if odd := sorted(ours.keys() ^ (found.tensors.keys() - {*peer.idle})):
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
     for own, parameter in ours.items():
@@ -115,10 +117,11 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
     value = value["loss"] if isinstance(value, dict) else value
     gradients = dict(zip(ours, torch.autograd.grad(value, [*ours.values()]), strict=True))
     kept = [_relative(inner.get_buffer(own), after) for own, (_, after) in found.kept.items()]
+    moved = {peer.called(own) for own in trained.keys() - {*peer.still}}
     return {
         "logits": float((logits - found.logits).abs().max()),
         "loss": abs(value.item() - found.loss),
-        "gradients": max(_relative(gradient, found.tensors[own][1]) for own, gradient in gradients.items()),
+        "gradients": max(_relative(gradients[own], found.tensors[own][1]) for own in moved),
         **({"kept": max(kept)} if kept else {}),
     }
 

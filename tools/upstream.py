@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from unittest.mock import MagicMock, Mock, patch
 
 import torch
-from originals import Peer
+from peer import Peer
 from torch import Tensor, nn
 
 from rmadapter.errors import UserError
@@ -159,8 +159,8 @@ def lora_step(
 
 
 def _trained(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each tensor with a gradient, and that."""
-    named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+    """Each tensor with a gradient that is not all zero, and that."""
+    named = [(name, p) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
     return {name: (p.detach().clone(), p.grad.clone()) for name, p in named if p.grad is not None}
 
 

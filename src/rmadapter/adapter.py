@@ -52,7 +52,6 @@ class _ScaleGradient(torch.autograd.Function):
 
 class _SquaredError(torch.autograd.Function):
     """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d], target [T, d] -> [T].
-
     By autograd six tensors of [T, d] would cost more than the products; here is one. The target gets no gradient."""
 
     @staticmethod
@@ -68,6 +67,11 @@ class _SquaredError(torch.autograd.Function):
         each = (grad * (2 / difference.shape[-1]))[:, None]
         of_weight = difference.T @ torch.cat([h * each, each], 1).to(difference)
         return ((difference @ weight) * each).to(h), of_weight[:, :-1], of_weight[:, -1], None
+
+
+def decoupled(change: Callable[[Tensor], Tensor], x: Tensor, alpha: float) -> Tensor:
+    """alpha * change(x). Its weights get gradients as if alpha were 1, what goes on into x keeps the factor (MMA)."""
+    return _ScaleGradient.apply(alpha * change(_ScaleGradient.apply(x, alpha)), 1 / alpha)
 
 
 def _kaiming(module: nn.Module) -> None:
@@ -119,11 +123,9 @@ class DualBranchAdapter(nn.Module):
         return self.up(hidden if cross is None else act(cross(hidden)))
 
     def scaled_base(self, x: Tensor, alpha: float, cross: nn.Linear | None = None, decouple: bool = False) -> Tensor:
-        """alpha * base(x) (Eq. 14, 15). decouple: the adapter's weights get gradients as if alpha were 1, while the
-        gradient that goes on into x keeps the factor alpha (MMA's training trick)."""
-        if not decouple or alpha == 0:
-            return alpha * self.base(x, cross)
-        return _ScaleGradient.apply(alpha * self.base(_ScaleGradient.apply(x, alpha), cross), 1 / alpha)
+        """alpha * base(x) (Eq. 14, 15). decouple: with `decoupled` gradients."""
+        base = partial(self.base, cross=cross)
+        return decoupled(base, x, alpha) if decouple and alpha else alpha * base(x)
 
     def reconstruction_parameters(self) -> list[nn.Parameter]:
         """Those that the adaptation branch does not use."""
@@ -228,10 +230,9 @@ class Adapters(nn.Module):
 
     def delta(self, side: str, block: int, x: Tensor) -> Tensor:
         """What is added to the block's output for the adapter's input x (Eq. 14, 15), [..., d] -> [..., d]."""
-        adapter = getattr(self, side)[str(block)]
         height = str(self._top[side] - block)
         cross = self.cross[height] if height in self.cross else None
-        return adapter.scaled_base(x, self.alpha, cross, self.decouple)
+        return getattr(self, side)[str(block)].scaled_base(x, self.alpha, cross, self.decouple)
 
     def reconstruction_error(self, side: str, block: int, x: Tensor, target: Tensor | None = None) -> Tensor:
         """Error of every token of one adapter's input, [..., d] -> [...] (Eq. 11, 12). target: [..., d], None for x."""
@@ -293,7 +294,6 @@ def loss_terms(
         if side.errors and side.lambda_rec:
             terms[f"{name}_rec"] = side.lambda_rec * torch.stack(list(side.errors)).sum()
         if side.lambda_con:
-            adapted, frozen = at_least_float32(side.adapted), at_least_float32(side.frozen)
             unit = logit_scale if consistency_unit == "logit" else 1.0
-            terms[f"{name}_con"] = unit * side.lambda_con * consistency(adapted, frozen)
+            terms[f"{name}_con"] = unit * side.lambda_con * consistency(*map(at_least_float32, side[:2]))
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -29,7 +29,7 @@ from rmadapter.files import write_tensors
 from rmadapter.machine import keep_freed_memory
 from rmadapter.method import Shots
 from rmadapter.settings import STRICT, option
-from rmadapter.trained import Trained, Unfinished
+from rmadapter.trained import Trained, Unfinished, key_of
 from rmadapter.world import add_up, begin, several
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
@@ -206,8 +206,9 @@ class _Loop:
         self.generator = torch.Generator().manual_seed(shots.seed)
         self.writes = not several() or dist.get_rank() == 0
         self.trained, self._random = Trained(), {}  # type: ignore[var-annotated]
-        if shots.unfinished and shots.unfinished.path.exists():
-            self.load(shots.unfinished)
+        left = shots.unfinished
+        if left and left.path.exists() and not (left.before and key_of(left) == left.before):
+            self.load(left)
         if several():
             begin(module.state_dict().values(), self.trained.step)
 

@@ -55,6 +55,8 @@ class Tower(nn.Module):
         self.fitted = fitted.method.restore(backbone, fitted.known, fitted.tensors)
         with torch.no_grad():
             weights_of(self.fitted, NAMES[:1])
+        if not self.tokenizer.asked:
+            raise NotApplicable(f"{fitted.method.title} asks another model about a class name: leave --text out")
         self.templates = [text.replace(NAMES[0], "{}") for text in self.tokenizer.asked]
         self.example = fitted.backbone.tokenizer(self.tokenizer.asked)
 

@@ -7,18 +7,24 @@ not read.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Edit = Callable[[Tensor], Tensor]
+
 
 class View(Protocol):
-    """A block that can be taken apart: norm, projections, attention by the caller, and what comes after it."""
+    """A block that can be taken apart: norm, projections, attention by the caller, and what comes after it.
+
+    hidden: width inside the MLP; 0 for an MLP of another make, which cannot be taken apart.
+    """
 
     heads: int
+    hidden: int
 
     def norm(self, x: Tensor) -> Tensor:
         """What attention reads of the tokens [..., d]."""
@@ -30,8 +36,9 @@ class View(Protocol):
 
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]: ...
 
-    def close(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Everything after attention: its output projection, the residuals and the MLP."""
+    def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
+        """Everything after attention: its output projection, the residuals and the MLP. edit: changes what enters the
+        MLP's activation, [..., hidden]."""
         ...
 
 
@@ -43,7 +50,8 @@ class PreNorm:
         names = ("norm1", "norm2", "ls1", "ls2") if timm else ("ln_1", "ln_2", "ls_1", "ls_2")
         self.norm, self.norm2, self.ls1, self.ls2 = (getattr(block, name) for name in names)
         self.out = block.attn.proj if timm else block.attn.out_proj
-        self.timm = timm
+        self.timm, self.layers = timm, _layers(block.mlp)
+        self.hidden = self.layers[0].out_features if self.layers else 0
 
     def _project(self, n: Tensor, start: int, stop: int) -> Tensor:
         """Rows start..stop, in widths, of the fused query-key-value projection."""
@@ -60,9 +68,26 @@ class PreNorm:
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
         return self._project(n, 1, 3).chunk(2, -1)
 
-    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+    def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
         x = x + self.ls1(self.out(attended))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        n = self.norm2(x)
+        return x + self.ls2(self.mlp(n) if edit is None else self._edited(n, edit))
+
+    def _edited(self, n: Tensor, edit: Edit) -> Tensor:
+        first, *rest = self.layers
+        y = edit(first(n))
+        for layer in rest:
+            y = layer(y)
+        return y
+
+
+def _layers(mlp: Any) -> list[Any]:
+    """What an MLP runs one after the other, a linear layer first; empty for one of another make."""
+    from timm.layers import Mlp
+
+    if isinstance(mlp, nn.Sequential):
+        return [*mlp]
+    return [mlp.fc1, mlp.act, mlp.drop1, mlp.norm, mlp.fc2, mlp.drop2] if type(mlp) is Mlp else []
 
 
 class PostNorm:
@@ -71,6 +96,7 @@ class PostNorm:
     def __init__(self, block: Any) -> None:
         self.block = block
         self.heads = block.attention.self.num_attention_heads
+        self.hidden = block.intermediate.dense.out_features
 
     def norm(self, x: Tensor) -> Tensor:
         return x  # the block below ended with a LayerNorm
@@ -85,9 +111,10 @@ class PostNorm:
         a = self.block.attention.self
         return a.key(n), a.value(n)
 
-    def close(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = self.block.attention.output(attended, x)
-        return self.block.output(self.block.intermediate(x), x)
+    def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
+        x, inner = self.block.attention.output(attended, x), self.block.intermediate
+        y = inner(x) if edit is None else inner.intermediate_act_fn(edit(inner.dense(x)))
+        return self.block.output(y, x)
 
 
 class Opaque:

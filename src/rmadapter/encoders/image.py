@@ -20,19 +20,16 @@ class _Enough(Exception):
 
 
 class ImageEncoder(Encoder[Grid]):
-    """pre_norm: what the embeddings pass in front of block 1."""
+    """pre_norm: what the embeddings pass in front of block 1. read_index: the one token that the head reads, if it is
+    one. front: how many tokens stand before those of the patches."""
 
     side = "image"
     pre_norm: nn.Module
+    front = 0
 
     def __init__(self, visual: nn.Module, blocks: Sequence[nn.Module], width: int, read_index: int | None) -> None:
         super().__init__(blocks, width)
-        self.visual, self._read_index = visual, read_index
-
-    @property
-    def reads_one(self) -> bool:
-        """Whether features are of one token, as of a class token."""
-        return self._read_index is not None
+        self.visual, self.read_index = visual, read_index
 
     @property
     @abstractmethod
@@ -60,7 +57,7 @@ class ImageEncoder(Encoder[Grid]):
         stem. The top block runs for the token alone that is read, where that is one."""
         seen: dict[int, tuple[Tensor, Tensor]] = {}
         extras: dict[int, dict[str, Any]] = {}
-        layout = Grid(self._read_index, extras=extras)
+        layout = Grid(self.read_index, extras=extras)
         lean, wanted = self.reads_some(layout), {first for first in firsts if first is not None}
 
         def watch(i: int) -> Any:
@@ -95,6 +92,8 @@ class ImageEncoder(Encoder[Grid]):
 
 class ClipImage(ImageEncoder):
     """open_clip's VisionTransformer."""
+
+    front = 1
 
     def __init__(self, visual: Any) -> None:
         one = visual.pool_type == "tok" and visual.attn_pool is None
@@ -131,7 +130,7 @@ class TimmImage(ImageEncoder):
         trunk = visual.trunk
         one = trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None
         super().__init__(visual, trunk.blocks, trunk.embed_dim, 0 if one else None)
-        self.trunk = trunk
+        self.trunk, self.front = trunk, getattr(trunk, "num_prefix_tokens", 0)
         self.pre_norm = getattr(trunk, "norm_pre", nn.Identity())
 
     @property

@@ -52,14 +52,13 @@ class Descriptions:
         texts = read_texts(self.descriptions)
         listed = zip(shots.classes, texts_of_all(texts, shots.classes, self.descriptions), strict=True)
         own = [self._whole(name, some) for name, some in listed]
-        packed = torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8).to(backbone.device)
-        tensors = {WEIGHTS: self._weights(backbone, own), TEXTS: packed}
+        tensors = {WEIGHTS: self._weights(backbone, own), TEXTS: packed(texts).to(backbone.device)}
         return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))  # nothing is learnt of images
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         try:
             rows = dict(zip(known.classes, tensors[WEIGHTS], strict=True))
-            texts = checked(json.loads(tensors[TEXTS].cpu().numpy().tobytes()), TEXTS)
+            texts = unpacked(tensors[TEXTS])
         except ValueError as error:  # of a damaged file, as torch would raise it
             raise RuntimeError(str(error)) from None
 
@@ -83,12 +82,29 @@ class Descriptions:
 
     def _weights(self, backbone: Backbone, groups: Sequence[Sequence[str]]) -> Tensor:
         """[C, e], of the texts of each class."""
-        features = text_features(backbone, [text for group in groups for text in group])
-        means = torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
+        means = group_means(text_features(backbone, [text for group in groups for text in group]), groups)
         return F.normalize(means, dim=-1) if self.form == "sentences" else means
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters()
+
+
+def group_means(features: Tensor, groups: Sequence[Sequence[str]]) -> Tensor:
+    """Of the features [S, e] of all texts, one group after the other, the mean of each group [C, e]."""
+    return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
+
+
+def packed(texts: Mapping[str, list[str]]) -> Tensor:
+    """Texts by class as bytes, which go into a model's file."""
+    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
+
+
+def unpacked(found: Tensor) -> dict[str, list[str]]:
+    """What `packed` was given. Raises RuntimeError, as torch does, for bytes of a damaged file."""
+    try:
+        return checked(json.loads(found.cpu().numpy().tobytes()), TEXTS)
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
 
 
 def clause(descriptor: str) -> str:

@@ -45,7 +45,7 @@ class Refiner(Learner):
     def __init__(self, method: TextRefiner, backbone: Backbone, seed: int) -> None:
         super().__init__(backbone)
         self.first, self.alpha, size = backbone.image.depth, method.alpha, backbone.embedding_size
-        if backbone.image.opaque or not backbone.image.reads_one or backbone.image.projection is None:
+        if backbone.image.opaque or backbone.image.read_index is None or backbone.image.projection is None:
             raise UserError(
                 f"TextRefiner reads what the class token attends to and projects every token, and the image encoder of "
                 f"{backbone.name!r} has no such token, block or projection; take another method, as 'coop'"

@@ -1,0 +1,285 @@
+"""LwEIB: Yang, Zhang, Chen & Xie, "Learning with Enriched Inductive Biases for Vision-Language Models", IJCV 2025
+(doi 10.1007/s11263-025-02354-1).
+
+Every block of both encoders has two depthwise convolutions over direct neighbours, 3 x 3 patches of an image or 3 words
+of a text:
+
+    n <- n + s conv(n)    what attention reads
+    h <- h + s conv(h)    what the MLP makes of a token, in front of its activation
+
+Their weights get gradients as if s were 1. In training s is, block by block, now the slow one, now `fast` times that. A
+class is asked about by "a photo of a NAME, TEXT" with texts that a language model wrote of it: in a step by one of
+them, drawn anew; in answers by the mean of all. Where there are more classes than images, a step is among the images'
+own classes and some others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rmadapter.adapter import SIDES, decoupled
+from rmadapter.backbones import Backbone
+from rmadapter.console import note
+from rmadapter.data.names import descriptions
+from rmadapter.data.texts import read_texts, texts_of, texts_of_all
+from rmadapter.encoders import Encoder, Packed, States
+from rmadapter.encoders.layouts import pack
+from rmadapter.errors import UserError
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked
+from rmadapter.prompts import Cosines, class_weights, cosine_logits
+from rmadapter.settings import Count, Positive, Share
+from rmadapter.train import Batch, Recipe, minimise
+
+FIRST = 1  # block of the image encoder whose input is read
+CHUNK = 256  # prompts encoded at once: whole sentences
+REACH = 2  # tokens that a block lets each token see ahead, one by either convolution
+Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, convolution, s -> tokens
+
+
+def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
+    """x + s conv(x) on the patches of images [B, L, d], which stand behind `front` other tokens; of what is read alone,
+    [B, d], nothing changes."""
+    if x.ndim == 2:
+        return x
+    own, patches = x[:, :front], x[:, front:]
+    side = math.isqrt(patches.shape[1])
+
+    def convolved(patches: Tensor) -> Tensor:
+        grid = patches.transpose(1, 2).unflatten(2, (side, side))
+        return F.conv2d(grid, layer.weight.to(x.dtype), padding=1, groups=x.shape[-1]).flatten(2).transpose(1, 2)
+
+    return torch.cat([own, patches + decoupled(convolved, patches, scale)], 1)
+
+
+def among_words(x: Tensor, layer: Any, scale: float, layout: Packed) -> Tensor:
+    """The same of texts [T, d], which lie one after the other."""
+    inside = ((layout.positions > 0) & (layout.weight > 0))[:, None]  # whether the token before is of the same text
+    before, own, after = layer.weight[:, 0].to(x.dtype).unbind(-1)
+
+    def convolved(x: Tensor) -> Tensor:
+        follows = torch.where(inside, x, 0.0)
+        left, right = torch.where(inside, x.roll(1, 0), 0.0), follows.roll(-1, 0)
+        return before * left + own * x + after * right
+
+    return x + decoupled(convolved, x, scale)
+
+
+class ConvolvedBlock:
+    """A block's view, in its tokens' number format, with convolutions "attention" and, where there is one, "mlp"."""
+
+    def __init__(self, encoder: Encoder[Any], block: int, layers: Any, change: Change, scale: float) -> None:
+        self.encoder, self.block, self.layers, self.change, self.scale = encoder, block, layers, change, scale
+        self.heads = encoder.views[block - 1].heads  # type: ignore[union-attr]
+
+    def _view(self, x: Tensor) -> Any:
+        return self.encoder.view(self.block, x.dtype)
+
+    def _changed(self, x: Tensor, which: str) -> Tensor:
+        return self.change(x, self.layers[which], self.scale)
+
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self._view(n).qkv(self._changed(n, "attention"))
+
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self._view(n).key_value(self._changed(n, "attention"))
+
+    def query(self, n: Tensor) -> Tensor:
+        return self._view(n).query(n)  # of the class token, which has no neighbours
+
+    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+        edit = partial(self._changed, which="mlp") if "mlp" in self.layers else None
+        return self._view(x).close(x, attended, edit)
+
+
+class Convolutions(nn.Module):
+    """Those of all blocks of both encoders, which know nothing of them, and the texts that go with them, as bytes.
+
+    Where the class token of an image is read alone, the top block's MLP has none, as it would change nothing that is
+    read. Raises UserError for encoders whose blocks cannot be taken apart.
+    """
+
+    texts: Tensor
+
+    def __init__(self, backbone: Backbone, texts: Tensor, title: str, seed: int = 1) -> None:
+        super().__init__()
+        self.register_buffer(TEXTS, texts)
+        self.backbone = backbone.with_blocks(*SIDES)
+        self.encoders: dict[str, Encoder[Any]] = {"image": backbone.image, "text": backbone.text}
+        for encoder in self.encoders.values():
+            if encoder.opaque or not all(view.hidden for view in encoder.views):  # type: ignore[union-attr]
+                raise UserError(
+                    f"{title} reaches into attention and MLP of each block, and {backbone.name} has blocks that cannot "
+                    f"be taken apart; choose another method or a plain ViT"
+                )
+        with seeded(seed):
+            self.layers = nn.ModuleDict({side: nn.ModuleList(self._stack(side)) for side in SIDES})
+        self.to(backbone.device)
+
+    def _stack(self, side: str) -> list[nn.ModuleDict]:
+        encoder, image = self.encoders[side], self.backbone.image
+        kind = nn.Conv2d if side == "image" else nn.Conv1d
+        found = []
+        for block, view in enumerate(encoder.views, 1):
+            widths = {"attention": encoder.width, "mlp": view.hidden}  # type: ignore[union-attr]
+            if side == "image" and block == encoder.depth and image.read_index is not None:
+                del widths["mlp"]
+            layers: dict[str, Any] = {
+                part: kind(width, width, 3, padding=1, groups=width, bias=False) for part, width in widths.items()
+            }
+            found.append(nn.ModuleDict(layers))
+        return found
+
+    def _views(self, side: str, scales: Sequence[float], change: Any) -> list[ConvolvedBlock]:
+        stack: Any = self.layers[side]
+        return [
+            ConvolvedBlock(self.encoders[side], block, layers, change, scale)
+            for block, (layers, scale) in enumerate(zip(stack, scales, strict=True), 1)
+        ]
+
+    def image_features(self, states: States, scales: Sequence[float]) -> Tensor:
+        """[B, e], not normalised, of tokens that enter block 1. scales: s of each block."""
+        image = self.backbone.image
+        views = self._views("image", scales, partial(among_patches, front=image.front))
+        return image.encode(states.x, states.layout, views=views)
+
+    def text_features(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
+        """Normalised, [S, e], of texts [S, L]; of several chunks, one at a time is kept for the gradient."""
+        chunks = tokens.split(CHUNK)
+        if len(chunks) == 1:
+            return class_weights(self._encode_text(tokens, scales))
+        parts = [checkpoint(self._encode_text, chunk, scales, use_reentrant=False) for chunk in chunks]
+        return class_weights(torch.cat(parts))
+
+    def _encode_text(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
+        encoder = self.backbone.text
+        layout = self.layout(tokens)
+        with torch.no_grad():
+            x = encoder.stem(layout)
+        views = self._views("text", scales, partial(among_words, layout=layout))
+        for i in range(1, encoder.depth + 1):  # the top block too of all tokens: what is read has neighbours
+            x = encoder.step(i, x, encoder.norm(i, x), layout, views=views)
+        return encoder.head(layout.read(x) if encoder.reads_some(layout) else x, layout)
+
+    def layout(self, tokens: Tensor) -> Packed:
+        """Of texts cut where nothing is seen any more of what follows: under causal attention some padding is."""
+        encoder = self.backbone.text
+        lengths, read = encoder.real_tokens(tokens)
+        seen = (lengths + REACH * encoder.depth).clamp(max=tokens.shape[1]) if encoder.causal else lengths
+        return pack(tokens, seen, read, encoder.causal, share=False)
+
+
+def rivals(labels: Tensor, classes: int, negatives: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Classes [K] that a step is among, and where labels [B] stand there: the labels' own, and for each of these some
+    others, drawn; all, where there are no more than labels or `negatives` is 0."""
+    if not negatives or classes <= len(labels):
+        return torch.arange(classes, device=labels.device), labels
+    own, places = labels.unique(return_inverse=True)
+    others = torch.ones(classes, dtype=torch.bool)
+    others[own.cpu()] = False
+    drawn = torch.randperm(int(others.sum()), generator=generator)[: negatives * len(own)]
+    return torch.cat([own, others.nonzero()[drawn, 0].to(own.device)]), places
+
+
+@dataclass(frozen=True)
+class LwEIB:
+    """scale: s. fast: what it is multiplied by in training, now and then. slow: how often it is not. negatives: others
+    for each class of a step's images, 0 for all classes.
+
+    descriptions: JSON file {class name: [text, ...]} that has every class that is trained. All its texts go into the
+    model, so that a class that joins is known by its own, and one that the file does not have by the run's prompts.
+    Without a file these stand in everywhere, and a note on stderr says so. The settings are those of base-to-novel; for
+    a model of ImageNet that goes to other data sets the authors have others.
+    """
+
+    title: ClassVar[str] = "LwEIB"
+    source: ClassVar[str] = (
+        "Yang et al., IJCV 2025; configs/trainers/LwEIB/base2new.yaml of github.com/ZjjConan/VLM-LwEIB"
+    )
+    scale: Positive = 0.025
+    fast: Positive = 2.5
+    slow: Share = 0.8
+    negatives: Count = 7
+    init: str = "a photo of a"
+    descriptions: str = ""
+    recipe: Recipe = Recipe(learning_rate=0.28, epochs=25, batch_size=16, warmup_epochs=0)
+
+    def module(self, backbone: Backbone, texts: Tensor | None = None, seed: int = 1) -> Convolutions:
+        return Convolutions(backbone, packed({}) if texts is None else texts, self.title, seed)
+
+    def texts(self, name: str, known: Known, found: Mapping[str, list[str]]) -> list[str]:
+        """All that a class is asked by. found: as `read_texts` gives it."""
+        called = descriptions(name)
+        whole = [f"{self.init} {called[0]}, {text}".strip() for text in texts_of(found, name)]
+        return whole or [template.format(one) for template in known.templates for one in called]
+
+    def scales(self, depth: int, generator: torch.Generator | None = None) -> list[float]:
+        """s of each block; generator: of a step in training."""
+        if generator is None:
+            return [self.scale] * depth
+        quick = torch.rand(depth, generator=generator) > self.slow
+        return [self.scale * (self.fast if one else 1.0) for one in quick.tolist()]
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        found = self._read(shots.classes)
+        module = self.module(backbone, packed(found), shots.seed)
+        groups = [self.texts(name, shots.known, found) for name in shots.classes]
+        tokens = backbone.tokenizer([text for group in groups for text in group]).to(backbone.device)
+        counts = torch.tensor([len(group) for group in groups])
+        starts = counts.cumsum(0) - counts
+
+        def loss(batch: Batch) -> Tensor:
+            own, labels = rivals(batch.labels, len(groups), self.negatives, batch.generator)
+            places = (torch.rand(len(own), generator=batch.generator) * counts[own.cpu()]).long()
+            chosen = tokens[(starts[own.cpu()] + places).to(tokens.device)]
+            w = module.text_features(chosen, self.scales(backbone.text.depth, batch.generator))
+            f = module.image_features(batch.images, self.scales(backbone.image.depth, batch.generator))
+            return F.cross_entropy(cosine_logits(backbone, f, w), labels)
+
+        done = minimise(module, loss, self.recipe, shots, shots.source(FIRST))
+        return self.restore(backbone, shots.known, module.state_dict()).after(done)
+
+    def _read(self, names: Sequence[str]) -> dict[str, list[str]]:
+        if not self.descriptions:
+            _note()
+            return {}
+        found = read_texts(self.descriptions)
+        texts_of_all(found, names, self.descriptions)  # raises for a class without any
+        return found
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        module, found = self.module(backbone, tensors[TEXTS]).eval(), unpacked(tensors[TEXTS])
+        module.load_state_dict(dict(tensors))
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            groups = [self.texts(name, known, found) for name in names]
+            tokens = backbone.tokenizer([text for group in groups for text in group]).to(backbone.device)
+            features = module.text_features(tokens, self.scales(backbone.text.depth))
+            weights = F.normalize(group_means(features, groups), dim=-1)
+            image = partial(module.image_features, scales=self.scales(backbone.image.depth))
+            return Cosines(backbone, image, weights)
+
+        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(module))
+
+    def starts_at(self, backbone: Backbone) -> int:
+        return FIRST
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(count(self.module(backbone)))
+
+
+@cache
+def _note() -> None:
+    """Once a process."""
+    text = "LwEIB without generated descriptions asks about classes with the run's own class prompts instead"
+    note(f"{text}; name a file of descriptions in lweib.descriptions")

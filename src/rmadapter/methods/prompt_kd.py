@@ -1,0 +1,201 @@
+"""PromptKD: Li et al., "PromptKD: Unsupervised Prompt Distillation for Vision-Language Models", CVPR 2024
+(arXiv 2403.03781).
+
+A teacher, PromptSRC on a larger backbone, is fitted to the shots. The student has prompts in the blocks of the smaller
+image encoder, and behind it a projection into the teacher's space; class features are the teacher's own. It learns from
+images without their labels: with the logits z_T of the teacher and z_S of the student, the loss is
+
+    weight tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau)),
+
+summed over classes and divided by the number of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.backbones.shared import again, shared
+from rmadapter.cache import Cache
+from rmadapter.encoders import States
+from rmadapter.machine import seeded
+from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.methods import deep
+from rmadapter.methods.context import draw
+from rmadapter.methods.promptsrc import IndependentPrompts, PromptSRC
+from rmadapter.prompts import Cosines, cosine_logits
+from rmadapter.settings import Positive, Size
+from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.trained import Unfinished, key_of
+
+FIRST = 1  # block of either image encoder whose input is read
+STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest"  # of tensors
+
+
+class Student(nn.Module):
+    """Prompts [n, d] of the image encoder's lower blocks, and the projection of its features into a space of `size`."""
+
+    def __init__(self, backbone: Backbone, n_image: int, depth: int, size: int, seed: int) -> None:
+        super().__init__()
+        self.backbone = backbone.with_blocks("image")
+        deep.check_room(backbone, "PromptKD")
+        drawn = draw(depth * n_image, backbone.image.width, seed).split(n_image)
+        self.prompts = nn.ParameterList(prompt.clone() for prompt in drawn[: backbone.image.depth])
+        with seeded(seed):
+            self.down, self.norm = nn.Linear(backbone.embedding_size, size), nn.BatchNorm1d(size)
+            self.up = nn.Linear(size, size)
+        self.to(backbone.device)
+
+    def image_features(self, states: States) -> Tensor:
+        """[B, e'], in the teacher's space, not normalised, of tokens that enter block 1."""
+        x = self.down(deep.encode_image(self.backbone, states, [*self.prompts]))
+        n: Any = self.norm
+        alone = self.training and len(x) == 1  # has no variance of its own
+        x = F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias) if alone else n(x)
+        return self.up(x.relu())
+
+
+class Lesson(nn.Module):
+    """What a training that was killed goes on with. classes: the teacher's features [C, e'], normalised."""
+
+    classes: Tensor
+
+    def __init__(self, student: Student, teacher: IndependentPrompts, classes: Tensor) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher.requires_grad_(False)
+        self.register_buffer(CLASSES, classes)
+
+
+@dataclass(frozen=True)
+class PromptKD:
+    """teacher: name of its backbone, as a larger one; empty for the student's own. teaching: epochs of the teacher.
+    n_image, depth: the student's prompts per block, and the blocks that have some. tau, weight: of the loss.
+
+    The authors learn from all training images of all classes, without labels, and among all names; here from the shots
+    in their augmented views, among the classes that are trained. They take the epoch that is best on test images of the
+    base classes; here it is the last one. The released script has a weight of 200 for three data sets.
+    """
+
+    title: ClassVar[str] = "PromptKD"
+    source: ClassVar[str] = (
+        "Li et al., CVPR 2024 (arXiv 2403.03781); vit_b16_c2_ep20_batch8_4+4ctx.yaml and "
+        "scripts/promptkd/base2new_train.sh of github.com/zhengli97/PromptKD"
+    )
+    teacher: str = ""
+    teaching: Size = 20
+    n_image: Size = 4
+    depth: Size = 9
+    tau: Positive = 1.0
+    weight: Positive = 1000.0
+    recipe: Recipe = Recipe(learning_rate=0.005, epochs=20, batch_size=8)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        large = self._large(backbone)
+        if (kept := shots.unfinished) is not None:
+            shots = replace(shots, unfinished=replace(kept, before=f"{kept.key}, teacher"))
+        theirs = self._seen_by(large, shots)
+        lesson, source = self._lesson(backbone, large, shots, theirs), shots.source(FIRST)
+        above = source if theirs is shots else theirs.source(FIRST)
+
+        def loss(batch: Batch) -> Tensor:
+            with torch.no_grad():
+                states = batch.images if above is source else above.batch(batch.rows, batch.epoch)
+                expected = cosine_logits(large, lesson.teacher.image_features(states), lesson.classes)
+            found = cosine_logits(backbone, lesson.student.image_features(batch.images), lesson.classes)
+            return self.loss(found, expected)
+
+        done = minimise(lesson, loss, self.recipe, shots, source)
+        digest = torch.frombuffer(bytearray(large.digest.encode()), dtype=torch.uint8).to(backbone.device)
+        return self.restore(backbone, shots.known, {**lesson.state_dict(), DIGEST: digest}).after(done)
+
+    def loss(self, found: Tensor, expected: Tensor) -> Tensor:
+        """Scalar, of logits [B, C] of student and teacher."""
+        z_s, z_t = ((z / self.tau).log_softmax(-1) for z in (found, expected))
+        divergence = F.kl_div(z_s, z_t, reduction="sum", log_target=True)
+        return self.weight * self.tau**2 * divergence / found.numel()
+
+    def module(self, backbone: Backbone, seed: int = 1, large: Backbone | None = None) -> Lesson:
+        """An untrained student beside an untrained teacher, who knows no class. large: the teacher's backbone."""
+        large = self._large(backbone) if large is None else large
+        student = self._student(backbone, large.embedding_size, seed)
+        return Lesson(student, self._tutor().module(large, seed), torch.zeros(0, large.embedding_size))
+
+    def _lesson(self, backbone: Backbone, large: Backbone, shots: Shots, theirs: Shots) -> Lesson:
+        """What is trained. A student that was killed has its teacher with it, and needs no other."""
+        lesson, kept = self.module(backbone, shots.seed, large), shots.unfinished
+        if kept is None or key_of(kept) != kept.key:
+            first = kept and Unfinished(kept.path, kept.before)
+            taught = self._tutor().fit(large, replace(theirs, unfinished=first))
+            lesson.teacher.load_state_dict(dict(taught.tensors))
+        lesson.classes = asked(lesson.teacher, shots.classes)
+        return lesson
+
+    def _seen_by(self, large: Backbone, shots: Shots) -> Shots:
+        """The same shots, and the same views of them, for the teacher."""
+        own = shots.cache
+        if not self.teacher:
+            return shots
+        cache = Cache(large, own.machine, own.augmentation, own.views, own.seed, progress=shots.progress)
+        return replace(shots, cache=cache)
+
+    def _large(self, backbone: Backbone) -> Backbone:
+        return shared(self.teacher, backbone.device) if self.teacher else backbone
+
+    def _tutor(self) -> PromptSRC:
+        """As vit_l14_c2_ep20_batch8_4+4ctx.yaml has it."""
+        recipe = replace(PromptSRC.recipe, learning_rate=0.005, epochs=self.teaching, batch_size=8)
+        return PromptSRC(recipe=recipe)
+
+    def _student(self, backbone: Backbone, size: int, seed: int = 1) -> Student:
+        return Student(backbone, self.n_image, self.depth, size, seed)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        classes = tensors[CLASSES]
+        student = self._student(backbone, classes.shape[1]).eval()
+        student.load_state_dict(_part(tensors, STUDENT))
+        if len(classes) != len(known.classes):
+            raise RuntimeError(f"{len(classes)} class features, and {len(known.classes)} classes")  # a damaged file
+        rows = dict(zip(known.classes, classes, strict=True))
+        teacher = cache(partial(self._teacher, backbone, tensors))
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            new = [name for name in names if name not in rows]
+            more = asked(teacher(), new) if new else ()
+            every = {**rows, **dict(zip(new, more, strict=True))}
+            return Cosines(backbone, student.image_features, torch.stack([every[name] for name in names]))
+
+        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(student))
+
+    def _teacher(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> IndependentPrompts:
+        """Who is asked about further classes; its backbone is loaded for it. Raises UserError where that has other
+        weights now."""
+        large = backbone
+        if self.teacher:
+            digest = tensors[DIGEST].cpu().numpy().tobytes().decode(errors="replace")
+            large = again(self.teacher, digest, backbone.device)
+        teacher = self._tutor().module(large)
+        teacher.load_state_dict(_part(tensors, TEACHER))
+        return teacher
+
+    def starts_at(self, backbone: Backbone) -> int:
+        return FIRST
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(count(self.module(backbone).student))
+
+
+@torch.no_grad()
+def asked(teacher: IndependentPrompts, names: Sequence[str]) -> Tensor:
+    """Class features [C, e'], normalised."""
+    return F.normalize(teacher.class_features(teacher.text(names)), dim=-1)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
