@@ -96,10 +96,12 @@ def interleaved(
     budget: float = float("inf"),
     text: str = "",
     warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every call of each run, taken in turns after one round of warming up; a round may name a run often.
 
-    budget: seconds after which no further round starts, once there are three.
+    budget: seconds after which no further round starts, once there are three. clock: `time.process_time` for seconds of
+    the processor.
     """
     turns = list(runs.items()) if isinstance(runs, dict) else list(runs)
     seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
@@ -111,10 +113,10 @@ def interleaved(
                 break
             for name, run in turns:
                 display.update(task, note=name)
-                begun = time.perf_counter()
+                begun = clock()
                 run()
                 if round_ >= 0:
-                    seconds[name].append(time.perf_counter() - begun)
+                    seconds[name].append(clock() - begun)
                 display.advance(task)
     return seconds
 

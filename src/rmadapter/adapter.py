@@ -52,18 +52,19 @@ class _ScaleGradient(torch.autograd.Function):
 
 class _SquaredError(torch.autograd.Function):
     """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d], target [T, d] -> [T].
-    By autograd six tensors of [T, d] would cost more than the products; here is one. The target gets no gradient."""
+    By autograd six tensors of [T, d] would cost more than the products; here is one, not kept. No gradient of target."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight, bias, target)
         difference = F.linear(h, weight, bias).sub_(target)
-        ctx.save_for_backward(h, weight, difference)
         kind = at_least_float32(difference[:0]).dtype
         return torch.linalg.vector_norm(difference, dim=-1, dtype=kind).square() / difference.shape[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        h, weight, difference = ctx.saved_tensors
+        h, weight, bias, target = ctx.saved_tensors
+        difference = F.linear(h, weight, bias).sub_(target)
         each = (grad * (2 / difference.shape[-1]))[:, None]
         of_weight = difference.T @ torch.cat([h * each, each], 1).to(difference)
         return ((difference @ weight) * each).to(h), of_weight[:, :-1], of_weight[:, -1], None
