@@ -52,7 +52,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 class _SquaredError(torch.autograd.Function):
     """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d], target [T, d] -> [T].
-    By autograd six tensors of [T, d] would cost more than the products; here is one, not kept. No gradient of target."""
+    By autograd six tensors of [T, d] would cost more than the products; here is one, not kept. None for target."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
@@ -106,8 +106,7 @@ class DualBranchAdapter(nn.Module):
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         sizes = [rank] * reconstruction_layers + [width]
-        # With a shared up-projection the last layer is self.up.
-        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)][: -1 if share == "up" else None]
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)][: -1 if share == "up" else None]  # self.up is last
         self.rec = nn.ModuleList(layers)
         self.rec_down = nn.Linear(width, rank) if reconstruction_layers and share != "down" else None
         self.reconstructs = reconstruction_layers > 0
