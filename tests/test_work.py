@@ -43,17 +43,28 @@ def executed(step: Step) -> dict[str, int]:
     return {str(op).split(".")[-1]: n for op, n in counter.get_flop_counts()["Global"].items()}
 
 
+def computed_again(step: Step) -> int:
+    """Of a reconstruction, its wide difference once more for the gradient, and that of the bias as one more column."""
+    adapters, found = step.model.adapters, 0
+    for side, states in zip(("image", "text"), step.frozen(), strict=True):
+        for block in adapters.blocks(side):
+            adapter: Any = adapters.at(side, block)
+            width, rank = adapter.up.weight.shape
+            found += adapter.reconstructs * 2 * work.tokens_of(states).all * width * (rank + 1)
+    return found
+
+
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_eva", "tiny_hf"])
 @pytest.mark.parametrize("fields", [{}, {"cross_modal": True}, {"lambda_image_rec": 0.0, "share": "up"}], ids=str)
 def test_counted_products_are_those_torch_executes(
     name: str, fields: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """All but attention's, where padding and masked pairs are executed and not counted."""
+    """All but attention's, where padding and masked pairs are executed and not counted, and what need not be done."""
     step = tiny_step(request.getfixturevalue(name), **{"share": "none", **fields})
     counted = work.step_work(step.model, *step.frozen())
     matrices = sum(n for op, n in executed(step).items() if op in ("mm", "addmm"))
     assert counted["attention"] > 0
-    assert sum(counted.values()) - counted["attention"] == matrices
+    assert sum(counted.values()) - counted["attention"] == matrices - computed_again(step)
 
 
 def test_branches_that_share_the_projection_down_count_it_once() -> None:

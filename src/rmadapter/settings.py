@@ -81,7 +81,7 @@ class Machine:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = option(
         "fp32",
-        "number format of the forward pass in training; auto: bf16, or on GPUs fp16, where it is faster, as measured",
+        "number format of the forward pass in training; auto: bf16 or fp16 where measured to be faster",
     )
     compile: bool = option(False, "compile the training step with torch.compile: minutes at first, then faster")
     cache_memory: float = option(
