@@ -29,7 +29,8 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.files import read_text
 from rmadapter.method import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.methods.context import ContextLearner, context_vectors, encoded, room
+from rmadapter.methods.context import room
+from rmadapter.methods.coop import Context
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.train import Batch, Recipe, minimise
@@ -86,19 +87,14 @@ def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) 
     return largest(lambda share: bool((entropy(share * ours) >= wanted).all()))
 
 
-class Mixture(ContextLearner):
-    """Context vectors ctx [n, d], and shares [2] of their prompts in the answers about trained classes and others."""
+class Mixture(Context):
+    """CoOp's context vectors, and shares [2] of their prompts in the answers about trained classes and others."""
 
     shares: Tensor
 
     def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
-        super().__init__(backbone)
-        self.ctx = context_vectors(backbone, words, tokens, seed)
+        super().__init__(backbone, words, tokens, seed)
         self.register_buffer("shares", torch.ones(2, device=backbone.device))
-
-    def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        encode = encoded(self.backbone, names, len(self.ctx))
-        return lambda: F.normalize(encode(self.ctx), dim=-1)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         ours, theirs = self.bind(names, known.templates)(), zero_shot_weights(self.backbone, names, known.templates)

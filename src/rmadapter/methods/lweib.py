@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
@@ -37,7 +36,7 @@ from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
 from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked
-from rmadapter.prompts import Cosines, class_weights, cosine_logits
+from rmadapter.prompts import Cosines, cosine_logits, learnt_weights
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -154,12 +153,8 @@ class Convolutions(nn.Module):
         return image.encode(states.x, states.layout, views=views)
 
     def text_features(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
-        """Normalised, [S, e], of texts [S, L]; of several chunks, one at a time is kept for the gradient."""
-        chunks = tokens.split(CHUNK)
-        if len(chunks) == 1:
-            return class_weights(self._encode_text(tokens, scales))
-        parts = [checkpoint(self._encode_text, chunk, scales, use_reentrant=False) for chunk in chunks]
-        return class_weights(torch.cat(parts))
+        """Normalised, [S, e], of texts [S, L]."""
+        return learnt_weights(self._encode_text, [(chunk, scales) for chunk in tokens.split(CHUNK)], each=1)
 
     def _encode_text(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
         encoder = self.backbone.text
