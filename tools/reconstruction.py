@@ -2,9 +2,11 @@
 
     python tools/reconstruction.py dtd10 sign_digits --root DATA --out docs/results/reconstruction.jsonl
 
-Each variant is RMAdapter with some settings of its own, trained on the same shots; `output` is the weight of a plain
-regulariser in place of the paper's losses, the mean square of what the adapters put out; at `dials`, shares of alpha,
-the trained model is asked once more (as WiSE-FT, Wortsman et al., CVPR 2022). Besides the accuracies of both halves, a
+Each variant is RMAdapter with some settings of its own, trained on the same shots. Two plain regularisers stand in
+place of the paper's losses: `output` is the weight of the mean square of what the adapters put out, `ema` the decay of
+the average over steps whose weights answer. At `dials`, shares of alpha, the trained model is asked once more (as
+WiSE-FT, Wortsman et al., CVPR 2022). `--logit-scale` takes a copy of the backbone with another scale, and `--shuffled`
+one that knows nothing: the entries of each weight matrix in a random order. Besides the accuracies of both halves, a
 line has, on test images:
 
     drift      1 - cosine of adapted and untouched features, of images and of class names, of either half
@@ -18,6 +20,7 @@ Finished lines are kept: start it again to go on. docs/reconstruction.md says wh
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 from collections.abc import Mapping
@@ -27,6 +30,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from choose_defaults import rescaled
 from torch import Tensor
 
 from rmadapter.adapter import DualBranchAdapter
@@ -46,6 +50,7 @@ from rmadapter.task import Task
 from rmadapter.train import Batch, minimise
 
 IMAGES, READ = 96, 32  # images of either half whose features are compared; of the novel half whose tokens are read
+OWN = ("method", "output", "ema", "dials")  # fields of a variant that are no settings of RMAdapter
 NO_REC = {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}
 NO_CON = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
 
@@ -85,6 +90,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Plain regularisers
     **{f"weight decay {w:g}": NEITHER | {"weight_decay": w} for w in (0.5, 5, 20)},
     **{f"output {w:g}": NEITHER | {"output": w} for w in (0.01, 0.1, 1)},
+    **{f"ema {d:g}": NEITHER | {"ema": d} for d in (0.8, 0.9, 0.95)},
     **{f"{n} epochs": NEITHER | {"epochs": n} for n in (3, 5)},
     # Half the steps
     **{
@@ -107,34 +113,49 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Penalised:
-    """RMAdapter with the mean square of the adapters' output, times `weight`, added to its loss."""
+class Controlled:
+    """RMAdapter with a plain regulariser: a penalty on the adapters' output, or a mean of their weights over steps."""
 
     inner: RMAdapter
-    weight: float
-    title: str = "RMAdapter with a penalty on the adapters' output"
+    output: float = 0.0
+    ema: float = 0.0
+    title: str = "RMAdapter with a plain regulariser"
     source: str = "a control of this study"
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         model, outputs = self.inner.model(backbone, shots.seed), list[Tensor]()
         text = model.frozen_text(tokenize(backbone, shots.classes, shots.templates))
+        average = Average(model.adapters.state_dict(), self.ema)
         for module in model.adapters.modules():
             if isinstance(module, DualBranchAdapter):
                 module.up.register_forward_hook(lambda up, args, out: outputs.append(out.float().square().mean()))
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             outputs.clear()
+            average.add(model.adapters.state_dict())  # as the step before left them
             terms = model(batch.labels, batch.images, text, prompts_each(shots.classes, shots.templates))
-            return {**terms, "loss": terms["loss"] + self.weight * torch.stack(outputs).sum()}
+            return {**terms, "loss": terms["loss"] + self.output * torch.stack(outputs).sum()}
 
         done = minimise(model.adapters, loss, self.inner.recipe, shots, shots.source(model.first("image")))
-        return self.inner.restore(backbone, shots.known, model.adapters.state_dict()).after(done)
+        average.add(model.adapters.state_dict())
+        return self.inner.restore(backbone, shots.known, average.tensors).after(done)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         return self.inner.restore(backbone, known, tensors)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return self.inner.parameters(backbone, classes, shots)
+
+
+class Average:
+    """Exponential moving average of tensors; a decay of 0 keeps the last."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        self.tensors, self.decay = {name: tensor.clone() for name, tensor in tensors.items()}, decay
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.tensors[name].lerp_(tensor.detach(), 1 - self.decay)
 
 
 @torch.no_grad()
@@ -188,13 +209,25 @@ def drift(model: AdaptedCLIP, side: str, states: States) -> Tensor:
     return 1 - F.cosine_similarity(model.features(side, states)[0], states.features)
 
 
+@torch.no_grad()
+def shuffled(backbone: Backbone) -> Backbone:
+    """The entries of each weight matrix in another order: as large as they were, and without what was learnt."""
+    model = copy.deepcopy(backbone.model)
+    generator = torch.Generator().manual_seed(0)
+    for weights in model.parameters():
+        if weights.ndim > 1:
+            weights.copy_(weights.flatten()[torch.randperm(weights.numel(), generator=generator)].view_as(weights))
+    return replace(backbone, model=model, name=f"{backbone.name}, shuffled")
+
+
 def trial(lab: Lab, data: str, seed: int, shots: int, backbone: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """One training and everything that is measured of it."""
-    values = {name: value for name, value in fields.items() if name not in ("method", "output", "dials")}
+    values = {name: value for name, value in fields.items() if name not in OWN}
     common = {"backbone": backbone, "seed": seed, "shots": shots, "classes": "base"}
     wanted = Request.make({**values, **common}, fields.get("method", "rmadapter"), data=data)
     assert isinstance(wanted.method, RMAdapter)
-    method = Penalised(wanted.method, fields["output"]) if "output" in fields else wanted.method
+    plain = {name: fields[name] for name in ("output", "ema") if name in fields}
+    method = Controlled(wanted.method, **plain) if plain else wanted.method
     outcome = run_task(wanted.task, method, lab, wanted.name)
     record = outcome.record
     model = wanted.method.model(lab.backbone(backbone))
@@ -221,16 +254,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--shots", type=int, nargs="+", default=[16])
     parser.add_argument("--backbone", default="pocket")
+    parser.add_argument("--logit-scale", type=float, default=0.0, help="0: the backbone's own")
+    parser.add_argument("--shuffled", action="store_true", help="a backbone that knows nothing")
     parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     done = {_key(json.loads(line)) for line in lines}
     lab = Lab(Machine(precision=args.precision), args.root, keep=True, progress=False)
+    lab.add_backbone(backbone := rescaled(args.backbone, args.logit_scale))
+    if args.shuffled:
+        lab.add_backbone(backbone := shuffled(backbone))
     for data, shots, seed, variant in itertools.product(args.data, args.shots, args.seeds, args.variants):
-        line = {"data": data, "backbone": args.backbone, "precision": args.precision, "shots": shots, "seed": seed}
+        line = {"data": data, "backbone": backbone.name, "precision": args.precision, "shots": shots, "seed": seed}
         line |= {"variant": variant, "fields": VARIANTS[variant]}
         if _key(line) not in done:
-            line |= trial(lab, data, seed, shots, args.backbone, VARIANTS[variant]) | {"versions": versions()}
+            line |= trial(lab, data, seed, shots, backbone.name, VARIANTS[variant]) | {"versions": versions()}
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(*(line[name] for name in ("data", "shots", "seed", "variant", "base", "novel")), flush=True)
