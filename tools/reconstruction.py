@@ -23,7 +23,7 @@ import argparse
 import copy
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,19 @@ def rec(weight: float, **fields: Any) -> dict[str, Any]:
     return {"lambda_image_rec": weight, "lambda_text_rec": weight, **NO_CON, **fields}
 
 
+def combined() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Eight of the combinations of seven factors, the half of a screening design of resolution III (Box and Hunter,
+    Technometrics 1961), each with reconstruction of weight 10 and without, where three of the factors mean nothing."""
+    for place, (con, norm, alpha) in enumerate(itertools.product((False, True), repeat=3), 1):
+        fields: dict[str, Any] = {"lambda_image_con": 0.135, "lambda_text_con": 0.34} if con else dict(NO_CON)
+        fields |= {"norm": "block" if norm else "none", "alpha": 0.3 if alpha else 0.1}
+        fields |= {"epochs": 30 if con ^ norm ^ alpha else 10}
+        reading = {"target": "frozen" if con ^ norm else "input", "local": con ^ alpha}
+        reading |= {"share": "none" if norm ^ alpha else "down"}
+        yield f"combination {place}, none", NO_REC | fields
+        yield f"combination {place}, reconstruction", rec(10) | fields | reading
+
+
 NEITHER, PAPER = rec(0.0), {"method": "rmadapter-paper", "norm": "none"}
 VARIANTS: dict[str, dict[str, Any]] = {
     # Which of the two losses does what
@@ -92,6 +105,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"output {w:g}": NEITHER | {"output": w} for w in (0.01, 0.1, 1)},
     **{f"ema {d:g}": NEITHER | {"ema": d} for d in (0.8, 0.9, 0.95)},
     **{f"{n} epochs": NEITHER | {"epochs": n} for n in (3, 5)},
+    **dict(combined()),
     # Half the steps
     **{
         f"both, 5 epochs{text}": {"epochs": 5, **own}
