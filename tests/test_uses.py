@@ -14,7 +14,7 @@ from rmadapter.bench.per_set import per_set
 from rmadapter.methods import METHODS, load_method
 from rmadapter.record import parse_record
 from rmadapter.settings import settings_of
-from rmadapter.uses import TRACKS, USES, Uses, uses_of
+from rmadapter.uses import TRACKS, USES, Uses, named_sums, uses_of
 from shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -27,7 +27,7 @@ def test_every_method_declares_what_it_uses_and_the_page_says_the_same() -> None
     rows = re.findall(r"^\| `(\S+)` \| (.*?) \| (.*?) \|$", text, re.M)
     assert rows == [(name, USES[name].track, USES[name].words) for name in METHODS]
     assert all(f"`{track}`" in text for track in TRACKS)
-    files = {name: uses.files for name, uses in USES.items() if uses.files}
+    files = {name: (*uses.files, *uses.backbones) for name, uses in USES.items() if uses.files or uses.backbones}
     assert all(set(fields) <= settings_of(load_method(name)).keys() for name, fields in files.items())
 
 
@@ -55,6 +55,18 @@ def test_a_file_of_texts_moves_a_method_to_another_track() -> None:
     assert uses_of("theirs.py:Method", {}, own) == own
     assert uses_of("theirs.py:Method", {}) is None
     assert uses_of("mma", {}, own) == USES["mma"]  # a name of ours stays ours
+
+
+def test_what_settings_name_is_told_by_its_content(tmp_path: Path, tiny_clip: Backbone) -> None:
+    texts = tmp_path / "texts.json"
+    texts.write_text("{}")
+    sums = named_sums("lweib", {"descriptions": str(texts)})
+    texts.write_text("{ }")
+    assert [*map(len, sums)] == [64]
+    assert named_sums("lweib", {"descriptions": str(texts)}) != sums
+    assert named_sums("prompt-kd", {"teacher": tiny_clip.name}) == [tiny_clip.digest]  # a folder can hold other weights
+    assert named_sums("prompt-kd", {"teacher": "ViT-B-16/openai"}) == []  # its name says which, and it is not loaded
+    assert named_sums("prompt-kd", {"teacher": ""}) == named_sums("mine.py:Mine", {"teacher": "?"}) == []
 
 
 MINE = """

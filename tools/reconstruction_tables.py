@@ -27,6 +27,8 @@ from rmadapter.metrics import harmonic_mean
 Line: TypeAlias = Mapping[str, Any]
 Lines: TypeAlias = Sequence[Line]
 CHOOSE = ("rsscn7", "trashnet", "office_caltech/web")
+MANY = "caltech101"  # of the sets for choosing, too; the others have few classes
+FIRST = "pocket"  # the backbone of all tables but one
 FIGURES = ("base", "novel", "hm")
 MAIN = ("neither", "reconstruction", "constraint", "both")
 DIALS = tuple((f"alpha times {dial:g}", "both") for dial in (0.25, 0.5, 0.75))
@@ -117,6 +119,10 @@ def inside(lines: Lines, variants: Sequence[str]) -> str:
     return markdown(["", *(name.replace("_", ", ") for name in INSIDE)], rows)
 
 
+def change(mean: float, half: float | None) -> str:
+    return f"{mean:+.1f}" + (f" ± {half:.1f}" if half else "")
+
+
 def screened(lines: Lines, variants: Sequence[str], control: str = "neither") -> str:
     """Means over data sets, and what they differ in from a control on the same data sets."""
     rows, explains = [], any("explained" in line for line in lines)
@@ -127,12 +133,65 @@ def screened(lines: Lines, variants: Sequence[str], control: str = "neither") ->
         cells = [f"{fmean(values[figure].values()):.1f}" for figure in FIGURES]
         for figure in FIGURES:
             mean, half, _, _ = difference(lines, variant, control, figure)
-            cells.append("–" if variant == control else f"{mean:+.1f}" + (f" ± {half:.1f}" if half else ""))
+            cells.append("–" if variant == control else change(mean, half))
         if explains:
             cells.append(f"{fmean(values['explained'].values()):.0%}" if values["explained"] else "–")
         rows.append([variant, *cells, str(len(values["base"]))])
     head = ["", *("HM" if f == "hm" else f for f in FIGURES), *(f"{f} - {control}" for f in ("base", "novel", "HM"))]
     return markdown([*head, *["explained"] * explains, "data sets"], rows)
+
+
+def backbones(lines: Lines) -> str:
+    """Zero-shot and `neither` on each backbone with 16 shots, and what each loss changes there."""
+    rows = []
+    for backbone in dict.fromkeys(line["backbone"] for line in lines):
+        some = [line for line in lines if (line["backbone"], line["shots"]) == (backbone, 16)]
+        means = [
+            " / ".join(f"{fmean(by_set(some, 'neither', start + figure).values()):.1f}" for figure in FIGURES)
+            for start in ("zero_shot_", "")
+        ]
+        found = [difference(some, *pair, figure) for pair in PAIRS[:3] for figure in ("base", "hm")]
+        rows.append([backbone, *means, *(change(mean, half) for mean, half, _, _ in found)])
+    heads = [f"{one} - {other}, {figure}" for one, other in PAIRS[:3] for figure in ("base", "HM")]
+    return markdown(["", "zero-shot", "neither", *heads], rows)
+
+
+FACTORS = {"norm": "block", "alpha": 0.3, "epochs": 30, "target": "frozen", "local": False, "share": "none"}
+
+
+def combinations(lines: Lines) -> str:
+    """HM of each combination with and without reconstruction, and what changes it: a factor's effect is the mean of the
+    four combinations that have it less that of the other four."""
+    pairs: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        name, what = line["variant"].split(", ")
+        pairs.setdefault(name, {})[what] = line
+    rows, changes = [], {}
+    for name, both in pairs.items():
+        fields = both["reconstruction"]["fields"]
+        has = [*(key for key, value in FACTORS.items() if fields[key] == value)]
+        has = ["constraint"] * bool(fields["lambda_text_con"]) + has
+        names = (f"{name}, reconstruction", f"{name}, none")
+        mean, half, _, _ = difference(lines, *names, "hm")
+        means = [f"{fmean(by_set(lines, one, 'hm').values()):.1f}" for one in reversed(names)]
+        rows.append([name.removeprefix("combination "), ", ".join(has), *means, change(mean, half)])
+        changes[name] = set(has)
+    for factor in ("all", "constraint", *FACTORS):
+        rows.append(["", f"effect of {factor}" if factor != "all" else "mean", *_effect(lines, changes, factor)])
+    return markdown(["", "what it has", "HM without", "HM with", "with - without"], rows)
+
+
+def _effect(lines: Lines, has: Mapping[str, set[str]], factor: str) -> list[str]:
+    """Of a factor on HM without and with reconstruction, and on their difference; over data sets."""
+    of = {what: {name: by_set(lines, f"{name}, {what}", "hm") for name in has} for what in ("none", "reconstruction")}
+    sets = list(next(iter(of["none"].values())))
+    sign = {name: 1.0 if factor == "all" else 2.0 if factor in own else -2.0 for name, own in has.items()}
+    each = [np.array([fmean(sign[n] * of[what][n][data] for n in has) for data in sets]) for what in of]
+    values = [*each, each[1] - each[0]]
+    meant = factor in ("all", "constraint", "norm", "alpha", "epochs")  # the others are readings of reconstruction
+    form = ".1f" if factor == "all" else "+.1f"
+    cells = [f"{d.mean():{form}}" for d in each] if meant else ["–", f"{each[1].mean():+.1f}"]
+    return [*cells, change(values[2].mean(), half_width(values[2]))]
 
 
 def dialled(lines: Lines) -> list[dict[str, Any]]:
@@ -150,10 +209,12 @@ def tables(lines: Lines) -> dict[str, str]:
     """Every table of the page by its name."""
     from reconstruction import VARIANTS
 
-    lines = dialled(lines)
-    chosen = [line for line in lines if line["data"] in CHOOSE and line["shots"] == 16]
+    lines, others = dialled([line for line in lines if line["backbone"] == FIRST]), lines
+    here = [line for line in lines if line["data"] in CHOOSE and line["shots"] == 16]
+    chosen, later = ([line for line in here if line["precision"] == p] for p in ("bf16", "fp32"))
     reported = {
-        shots: [line for line in lines if line["data"] not in CHOOSE and line["shots"] == shots] for shots in (4, 16)
+        shots: [line for line in lines if line["data"] not in (*CHOOSE, MANY) and line["shots"] == shots]
+        for shots in (4, 16)
     }
     names = list(dict.fromkeys(line["variant"] for line in chosen))
     paper = [name for name in names if name.startswith(("paper", "MMA"))]
@@ -167,10 +228,25 @@ def tables(lines: Lines) -> dict[str, str]:
             found[f"mechanism at {shots} shots"] = differences(some, PAIRS[:2], ("kept, %", "overlap, %"))
         if any(line["variant"] == DIALS[0][0] for line in some):
             found[f"dial at {shots} shots"] = differences(some, DIALS)
-    found["screening"] = screened(chosen, [n for n in VARIANTS if n not in paper and not n.startswith(plain)])
+    found["screening"] = screened(
+        chosen, [n for n in VARIANTS if n not in paper and not n.startswith((*plain, "ema", "combination"))]
+    )
     found["regularisers"] = screened(chosen, [name for name in names if name.startswith(plain) and "," not in name])
     found["paper"] = screened(chosen, paper, "paper")
-    return found
+    more = {
+        "caltech101": screened([line for line in lines if line["data"] == MANY], MAIN),
+        "averages": screened(later, [n for n in VARIANTS if n.startswith(("neither", "ema")) and "," not in n]),
+        "backbones": backbones(
+            [
+                line
+                for line in others
+                if line["data"] in CHOOSE and line["precision"] == "fp32" and line["variant"] in MAIN
+            ]
+        ),
+    }
+    if tried := [line for line in later if line["variant"].startswith("combination")]:
+        more["combinations"] = combinations(tried)
+    return found | more
 
 
 def main() -> None:

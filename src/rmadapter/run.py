@@ -30,7 +30,7 @@ from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Recor
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
 from rmadapter.trained import Unfinished
-from rmadapter.uses import file_sums
+from rmadapter.uses import named_sums
 from rmadapter.world import ask
 
 Splits = Mapping[str, ImageSet]
@@ -294,5 +294,5 @@ def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str,
     """Tells all that a run's figures depend on; where data and activations lie, and who computes them, do not count."""
     asked = {**asdict(task), "data": PurePath(task.data).name, "tests": [asdict(test) for test in task.asked]}
     settings = settings_of(method)
-    parts = [asked, name, settings, *file_sums(name, settings), machine.precision, backbone, order]
+    parts = [asked, name, settings, *named_sums(name, settings), machine.precision, backbone, order]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

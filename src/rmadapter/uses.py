@@ -6,8 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from rmadapter.backbones.load import is_published
+from rmadapter.backbones.shared import shared
 from rmadapter.files import read_text, user_path
 
 Track = Literal["ranked", "extra data", "teacher", "test time"]
@@ -19,9 +22,10 @@ class Uses(BaseModel):
     """Beyond the shots, the class names and the run's templates. Empty: nothing.
 
     track: methods of different tracks are never ranked together. extra: data or texts. files: settings that name files
-    of such; where one is given the track is "extra data". teacher: another model that is fitted or asked. constants:
-    what the authors set for each data set, where we have one setting for all. test_time: what is learned from test
-    images, or from several of them together. tuned: on what the settings were chosen, and what `fit` chooses itself.
+    of such; where one is given the track is "extra data". teacher: another model that is fitted or asked. backbones:
+    settings that name one. constants: what the authors set for each data set, where we have one setting for all.
+    test_time: what is learned from test images, or from several of them together. tuned: on what the settings were
+    chosen, and what `fit` chooses itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +34,7 @@ class Uses(BaseModel):
     extra: str = ""
     files: tuple[str, ...] = ()
     teacher: str = ""
+    backbones: tuple[str, ...] = ()
     constants: str = ""
     test_time: str = ""
     tuned: str
@@ -116,6 +121,7 @@ USES: Mapping[str, Uses] = {
         track="teacher",
         extra="20 general templates",
         teacher="PromptSRC, fitted to the same shots, on another backbone where one is named",
+        backbones=("teacher",),
         constants="weight of the loss",
         tuned=PUBLISHED,
     ),
@@ -142,11 +148,16 @@ def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> 
     return known and known.given(settings)
 
 
-def file_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """SHA-256 of each file that the settings name, so that another content is another run. Raises UserError for a file
-    that is missing."""
-    given = [settings[field] for field in USES[name].files if settings.get(field)] if name in USES else []
-    return [hashlib.sha256(read_text(user_path(file)).encode()).hexdigest() for file in given]
+def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """SHA-256 of each file that the settings name, and digest of each backbone whose name does not say which weights it
+    has, so that another content is another run. Raises UserError for what is missing."""
+    if name not in USES:
+        return []
+    files, models = (
+        [settings[f] for f in fields if settings.get(f)] for fields in (USES[name].files, USES[name].backbones)
+    )
+    sums = [hashlib.sha256(read_text(user_path(file)).encode()).hexdigest() for file in files]
+    return sums + [shared(model, torch.device("cpu")).digest for model in models if not is_published(model)]
 
 
 def track_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> str:

@@ -25,7 +25,7 @@ from rmadapter.files import ACTIVATIONS, parts
 from rmadapter.locks import claim, together
 from rmadapter.record import Record, read_record
 from rmadapter.settings import settings_of
-from rmadapter.uses import TUNED, file_sums
+from rmadapter.uses import TUNED, named_sums
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
@@ -133,10 +133,10 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
             if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
                 raise UserError(f"{path} was run on other images than {job.task.data} has now: {CHOOSE}")
             method = plan.method(job)
-            if not job.trials and file_sums(job.method, settings_of(method)):
+            if not job.trials and named_sums(job.method, settings_of(method)):
                 order = order_digest(lab.draw(job.task))
                 if old.key != run_key(job.task, method, job.method, plan.machine, backbone.digest, order):
-                    raise UserError(f"{path} was run with another content of a file that it names: {CHOOSE}")
+                    raise UserError(f"{path} was run with another content of what its settings name: {CHOOSE}")
 
 
 def line(record: Record) -> str:
