@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FINDINGS = ROOT / "docs/findings.md"
 MUST = (ROOT / "README.md", FINDINGS)  # where there must be such a table
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHOTS = r"(\d+) shots?(?:, (\w+))?"  # and a study, where it is not the first one
+SHOTS = r"(\d+) shots?, (\w+)"  # and the study
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
 
 
@@ -44,12 +44,11 @@ def mean(some: list[Record], metric: str) -> float | None:
     return None if None in values else fmean(values)  # type: ignore[type-var]
 
 
-def base_to_novel(shots: int, study: str | None) -> list[Record]:
-    found = records(study or ("bench" if shots == 16 else "peers"))
-    return [r for r in found if r.protocol == "base-to-novel" and r.task.shots == shots]
+def base_to_novel(shots: int, study: str) -> list[Record]:
+    return [r for r in records(study) if r.protocol == "base-to-novel" and r.task.shots == shots]
 
 
-def measured(shots: int, study: str | None) -> dict[tuple[str, str], str]:
+def measured(shots: int, study: str) -> dict[tuple[str, str], str]:
     """Cells of the tables by data set and method: means over seeds, median training time."""
     runs: dict[tuple[str, str], list[Record]] = {}
     for record in base_to_novel(shots, study):
@@ -83,33 +82,41 @@ def test_differences_are_those_of_the_records(page: Path) -> None:
     found = tables(page, f"difference at {SHOTS}")
     assert found or page != FINDINGS
     for match, _, rows in found:
-        some = base_to_novel(int(match[1]), match[2])
-        asked = {name: re.fullmatch(r"(\S+) - (\S+), (\w+)", name).groups() for name, *_ in rows}  # type: ignore[union-attr]
-        pairs = {
-            name: paired(*([r for r in some if r.method.name == method] for method in methods), metric)
-            for name, (*methods, metric) in asked.items()
-        }
-        for metric in {metric for *_, metric in asked.values()}:
-            pairs |= corrected({name: pair for name, pair in pairs.items() if pair and asked[name][2] == metric})
-        for name, *cells in rows:
-            d = pairs[name]
-            assert d
-            interval, p = f"{d.low:.2f} to {d.high:.2f}", "–" if d.t is None else f"{d.t:.3f}"
-            assert cells == [f"{d.difference:+.2f}", interval, str(d.sets), p, d.verdict], name
+        check_differences(base_to_novel(int(match[1]), match[2]), rows)
+
+
+def check_differences(some: list[Record], rows: list[list[str]]) -> None:
+    """Rows called METHOD - METHOD, METRIC, where a method is its label or its name."""
+    asked = {name: re.fullmatch(r"(.+) - (.+), (\w+)", name).groups() for name, *_ in rows}  # type: ignore[union-attr]
+    pairs = {
+        name: paired(*([r for r in some if method in (r.method.name, label(r))] for method in methods), metric)
+        for name, (*methods, metric) in asked.items()
+    }
+    for metric in {metric for *_, metric in asked.values()}:
+        pairs |= corrected({name: pair for name, pair in pairs.items() if pair and asked[name][2] == metric})
+    for name, *cells in rows:
+        d = pairs[name]
+        assert d
+        interval, p = f"{d.low:.2f} to {d.high:.2f}", "–" if d.t is None else f"{d.t:.3f}"
+        assert cells == [f"{d.difference:+.2f}", interval, str(d.sets), p, d.verdict], name
 
 
 @each_page
 def test_figures_of_other_protocols_are_those_of_the_records(page: Path) -> None:
-    """Rows as the report calls them; columns are metrics, or numbers of shots."""
-    found = tables(page, r"`([\w-]+)` (?:on|from) (\S+)")
-    assert len(found) == 4 * (page == FINDINGS)
+    """Rows are names of methods; columns are metrics, or numbers of shots. Each target counts as a data set."""
+    found, tested = (tables(page, rf"{start}`([\w-]+)` (?:on|from) (\S+)") for start in ("", "difference of "))
+    assert (len(found) > 2 and len(tested) > 1) == (page == FINDINGS)
     for match, heads, rows in found:
-        some = [r for r in records("bench") if (r.protocol, r.task.data) == match.groups()]
+        some = [r for r in records("transfer") if (r.protocol, r.task.data) == match.groups()]
         for name, *cells in rows:
             for head, cell in zip(heads, cells, strict=True):
-                own = [r for r in some if label(r) == name and (not head.isdigit() or r.task.shots == int(head))]
-                value = mean(own, "all" if head.isdigit() else head.lower() if head == "HM" else head)
+                own = [r for r in some if r.method.name == name.strip("`")]
+                own = [r for r in own if not head.isdigit() or r.task.shots == int(head)]
+                value = mean(own, "all" if head.isdigit() else head)
                 assert cell == f"{value:.1f}", f"{match[0]}, {name}, {head}"
+    for match, _, rows in tested:
+        sources = match[2].split(",")
+        check_differences([r for r in records("transfer") if r.protocol == match[1] and r.task.data in sources], rows)
 
 
 def test_what_is_said_of_many_methods() -> None:

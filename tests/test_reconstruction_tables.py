@@ -99,7 +99,6 @@ def test_backbones_stand_side_by_side() -> None:
         for variant, value in zip(tables.MAIN, each, strict=False)
         for data, more in (("rsscn7", 0), ("trashnet", 2))
     ]
-    lines += [line(data, 1, "both", 1, backbone=name) for name in values for data in ("rsscn7", "trashnet")]
     _, _, first, other = tables.backbones([*lines, line("rsscn7", 1, "neither", 0, shots=4)]).splitlines()
     assert first.startswith("| pocket | 40.0 / 45.0 / ")
     assert "| 51.0 / 50.0 / 55.0 | +3.0 |" in first

@@ -27,7 +27,6 @@ from rmadapter.metrics import harmonic_mean
 Line: TypeAlias = Mapping[str, Any]
 Lines: TypeAlias = Sequence[Line]
 CHOOSE = ("rsscn7", "trashnet", "office_caltech/web")
-MANY = "caltech101"  # of the sets for choosing, too; the others have few classes
 FIRST = "pocket"  # the backbone of all tables but one
 FIGURES = ("base", "novel", "hm")
 MAIN = ("neither", "reconstruction", "constraint", "both")
@@ -143,16 +142,16 @@ def screened(lines: Lines, variants: Sequence[str], control: str = "neither") ->
 
 def backbones(lines: Lines) -> str:
     """Zero-shot and `neither` on each backbone with 16 shots, and what each loss changes there."""
-    rows = []
+    rows, pairs = [], (PAIRS[0], PAIRS[2])
     for backbone in dict.fromkeys(line["backbone"] for line in lines):
         some = [line for line in lines if (line["backbone"], line["shots"]) == (backbone, 16)]
         means = [
             " / ".join(f"{fmean(by_set(some, 'neither', start + figure).values()):.1f}" for figure in FIGURES)
             for start in ("zero_shot_", "")
         ]
-        found = [difference(some, *pair, figure) for pair in PAIRS[:3] for figure in ("base", "hm")]
+        found = [difference(some, *pair, figure) for pair in pairs for figure in FIGURES]
         rows.append([backbone, *means, *(change(mean, half) for mean, half, _, _ in found)])
-    heads = [f"{one} - {other}, {figure}" for one, other in PAIRS[:3] for figure in ("base", "HM")]
+    heads = [f"{one} - {other}, {figure}" for one, other in pairs for figure in ("base", "novel", "HM")]
     return markdown(["", "zero-shot", "neither", *heads], rows)
 
 
@@ -213,8 +212,7 @@ def tables(lines: Lines) -> dict[str, str]:
     here = [line for line in lines if line["data"] in CHOOSE and line["shots"] == 16]
     chosen, later = ([line for line in here if line["precision"] == p] for p in ("bf16", "fp32"))
     reported = {
-        shots: [line for line in lines if line["data"] not in (*CHOOSE, MANY) and line["shots"] == shots]
-        for shots in (4, 16)
+        shots: [line for line in lines if line["data"] not in CHOOSE and line["shots"] == shots] for shots in (4, 16)
     }
     names = list(dict.fromkeys(line["variant"] for line in chosen))
     paper = [name for name in names if name.startswith(("paper", "MMA"))]
@@ -234,7 +232,6 @@ def tables(lines: Lines) -> dict[str, str]:
     found["regularisers"] = screened(chosen, [name for name in names if name.startswith(plain) and "," not in name])
     found["paper"] = screened(chosen, paper, "paper")
     more = {
-        "caltech101": screened([line for line in lines if line["data"] == MANY], MAIN),
         "averages": screened(later, [n for n in VARIANTS if n.startswith(("neither", "ema")) and "," not in n]),
         "backbones": backbones(
             [
