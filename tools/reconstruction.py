@@ -61,8 +61,8 @@ def rec(weight: float, **fields: Any) -> dict[str, Any]:
 
 
 def combined() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Eight of the combinations of seven factors, the half of a screening design of resolution III (Box and Hunter,
-    Technometrics 1961), each with reconstruction of weight 10 and without, where three of the factors mean nothing."""
+    """Eight combinations of seven factors, a design of resolution III (Box and Hunter, Technometrics 1961), each with
+    reconstruction of weight 10 and without, where three of the factors mean nothing."""
     for place, (con, norm, alpha) in enumerate(itertools.product((False, True), repeat=3), 1):
         fields: dict[str, Any] = {"lambda_image_con": 0.135, "lambda_text_con": 0.34} if con else dict(NO_CON)
         fields |= {"norm": "block" if norm else "none", "alpha": 0.3 if alpha else 0.1}
