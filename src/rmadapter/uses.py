@@ -6,11 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from rmadapter.backbones.load import is_published
-from rmadapter.backbones.shared import shared
 from rmadapter.files import read_text, user_path
 
 Track = Literal["ranked", "extra data", "teacher", "test time"]
@@ -153,6 +150,11 @@ def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
     has, so that another content is another run. Raises UserError for what is missing."""
     if name not in USES:
         return []
+    import torch  # the service of an export imports this module, and has no torch
+
+    from rmadapter.backbones.load import is_published
+    from rmadapter.backbones.shared import shared
+
     files, models = (
         [settings[f] for f in fields if settings.get(f)] for fields in (USES[name].files, USES[name].backbones)
     )
