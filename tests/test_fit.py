@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.fit import STATE, evaluate_saved, fit, page_again
 from rmadapter.locks import alone
+from rmadapter.methods.prompt_kd import PromptKD
 from rmadapter.record import Record, Score, read_record
 from rmadapter.request import Request
 from rmadapter.run import Lab
@@ -255,6 +257,9 @@ def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbon
         saved_scores(finished, splits, "val")
     with pytest.raises(UserError, match="was trained on other images: --split heldout needs the data it was fitted to"):
         saved_scores(finished, {"train": splits["test"]}, "heldout")
+    seeing = replace(load(finished, tiny_clip.name).fitted, method=PromptKD())
+    with pytest.raises(UserError, match="PromptKD has seen the images that were not drawn: give --split test"):
+        evaluate_saved(finished, seeing, splits, "heldout", "all", Cache(tiny_clip, progress=False))
 
 
 def test_the_page_is_made_again_from_the_folder_alone(finished: Path, tmp_path: Path) -> None:

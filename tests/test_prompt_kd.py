@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,33 @@ def test_a_larger_teacher_is_needed_for_new_names_alone(
     assert torch.equal(logits_of(alone, shots), logits_of(fitted, shots))
     with pytest.raises(RuntimeError, match="3 class features, and 4 classes"):
         method.restore(tiny_clip, fitted.known, {**fitted.tensors, "classes": fitted.tensors["classes"][:3]})
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_student_learns_from_all_images_among_all_names(
+    apart: bool, tiny_clip: Backbone, tiny_hf: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher from the shots alone; and what is kept knows the classes of the shots, without labels of others."""
+    seen: list[Any] = []
+    monkeypatch.setattr(prompt_kd, "minimise", lambda *words: [seen.append(words), Trained()][1])
+    shots = eight_images(tiny_clip)
+    few = replace(shots.images.subset([0, 1, 2, 3]), labels=(0, 0, 1, 1), classes=("cat", "dog"), written=())
+    every = replace(shots.images, labels=(0,) * 8, classes=("tree", "dog", "cat"), written=())
+    method = PromptKD(teacher=tiny_hf.name if apart else "", teaching=2)
+    fitted = method.fit(tiny_clip, replace(shots, images=few, unlabelled=every))
+    ((lesson, loss, _, given, source),) = seen
+    assert given.images is every
+    assert len(source) == 8
+    rows = torch.arange(8)
+    found = loss(Batch(0, rows, torch.zeros(8), source.batch(rows), torch.Generator()))
+    large = tiny_hf if apart else tiny_clip
+    expected = method._tutor().fit(large, replace(eight_images(large), images=few))
+    z_t = expected.score(every.classes)(eight_images(large).source(1).batch(rows))
+    z_s = tiny_clip.logit_scale * F.normalize(lesson.student.image_features(source.batch(rows)), dim=-1)
+    asked = F.normalize(lesson.teacher.class_features(lesson.teacher.text(every.classes)), dim=-1)
+    torch.testing.assert_close(found, method.loss(z_s @ asked.T, z_t), rtol=1e-3, atol=1e-5)
+    assert fitted.classes == ("cat", "dog")
+    torch.testing.assert_close(fitted.tensors["classes"], asked[[2, 1]])
 
 
 class Killed(BaseException):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rmadapter.backbones import Backbone
 from rmadapter.cache import Cache
 from rmadapter.checkpoint import load
+from rmadapter.data.fewshot import FewShot
 from rmadapter.data.images import ImageSet, load_image, read_images
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.request import Request
@@ -67,9 +68,12 @@ def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(
 
 
 def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
+    images = ImageSet((np.zeros((2, 2), np.uint8),), (0,), ("cat",))
+    few = FewShot(images, None, images, 1, 1, ())
+
     def key(**values: Any) -> str:
         wanted = Request.make(values, data=values.pop("data", "a/b"))
-        return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, "weights", "images")
+        return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, "weights", few)
 
     plain = key()
     for same in ({"data": "elsewhere/b"}, {"device": "cpu"}, {"workers": 2}, {"cache_memory": 0}):

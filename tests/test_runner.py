@@ -150,7 +150,7 @@ def test_another_content_of_a_file_that_a_method_reads_is_refused(
     assert [record.key for record in do(colors, out, jobs, values=values)] == before
     texts.write_text(json.dumps(written | {"red": ["blood"]}))
     left = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"], seeds=[1, 2, 3])
-    with pytest.raises(UserError, match="was run with another content of what its settings name: choose another"):
+    with pytest.raises(UserError, match="was run with another content of what its method learns from: choose another"):
         do(colors, out, left, values=values)
 
 

@@ -12,7 +12,7 @@ from rmadapter.cache import Cache
 from rmadapter.checkpoint import FILES, HISTORY, PAGE, RECORD, drawn, finished, save_run
 from rmadapter.choose import Auto, choose
 from rmadapter.console import note
-from rmadapter.data.fewshot import few_shot, half, has_digest, order_digest, save_split
+from rmadapter.data.fewshot import few_shot, half, has_digest, save_split
 from rmadapter.data.sources import images_root
 from rmadapter.errors import UserError
 from rmadapter.files import ACTIVATIONS, parts, read_text
@@ -30,6 +30,7 @@ from rmadapter.run import Lab, Outcome, Splits, evaluate, learn, run_key, run_ta
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
 from rmadapter.trained import Unfinished
+from rmadapter.unlabelled import wants
 from rmadapter.world import asked
 
 STATE = "training.safetensors"
@@ -55,7 +56,7 @@ def fit(
             left.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
         check_labels(method, few.train)
-        key = run_key(task, method, name, lab.machine, backbone.digest, order_digest(few))
+        key = run_key(task, method, name, lab.machine, backbone.digest, few)
         record = finished(out, key)
         if record is None:
             save_split(few, out / SPLIT)
@@ -82,7 +83,7 @@ def help_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None
     """What the other processes of a `fit` do: every training that the first one asks for, and nothing else."""
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     images, lab.folder = half(few.train, task.classes), out / ACTIVATIONS
-    key = run_key(task, method, name, lab.machine, backbone.digest, order_digest(few))
+    key = run_key(task, method, name, lab.machine, backbone.digest, few)
     lab.train_cache(task).expect_parts(images)
     for rows, kept in asked(key):
         learn(method, images.subset(rows), task, lab, Unfinished(out / STATE, key) if kept else None)
@@ -151,6 +152,8 @@ def evaluate_saved(
         there = ", ".join([*splits, "heldout"])
         raise UserError(f"there is no {split} split in the data: give --split one of {there}")
     if split == "heldout":
+        if wants(fitted.method):
+            raise UserError(f"{fitted.method.title} has seen the images that were not drawn: give --split test")
         shots, seed, digest = drawn(folder)
         few = few_shot(splits, shots, seed)
         if not has_digest(few, digest):

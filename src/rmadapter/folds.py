@@ -14,7 +14,7 @@ import torch
 
 from rmadapter import metrics
 from rmadapter.data.duplicates import groups, looks
-from rmadapter.data.fewshot import half, order_digest
+from rmadapter.data.fewshot import half
 from rmadapter.data.images import ImageSet
 from rmadapter.files import write_tensors
 from rmadapter.method import Method
@@ -71,7 +71,7 @@ class Folds:
         `time.monotonic`; raises OutOfTime as soon as the folds that are done tell that the others will be late."""
         few, backbone = self.lab.draw(self.task), self.lab.backbone(self.task.backbone)
         beside = beside and self.task.augmentation != "none"
-        key = run_key(self.task, method, name, self.lab.machine, backbone.digest, order_digest(few))
+        key = run_key(self.task, method, name, self.lab.machine, backbone.digest, few)
         key = f"{key[:24]}-{len(self)}{'-beside' * beside}"
         file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"
         if key not in self._known:

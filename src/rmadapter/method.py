@@ -58,7 +58,8 @@ class Shots:
     """All that a method sees: the shots, validation images drawn from the train split, and what is common to all.
 
     No test image is reachable from here. templates: prompt templates, one {} each. seed: of everything random.
-    unfinished: where the training is kept while it runs. callbacks: who is told of every step.
+    unfinished: where the training is kept while it runs. callbacks: who is told of every step. unlabelled: train images
+    of all classes of the data, of the novel ones too, for methods that ask for them; their labels say nothing.
     """
 
     images: ImageSet
@@ -69,6 +70,7 @@ class Shots:
     unfinished: Unfinished | None = None
     progress: bool = True
     callbacks: Sequence[Callback] = ()
+    unlabelled: ImageSet | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.cache import Cache
 from rmadapter.callbacks import Callback
 from rmadapter.data.catalog import load_dataset
-from rmadapter.data.fewshot import FewShot, few_shot, half, order_digest, split_digest
+from rmadapter.data.fewshot import FewShot, few_shot, half, split_digest
 from rmadapter.data.images import ImageSet
 from rmadapter.data.imageset import one_label
 from rmadapter.errors import UserError, quoted
@@ -30,6 +30,7 @@ from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Recor
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
 from rmadapter.trained import Unfinished
+from rmadapter.unlabelled import digests, pool, wants
 from rmadapter.uses import named_sums
 from rmadapter.world import ask
 
@@ -94,9 +95,7 @@ class Lab:
         classes = half(self._few[1].train, task.classes).classes
         if len(classes) < 2:
             which = "" if task.classes == "all" else f"{task.classes} classes: "
-            raise UserError(
-                f"{which}{classes[0]!r} is the only class: give at least two, there is nothing to tell it from"
-            )
+            raise UserError(f"{which}{classes[0]!r} is the only class: give at least two, to tell it from the others")
         return self._few[1]
 
     def train_cache(self, task: Task) -> Cache:
@@ -208,7 +207,8 @@ def learn(
     check_labels(method, images)
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     val, cache = None if few.val is None else _alone(half(few.val, task.classes)), cache or lab.train_cache(task)
-    shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress, lab.callbacks)
+    more = pool(few, images, asked=not lab.splits(task.data).get("test")) if wants(method) else None
+    shots = Shots(_alone(images), cache, task.templates, task.seed, val, unfinished, lab.progress, lab.callbacks, more)
     ask(method, images, lambda: half(few.train, task.classes), unfinished.key if unfinished else "")
     with all_seeded(task.seed):
         fitted = method.fit(backbone, shots)
@@ -282,7 +282,7 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings, uses=uses),
         backbone=BackboneName(name=backbone.name, digest=backbone.digest),
         precision=lab.machine.precision,
-        key=run_key(task, method, name, lab.machine, backbone.digest, order_digest(few)) if few else "",
+        key=run_key(task, method, name, lab.machine, backbone.digest, few) if few else "",
         split_digest=split_digest(few) if few else "",
         versions=versions(),
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -290,9 +290,9 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
     )
 
 
-def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, order: str) -> str:
+def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, few: FewShot) -> str:
     """Tells all that a run's figures depend on; where data and activations lie, and who computes them, do not count."""
     asked = {**asdict(task), "data": PurePath(task.data).name, "tests": [asdict(test) for test in task.asked]}
     settings = settings_of(method)
-    parts = [asked, name, settings, *named_sums(name, settings), machine.precision, backbone, order]
+    parts = [asked, name, settings, *named_sums(name, settings), machine.precision, backbone, *digests(method, few)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

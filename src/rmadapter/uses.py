@@ -116,7 +116,7 @@ USES: Mapping[str, Uses] = {
     ),
     "prompt-kd": Uses(
         track="teacher",
-        extra="20 general templates",
+        extra="all train images without labels, 20 general templates",
         teacher="PromptSRC, fitted to the same shots, on another backbone where one is named",
         backbones=("teacher",),
         constants="weight of the loss",

@@ -114,8 +114,9 @@ def check_settings(plan: Plan) -> None:
 
 def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
     """Raises UserError for a data set or backbone that is missing, and for answers that were found with others."""
-    from rmadapter.data.fewshot import has_digest, order_digest
+    from rmadapter.data.fewshot import has_digest
     from rmadapter.run import run_key
+    from rmadapter.unlabelled import wants
 
     for job in left:
         for name in (job.task.data, *(test.data for test in job.task.tests if test.data)):
@@ -133,10 +134,10 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
             if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
                 raise UserError(f"{path} was run on other images than {job.task.data} has now: {CHOOSE}")
             method = plan.method(job)
-            if not job.trials and named_sums(job.method, settings_of(method)):
-                order = order_digest(lab.draw(job.task))
-                if old.key != run_key(job.task, method, job.method, plan.machine, backbone.digest, order):
-                    raise UserError(f"{path} was run with another content of what its settings name: {CHOOSE}")
+            if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):
+                few = lab.draw(job.task)
+                if old.key != run_key(job.task, method, job.method, plan.machine, backbone.digest, few):
+                    raise UserError(f"{path} was run with another content of what its method learns from: {CHOOSE}")
 
 
 def line(record: Record) -> str:
@@ -268,7 +269,6 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
     A training that another protocol asked for already, such as an ablation's row that is RMAdapter itself, is not
     done again; its record says where the figures are from.
     """
-    from rmadapter.data.fewshot import order_digest
     from rmadapter.method import NotApplicable
     from rmadapter.run import describe_run, run_key, run_task
 
@@ -278,7 +278,7 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         few = lab.draw(task)
         if job.trials and plan.tune:
             method, told, spent = plan.tune(method, job, lab)
-        key = run_key(task, method, job.method, plan.machine, backbone.digest, order_digest(few))
+        key = run_key(task, method, job.method, plan.machine, backbone.digest, few)
         record = known[key] if key in known else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
         record = describe_run(task, method, lab, job.method, few, status="not-applicable", reason=str(error))

@@ -3,7 +3,8 @@
 
 A teacher, PromptSRC on a larger backbone, is fitted to the shots. The student has prompts in the blocks of the smaller
 image encoder, and behind it a projection into the teacher's space; class features are the teacher's own. It learns from
-images without their labels: with the logits z_T of the teacher and z_S of the student, the loss is
+images without their labels, of all classes of the data: with the logits z_T of the teacher and z_S of the student, over
+the names of all classes, the loss is
 
     weight tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau)),
 
@@ -78,9 +79,10 @@ class PromptKD:
     """teacher: name of its backbone, as a larger one; empty for the student's own. teaching: epochs of the teacher.
     n_image, depth: the student's prompts per block, and the blocks that have some. tau, weight: of the loss.
 
-    The authors learn from all training images of all classes, without labels, and among all names; here from the shots
-    in their augmented views, among the classes that are trained. They take the epoch that is best on test images of the
-    base classes; here it is the last one. The released script has a weight of 200 for three data sets.
+    The student sees the shots and, as the authors have it, the rest of the train images, those of the novel classes too
+    and with their names among the others, unless they are what is tested on for want of a test split. The authors take
+    the epoch that is best on test images of the base classes; here it is the last one. The released script has a weight
+    of 200 for three data sets.
     """
 
     title: ClassVar[str] = "PromptKD"
@@ -88,6 +90,7 @@ class PromptKD:
         "Li et al., CVPR 2024 (arXiv 2403.03781); vit_b16_c2_ep20_batch8_4+4ctx.yaml and "
         "scripts/promptkd/base2new_train.sh of github.com/zhengli97/PromptKD"
     )
+    unlabelled: ClassVar[bool] = True
     teacher: str = ""
     teaching: Size = 20
     n_image: Size = 4
@@ -100,9 +103,12 @@ class PromptKD:
         large = self._large(backbone)
         if (kept := shots.unfinished) is not None:
             shots = replace(shots, unfinished=replace(kept, before=f"{kept.key}, teacher"))
-        theirs = self._seen_by(large, shots)
-        lesson, source = self._lesson(backbone, large, shots, theirs), shots.source(FIRST)
-        above = source if theirs is shots else theirs.source(FIRST)
+        known, theirs = shots.known, self._seen_by(large, shots)
+        images = shots.images if shots.unlabelled is None else shots.unlabelled
+        lesson = self._lesson(backbone, large, shots, theirs, images.classes)
+        shots, theirs = replace(shots, images=images), replace(theirs, images=images)
+        source = shots.source(FIRST)
+        above = source if theirs.cache is shots.cache else theirs.source(FIRST)
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
@@ -113,7 +119,8 @@ class PromptKD:
 
         done = minimise(lesson, loss, self.recipe, shots, source)
         digest = torch.frombuffer(bytearray(large.digest.encode()), dtype=torch.uint8).to(backbone.device)
-        return self.restore(backbone, shots.known, {**lesson.state_dict(), DIGEST: digest}).after(done)
+        classes = lesson.classes[[images.classes.index(name) for name in known.classes]]
+        return self.restore(backbone, known, {**lesson.state_dict(), CLASSES: classes, DIGEST: digest}).after(done)
 
     def loss(self, found: Tensor, expected: Tensor) -> Tensor:
         """Scalar, of logits [B, C] of student and teacher."""
@@ -127,14 +134,15 @@ class PromptKD:
         student = self._student(backbone, large.embedding_size, seed)
         return Lesson(student, self._tutor().module(large, seed), torch.zeros(0, large.embedding_size))
 
-    def _lesson(self, backbone: Backbone, large: Backbone, shots: Shots, theirs: Shots) -> Lesson:
-        """What is trained. A student that was killed has its teacher with it, and needs no other."""
+    def _lesson(self, backbone: Backbone, large: Backbone, shots: Shots, theirs: Shots, names: Sequence[str]) -> Lesson:
+        """What is trained, on images of these names. A student that was killed has its teacher with it, and needs no
+        other."""
         lesson, kept = self.module(backbone, shots.seed, large), shots.unfinished
         if kept is None or key_of(kept) != kept.key:
             first = kept and Unfinished(kept.path, kept.before)
             taught = self._tutor().fit(large, replace(theirs, unfinished=first))
             lesson.teacher.load_state_dict(dict(taught.tensors))
-        lesson.classes = asked(lesson.teacher, shots.classes)
+        lesson.classes = asked(lesson.teacher, names)
         return lesson
 
     def _seen_by(self, large: Backbone, shots: Shots) -> Shots:

@@ -135,11 +135,9 @@ def tune(
 
 def _head(search: Search, folds: Folds, space: Mapping[str, Any]) -> dict[str, Any]:
     """What tells a search from others."""
-    from rmadapter.data.fewshot import order_digest
-
     request, lab = search.request, folds.lab
-    digest, order = lab.backbone(request.task.backbone).digest, order_digest(lab.draw(request.task))
-    key = run_key(request.task, request.method, request.name, request.machine, digest, order)
+    digest, few = lab.backbone(request.task.backbone).digest, lab.draw(request.task)
+    key = run_key(request.task, request.method, request.name, request.machine, digest, few)
     ranges = {name: optuna().distributions.distribution_to_json(one) for name, one in space.items()}
     about = {"method": request.name, "task": asdict(request.task), "folds": len(folds), "images": len(folds.rows)}
     return {"key": key, **about, "space": ranges, "versions": {**versions(), "optuna": optuna().__version__}}

@@ -1,0 +1,28 @@
+"""Train images without their labels, for methods that say `unlabelled: ClassVar[bool] = True`, such as PromptKD."""
+
+from __future__ import annotations
+
+from rmadapter.data.fewshot import FewShot, order_digest
+from rmadapter.data.images import ImageSet
+
+
+def wants(method: object) -> bool:
+    """Whether a method learns from images without labels."""
+    return bool(getattr(method, "unlabelled", False))
+
+
+def digests(method: object, few: FewShot) -> list[str]:
+    """SHA-256 of the images of a draw that a training depends on, in their order."""
+    return [order_digest(few), *([few.heldout.digest] if wants(method) else [])]
+
+
+def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
+    """The train images of all classes, none of which will be tested on; their labels are 0 and mean nothing.
+
+    images: with labels, all that a training is given of its classes: the draw, a half of it or a fold of that, so that
+    other images of those classes in the draw may be the fold that is tested on. asked: whether what was not drawn is.
+    """
+    others = [i for i, label in enumerate(few.train.labels) if few.train.classes[label] not in images.classes]
+    parts = (images, few.train.subset(others), *(() if asked else (few.heldout,)))
+    found = tuple(image for part in parts for image in part.images)
+    return ImageSet(found, (0,) * len(found), few.train.classes, written=few.train.written)
