@@ -33,13 +33,14 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.cache import Cache
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.images import ImageSet, read_images
+from rmadapter.evaluation import Evaluation
 from rmadapter.machine import peak, reset_peak, versions
 from rmadapter.method import Known
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.page import write_page
 from rmadapter.predictions import Predictions, write_predictions
 from rmadapter.prompts import zero_shot_weights
-from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score
+from rmadapter.record import FORMAT, BackboneName, MethodName, Record, Score
 from rmadapter.run import evaluate
 from rmadapter.task import Question, Task
 

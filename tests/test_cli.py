@@ -279,12 +279,8 @@ def test_names_with_control_characters_never_reach_the_terminal(
     shutil.copy(bad, data / "train/red" / bad.name)
     fit = ["fit", data, "--backbone", tiny_clip.name, *QUICK, "--out", tmp_path / "run"]
     its = its_backbone(finished)
-    answers = [rmadapter("predict", finished, good, *its), rmadapter("predict", finished, good, *its, "--json")]
-    answers += [
-        rmadapter("predict", finished, bad, *its),
-        rmadapter("report", finished, evil, "--out", "x"),
-        rmadapter(f"--{evil}"),
-    ]
+    answers = [rmadapter("predict", finished, *words, *its) for words in ([good], [good, "--json"], [bad])]
+    answers += [rmadapter("report", finished, evil, "--out", "x"), rmadapter(f"--{evil}")]
     answers += [rmadapter(*fit), rmadapter(*fit, "--skip-bad")]
     assert [answer.code for answer in answers] == [0, 0, 2, 2, 2, 2, 0]
     for answer in answers:

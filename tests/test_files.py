@@ -21,6 +21,7 @@ from rmadapter.files import (
     inert,
     inert_path,
     parts,
+    path_from,
     read_json,
     read_text,
     reserve,
@@ -90,6 +91,7 @@ def test_tensors_are_written_without_files_that_a_kill_would_leave(
 
 def test_what_a_killed_writer_left_is_told_from_files_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
+    (tmp_path / ".folder.abcdefgh.part").mkdir()  # somebody else's, who removes it
     for name in (".config.settings", ".bashrc.part", "a.txt.abcdefgh.part", ".x.ABCDEFGH.part"):
         (tmp_path / name).write_text("mine")
     with atomic(tmp_path / "a.txt") as one, atomic(tmp_path / "runs" / ".b") as other:
@@ -216,3 +218,19 @@ def test_lines_of_csv_are_read_back() -> None:
     text = csv_text(rows[0], rows[1:])
     assert list(csv.reader(io.StringIO(text))) == rows
     assert text.count("\r") == 0
+
+
+def test_a_way_that_the_system_finds_through_links(tmp_path: Path) -> None:
+    (tmp_path / "large/deep/runs").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "large/deep/runs")
+    (tmp_path / "linked").symlink_to(tmp_path / "data")
+    (tmp_path / "data/a.png").write_text("a")
+    (tmp_path / "data/b.png").symlink_to(tmp_path / "data/a.png")
+    assert path_from(tmp_path / "large", tmp_path / "data/a.png") == "../data/a.png"
+    for folder in (tmp_path / "runs", tmp_path / "runs/new", tmp_path / "data"):
+        folder.mkdir(exist_ok=True)
+        for image in ("data/a.png", "linked/a.png", "data/b.png"):
+            way = path_from(folder, tmp_path / image)
+            assert (folder / way).read_text() == "a"
+            assert Path(way).name == Path(image).name  # a link to a file keeps its name, and with it its label

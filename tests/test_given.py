@@ -43,6 +43,8 @@ def test_data_frames(colors: Path) -> None:
     frame = pandas.DataFrame({**table, "split": ["train"] * 20 + ["test"] * 4, "group": [None] + ["a"] * 23})
     found = image_set(frame)
     assert (len(found), found.groups[:2]) == (20, ("", "a"))
+    nullable = image_set(frame.assign(group=frame.group.astype("string")))
+    assert nullable.groups == found.groups
     assert image_list(frame) == table["File"]
     assert image_list(frame[["File"]].rename(columns={"File": "whatever"})) == table["File"]
     assert same(image_set(frame.File, frame["class"]), train)

@@ -14,9 +14,9 @@ from rmadapter import judge as judging
 from rmadapter import metrics
 from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet, read_images
+from rmadapter.evaluation import Evaluation
 from rmadapter.folds import Folds
 from rmadapter.judge import BESIDE, calibrated, judge
-from rmadapter.record import Evaluation
 from rmadapter.request import Request
 from rmadapter.run import Lab, Outcome, run_task
 from rmadapter.show import as_table

@@ -14,7 +14,7 @@ import pytest
 
 from rmadapter import locks
 from rmadapter.errors import UserError
-from rmadapter.locks import alone, together
+from rmadapter.locks import alone, only, together
 
 HOLD = """
 import sys
@@ -175,3 +175,13 @@ def test_one_of_several_may_want_to_be_alone(tmp_path: Path) -> None:
     assert done == ["first", "last"]
     with another("together", tmp_path), pytest.raises(UserError, match="another process is at work"):
         together(tmp_path, print, print, only=True).__enter__()
+
+
+def test_a_lock_by_itself_says_what_its_user_says(tmp_path: Path) -> None:
+    taken, path = UserError("somebody has it"), tmp_path / "new/.a.lock"
+    with only(path, 0, taken, ""), pytest.raises(UserError, match="somebody has it"), only(path, 0, taken, ""):
+        pass
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"^cannot: .*\w"), only(tmp_path / "file/.a", 0, taken, "cannot: %s"):
+        pass

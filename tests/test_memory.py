@@ -41,6 +41,17 @@ def test_a_table_of_paths(home: Path) -> None:
     assert sets["test"].images == (Path(paths[1]),)
 
 
+def test_cells_that_pandas_takes_for_missing_and_columns_without_names(home: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    paths = [str(path) for path in sorted(home.rglob("*.png"))]
+    table = pd.DataFrame({"file": paths, 7: ["a", "b", "a"], "split": ["train"] * 3, "group": ["p", pd.NA, "q"]})
+    for kind in ("object", "string"):
+        (images,) = read_images(table.astype({"group": kind}), columns={"label": "7"}).values()
+        assert (labels(images), images.groups) == (["a", "b", "a"], ("p", "", "q"))
+    with pytest.raises(UserError, match="row 1: the label is empty"):
+        read_images(table.assign(label=pd.array([1, pd.NA, 2], "Int64")))
+
+
 def test_a_table_of_images() -> None:
     pd = pytest.importorskip("pandas")
     table = pd.DataFrame(

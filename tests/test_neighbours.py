@@ -17,6 +17,7 @@ from rmadapter.checkpoint import load
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
+from rmadapter.evaluation import Evaluation
 from rmadapter.neighbours import (
     SHOWN,
     WRONG,
@@ -29,7 +30,6 @@ from rmadapter.neighbours import (
     write_mistakes,
 )
 from rmadapter.predictions import Predictions
-from rmadapter.record import Evaluation
 from shots import pixels_of
 from test_page import evaluation, score
 

@@ -23,10 +23,11 @@ from sklearn.metrics import accuracy_score
 
 from parsed import Page
 from rmadapter.data.images import ImageSet
+from rmadapter.evaluation import Evaluation
 from rmadapter.methods import load_method
 from rmadapter.page import write_page
 from rmadapter.predictions import predictions
-from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score
+from rmadapter.record import FORMAT, BackboneName, MethodName, Record, Score
 from rmadapter.settings import documentation, settings_of
 from rmadapter.task import Task
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from rmadapter.data.images import ImageSet
-from rmadapter.record import Evaluation
+from rmadapter.evaluation import Evaluation
 from test_page import HISTORY, Page, evaluation, record, score, write
 
 

@@ -14,11 +14,11 @@ from sklearn.metrics import confusion_matrix
 
 from parsed import Page
 from rmadapter.data.images import ImageSet
+from rmadapter.evaluation import Evaluation
 from rmadapter.neighbours import Mistake, Neighbour
 from rmadapter.page import write_page
 from rmadapter.panel import MATRIX_LIMIT, TRAINING, Change, panel, thumbnails_of
 from rmadapter.predictions import Predictions
-from rmadapter.record import Evaluation
 from test_page import correct, evaluation, record, score, write
 
 

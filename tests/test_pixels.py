@@ -16,7 +16,7 @@ from PIL import Image
 
 from hostile import images as hostile
 from rmadapter.data.images import load_image
-from rmadapter.data.pixels import complaint, read_image
+from rmadapter.data.pixels import complaint, content, read_image
 from rmadapter.errors import UserError
 
 RAMP = np.arange(0, 65536, 257 * 5, dtype=np.uint16).reshape(4, 13)  # 52 values, exact multiples of 257
@@ -241,3 +241,17 @@ def test_bytes_in_memory_are_read_as_a_file_is(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=re.escape(told)):
             read_image(io.BytesIO(data), name)
+
+
+def test_images_in_memory_are_known_by_what_they_show() -> None:
+    grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
+    palette = grey.copy()
+    palette.putpalette([*range(255, -1, -1)] * 3)
+    red = Image.new("RGB", (4, 4), "red")
+    turned = red.copy()
+    turned.paste("blue", (0, 0, 2, 4))
+    upright, lying = turned.copy(), turned.copy()
+    lying.getexif()[0x0112] = 6
+    lying.info["exif"] = lying.getexif().tobytes()
+    assert len({content(image) for image in (grey, palette, red, upright, lying)}) == 5
+    assert content(red) == content(np.asarray(red)) == content(red.convert("RGBA"))

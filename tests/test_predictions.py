@@ -15,9 +15,10 @@ from parsed import Page
 from rmadapter.data.fewshot import FewShot, save_split
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.evaluation import Evaluation
 from rmadapter.page import write_page
 from rmadapter.predictions import COLUMNS, PREDICTIONS, Predictions, predictions, read_predictions, write_predictions
-from rmadapter.record import Evaluation, Record
+from rmadapter.record import Record
 from rmadapter.task import Question, Task
 from test_page import evaluation, record, score
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.record import BackboneName, Evaluation, MethodName, Record, Score, Several, parse_record, read_record
+from rmadapter.record import BackboneName, MethodName, Record, Score, Several, parse_record, read_record
 from rmadapter.task import Question, Task
 
 SCORES = (
@@ -101,13 +101,6 @@ def test_a_record_cannot_change() -> None:
         record().key = "x"  # type: ignore[misc]
 
 
-def test_answers_on_images() -> None:
-    images = ImageSet((np.zeros((2, 2), np.uint8),) * 3, (0, 1, 1), ("a", "b"))
-    found = Evaluation("test", images, np.eye(2)[[0, 1, 0]], np.eye(2)[[0, 0, 0]])
-    assert found.classes == ("a", "b")
-    assert found.labels.tolist() == [0, 1, 1]
-
-
 @pytest.mark.parametrize(
     ("old", "new", "place"),
     [
@@ -125,6 +118,28 @@ def test_values_of_other_kinds_are_refused(old: str, new: str, place: str) -> No
     assert old in line
     with pytest.raises(UserError, match=f"field {place}"):
         parse_record(line.replace(old, new), "run.json")
+
+
+@pytest.mark.parametrize(
+    ("recalls", "p", "words"),
+    [
+        ([50.0], None, "recalls of other classes than it lists"),
+        ([50.0, None], 0.5, "not one row of the method that was fitted"),
+        ([50.0, None], None, ""),
+    ],
+)
+def test_a_judgement_is_of_one_method_and_its_classes(recalls: list[float | None], p: float | None, words: str) -> None:
+    rates = {"accuracy": 60.0, "low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21}
+    row = {"name": "RMAdapter", "recalls": recalls, "p": p, **rates}
+    content = {"how": "", "images": 9, "classes": ["a", "b"], "majority": 50.0, "rows": [row]}
+    line = json.dumps({**json.loads(record().line()), "judgement": content})
+    if not words:
+        judgement = parse_record(line, "run.json").judgement
+        assert judgement is not None
+        assert judgement.own.name == "RMAdapter"
+        return
+    with pytest.raises(UserError, match=f"field judgement: .*{words}"):
+        parse_record(line, "run.json")
 
 
 def test_what_a_model_of_several_labels_is_worth() -> None:

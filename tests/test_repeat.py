@@ -89,6 +89,21 @@ def test_a_table_with_columns_of_any_name_is_repeated_asked_and_grown(
     assert read_images("more/images.csv", outside=True)["train"].groups[-2:] == ("q", "q")
 
 
+def test_columns_of_a_new_table_are_not_asked_of_the_old_data(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    """Which was class folders."""
+    (tmp_path / "pink").mkdir()
+    for image in sorted(colors.glob("train/red/*.png")):  # of another content, or they would be there already
+        (tmp_path / "pink" / image.name).write_bytes(image.read_bytes() + b"more")
+    lines = [f"pink/{image.name},pink" for image in sorted((tmp_path / "pink").iterdir())]
+    (tmp_path / "new.csv").write_text("\n".join(["foto,species", *lines]))
+    words = ["--image-column", "foto", "--label-column", "species", "--backbone", tiny_clip.name]
+    grown = rmadapter("add", finished, tmp_path / "new.csv", *words, "--out", tmp_path / "grown", "--old-data", colors)
+    assert grown.code == 0, grown.err
+    assert "pink" in read_images(tmp_path / "grown/images.csv", outside=True)["train"].written
+
+
 def test_quiet(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> None:
     command = ["fit", colors, "--backbone", tiny_clip.name, "--out", tmp_path / "run", *QUICK, "--effort", "fast"]
     code, out, err = rmadapter(*command, "--quiet")

@@ -91,6 +91,7 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(rmadapter: Command, words: list
 
 def test_mistakes_are_told_before_anything_runs(rmadapter: Command, words: list[object], tmp_path: Path) -> None:
     refused(rmadapter(*words, "--tables", "7"), "--tables 7: the tables with runs are 1, 2, 3, 4, 5, 6")
+    refused(rmadapter(*words, "--tables", ","), "--tables: name at least one of 1, 2, 3, 4, 5, 6")
     refused(rmadapter(*words, "--methods", "clap"), "clap: the methods of the paper's tables are")
     refused(rmadapter(*words, "--set", "clap.epochs=1"), "clap: the methods of the paper's tables are")
     refused(rmadapter(*words, "--backbone", "pocket"), "--backbone pocket: the paper's figures are of")

@@ -17,7 +17,9 @@ from shell import Command, its_backbone, refused, rmadapter
 __all__ = ["hub", "rmadapter"]  # fixtures
 
 
-def test_names_of_runs(tmp_path: Path) -> None:
+def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert named(["birds=~/runs/x"]) == {"birds": tmp_path / "runs/x"}  # no shell reads what stands behind a =
     odd = tmp_path / "a=b"
     odd.mkdir()
     assert named([f"{tmp_path}/birds", f"x.y-1={tmp_path}/birds/"]) == {

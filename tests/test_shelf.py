@@ -47,7 +47,9 @@ def test_images_become_the_list_that_fit_reads(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / FILES).iterdir()) == [
         "000001-vil_name.png", "000002-b.png", "000003-c.png",
     ]  # fmt: skip
+    assert shelf._bytes == sum(path.stat().st_size for path in (tmp_path / FILES).iterdir())
     shelf.remove("sea_horse")
+    assert shelf._bytes == sum(path.stat().st_size for path in (tmp_path / FILES).iterdir()) > 0  # room for others
     assert len([*(tmp_path / FILES).iterdir()]) == len(shelf) == 1
     with pytest.raises(UserError, match="at least two classes"):
         shelf.write()

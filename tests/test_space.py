@@ -70,6 +70,7 @@ def test_ranges_and_values_as_the_user_says() -> None:
         ("lambda_text_con", "say what to try"),
         ("rank=8..4", "the smaller one first"),
         ("rank=a..b", "write two numbers"),
+        ("rank=0.5..8", "write whole numbers, as 4..32"),
         ("rank=0..8", "rank=0"),
         ("init=zero,nought", "init='nought'"),
         ("init=", "write LOW..HIGH, or values"),

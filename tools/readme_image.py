@@ -16,7 +16,8 @@ from rmadapter.cache import Cache
 from rmadapter.checkpoint import load
 from rmadapter.data.fewshot import half
 from rmadapter.data.openmoji import load_openmoji
-from rmadapter.record import Evaluation, read_record
+from rmadapter.evaluation import Evaluation
+from rmadapter.record import read_record
 from rmadapter.run import evaluate
 from rmadapter.task import Question
 

@@ -32,7 +32,7 @@ from rmadapter.neighbours import WHY
 from rmadapter.predictions import PREDICTIONS, SPLIT
 from rmadapter.record import RECORD, BackboneName, MethodName, Record, read_record
 from rmadapter.remote import run_folder
-from rmadapter.request import COMMON, TASK
+from rmadapter.request import COMMON, TASK, own_names
 from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
 from rmadapter.sums import SUMS, check_sums, sha256, write_sums
 from rmadapter.task import Task
@@ -135,14 +135,9 @@ def save_run(folder: Path, fitted: Fitted, name: str, record: Record, labels: tu
 
 
 def flat(record: Record) -> dict[str, Any]:
-    """Task and settings of a run as `--config` reads them; a method's field that is called as a common one is named
-    after the method."""
-    task = {name: getattr(record.task, name) for name in TASK}
-    own = {
-        f"{record.method.name}.{name}" if name in COMMON else name: value
-        for name, value in record.method.settings.items()
-    }
-    return {"method": record.method.name, **task, "precision": record.precision, **own}
+    """Task and settings of a run as `--config` reads them."""
+    task, method = {name: getattr(record.task, name) for name in TASK}, record.method
+    return {"method": method.name, **task, "precision": record.precision, **own_names(method.name, method.settings)}
 
 
 def finished(folder: Path, key: str) -> Record | None:

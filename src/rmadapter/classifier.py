@@ -178,12 +178,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def load(cls, folder: str | Path, *, method: str = "", backbone: str = "") -> FewShotClassifier:
         """A classifier from a folder that `save` or `rmadapter fit` wrote; the rest is as in `checkpoint.load`."""
         from rmadapter.checkpoint import load
+        from rmadapter.request import own_names
         from rmadapter.settings import settings_of
 
         saved = load(Path(folder), backbone or None, method=method)
         fitted = saved.fitted
         one_label(fitted.known.several, cls.__name__)
-        self = cls(fitted.backbone.name, method=saved.name, **settings_of(fitted.method))
+        self = cls(fitted.backbone.name, method=saved.name, **own_names(saved.name, settings_of(fitted.method)))
         self.fitted_, self.history_, self._name = fitted, fitted.trained.history, saved.name
         self.class_names_, self.classes_ = saved.names, np.array(saved.labels)
         return self

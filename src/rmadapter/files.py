@@ -56,7 +56,8 @@ def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
 
 def parts(*folders: Path) -> list[Path]:
     """What writers that were killed left in some folders, and what others are writing there now."""
-    return [path for folder in folders for path in folder.glob(".*.part") if PART.fullmatch(path.name)]
+    found = [path for folder in folders for path in folder.glob(".*.part") if PART.fullmatch(path.name)]
+    return [path for path in found if path.is_file()]
 
 
 def reserve(path: Path, size: int) -> None:
@@ -177,6 +178,16 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return type(error).__name__
+
+
+def path_from(folder: Path, file: Path) -> str:
+    """The way from a folder to a file, with forward slashes, as the system walks it: `..` after a link leads elsewhere
+    than its text says. On another drive, the whole path."""
+    home, whole = os.path.realpath(folder), os.path.join(os.path.realpath(file.parent), file.name)
+    try:
+        return Path(os.path.relpath(whole, home)).as_posix()
+    except ValueError:
+        return Path(whole).as_posix()
 
 
 def inert(text: str) -> str:

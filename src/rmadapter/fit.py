@@ -15,6 +15,7 @@ from rmadapter.console import note
 from rmadapter.data.fewshot import few_shot, half, has_digest, save_split
 from rmadapter.data.sources import images_root
 from rmadapter.errors import UserError
+from rmadapter.evaluation import Evaluation
 from rmadapter.files import ACTIVATIONS, parts, read_text
 from rmadapter.folds import FOLDS, Folds
 from rmadapter.judge import BESIDE, enough, judge
@@ -25,7 +26,7 @@ from rmadapter.neighbours import WHY, mistakes, read_mistakes, write_mistakes
 from rmadapter.page import write_page
 from rmadapter.panel import thumbnails_of
 from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_answers, write_predictions
-from rmadapter.record import Evaluation, Record, Score, read_record
+from rmadapter.record import Record, Score, read_record
 from rmadapter.run import Lab, Outcome, Splits, evaluate, learn, run_key, run_task
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task

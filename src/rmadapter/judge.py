@@ -9,11 +9,12 @@ import numpy as np
 
 from rmadapter import metrics
 from rmadapter.data.duplicates import looks, pairs
+from rmadapter.evaluation import Evaluation
 from rmadapter.folds import Folds
 from rmadapter.method import Method
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.record import Evaluation, Judgement, Rates, Score
+from rmadapter.record import Judgement, Rates, Score
 from rmadapter.run import Lab, Outcome
 from rmadapter.task import Task
 

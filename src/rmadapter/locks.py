@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,21 +107,26 @@ def together(
         _release(lock, mine)
 
 
-@contextmanager
-def _door(folder: Path, patience: float = 1) -> Iterator[None]:
+def _door(folder: Path, patience: float = 1) -> AbstractContextManager[None]:
     """Who comes and goes does so one at a time."""
+    failed = f"{folder}: no folder to write to (%s): choose another"
+    return only(folder / DOOR, patience * SECONDS, _taken(folder), failed)
+
+
+@contextmanager
+def only(path: Path, patience: float, taken: UserError, failed: str) -> Iterator[None]:
+    """The only one with the lock of this name, in a folder that is made when it is missing. Raises `taken` where
+    another has it for longer than these seconds, and UserError, `failed` with the reason for %s, where it cannot be."""
     from filelock import Timeout
 
-    path = folder / DOOR
     lock = claim(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=max(patience * SECONDS, _until_dead(path)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=max(patience, _until_dead(path)))
     except Timeout:
-        raise _taken(folder) from None
+        raise taken from None
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{folder}: no folder to write to ({reason}): choose another") from None
+        raise UserError(failed.replace("%s", str(error.strerror or error))) from None
     try:
         yield
     finally:

@@ -15,10 +15,10 @@ from torch import Tensor
 from rmadapter.cache import Cache
 from rmadapter.data.images import ImageSet, ImageSource
 from rmadapter.errors import UserError, first_fault
+from rmadapter.evaluation import Evaluation
 from rmadapter.files import read_json, write_json
 from rmadapter.method import MOST_EXAMPLES, Fitted
 from rmadapter.predictions import Predictions, source_of, spelled
-from rmadapter.record import Evaluation
 
 WHY = "why.json"
 WRONG, SHOWN = 6, 5  # mistakes, and neighbours of each

@@ -19,8 +19,9 @@ from rmadapter.data.names import descriptions, prompt_name
 from rmadapter.data.scan import order
 from rmadapter.data.sources import images_root
 from rmadapter.errors import UserError
+from rmadapter.evaluation import Evaluation
 from rmadapter.files import csv_text, inert, read_text, write_text
-from rmadapter.record import Evaluation, Record, Score
+from rmadapter.record import Record, Score
 
 PREDICTIONS, SPLIT = "predictions.csv", "split.json"
 COLUMNS = (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -152,6 +150,14 @@ class Judgement(Value):
     rows: tuple[Rates, ...]
     doubts: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _one_own_row(self) -> Judgement:
+        if [row.p for row in self.rows].count(None) != 1:
+            raise ValueError("not one row of the method that was fitted")
+        if {len(row.recalls) for row in self.rows} != {len(self.classes)}:
+            raise ValueError("recalls of other classes than it lists")
+        return self
+
     @property
     def own(self) -> Rates:
         """The row of the method that was fitted."""
@@ -273,27 +279,3 @@ def parse_record(line: str, where: str) -> Record:
         raise UserError(f"{where}: no record of a run (field {place or 'line'}: {reason})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not readable JSON ({type(error).__name__})") from None
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Answers on N images over C classes: probabilities of the method and of the untouched backbone, [N, C], and of
-    others by name."""
-
-    title: str
-    images: ImageSet
-    probabilities: np.ndarray
-    zero_shot: np.ndarray
-    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """What they are called: of several descriptions the first."""
-        return tuple(descriptions(name)[0] for name in self.images.classes)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """[N], indices into `classes`."""
-        import numpy as np
-
-        return np.asarray(self.images.labels)

@@ -64,6 +64,11 @@ def check_own(own: Mapping[str, Any], owner: Any) -> None:
             raise UserError(f"unknown setting {quoted(name)}{nearest(name, [*settings_of(owner), *COMMON])}")
 
 
+def own_names(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a method as `make` takes them: a field that is called as a common one is named after the method."""
+    return {f"{method}.{name}" if name in COMMON else name: value for name, value in settings.items()}
+
+
 def read_config(file: Path | None) -> tuple[str, dict[str, Any]]:
     """The method that a run's config.yaml names, "" if none, and its other values; None is an empty file."""
     values = read_yaml(file) if file else {}

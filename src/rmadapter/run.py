@@ -20,13 +20,14 @@ from rmadapter.data.fewshot import FewShot, few_shot, half, split_digest
 from rmadapter.data.images import ImageSet
 from rmadapter.data.imageset import one_label
 from rmadapter.errors import UserError, quoted
+from rmadapter.evaluation import Evaluation
 from rmadapter.machine import all_seeded, describe, find_device, peak, reset_peak, versions
 from rmadapter.method import Fitted, Known, Method, NotApplicable, Shots
 from rmadapter.methods import check_labels
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
 from rmadapter.order import ask_all
-from rmadapter.record import FORMAT, BackboneName, Evaluation, MethodName, Record, Score, Several
+from rmadapter.record import FORMAT, BackboneName, MethodName, Record, Score, Several
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
 from rmadapter.trained import Unfinished

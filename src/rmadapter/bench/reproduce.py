@@ -96,6 +96,8 @@ class Wish:
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.tables:
+            raise UserError(f"--tables: name at least one of {', '.join(PARTS)}")
         if unknown := [table for table in self.tables if table not in PARTS]:
             raise UserError(f"--tables {unknown[0]}: the tables with runs are {', '.join(PARTS)}")
         known = {method for part in PARTS.values() for method in part.methods}

@@ -51,6 +51,17 @@ def read_rows(
         raise UserError(f"{path}: has no rows below its first line")
 
 
+def frame_cells(frame: Any, chosen: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Kind -> the cells of that column of a DataFrame, whose columns may have names of any type; None for what pandas
+    takes for missing."""
+    names = [*map(str, frame.columns)]
+    columns = {what: frame.iloc[:, names.index(name)] for what, name in chosen.items()}
+    return {
+        what: [None if gone else cell for cell, gone in zip(column.tolist(), column.isna(), strict=True)]
+        for what, column in columns.items()
+    }
+
+
 def choose_columns(
     table: Path | str, there: Sequence[str], needed: Sequence[str], also: Sequence[str] = (),
     named: Mapping[str, str] | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rmadapter.data.columns import choose_columns
+from rmadapter.data.columns import choose_columns, frame_cells
 from rmadapter.data.images import ImageSet, ImageSource, read_images
 from rmadapter.data.names import places
 from rmadapter.data.scan import SPLITS
@@ -124,13 +124,13 @@ def _of_frame(frame: Any, classes: Sequence[str] | None) -> ImageSet:
     """Its train images; numbers stay numbers, which `memory.open_object` makes text."""
     names = list(map(str, frame.columns))
     chosen = choose_columns("DataFrame", names, ("image", "label"), ("split", "group"))
-    cells = {what: _plain(frame.iloc[:, names.index(name)]) for what, name in chosen.items()}
+    cells = {what: _plain(values) for what, values in frame_cells(frame, chosen).items()}
     if "split" in cells:
         rows = [row for row, split in enumerate(cells["split"]) if SPLITS.get(str(split).strip().casefold()) == "train"]
         if not rows:
             raise UserError("the DataFrame has a column of splits, and no row of it says train")
         cells = {what: [values[row] for row in rows] for what, values in cells.items()}
-    groups = tuple("" if group is None or group != group else str(group) for group in cells.get("group", ()))
+    groups = tuple("" if group is None else str(group) for group in cells.get("group", ()))
     return _of_lists(cells["image"], cells["label"], classes, groups)
 
 

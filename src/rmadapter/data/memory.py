@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.columns import choose_columns
+from rmadapter.data.columns import choose_columns, frame_cells
 from rmadapter.data.guard import URL
 from rmadapter.data.imageset import ImageSet
 from rmadapter.data.saved import is_dataset, read_dataset
@@ -39,7 +39,7 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
     chosen = choose_columns(
         "DataFrame", list(map(str, table.columns)), ("image", "label"), ("split", "group"), columns or {}
     )
-    cells = {what: table[column].tolist() for what, column in chosen.items()}
+    cells = frame_cells(table, chosen)
     images, labels = cells["image"], cells["label"]
     count, empty = len(images), [None] * len(images)
     if gap := next((i for i, label in enumerate(labels) if _text(label) == ""), -1) + 1:
@@ -63,8 +63,8 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
 
 
 def _text(cell: Any) -> str:
-    """Of a cell; nothing for what pandas takes for missing."""
-    return "" if cell is None or cell != cell else str(cell).strip()
+    """Of a cell; nothing for a missing one."""
+    return "" if cell is None else str(cell).strip()
 
 
 def _pairs(data: Any) -> Source | dict[str, ImageSet]:

@@ -162,5 +162,5 @@ def content(source: ImageSource) -> bytes:
             while block := file.read(1 << 20):
                 total.update(block)
         return total.digest()
-    values = np.asarray(source)
+    values = np.asarray(load_image(source) if isinstance(source, Image.Image) else source)  # a palette's are no colours
     return hashlib.sha256(f"{values.shape} {values.dtype} ".encode() + values.tobytes()).digest()

@@ -15,6 +15,7 @@ import torch
 from rmadapter.checkpoint import RECORD, WEIGHTS, Saved
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.images import ImageSource
+from rmadapter.data.imageset import relative
 from rmadapter.data.names import key
 from rmadapter.data.pixels import complaint
 from rmadapter.data.scan import Source
@@ -179,7 +180,9 @@ def _drawn(run: Path) -> set[str]:
 
 def _of(data: Path, source: Source, saved: Saved, drawn: set[str], most: int) -> Questions:
     root, there, _ = source
-    rows = there.get("test") or [row for part in there.values() for row in part if _name(row.image, root) not in drawn]
+    rows = there.get("test") or [
+        row for part in there.values() for row in part if relative(row.image, root) not in drawn
+    ]
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}
     known = [row for row in rows if key(row.label) in places]
     random.Random(0).shuffle(known)
@@ -188,10 +191,6 @@ def _of(data: Path, source: Source, saved: Saved, drawn: set[str], most: int) ->
         raise UserError(f"{data}: holds no readable image of the model's classes that it was not trained on")
     title = f"{'test' if 'test' in there else 'held out'} images of {data.name}"
     return Questions(title, [row.image for row in good], [places[key(row.label)] for row in good])
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def generated(count: int) -> list[np.ndarray]:

@@ -10,14 +10,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rmadapter.data.columns import pyarrow
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, inert, opened
+from rmadapter.files import atomic, inert, inert_path, opened
+from rmadapter.locks import only
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -107,24 +108,10 @@ class OutFile:
         self.partial.unlink()
 
 
-@contextmanager
-def only_writer(path: Path) -> Iterator[None]:
+def only_writer(path: Path) -> AbstractContextManager[None]:
     """Raises UserError when another process writes the same file."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{path}: another process is writing it") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+    taken = UserError(f"{path}: another process is writing it")
+    return only(path.with_name(f".{path.name}.lock"), 0, taken, f"{path}: cannot be written (%s)")
 
 
 @contextmanager
@@ -147,11 +134,11 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 def cell(column: str, value: Any) -> Any:
     """No formula for a spreadsheet, and of an image still a path that leads to it."""
-    if column == "image" and value.startswith(("=", "+", "-", "@")):
-        return f"./{value}"
+    if column == "image":
+        return inert_path(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return inert(value) if isinstance(value, str) and column != "image" else value
+    return inert(value) if isinstance(value, str) else value
 
 
 def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

@@ -17,7 +17,7 @@ from rmadapter.data.pixels import content
 from rmadapter.data.scan import Row, Rows, Source
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError
-from rmadapter.files import csv_text, user_path, write_json, write_text
+from rmadapter.files import csv_text, path_from, user_path, write_json, write_text
 from rmadapter.fit import fit
 from rmadapter.locks import alone
 from rmadapter.method import NotApplicable
@@ -71,8 +71,7 @@ def add_images(
     record = read_record(run / RECORD)
     shots = record.task.shots if shots is None else shots
     home = _home(run, record, old)
-    its = record.columns or ({} if home.name == IMAGES else columns)  # its own list has the usual names
-    opened = open_source(home, outside, its, record.crops)
+    opened = open_source(home, outside, record.columns, record.crops)
     fresh = open_source(data, outside, columns, crops)
     also = (row.also for source in (opened, fresh) for rows in source.splits.values() for row in rows)
     one_label(saved.fitted.known.several or any(also), "add with images")
@@ -164,10 +163,7 @@ def _numbers(rows: Rows) -> list[int]:
 def _write_list(out: Path, rows: Listed, saved: Saved) -> None:
     """The data of the new run: a CSV file, and beside it the prompt names that do not follow from the labels."""
     grouped = any(row.group for _, row in rows)
-    lines = [
-        [Path(os.path.relpath(row.image, out)).as_posix(), row.label, split, *[row.group] * grouped]
-        for split, row in rows
-    ]
+    lines = [[path_from(out, row.image), row.label, split, *[row.group] * grouped] for split, row in rows]
     text = csv_text(["path", "label", "split", *["group"] * grouped], lines)
     file = out / IMAGES
     if (out / RECORD).exists() and (not file.exists() or file.read_text("utf-8") != text):

@@ -136,5 +136,7 @@ def _given(text: str, given: str, kind: Any) -> Any:
         return distributions.CategoricalDistribution(choices)
     if not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends) or not ends[0] < ends[1]:
         raise UserError(f"--search {quoted(text)}: write two numbers, the smaller one first, as 0.01..1")
+    if kind is int and not all(isinstance(end, int) for end in ends):
+        raise UserError(f"--search {quoted(text)}: write whole numbers, as 4..32")
     make = distributions.IntDistribution if kind is int else distributions.FloatDistribution
     return make(*ends, log=ends[0] > 0)

@@ -16,7 +16,7 @@ from rmadapter.data.imageset import one_label
 from rmadapter.data.scan import Row, Rows
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.files import csv_text, user_path, write_text
+from rmadapter.files import csv_text, path_from, user_path, write_text
 from rmadapter.suspects.find import training
 from rmadapter.suspects.sheet import image_cell, label_cell
 
@@ -174,6 +174,5 @@ def _list(splits: Mapping[str, Labelled], target: Path) -> None:
     split, group = "all" not in splits, any(row.group for some in splits.values() for row, _ in some)
     for name, labelled in splits.items():
         for row, label in labelled:
-            path = Path(os.path.relpath(row.image, target.parent)).as_posix()
-            lines.append([path, label, *[name] * split, *[row.group] * group])
+            lines.append([path_from(target.parent, row.image), label, *[name] * split, *[row.group] * group])
     write_text(target, csv_text(["path", "label", *["split"] * split, *["group"] * group], lines))

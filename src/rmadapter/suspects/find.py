@@ -110,7 +110,7 @@ def find_suspects(
     folds = Folds(asked.task, lab, images, split(images, FOLDS, asked.task.seed, together=together))
     features = lab.train_cache(asked.task).features(images)[0].float().cpu().numpy()
     near = rules.nearest(features, together)
-    wrong, odd = _wrong(folds, asked, near), oddities.odd(oddities.measure(images.images, progress))
+    wrong, odd = _wrong(folds, asked), oddities.odd(oddities.measure(images.images, progress))
     unlike = oddities.outliers(near.cosines)
     suspects = []
     for i, copies in enumerate(oddities.copies(images, seen)):
@@ -147,7 +147,7 @@ class _Label(NamedTuple):
     score: float
 
 
-def _wrong(folds: Folds, asked: Request, near: rules.Near) -> dict[int, _Label]:
+def _wrong(folds: Folds, asked: Request) -> dict[int, _Label]:
     """Of images whose label looks wrong, what they look like."""
     if not len(folds):
         return {}

@@ -29,10 +29,12 @@ LONGEST = 100  # characters of a class's name
 
 
 class Shot(NamedTuple):
-    """file: relative to the visitor's folder. split: "train", "val", "test", or "" where the images came without."""
+    """file: relative to the visitor's folder. split: "train", "val", "test", or "" where the images came without. size:
+    in bytes."""
 
     file: str
     split: str = ""
+    size: int = 0
 
 
 class Shelf:
@@ -66,11 +68,11 @@ class Shelf:
             raise UserError(f"{quoted(label)}: no such class")
         for shot in self.classes.pop(label):
             (self.folder / shot.file).unlink(missing_ok=True)
+            self._bytes -= shot.size
 
     def clear(self) -> None:
         for label in [*self.classes]:
             self.remove(label)
-        self._bytes = 0
 
     def take(self, path: Path, label: str, name: str, split: str = "") -> None:
         """An image from a file, which is moved here. name: that its owner gave it.
@@ -90,7 +92,7 @@ class Shelf:
         file = f"{FILES}/{self._count:06}-{plain(name)}"
         (self.folder / FILES).mkdir(parents=True, exist_ok=True)
         os.replace(path, self.folder / file)
-        self.classes[label].append(Shot(file, split))
+        self.classes[label].append(Shot(file, split, size))
 
     def take_folder(self, folder: Path) -> list[str]:
         """All images of a folder of class folders, or of `IMAGES` in it; returns a sentence for each that is left out.

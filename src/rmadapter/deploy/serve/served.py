@@ -145,7 +145,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
 def worth(record: Record) -> dict[str, Any] | None:
     """Accuracy in percent with its 95 % interval, on how many images, and on which; None where nobody knows."""
     if record.judgement:
-        own = next(row for row in record.judgement.rows if row.p is None)
+        own = record.judgement.own
         return _accuracy(record.judgement.how, record.judgement.images, own.accuracy, (own.low, own.high))
     for score in record.scores:
         if score.accuracy is not None and score.images:

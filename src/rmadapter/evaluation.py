@@ -1,0 +1,33 @@
+"""What a method and others answered about the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rmadapter.data.images import ImageSet
+from rmadapter.data.names import descriptions
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Answers on N images over C classes: probabilities of the method and of the untouched backbone, [N, C], and of
+    others by name."""
+
+    title: str
+    images: ImageSet
+    probabilities: np.ndarray
+    zero_shot: np.ndarray
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What they are called: of several descriptions the first."""
+        return tuple(descriptions(name)[0] for name in self.images.classes)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[N], indices into `classes`."""
+        return np.asarray(self.images.labels)
