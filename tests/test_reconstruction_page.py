@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from reconstruction_tables import CHOOSE, MAIN, PAIRS, by_set, dialled, difference, read, tables
@@ -169,3 +171,23 @@ def test_an_average_over_steps_changes_nothing_that_shows() -> None:
         assert sets == 3
         assert half is not None
         assert abs(mean) < half
+
+
+def test_what_is_said_of_combinations() -> None:
+    rows = [row.strip("| ").split(" | ") for row in tables(EVERY)["combinations"].splitlines()[2:]]
+    changes = {row[-4]: [float(value) for value in row[-1].split(" ± ")] for row in rows if row[-4] != "mean"}
+    assert len(changes) == 15
+    assert all(abs(d) <= half for d, half in changes.values())  # as printed
+    assert [name for name, (d, half) in changes.items() if abs(d) == half] == ["effect of constraint"]
+    assert "beside the constraint it gains 2.0 points less" in TEXT
+    worst = sorted(rows[:8], key=lambda row: changes[row[-4]][0])[:3]
+    assert all("into the trunk" in row[-4] or {"norm", "alpha 0.3"} <= {*row[-4].split(", ")} for row in worst)
+    assert [round(-changes[row[-4]][0]) for row in worst] == [14, 7, 5]
+    lines = [line for line in LATER if line["variant"].startswith("combination")]
+    for row in worst:
+        of = [by_set(lines, f"combination {row[0]}, {what}", "hm") for what in ("reconstruction", "none")]
+        losses = {data: of[1][data] - of[0][data] for data in CHOOSE}
+        assert losses["office_caltech/web"] > sum(losses.values()) / 2
+    best = sorted((float(value), row[0]) for row in rows[:8] for value in row[-3:-1])[-2:]
+    assert best[1][1] == "3"
+    assert best[1][0] == pytest.approx(best[0][0] + 1)

@@ -82,11 +82,11 @@ def test_effects_of_combined_factors_add_up() -> None:
     rows = [row.strip("| ").split(" | ") for row in tables.combinations(lines).splitlines()]
     found = {row[0].removeprefix("effect of "): row[1:] for row in rows[-8:]}
     assert found["norm"] == ["+2.0", "+2.0", "+0.0"]
-    assert found["epochs"] == ["-1.0", "-1.0", "+0.0"]
+    assert found["30 epochs"] == ["-1.0", "-1.0", "+0.0"]
     assert found["constraint"] == ["+0.5", "+0.5", "+0.0"]
-    assert found["alpha"] == ["+0.0", "+5.0", "+5.0"]
-    assert found["share"][1:] == ["+4.0", "+4.0"]
-    assert found["local"][1:] == ["-6.0", "-6.0"]
+    assert found["alpha 0.3"] == ["+0.0", "+5.0", "+5.0"]
+    assert found["share none"] == ["–", "–", "+4.0"]
+    assert found["into the trunk"] == ["–", "–", "-6.0"]
     assert found["mean"] == ["60.8", "65.3", "+4.5"]
     assert len(rows) == 2 + 8 + 8
 

@@ -156,6 +156,10 @@ def backbones(lines: Lines) -> str:
 
 
 FACTORS = {"norm": "block", "alpha": 0.3, "epochs": 30, "target": "frozen", "local": False, "share": "none"}
+CALLED = {
+    "lambda_text_con": "constraint", "norm": "norm", "alpha": "alpha 0.3", "epochs": "30 epochs",
+    "target": "target frozen", "local": "into the trunk", "share": "share none",
+}  # fmt: skip
 
 
 def combinations(lines: Lines) -> str:
@@ -168,15 +172,17 @@ def combinations(lines: Lines) -> str:
     rows, changes = [], {}
     for name, both in pairs.items():
         fields = both["reconstruction"]["fields"]
-        has = [*(key for key, value in FACTORS.items() if fields[key] == value)]
-        has = ["constraint"] * bool(fields["lambda_text_con"]) + has
+        has = [key for key in CALLED if (fields[key] == FACTORS[key] if key in FACTORS else fields[key])]
         names = (f"{name}, reconstruction", f"{name}, none")
         mean, half, _, _ = difference(lines, *names, "hm")
         means = [f"{fmean(by_set(lines, one, 'hm').values()):.1f}" for one in reversed(names)]
-        rows.append([name.removeprefix("combination "), ", ".join(has), *means, change(mean, half)])
+        rows.append(
+            [name.removeprefix("combination "), ", ".join(CALLED[key] for key in has), *means, change(mean, half)]
+        )
         changes[name] = set(has)
-    for factor in ("all", "constraint", *FACTORS):
-        rows.append(["", f"effect of {factor}" if factor != "all" else "mean", *_effect(lines, changes, factor)])
+    for factor in ("all", *CALLED):
+        called = "mean" if factor == "all" else f"effect of {CALLED[factor]}"
+        rows.append(["", called, *_effect(lines, changes, factor)])
     return markdown(["", "what it has", "HM without", "HM with", "with - without"], rows)
 
 
@@ -187,10 +193,9 @@ def _effect(lines: Lines, has: Mapping[str, set[str]], factor: str) -> list[str]
     sign = {name: 1.0 if factor == "all" else 2.0 if factor in own else -2.0 for name, own in has.items()}
     each = [np.array([fmean(sign[n] * of[what][n][data] for n in has) for data in sets]) for what in of]
     values = [*each, each[1] - each[0]]
-    meant = factor in ("all", "constraint", "norm", "alpha", "epochs")  # the others are readings of reconstruction
+    meant = factor not in ("target", "local", "share")  # which say how to reconstruct, and nothing without it
     form = ".1f" if factor == "all" else "+.1f"
-    cells = [f"{d.mean():{form}}" for d in each] if meant else ["–", f"{each[1].mean():+.1f}"]
-    return [*cells, change(values[2].mean(), half_width(values[2]))]
+    return [*(f"{d.mean():{form}}" if meant else "–" for d in each), change(values[2].mean(), half_width(values[2]))]
 
 
 def dialled(lines: Lines) -> list[dict[str, Any]]:
