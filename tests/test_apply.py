@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("rmadapter.suspects.apply.shutil.copy2", full)
     chosen = decisions(tmp_path / "d.csv", (IMAGE, "blue", "", "drop"))
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); nothing was changed there"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); nothing was left there"):
         apply_decisions(data, chosen, tmp_path / "clean")
     assert contents(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]

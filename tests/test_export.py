@@ -18,7 +18,7 @@ from rmadapter.checkpoint import Saved, load
 from rmadapter.data.images import load_image
 from rmadapter.deploy import export as exporting
 from rmadapter.deploy import parity
-from rmadapter.deploy.export import PREDICT, check_wishes, export, whole
+from rmadapter.deploy.export import PREDICT, check_wishes, export
 from rmadapter.deploy.runtime import Model
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
@@ -150,30 +150,6 @@ def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(exporting.TARGETS, "onnx", missing)
     with pytest.raises(UserError, match=r"^export needs no_such_module; `pip install 'rmadapter\[export\]'`"):
         check_wishes(tmp_path / "new", "onnx", "fp32")
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
-def test_nothing_remains_of_what_failed(tmp_path: Path, error: type[BaseException]) -> None:
-    def fail() -> None:
-        with whole(tmp_path / "new") as stage:
-            (stage / "half.txt").write_text("half")
-            raise error("stop")
-
-    with pytest.raises(error, match="stop"):
-        fail()
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".new.part").mkdir()
-    (tmp_path / ".new.part/old.txt").write_text("of a killed process")
-    with whole(tmp_path / "new") as stage:
-        (stage / "a.txt").write_text("a")
-        with pytest.raises(UserError, match="another process is at work"), whole(tmp_path / "new"):
-            pass
-        assert stage.is_dir()
-    assert [file.name for file in tmp_path.iterdir()] == ["new"]
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch"])

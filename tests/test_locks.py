@@ -14,7 +14,7 @@ import pytest
 
 from rmadapter import locks
 from rmadapter.errors import UserError
-from rmadapter.locks import alone, only, together
+from rmadapter.locks import alone, only, together, whole
 
 HOLD = """
 import sys
@@ -185,3 +185,27 @@ def test_a_lock_by_itself_says_what_its_user_says(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"^cannot: .*\w"), only(tmp_path / "file/.a", 0, taken, "cannot: %s"):
         pass
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
+def test_nothing_remains_of_what_failed(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail() -> None:
+        with whole(tmp_path / "new") as stage:
+            (stage / "half.txt").write_text("half")
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".new.part/folder").mkdir(parents=True)
+    (tmp_path / ".new.part/old.txt").write_text("of a killed process")
+    with whole(tmp_path / "new") as stage:
+        (stage / "a.txt").write_text("a")
+        with pytest.raises(UserError, match="another process is at work"), whole(tmp_path / "new"):
+            pass
+        assert stage.is_dir()
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]

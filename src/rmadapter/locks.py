@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -78,6 +79,30 @@ def alone(folder: Path) -> Iterator[None]:
         if _others(folder, patient=True):
             raise _taken(folder)
         yield
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, which takes that name when the block ends well, and vanishes otherwise.
+
+    What a killed process left of it is removed first. Raises UserError when another process is at work on it, and
+    where nothing can be written, as on a full disk.
+    """
+    stage = out.with_name(f".{out.name}.part")
+    try:
+        with alone(stage):
+            try:
+                for left in stage.iterdir():
+                    if left.name != DOOR:
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+                yield stage
+            except BaseException:
+                shutil.rmtree(stage, ignore_errors=True)
+                raise
+        os.rename(stage, out)
+    except OSError as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from error
 
 
 @contextmanager

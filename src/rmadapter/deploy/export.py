@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +16,7 @@ from rmadapter.deploy.engines import FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.onefile import one_file
 from rmadapter.errors import UserError
 from rmadapter.files import write_json, write_text
-from rmadapter.locks import DOOR, alone
+from rmadapter.locks import whole
 from rmadapter.machine import versions
 from rmadapter.method import NotApplicable
 from rmadapter.record import Record, read_record
@@ -215,27 +212,3 @@ def transform_of(backbone: Backbone) -> dict[str, Any]:
         "std": backbone.std,
         "fill": config.fill_color,
     }
-
-
-@contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, which takes that name when the block ends well, and vanishes otherwise.
-
-    What a killed process left of it is removed first. Raises UserError when another process is at work on it, and
-    where nothing can be written, as on a full disk.
-    """
-    stage = out.with_name(f".{out.name}.part")
-    try:
-        with alone(stage):
-            try:
-                for left in stage.iterdir():
-                    if left.name != DOOR:
-                        left.unlink()
-                yield stage
-            except BaseException:
-                shutil.rmtree(stage, ignore_errors=True)
-                raise
-        os.rename(stage, out)
-    except OSError as error:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from error

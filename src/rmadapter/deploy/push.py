@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from rmadapter.backbones.load import is_published
 from rmadapter.checkpoint import CONFIG, EXAMPLES, MODEL, RECORD, WEIGHTS, flat, halved, read_tensors
 from rmadapter.console import note
-from rmadapter.deploy.export import README, whole
+from rmadapter.deploy.export import README
 from rmadapter.deploy.modelcard import LIBRARY, modelcard
 from rmadapter.errors import UserError
 from rmadapter.files import write_json, write_tensors, write_text
+from rmadapter.locks import whole
 from rmadapter.modelfile import read_model
 from rmadapter.record import BackboneName, MethodName, Record, read_record
 from rmadapter.remote import HUB, check_repository, told

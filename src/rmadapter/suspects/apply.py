@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from rmadapter.data.scan import Row, Rows
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.files import csv_text, path_from, user_path, write_text
+from rmadapter.locks import whole
 from rmadapter.suspects.find import training
 from rmadapter.suspects.sheet import image_cell, label_cell
 
@@ -58,7 +57,7 @@ def apply_decisions(
     own = "train" if "train" in found else "all"
     splits[own] = [(row, chosen.get(i, row.label)) for i, row in enumerate(rows) if chosen.get(i) != DROP_IT]
     if folders:
-        with _whole(target) as folder:
+        with whole(target) as folder:
             _copy(path, splits, folder)
     else:
         _list(splits, target)
@@ -131,23 +130,6 @@ def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str
     if wanted not in classes:
         raise UserError(f"{where}: {quoted(wanted)} is no class of the data{nearest(wanted, classes)}")
     return classes[wanted]
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder beside another, which takes its place when the block ends well and vanishes otherwise."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
-        try:
-            inside = temporary / "it"  # mkdtemp's own is private
-            inside.mkdir()
-            yield inside
-            os.rename(inside, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); nothing was changed there") from None
 
 
 def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
