@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from reconstruction_tables import CHOOSE, MAIN, PAIRS, by_set, dialled, difference, read, tables
+from reconstruction_tables import BEST, CHOOSE, MAIN, PAIRS, by_set, dialled, difference, read, tables
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/reconstruction.md").read_text(encoding="utf-8")
@@ -36,7 +36,8 @@ def test_a_line_says_what_was_run() -> None:
     for line in EVERY:
         assert len(line["split"]) == 64
         assert line["versions"]["torch"]
-        assert (line["precision"] == "fp32") == (line in LATER or line["data"] == "grocery")
+        later = line in LATER or line["data"] == "grocery" or line["variant"].startswith("combination")
+        assert (line["precision"] == "fp32") == later
     for shots, lines in REPORTED.items():
         sets = {line["data"] for line in lines}
         assert {seed for line in lines for seed in [line["seed"]]} == {1, 2, 3}, shots
@@ -191,3 +192,23 @@ def test_what_is_said_of_combinations() -> None:
     best = sorted((float(value), row[0]) for row in rows[:8] for value in row[-3:-1])[-2:]
     assert best[1][1] == "3"
     assert best[1][0] == pytest.approx(best[0][0] + 1)
+
+
+def test_what_is_said_of_the_best_combination() -> None:
+    gains = {
+        figure: {
+            data: by_set(REPORTED[16], BEST[0], figure)[data] - by_set(REPORTED[16], BEST[1], figure)[data]
+            for data in by_set(REPORTED[16], BEST[0], figure)
+        }
+        for figure in ("base", "novel", "hm")
+    }
+    assert f"On dtd10 reconstruction gains {gains['novel'].pop('dtd10'):.1f} points of novel accuracy" in TEXT
+    del gains["base"]["dtd10"], gains["hm"]["dtd10"]
+    assert all(value < 0 for values in gains.values() for value in values.values())
+    assert [len(values) for values in gains.values()] == [3, 3, 3]
+    assert f"{-gains['novel']['neu_steel']:.1f} points of novel accuracy on neu_steel" in TEXT
+    mean, low, high = ends(16, BEST, "hm")
+    assert f"on average HM is {-mean:.1f} lower ({low:.1f} to {high:+.1f})" in TEXT
+    assert tables(EVERY)["best differences"].count("not shown |") == 3
+    before = {what: by_set(LATER, f"combination 3, {what}", "hm") for what in ("reconstruction", "none")}
+    assert all(before["reconstruction"][data] > before["none"][data] for data in CHOOSE)
