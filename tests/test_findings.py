@@ -107,20 +107,28 @@ def check_differences(some: list[Record], rows: list[list[str]]) -> None:
 
 @each_page
 def test_figures_of_other_protocols_are_those_of_the_records(page: Path) -> None:
-    """Rows are names of methods; columns are metrics, or numbers of shots. Each target counts as a data set."""
+    """Rows are names of methods; columns are metrics, or numbers of shots, of which "all" is the mean over data sets.
+    Each target counts as a data set."""
     found, tested = (tables(page, rf"{start}`([\w-]+)` (?:on|from) (\S+)") for start in ("", "difference of "))
-    assert (len(found), len(tested)) == ((3, 2) if page == FINDINGS else (0, 0))
+    assert (len(found), len(tested)) == ((4, 4) if page == FINDINGS else (0, 0))
     for match, heads, rows in found:
-        some = [r for r in records("transfer") if (r.protocol, r.task.data) == match.groups()]
+        some = transferred(*match.groups())
         for name, *cells in rows:
             for head, cell in zip(heads, cells, strict=True):
                 own = [r for r in some if r.method.name == name.strip("`")]
                 own = [r for r in own if not head.isdigit() or r.task.shots == int(head)]
-                value = mean(own, "all" if head.isdigit() else head, 1 if match[1] == "cross-dataset" else 3)
-                assert cell == f"{value:.1f}", f"{match[0]}, {name}, {head}"
+                count = len({r.task.data for r in some}) if head.isdigit() else 1 if match[1] == "cross-dataset" else 3
+                value = mean(own, "all" if head.isdigit() else head, count) if own else None
+                assert cell == ("–" if value is None else f"{value:.1f}"), f"{match[0]}, {name}, {head}"
     for match, _, rows in tested:
-        sources = match[2].split(",")
-        check_differences([r for r in records("transfer") if r.protocol == match[1] and r.task.data in sources], rows)
+        check_differences(transferred(*match.groups()), rows)
+
+
+def transferred(protocol: str, sources: str) -> list[Record]:
+    """Records by the head of a table: of data sets, and with @ and a number of so many shots."""
+    data, _, shots = sources.partition("@")
+    some = [r for r in records("transfer") if r.protocol == protocol and r.task.data in data.split(",")]
+    return [r for r in some if not shots or r.task.shots == int(shots)]
 
 
 def test_what_is_said_of_other_domains_and_data_sets() -> None:
@@ -177,6 +185,26 @@ def test_what_is_said_of_the_sets_that_chose_nothing() -> None:
     [column] = [column for column in columns_of(group) if column.metric == "base"]
     among = differences(entries(alike(group.records)), "RMAdapter", column)
     assert [name for name, pair in among.items() if pair.verdict != "not shown"] == []
+    assert f"among all {len(among) + 1} ranked methods" in text
+    assert f"among {len(among) + 1} methods it does not" in text
+
+
+def test_what_is_said_of_curves() -> None:
+    [(_, heads, rows)] = tables(FINDINGS, r"`few-shot` on (\S+)")
+    assert len(rows) == 12
+    text = " ".join(FINDINGS.read_text(encoding="utf-8").split())
+    curves = {name.strip("`"): dict(zip(map(int, heads), cells, strict=True)) for name, *cells in rows}
+    for shots in (1, 2, 4):
+        best = max(curves, key=lambda name: float(curves[name][shots]))
+        assert best == "rmadapter-plus"
+    known = {name: float(curve[8]) for name, curve in curves.items() if curve[8] != "–"}
+    assert known["rmadapter-plus"] == known["mma-adamw"] == max(known.values())
+    behind = [float(curves["linear-probe"][n]) - float(curves["rmadapter"][n]) for n in (1, 2, 4, 8)]
+    assert f"lies {min(behind):.0f} to {max(behind):.0f} points below a linear probe" in text
+    apart = [float(curves["linear-probe"][n]) - float(curves["rmadapter-plain"][n]) for n in (1, 2, 4)]
+    assert max(map(abs, apart)) < 4
+    for _, _, tested in tables(FINDINGS, r"difference of `few-shot` on (\S+)"):
+        assert [cells[-1] for cells in tested] == ["not shown"] * 5
 
 
 SETS = ("dtd10", "neu_steel", "pacs/photo", "sign_digits")  # of the many methods; nothing was chosen on them
@@ -202,8 +230,7 @@ def test_what_is_said_of_many_methods() -> None:
     assert four.labels[:2] == ("MMRL", "RMAdapter+")
     assert sixteen.labels[:2] == ("MMRL", "RMAdapter's adapters alone")
     said = f"of the {len(four.labels)} methods that can name new classes, with 4 shots ({four.mean[0]:.1f}) and with 16"
-    assert f"{said} ({sixteen.mean[0]:.1f}, of ten)" in text
-    assert len(sixteen.labels) == 10
+    assert f"{said} ({sixteen.mean[0]:.1f}, of {len(sixteen.labels)})" in text
     assert f"is second with 4 shots ({four.mean[1]:.1f})" in text
     cells = measured("4", "methods")
     base = {key: float(cells[key].split(" / ")[0]) for key in cells if key[0] in SETS}
