@@ -176,12 +176,17 @@ def test_what_is_said_of_the_sets_that_chose_nothing() -> None:
     base, hm = found["base"], found["hm"]
     assert f"{base.difference:.1f} points more base accuracy than zero-shot ({base.low:.1f} to {base.high:.1f})" in text
     assert f"and {hm.difference:.1f} more HM ({hm.low:.1f} to {hm.high:.1f})" in text
+    many = [r for r in base_to_novel("16", "methods") if r.task.data in SETS]
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"(+{hm.difference:.1f}, {hm.low:.1f} to {hm.high:.1f}, corrected)" in readme
+    assert f"gains {hm.difference:.1f} points of HM on zero-shot (95 % interval {hm.low:.1f} to {hm.high:.1f}" in readme
+    for other, words in (("mma", "no difference to MMA ({})"), ("mma-adamw", "or mma-adamw ({}) is shown")):
+        pair = paired(*([r for r in many if r.method.name == name] for name in ("rmadapter", other)), "hm")
+        assert pair
+        assert pair.verdict == "not shown"
+        assert words.format(f"{pair.difference:.1f}, {pair.low:.1f} to {pair.high:.1f}") in readme
     grocery = measured("16", "methods", sets=["grocery"])["grocery", "linear-probe"].split(" / ")[0]
     ours = measured("16", "photographs")["grocery", "rmadapter"].split(" / ")[0]
     assert f"A linear probe has {grocery} on grocery, where RMAdapter has [{ours}]" in text
-    many = [r for r in base_to_novel("16", "methods") if r.task.data in SETS]
     probe = paired(*([r for r in many if r.method.name == name] for name in ("linear-probe", "rmadapter")), "base")
     assert probe
     assert f"{probe.difference:.1f} points more base accuracy than RMAdapter on the four ({probe.low:.1f} to" in text
