@@ -32,7 +32,7 @@ from rmadapter.files import atomic, reserve
 from rmadapter.settings import Machine
 from rmadapter.store import Store
 
-__all__ = ["BATCH", "FORMATS", "Cache", "Held", "Live", "Source", "in_turn"]
+__all__ = ["BATCH", "FORMATS", "Cache", "Held", "Live", "Source", "encoded", "in_turn"]
 
 GB = 1e9
 BATCH = 64  # images encoded at once where no gradient is needed
@@ -149,9 +149,7 @@ class Cache:
         source = self.source(images, first, augmented=augmented)
         if not source.views:
             raise UserError("this method reads all views of its images at once: give their number, as --set views=8")
-        orders = in_turn(len(images))
-        views = [source.batches(view, orders) for view in range(source.views)]
-        return torch.stack([torch.cat([of(states) for states in view]) for view in views])
+        return encoded(source, of)
 
     def stream(
         self, images: ImageSet, first: int | None = None, text: str = "evaluating", order: Tensor | None = None
@@ -279,6 +277,13 @@ class Cache:
         transform = [str(self.tensors(images, 0, augmented).transform), *([self.seed, self.views] if augmented else ())]
         parts = [self.backbone.digest, transform, digest, first, str(kind), self.device.type]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def encoded(source: Source, of: Callable[[States], Tensor]) -> Tensor:
+    """What `of` makes of the states, for all views of all images of a source that has some: [V, N, d]."""
+    orders = in_turn(len(source))
+    views = [source.batches(view, orders) for view in range(source.views)]
+    return torch.stack([torch.cat([of(states) for states in view]) for view in views])
 
 
 def in_turn(count: int) -> list[Tensor]:

@@ -31,6 +31,7 @@ from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
 from rmadapter.methods import deep
 from rmadapter.methods.context import draw
 from rmadapter.methods.promptsrc import IndependentPrompts, PromptSRC
+from rmadapter.methods.still import Still
 from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Size
 from rmadapter.train import Batch, Recipe, minimise
@@ -109,11 +110,11 @@ class PromptKD:
         shots, theirs = replace(shots, images=images), replace(theirs, images=images)
         source = shots.source(FIRST)
         above = source if theirs.cache is shots.cache else theirs.source(FIRST)
+        still = Still(above, lesson.teacher.image_features, self.recipe.length(images.labels)[0])
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
-                states = batch.images if above is source else above.batch(batch.rows, batch.epoch)
-                expected = cosine_logits(large, lesson.teacher.image_features(states), lesson.classes)
+                expected = cosine_logits(large, still.features(batch, source), lesson.classes)
             found = cosine_logits(backbone, lesson.student.image_features(batch.images), lesson.classes)
             return self.loss(found, expected)
 

@@ -20,6 +20,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import Packed, States, encoders_of
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
 from rmadapter.methods.copied import with_own
+from rmadapter.methods.still import Still
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -87,13 +88,15 @@ class TwoStages:
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module, each = Norms(backbone, len(shots.classes)), prompts_each(shots.classes, shots.templates)
         prompts = module.prompts(shots.classes, shots.templates)
-        turn = self.recipe.turn(self.recipe.length(shots.images.labels)[0])
+        source, epochs = shots.source(FIRST), self.recipe.length(shots.images.labels)[0]
+        turn = self.recipe.turn(epochs)
+        still = Still(source, module.image_features, epochs - turn)
 
         def loss(batch: Batch) -> Tensor:
-            first = batch.epoch < turn
-            with torch.set_grad_enabled(first):
-                features = module.image_features(batch.images)
-            weights = module.class_features(prompts, each) if first else F.normalize(module.classes, dim=-1)
+            if batch.epoch < turn:
+                features, weights = module.image_features(batch.images), module.class_features(prompts, each)
+            else:
+                features, weights = still.features(batch, source), F.normalize(module.classes, dim=-1)
             return F.cross_entropy(cosine_logits(backbone, features, weights), batch.labels)
 
         @torch.no_grad()
@@ -101,7 +104,7 @@ class TwoStages:
             if epoch + 1 == turn:
                 module.classes.copy_(module.class_features(prompts, each))
 
-        done = minimise(module, loss, self.recipe, shots, shots.source(FIRST), start)
+        done = minimise(module, loss, self.recipe, shots, source, start)
         return self.restore(backbone, shots.known, module.state_dict()).after(done)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
