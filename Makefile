@@ -22,7 +22,7 @@ kills: setup
 
 scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
 	$(BIN)/pip install --quiet --editable ".[ray]"
-	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -n 0 tests/test_cluster.py tests/test_bench.py tests/test_predict.py \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 tests/test_cluster.py tests/test_bench.py tests/test_predict.py \
 		tests/test_parquet.py tests/test_tune.py tests/test_space.py tests/test_picture.py tests/test_scale_cli.py
 
 lint: setup
