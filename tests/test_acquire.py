@@ -72,3 +72,10 @@ def test_chance_depends_on_its_seed_alone() -> None:
     some = Pool(circle([*range(50)]), NONE, np.empty((0, 0)), 3)
     first, same, other = (pick(NEXT["random"], some._replace(seed=seed), 10).rows.tolist() for seed in (3, 3, 4))
     assert first == same != other
+
+
+def test_any_seed_will_do() -> None:
+    """KMeans takes 32 bits of it."""
+    some = pool([0, 1, 2, 3, 120, 121, 122, 240, 241])
+    for seed in (2**32, 5_000_000_000):
+        assert len(typical(some._replace(seed=seed), 3).rows) == 3

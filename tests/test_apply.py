@@ -170,3 +170,37 @@ def test_a_folder_of_another_format_becomes_a_list(colors: Path, tmp_path: Path)
     done = apply_decisions(home, chosen, tmp_path / "clean.csv")
     assert done == Cleaned(images=4, relabelled=1, dropped=0)
     assert "set/images/red/0.png,blue" in (tmp_path / "clean.csv").read_text()
+
+
+def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(data: Path, tmp_path: Path) -> None:
+    shutil.move(data, tmp_path / "domains/photo")
+    photo = tmp_path / "domains/photo"
+    shutil.move(photo / "classnames.json", tmp_path / "domains/classnames.json")
+    (photo / "train/red/broken.png").unlink()
+    chosen = decisions(tmp_path / "d.csv", ("train/blue/0.png", "drop"), columns="image,decision")
+    apply_decisions(photo, chosen, tmp_path / "clean")
+    names = ("blue", "green", "night sky", "bright red")
+    assert read_images(tmp_path / "clean", progress=False)["train"].classes == names
+    rows = [f"{label}/0.png,{label}" for label in ("blue", "green", "night_sky", "red")]
+    (photo / "train/list.csv").write_text("\n".join(["path,label", *rows]))
+    (photo / "train/classnames.json").write_text('{"red": "bright red"}')
+    chosen = decisions(tmp_path / "e.csv", ("blue/0.png", "keep"), columns="image,decision")
+    apply_decisions(photo / "train/list.csv", chosen, tmp_path / "lists/a.csv")
+    found = read_images(tmp_path / "lists/a.csv", progress=False, outside=True)
+    assert found["all"].classes == names
+    (tmp_path / "lists/classnames.json").write_text('{"red": "crimson"}')
+    with pytest.raises(UserError, match="holds other names than those of this data; write the list to another folder"):
+        apply_decisions(photo / "train/list.csv", chosen, tmp_path / "lists/b.csv")
+    assert not (tmp_path / "lists/b.csv").exists()
+
+
+def test_groups_go_with_the_copy(colors: Path, tmp_path: Path) -> None:
+    """Of class folders that a metadata.csv says them of."""
+    home = Path(shutil.copytree(colors / "train", tmp_path / "set"))
+    rows = [f"{label}/{n}.png,{label},p{n}" for label in ("blue", "red") for n in (0, 1)]
+    (home / "metadata.csv").write_text("\n".join(["file_name,label,group", *rows]))
+    chosen = decisions(tmp_path / "d.csv", ("red/0.png", "drop"), columns="image,decision")
+    with pytest.raises(UserError, match=r"the data has groups, or is no folder of class folders"):
+        apply_decisions(home, chosen, tmp_path / "clean")
+    apply_decisions(home, chosen, tmp_path / "clean.csv")
+    assert read_images(tmp_path / "clean.csv", progress=False, outside=True)["all"].groups == ("p0", "p1", "p1")

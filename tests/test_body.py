@@ -33,6 +33,13 @@ def test_files_of_a_form() -> None:
     assert read(*multipart(files)) == [*files[:2], ("x" * 200, b"3")]
 
 
+@pytest.mark.parametrize(("codec", "name"), [("unicode_escape", rb"\ud800.png"), ("utf-7", b"+2AA-.png")])
+def test_a_codec_of_the_requests_own_brings_no_name_that_no_answer_can_hold(codec: str, name: bytes) -> None:
+    body, kind = multipart([("NAME", b"1")])
+    [(found, data)] = read(body.replace(b"NAME", name), f"{kind}; charset={codec}")
+    assert (found, data) == ("?.png", b"1")
+
+
 def test_base64_in_json() -> None:
     coded = base64.b64encode(b"1").decode()
     body = json.dumps({"images": [coded, f"data:image/png;base64,{coded}"]}).encode()

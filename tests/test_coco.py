@@ -92,6 +92,7 @@ def change(**more: Any) -> Callable[[dict[str, Any]], None]:
         (lambda value: value["images"][0].update(file_name="/x.png"), "lies outside"),
         (lambda value: value["images"][0].update(file_name="http://x/y.png"), "is a web address"),
         (lambda value: value["images"][0].update(file_name="a\0.png"), "image 500: the path holds a NUL"),
+        (lambda value: value["annotations"][0].update(bbox=5), r"annotation 0: bbox 5 is no list of four numbers"),
         (lambda value: value["images"][0].update(id=[]), "not a COCO file"),
     ],
 )

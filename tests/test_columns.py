@@ -105,3 +105,23 @@ def test_a_list_is_one_cell(tmp_path: Path) -> None:
     assert [cells for _, cells in read_rows(tmp_path / "t.jsonl", ("label",))] == [
         {"label": BETWEEN.join(["x", "1", ""])}
     ]
+
+
+def test_any_line_of_json_may_bring_a_column(tmp_path: Path) -> None:
+    table = tmp_path / "a.jsonl"
+    table.write_text('{"path": "1.png", "label": "cat"}\n{"path": "2.png", "label": "dog", "split": "test"}\n')
+    rows = [cells for _, cells in read_rows(table, ["image", "label"], ["split"])]
+    assert [row["split"] for row in rows] == ["", "test"]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("path,label\n1.png,cat\n2.png,cat, tabby\n", "line 3: more cells than columns"),
+        ("path,label,label\n1.png,cat,dog\n", "two of its columns are called 'label': rename one"),
+    ],
+)
+def test_no_cell_is_lost_in_silence(tmp_path: Path, text: str, hint: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UserError, match=hint):
+        list(read_rows(tmp_path / "a.csv", ["image", "label"]))

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load
-from rmadapter.data.images import read_images
+from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
 from rmadapter.runs.compare import compare
+from rmadapter.task import Question
 
 
 def test_a_run_beside_its_untouched_backbone(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
@@ -41,3 +43,21 @@ def test_what_is_refused(finished: Path, tiny_clip: Backbone, colors: Path) -> N
     runs = [(finished, load(finished, tiny_clip))]
     with pytest.raises(UserError, match="no images to compare on"):
         compare(runs, read_images(colors)["test"].subset([]))
+
+
+def test_a_run_is_asked_by_its_own_names_however_accents_are_stored(
+    finished: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = replace(read_images(colors)["test"], written=("ble\u0301", "green", "night_sky", "red"))
+    saved = load(finished, tiny_clip)
+    saved = saved._replace(labels=("bl\u00e9", *saved.labels[1:]), names=("bluish thing", *saved.names[1:]))
+    asked: list[ImageSet] = []
+
+    def stop(fitted: object, questions: list[tuple[Question, ImageSet, bool]], cache: object) -> None:
+        asked.append(questions[0][1])
+        raise UserError("enough")
+
+    monkeypatch.setattr("rmadapter.runs.compare.evaluate", stop)
+    with pytest.raises(UserError, match="enough"):
+        compare([(finished, saved)], images)
+    assert asked[0].classes == ("bluish thing", "green", "night sky", "red")

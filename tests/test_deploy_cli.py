@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,12 @@ def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path) -> 
     gone = ["--data", tmp_path / "gone", *its_backbone(finished), "--out", tmp_path / "a"]
     refused(rmadapter("export", finished, *gone), "gone: no such file or folder")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_called_by_a_dot(
+    rmadapter: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "run"))
+    done = rmadapter("export", ".", *its_backbone(finished))
+    assert done.code == 0, done.err
+    assert (tmp_path / "run-onnx/model.onnx").is_file()

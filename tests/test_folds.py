@@ -184,3 +184,17 @@ def test_who_will_be_late_is_not_waited_for(tiny_clip: Backbone, colors: Path, m
     with pytest.raises(OutOfTime):
         folds.answers(wanted.method, wanted.name, deadline=25)
     assert len(asked) == 1
+
+
+def test_answers_of_other_folds_are_asked_anew(tiny_clip: Backbone, tmp_path: Path) -> None:
+    """Groups that came in between move images from one fold to another; nothing else tells the two apart."""
+    images = grouped("ababab", [""] * 6)
+    wanted, lab, folds = folds_of(tiny_clip, images, tmp_path)
+    method = LinearProbe(search_steps=0)
+    folds.answers(method, "linear-probe")
+    other = Folds(wanted.task, lab, images, [*reversed(folds.parts)])
+    assert other.rows != folds.rows
+    fresh = Folds(wanted.task, folds_of(tiny_clip, images)[1], images, other.parts)
+    found, right = (some.answers(method, "linear-probe").table for some in (other, fresh))
+    np.testing.assert_array_equal(found, right)
+    assert len([*tmp_path.glob("folds-*")]) == 2

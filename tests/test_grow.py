@@ -162,3 +162,20 @@ def test_the_verbs(rmadapter: Command, run: Path, tmp_path: Path, colors: Path) 
         ([*command, "--split", "val"], "no val split"),
     ):
         assert hint in rmadapter(*words).err
+
+
+def test_prompt_names_that_new_data_brings_and_files_that_are_gone(
+    run: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """For new classes; the others are called as the run has them. A bad file is no shot."""
+    new = write(tmp_path / "photos", n02391049=(YELLOW, 3), red=((200, 0, 0), 2))
+    (new / "classnames.json").write_text('{"n02391049": "zebra", "red": "cherry"}')
+    (new / "n02391049/1.png").write_bytes(b"broken")
+    (sorted((tmp_path / "data/test/green").iterdir())[0]).unlink()
+    with pytest.raises(UserError, match="skip-bad"):
+        grown(run, tiny_clip, new, tmp_path / "all")
+    record = grown(run, tiny_clip, new, tmp_path / "new", skip_bad=True)
+    saved = load(tmp_path / "new", tiny_clip)
+    assert saved.names == ("blue", "green", "zebra", "night sky", "scarlet")
+    assert saved.given == {"red": "scarlet", "n02391049": "zebra"}
+    assert record.notes[-1] == "trained on the 8 images of run and 4 new ones"

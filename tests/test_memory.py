@@ -69,6 +69,7 @@ def test_a_table_of_images() -> None:
         ({"path": ["a.png"], "label": [None]}, "row 0: the label is empty"),
         ({"path": ["a.png"], "label": [float("nan")]}, "row 0: the label is empty"),
         ({"path": ["a.png"], "label": ["x"], "split": ["dev"]}, "split is 'dev'"),
+        ({"path": ["a.png", "b.png"], "label": ["x", "y"], "split": ["test", None]}, "row 1: the split is empty"),
         ({"path": ["https://x/a.png"], "label": ["x"]}, "is a web address"),
         ({"photo": ["a.png"], "label": ["x"]}, r"DataFrame: none of its columns \(photo, label\) is called path"),
     ],

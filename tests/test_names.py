@@ -4,7 +4,9 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from rmadapter.data.images import read_images
 from rmadapter.data.names import (
     ELSE,
     check_known,
@@ -94,3 +96,22 @@ def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) ->
     (tmp_path / "names.csv").write_text(text)
     with pytest.raises(UserError, match=hint):
         read_names(tmp_path / "names.csv")
+
+
+@pytest.mark.parametrize("written", ["caf\udce9", "a\0b"])
+def test_what_is_no_text_is_no_class(written: str) -> None:
+    """As a folder's name is that is not UTF-8: better said when data is read than by a tokenizer."""
+    with pytest.raises(UserError, match=r"^shop: class .* is not UTF-8, or holds a NUL: rename it$"):
+        prompt_names(["cat", written], where="shop: ")
+    with pytest.raises(UserError, match="rename it"):
+        prompt_names(["cat"], {"cat": written})
+
+
+def test_a_domain_has_its_names_however_its_path_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photo/train/cat").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo/train/cat/1.png")
+    (tmp_path / "classnames.json").write_text('{"cat": "tabby"}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "photo")
+    for data in (".", "../photo", "~/photo", tmp_path / "photo"):
+        assert read_images(data, progress=False)["train"].classes == ("tabby",), data

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,3 +139,22 @@ def test_hostile_tables_are_read_or_one_sentence(tmp_path: Path) -> None:
         told[name] = outcome(tmp_path / "table.csv")
     assert max(map(len, told.values())) < 500
     assert 0 < sum(text == "" for text in told.values()) < 150
+
+
+@pytest.mark.parametrize("closed", ["", "cat", "cat/sub"])
+def test_a_folder_that_may_not_be_read_is_one_sentence(
+    tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a stand-in for the system, whose root may read everything."""
+    plant(tmp_path, "cat/1.png", "cat/sub/2.png", "dog/3.png")
+    barred = str(tmp_path / closed)
+
+    def refuse(given: Callable[[Any], Any], path: Any) -> Any:
+        if os.fspath(path) == barred:
+            raise PermissionError(13, "Permission denied", barred)
+        return given(path)
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, partial(refuse, getattr(os, name)))
+    with pytest.raises(UserError, match=f"^{barred}: cannot be read .Permission denied.$"):
+        scan_folder(tmp_path)

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -229,3 +230,31 @@ def test_words_that_a_browser_never_sends(session: Session) -> None:
     ]:
         with pytest.raises(UserError, match=told):
             call()
+
+
+def test_a_job_finds_a_backbone_that_was_named_from_here(
+    session: Session, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs in the visitor's folder."""
+    home, words = Path(shared.backbone.name), list[str]()
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setattr(
+        "rmadapter.deploy.app.session.Job", lambda what, given, *_: [words.extend(given), SimpleNamespace(over=True)][1]
+    )
+    monkeypatch.setattr(shared.jobs, "add", lambda job: None)
+    for name, expected in ((f"./{home.name}", str(home)), ("pocket", "pocket")):
+        shared.backbone = replace(shared.backbone, name=name)
+        session._start("fit", ["fit"], session.folder / "run", lambda: None)
+        assert words[words.index("--backbone") + 1] == expected
+        words.clear()
+
+
+def test_a_damaged_zip_is_told_by_its_own_name(session: Session) -> None:
+    archive = session.folder / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("cat/1.png", b"some bytes")
+    data = archive.read_bytes()
+    archive.write_bytes(data.replace(b"some bytes", b"other byte"))
+    with pytest.raises(UserError, match=r"^a.zip: cannot be unpacked \(Bad CRC-32") as caught:
+        session.take_zip(archive)
+    assert str(session.folder) not in str(caught.value)

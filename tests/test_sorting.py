@@ -84,3 +84,23 @@ def test_what_is_refused(tmp_path: Path) -> None:
     image(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be brought to"):
         Sorter(tmp_path / "file", ["cat"], "link").put(one, tmp_path / "file/cat/a.jpg")
+
+
+def test_images_of_an_archive_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the cache, where the next command takes them for the archive."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    inside = image(tmp_path / "cache/unpacked/photos-1/cat/a.jpg")
+    for how in ("move", "link"):
+        with pytest.raises(UserError, match=f"out of an archive, its images can only be copied: leave out --{how}$"):
+            Sorter(tmp_path / "out", ["cat"], how).check([], [image(tmp_path / "in/b.jpg"), inside])  # type: ignore[arg-type]
+    Sorter(tmp_path / "out", ["cat"]).check([], [inside])
+
+
+def test_an_image_by_two_paths_is_moved_once(tmp_path: Path) -> None:
+    one = image(tmp_path / "in/a.jpg")
+    (tmp_path / "same").symlink_to("in")
+    (tmp_path / "in/link.jpg").symlink_to("a.jpg")  # which is moved as a link, beside its target
+    sorter = Sorter(tmp_path / "out", ["cat"], "move")
+    sorter.check([], [one, tmp_path / "in/link.jpg"])
+    with pytest.raises(UserError, match=r"in/a.jpg: is given twice, and can be moved once$"):
+        sorter.check([], [one, tmp_path / "same/a.jpg"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from miniatures import png
+from rmadapter.data.fetch import unpack
 from rmadapter.data.unpacked import inner, is_packed, stored, unpacked
 from rmadapter.errors import UserError
 
@@ -103,3 +104,26 @@ def test_images_are_called_by_their_content(cache: Path, name: str, ends: str) -
     assert path.name.endswith(ends)
     assert stored(b"pixels", name) == path
     assert stored(b"others", name) != path
+
+
+def test_archives_within_one_may_not_hold_the_same_names(tmp_path: Path) -> None:
+    one, other = (zipped(tmp_path / name, cat__1=name.encode()).read_bytes() for name in ("a.zip", "b.zip"))
+    with pytest.raises(UserError, match=r"holds '?cat/1'? twice, or another archive in it does; unpack it first$"):
+        unpacked(zipped(tmp_path / "both.zip", **{"a.zip": one, "b.zip": other}))
+    apart = unpacked(zipped(tmp_path / "apart.zip", **{"x__a.zip": one, "y__b.zip": other}))
+    assert {(apart / name).read_text() for name in ("x/cat/1", "y/cat/1")} == {"a.zip", "b.zip"}
+    assert not [*(tmp_path / "cache/unpacked").glob("both*")]
+
+
+def test_the_bound_is_that_of_all_archives_in_one(tmp_path: Path) -> None:
+    inner_ones = {f"x{i}__a.zip": zipped(tmp_path / f"{i}.zip", data=bytes(900)).read_bytes() for i in range(5)}
+    outer = zipped(tmp_path / "outer.zip", **inner_ones)
+    size = sum(map(len, inner_ones.values()))
+    assert unpack(outer, tmp_path / "room", size + 4500) == 0
+    with pytest.raises(UserError, match=r"more than [0-9,]+ bytes"):
+        unpack(outer, tmp_path / "none", size + 4499)
+
+
+def test_long_names_in_any_script(tmp_path: Path) -> None:
+    assert stored(png("cat"), f"{'漢' * 80}.png").name.endswith("漢.png")
+    assert unpacked(zipped(tmp_path / f"{'漢' * 80}.zip", cat__1=b"x")).is_dir()

@@ -102,3 +102,10 @@ def test_json_that_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(UserError, match=r"a\.json: \[1\] has no field label"):
         samples(tmp_path, [], Counter())
+
+
+def test_hidden_tars_are_no_shards(tmp_path: Path) -> None:
+    """As macOS leaves them on other disks."""
+    for name in ("train-0.tar", "._train-0.tar"):
+        (tmp_path / name).write_bytes(b"")
+    assert shards(tmp_path) == {"train": [tmp_path / "train-0.tar"]}

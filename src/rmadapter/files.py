@@ -99,6 +99,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         temporary.write_bytes(content)
 
 
+def shortened(name: str, end: bool = False) -> str:
+    """Its first 120 bytes, or its last: file systems take 255 of them, however many characters these are."""
+    whole = name.encode(errors="surrogateescape")
+    return (whole[-120:] if end else whole[:120]).decode(errors="ignore")
+
+
 def cache_folder() -> Path:
     """Where downloads and archives that were unpacked once are kept; all of it can be made again."""
     if own := os.environ.get("RMADAPTER_CACHE"):

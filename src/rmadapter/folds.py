@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import time
 from collections import defaultdict
@@ -72,7 +74,8 @@ class Folds:
         few, backbone = self.lab.draw(self.task), self.lab.backbone(self.task.backbone)
         beside = beside and self.task.augmentation != "none"
         key = run_key(self.task, method, name, self.lab.machine, backbone.digest, few)
-        key = f"{key[:24]}-{len(self)}{'-beside' * beside}"
+        parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()  # groups move rows from one to another
+        key = f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * beside}"
         file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"
         if key not in self._known:
             self._known[key] = (file and _read(file, len(self.rows))) or self._ask(method, beside, deadline)

@@ -58,6 +58,9 @@ class Model(BaseModel):
     def _a_label_for_each_name(self) -> Model:
         if len(self.labels) != len(self.names or self.classes):
             raise ValueError(f"{len(self.labels)} labels for {len(self.names or self.classes)} classes")
+        for some in (self.classes, self.names, self.labels):
+            if len({*some}) < len(some):
+                raise ValueError("a class is there twice")
         return self
 
 

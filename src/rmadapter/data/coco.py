@@ -58,6 +58,8 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
                 raise UserError(f"{where} is of {what}, which the file does not list")
             crowd = row.get("iscrowd")  # whose box is around many
             box, sides = () if crowd else row.get("bbox") or (), listed[image]
+            if not isinstance(box, (list, tuple)):
+                raise UserError(f"{where}: bbox {quoted(box)} is no list of four numbers")
             size = (sides.get("width"), sides.get("height"))
             marks[files[image]].append(Mark(names[category], where, box, size))
     return marks

@@ -91,6 +91,8 @@ def _column(
     wanted = (named or {}).get(what, "")
     plain = {column.strip().casefold(): column for column in reversed(there)}
     found = [wanted] if wanted in there else [plain[name] for name in USUAL[what] if name in plain and not wanted]
+    if found and there.count(found[0]) > 1:
+        raise UserError(f"{path}: two of its columns are called {quoted(found[0])}: rename one")
     if found or not (wanted or needed):
         return found[0] if found else None
     called = quoted(wanted) if wanted else " or ".join(USUAL[what])
@@ -105,14 +107,16 @@ def _text(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         columns = choose(reader.fieldnames or [])
         for row in reader:
+            if None in row:
+                raise UserError(f"{path}, line {reader.line_num}: more cells than columns; quote those with a comma")
             yield f"line {reader.line_num}", {what: row[column] for what, column in columns.items()}
     except csv.Error as error:
         raise UserError(f"{path}: not {kind} ({error})") from None
 
 
 def _json_lines(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
-    """An object a line; the first one says which columns there are."""
-    kind, columns = "readable JSON lines", None
+    """An object a line; any of them may have columns that others lack."""
+    kind, rows = "readable JSON lines", {}
     for number, line in enumerate(read_text(path, kind).split("\n"), 1):
         if line.strip():
             try:
@@ -121,8 +125,10 @@ def _json_lines(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any
                 raise UserError(f"{path}, line {number}: not {kind} ({type(error).__name__})") from None
             if not isinstance(row, dict):
                 raise UserError(f'{path}, line {number}: {quoted(row)}: write {{"column": value, ...}}')
-            columns = choose(list(row)) if columns is None else columns
-            yield f"line {number}", {what: row.get(column) for what, column in columns.items()}
+            rows[number] = row
+    columns = choose([*dict.fromkeys(name for row in rows.values() for name in row)]) if rows else {}
+    for number, row in rows.items():
+        yield f"line {number}", {what: row.get(column) for what, column in columns.items()}
 
 
 def header(path: Path) -> list[str]:

@@ -106,11 +106,12 @@ def _digest(path: Path, kind: str) -> str:
 # Unpacking
 
 
-def unpack(archive: Path, folder: Path, most: int = 1 << 40) -> None:
-    """Unpack a zip or tar file, and what is packed in it, below a folder.
+def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = False) -> int:
+    """Unpack a zip or tar file, and what is packed in it, below a folder; how many of `most` bytes are left.
 
-    Raises UserError for members that are links or lead out of the folder, for more than `most` bytes, and for an
-    archive that is damaged. What was unpacked before that stays.
+    fresh: nothing lies in the folder yet, so that no file may come twice; two archives within one may hold the same
+    names. Raises UserError then, for members that are links or lead out of the folder, for more than `most` bytes, and
+    for an archive that is damaged. What was unpacked before that stays.
     """
     left = most
     try:
@@ -120,11 +121,14 @@ def unpack(archive: Path, folder: Path, most: int = 1 << 40) -> None:
                 raise UserError(f"{archive}: unpacked it has more than {most:,} bytes, and so is not what it says")
             path = folder / _inside(name, archive)
             path.parent.mkdir(parents=True, exist_ok=True)
+            if fresh and path.exists():
+                raise UserError(f"{archive}: holds {name!r:.80} twice, or another archive in it does; unpack it first")
             with content() as packed, open(path, "wb") as file:
                 shutil.copyfileobj(packed, file, CHUNK)
             if name.endswith(ARCHIVES):
-                unpack(path, path.parent, left)
+                left = unpack(path, path.parent, left, fresh=fresh)
                 path.unlink()
+        return left
     except UserError:
         raise
     except Exception as error:  # on damaged archives their readers raise nearly anything

@@ -14,11 +14,12 @@ from rmadapter.console import track
 from rmadapter.data.ignored import ignored_note
 from rmadapter.data.imageset import ImageSet, relative
 from rmadapter.data.memory import open_object
-from rmadapter.data.names import classnames_json, prompt_name, prompt_names
+from rmadapter.data.names import beside_splits, classnames_json, prompt_name, prompt_names
 from rmadapter.data.pixels import ImageSource, complaint, load_image
 from rmadapter.data.scan import Rows, order
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError
+from rmadapter.files import user_path
 
 __all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"]
 
@@ -42,17 +43,17 @@ def read_images(
     folder, unless `outside` allows them.
     """
     if isinstance(data, (str, Path)):
-        path, source = Path(data), open_source(data, outside, columns, crops)
+        path, source = user_path(data), open_source(data, outside, columns, crops)
     else:
         opened = open_object(data, columns)
         if isinstance(opened, dict):
             return opened
         path, source = Path(type(data).__name__), opened
     root, found, ignored = source.root, source.splits, ignored_note(source.ignored)
-    given = {**classnames_json(root, os.path.isdir(path) and "all" not in found), **(names or {})}
+    given = {**classnames_json(root, beside_splits(path, found)), **(names or {})}
     written, called = _shared_names(found, given, path)
 
-    bad = _complaints([row.image for rows in found.values() for row in rows], progress)
+    bad = complaints([row.image for rows in found.values() for row in rows], progress)
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
         more += f" ({ignored})" if ignored and any(os.path.isdir(image) for image in bad) else ""
@@ -110,7 +111,7 @@ def _shared_names(
     return written, {raw: shared[name.casefold()] for own_ in own.values() for raw, name in own_.items()}
 
 
-def _complaints(paths: Sequence[Path], progress: bool) -> dict[Path, str]:
+def complaints(paths: Sequence[Path], progress: bool) -> dict[Path, str]:
     """Bad files and what is wrong with them."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:

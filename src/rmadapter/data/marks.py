@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from rmadapter.data.pixels import load_image
 from rmadapter.data.scan import Row, Rows
 from rmadapter.errors import UserError, is_text, quoted
-from rmadapter.files import atomic, cache_folder
+from rmadapter.files import atomic, cache_folder, shortened
 
 UNLABELLED = "images without a label"
 MOST = 1000  # characters of a class's name
@@ -100,7 +100,7 @@ def cut(image: Path, boxes: Sequence[tuple[float, float, float, float]]) -> list
     for box in boxes:
         word = f"{image.resolve()} {facts.st_size} {facts.st_mtime_ns} {box}"
         key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:24]
-        path = cache_folder() / "crops" / key[:2] / f"{image.stem[:80]}-{key}.png"
+        path = cache_folder() / "crops" / key[:2] / f"{shortened(image.stem)}-{key}.png"
         if not path.exists():
             try:
                 whole = load_image(image) if whole is None else whole

@@ -47,6 +47,8 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
     splits = [_text(split).casefold() or "all" for split in cells.get("split", empty)]
     if other := next((split for split in splits if split not in SPLITS and split != "all"), None):
         raise UserError(f"DataFrame: split is {quoted(other)}: write train, val or test")
+    if "all" in splits and {*splits} != {"all"}:
+        raise UserError(f"DataFrame, row {splits.index('all')}: the split is empty: write train, val or test")
     groups = [_text(group) for group in cells.get("group", empty)]
     order: dict[str, list[int]] = {}
     for i, split in enumerate(splits):

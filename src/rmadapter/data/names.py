@@ -6,12 +6,12 @@ Labels come back exactly as they were written. Two spellings mean the same class
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from rmadapter.data.columns import read_rows
-from rmadapter.errors import UserError, nearest, quoted
+from rmadapter.errors import UserError, is_text, nearest, quoted
 from rmadapter.files import read_json, user_path
 
 Label: TypeAlias = str | int
@@ -42,11 +42,13 @@ def descriptions(name: str) -> tuple[str, ...]:
 
 def prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None, where: str = "") -> dict[str, str]:
     """Names as written -> prompt names, those in `given` first, else the default. Raises UserError for two that are
-    the same but for case, and for an empty one."""
+    the same but for case, and for one that is empty or no text."""
     names: dict[str, str] = {}
     first: dict[str, str] = {}
     for raw in written:
         name = " ".join(given[nfc(raw)].split()) if given and nfc(raw) in given else default_name(raw)
+        if not (is_text(raw) and is_text(name)):
+            raise UserError(f"{where}class {quoted(raw)}: its name is not UTF-8, or holds a NUL: rename it")
         if not name:
             raise UserError(f"{where}class {raw!r} leaves an empty name: give it a word")
         if (twin := first.setdefault(name.casefold(), raw)) != raw or raw in names:
@@ -81,11 +83,16 @@ def classnames_json(root: Path, split: bool) -> dict[str, str]:
     of several, also that beside it."""
     path = root / "classnames.json"
     if split and not path.exists():
-        path = root.parent / path.name
+        path = root.absolute().parent / path.name
     given = read_json(path) if path.exists() else {}
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
         raise UserError(f'{path}: write it as {{"folder name": "prompt name", ...}}')
     return {nfc(raw): nfc(name) for raw, name in given.items()}
+
+
+def beside_splits(path: Path, splits: Collection[str]) -> bool:
+    """Whether it is a folder of splits, which may be one domain of several."""
+    return path.is_dir() and "all" not in splits
 
 
 def read_names(path: str | Path) -> dict[str, str]:

@@ -21,9 +21,8 @@ from rmadapter.files import cache_folder
 
 
 def is_saved(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").is_file() or all(
-        (folder / name).is_file() for name in ("dataset_info.json", "state.json")
-    )
+    one = all(os.path.isfile(folder / name) for name in ("dataset_info.json", "state.json"))
+    return one or os.path.isfile(folder / "dataset_dict.json")  # pathlib raises where a folder may not be read
 
 
 def is_library(path: Path) -> bool:

@@ -53,8 +53,21 @@ def order(written: str) -> tuple[str, str]:
 
 def _folders(path: Path) -> list[Path]:
     """Visible folders; __MACOSX is what its zip program leaves behind."""
-    inside = [entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
+    inside = [entry for entry in listed(path) if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
     return sorted(inside, key=lambda entry: order(entry.name))
+
+
+def listed(folder: Path) -> list[Path]:
+    """What is in it. Raises UserError for one that may not be read."""
+    try:
+        return [*folder.iterdir()]
+    except OSError as error:
+        _refuse(error)
+        raise
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def split_named(name: str) -> str:
@@ -89,7 +102,7 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
 
 def _count(folder: Path, ignored: Counter[str]) -> None:
     """The files of a folder that should hold folders alone."""
-    for path in folder.iterdir():
+    for path in listed(folder):
         if path.is_file() and path.name != CLASSNAMES:
             image = path.suffix.lower() in formats() and not path.name.startswith(".")
             ignored["images outside of class folders" if image else _kind(path)] += 1
@@ -123,7 +136,7 @@ def image_files(folder: Path, seen: set[Path], ignored: Counter[str] | None = No
     ignored: counts the other files by their suffix.
     """
     images: list[Path] = []
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = Path(here).resolve()
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         for path in [Path(here, name) for name in files] if real not in seen else []:

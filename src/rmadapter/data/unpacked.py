@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rmadapter.data.fetch import ARCHIVES, unpack
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, cache_folder
+from rmadapter.files import atomic, cache_folder, shortened
 
 LEAST, TIMES = 100_000_000, 20  # bytes that any archive may hold, and how many times its own more
 
@@ -25,7 +25,7 @@ def place(archive: Path) -> Path:
     word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
     stem = archive.name[: -len(next(end for end in ARCHIVES if archive.name.lower().endswith(end)))]
-    return cache_folder() / "unpacked" / f"{stem[:80]}-{key}"
+    return cache_folder() / "unpacked" / f"{shortened(stem)}-{key}"
 
 
 def unpacked(archive: Path) -> Path:
@@ -45,7 +45,7 @@ def unpacked(archive: Path) -> Path:
                 shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
                 aside.mkdir()
                 try:
-                    unpack(archive, aside, LEAST + TIMES * os.stat(archive).st_size)
+                    unpack(archive, aside, LEAST + TIMES * os.stat(archive).st_size, fresh=True)
                     os.rename(aside, folder)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
@@ -66,7 +66,7 @@ def inner(folder: Path) -> Path:
 def stored(data: bytes, name: str) -> Path:
     """An encoded image as a file of the cache, called by its content and its own name."""
     digest = hashlib.sha256(data).hexdigest()
-    plain = re.sub(r"[^\w.-]", "_", Path(name).name)[-80:].lstrip(".") or "image"
+    plain = shortened(re.sub(r"[^\w.-]", "_", Path(name).name), end=True).lstrip(".") or "image"
     path = cache_folder() / "images" / digest[:2] / f"{digest[:24]}-{plain}"
     if not path.exists():
         with atomic(path, sync=False) as temporary:

@@ -14,7 +14,7 @@ from typing import Any
 from rmadapter.data.columns import USUAL
 from rmadapter.data.guard import formats
 from rmadapter.data.marks import UNLABELLED, class_name
-from rmadapter.data.scan import SPLITS, Row, Rows, image_files, in_order, split_named
+from rmadapter.data.scan import SPLITS, Row, Rows, image_files, in_order, listed, split_named
 from rmadapter.data.unpacked import unpacked
 from rmadapter.errors import UserError, quoted
 from rmadapter.files import read_json, read_text
@@ -27,14 +27,18 @@ def shards(folder: Path) -> dict[str, list[Path]]:
     """Split -> its tar files in order, by the name of a split's folder, else by their own; nothing where they lie
     beside other folders, as what those were unpacked from."""
     found: dict[str, list[Path]] = {}
-    for file in in_order(file for file in folder.iterdir() if file.name.lower().endswith(SHARDS)):
+    for file in in_order(filter(_is_shard, listed(folder))):
         found.setdefault(split_named(file.name), []).append(file)
-    for below in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        inside = in_order(file for file in below.iterdir() if file.name.lower().endswith(SHARDS))
+    for below in sorted(path for path in listed(folder) if path.is_dir() and not path.name.startswith(".")):
+        inside = in_order(filter(_is_shard, listed(below)))
         if below.name.casefold() not in SPLITS or not inside:
             return {}
         found.setdefault(SPLITS[below.name.casefold()], []).extend(inside)
     return found
+
+
+def _is_shard(file: Path) -> bool:
+    return file.name.lower().endswith(SHARDS) and not file.name.startswith(".")
 
 
 def read_shards(folder: Path, found: dict[str, list[Path]], ignored: Counter[str]) -> dict[str, Rows]:

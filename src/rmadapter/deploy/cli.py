@@ -35,7 +35,8 @@ def export(
     from rmadapter.deploy.parity import HEADER, Parity
 
     folder = run_folder(run)
-    out = out or (run.with_name(f"{run.resolve().name}-{to}") if folder == run else Path(f"{run.name}-{to}"))
+    where = run.resolve() if run.name in ("", "..") else run  # "." has no name of its own
+    out = out or (where.with_name(f"{where.name}-{to}") if folder == run else Path(f"{run.name}-{to}"))
     exporting.check_wishes(out, to, precision, text, embeddings)
     saved = load(folder, backbone, method=method, device="cpu")
     facts = exporting.export(

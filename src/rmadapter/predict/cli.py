@@ -129,7 +129,7 @@ def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str
     shown = [name.strip() for name in names.split(",") if name.strip()]
     if not shown:
         raise UserError(f"--names {names!r}: give at least one class name")
-    return tuple(prompt_names(shown, where="--names: ").values()), shown
+    return tuple(prompt_names(shown, saved.given, where="--names: ").values()), shown
 
 
 def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], unsure: float) -> Sorter | None:

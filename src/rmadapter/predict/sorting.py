@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rmadapter.errors import UserError
-from rmadapter.files import atomic
+from rmadapter.files import atomic, cache_folder
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in the name of a folder, on one system or another
 
@@ -40,16 +40,23 @@ class Sorter:
         return [str(self.root.resolve()), self.how]
 
     def check(self, searched: Sequence[Path], images: Sequence[Path]) -> None:
-        """Raises UserError where sorted images would be found among those that are still to be sorted, and for an
-        image to be moved twice."""
+        """Raises UserError where sorted images would be found among those that are still to be sorted, for an image to
+        be moved twice, and for one of an archive, which lies in the cache, where it must stay."""
         here = self.root.resolve()
         for folder in searched:
             if folder.resolve() in (here, *here.parents):
                 raise UserError(
                     f"{self.root}: lies in {folder}, whose images are read: choose another folder to sort into"
                 )
-        if self.how == "move" and len(set(images)) < len(images):
-            raise UserError(f"{Counter(images).most_common(1)[0][0]}: is given twice, and can be moved once")
+        if self.how == "copy":
+            return
+        homes = {folder: folder.resolve() for folder in {image.parent for image in images}}
+        cache = cache_folder().resolve()
+        if inside := next((folder for folder, home in homes.items() if cache in home.parents), None):
+            raise UserError(f"{inside}: out of an archive, its images can only be copied: leave out --{self.how}")
+        every = Counter(homes[image.parent] / image.name for image in images)  # one spelling each
+        if self.how == "move" and every.total() > len(every):
+            raise UserError(f"{every.most_common(1)[0][0]}: is given twice, and can be moved once")
 
     def place(self, image: Path, label: str) -> Path:
         """A path for an image that no other has, with a suffix where its name is taken."""

@@ -13,6 +13,7 @@ from rmadapter.cache import Cache
 from rmadapter.checkpoint import Saved
 from rmadapter.data.images import ImageSet
 from rmadapter.data.imageset import CROPS, one_label
+from rmadapter.data.names import nfc
 from rmadapter.errors import UserError
 from rmadapter.method import NotApplicable
 from rmadapter.metrics import paired
@@ -53,7 +54,9 @@ def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
     lines: list[Line] = []
     first: np.ndarray | None = None
     for folder, saved in runs:
-        names = (saved.given.get(str(label), name) for label, name in zip(images.written, images.classes, strict=True))
+        names = (
+            saved.given.get(nfc(str(label)), name) for label, name in zip(images.written, images.classes, strict=True)
+        )
         asked, cache = replace(images, classes=tuple(names)), Cache(saved.fitted.backbone, hold=False)
         try:
             [found], _ = evaluate(saved.fitted, [(Question("all"), asked, True)], cache)

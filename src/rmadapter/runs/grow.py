@@ -10,11 +10,11 @@ from pathlib import Path
 from rmadapter.checkpoint import CONFIG, IMAGES, MODEL, RECORD, Saved, save
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
 from rmadapter.data.ignored import ignored_note
-from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.images import ImageSet, complaints, read_images
 from rmadapter.data.imageset import one_label
-from rmadapter.data.names import key, nfc, prompt_names
+from rmadapter.data.names import beside_splits, classnames_json, key, nfc, prompt_names
 from rmadapter.data.pixels import content
-from rmadapter.data.scan import Row, Rows, Source
+from rmadapter.data.scan import CLASSNAMES, Row, Rows, Source
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError
 from rmadapter.files import csv_text, path_from, user_path, write_json, write_text
@@ -73,6 +73,8 @@ def add_images(
     home = _home(run, record, old)
     opened = open_source(home, outside, record.columns, record.crops)
     fresh = open_source(data, outside, columns, crops)
+    if skip_bad:
+        opened, fresh = _readable(opened), _readable(fresh)
     also = (row.also for source in (opened, fresh) for rows in source.splits.values() for row in rows)
     one_label(saved.fitted.known.several or any(also), "add with images")
     rows, counts = _grown(run, saved, record, opened, _called(fresh.splits, data, saved), data, shots)
@@ -80,8 +82,11 @@ def add_images(
     wanted = Request.make(values, name, data=str(out / IMAGES))
     task = configured(wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name})
     lab = Lab(wanted.machine)
+    had = {key(str(label)) for label in saved.labels}
+    brought = classnames_json(fresh.root, beside_splits(data, fresh.splits))
+    new = {name: prompt for name, prompt in brought.items() if key(name) not in had}
     with alone(out):
-        _write_list(out, rows, saved)
+        _write_list(out, rows, {**new, **saved.given})
     lab.add_backbone(saved.fitted.backbone)
     lab.add(task.data, read_images(out / IMAGES, skip_bad=skip_bad, outside=True))
     notes: tuple[str, ...] = (f"trained on the {counts[0]} images of {run.name} and {counts[1]} new ones",)
@@ -90,6 +95,12 @@ def add_images(
 
 
 Listed = list[tuple[str, Row]]  # split, row
+
+
+def _readable(source: Source) -> Source:
+    """Without the images that are not."""
+    bad = complaints([row.image for rows in source.splits.values() for row in rows], progress=False)
+    return source._replace(splits={s: [r for r in rows if r.image not in bad] for s, rows in source.splits.items()})
 
 
 def _home(run: Path, record: Record, old: Path | None) -> Path:
@@ -160,7 +171,7 @@ def _numbers(rows: Rows) -> list[int]:
     return [places[row.label] for row in rows]
 
 
-def _write_list(out: Path, rows: Listed, saved: Saved) -> None:
+def _write_list(out: Path, rows: Listed, given: dict[str, str]) -> None:
     """The data of the new run: a CSV file, and beside it the prompt names that do not follow from the labels."""
     grouped = any(row.group for _, row in rows)
     lines = [[path_from(out, row.image), row.label, split, *[row.group] * grouped] for split, row in rows]
@@ -169,5 +180,5 @@ def _write_list(out: Path, rows: Listed, saved: Saved) -> None:
     if (out / RECORD).exists() and (not file.exists() or file.read_text("utf-8") != text):
         raise UserError(f"{out} holds another run: choose another --out or delete that folder")
     write_text(file, text)
-    if saved.given:
-        write_json(out / "classnames.json", saved.given)
+    if given:
+        write_json(out / CLASSNAMES, given)

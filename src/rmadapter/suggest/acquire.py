@@ -153,5 +153,5 @@ def _clusters(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than clusters
-        model = KMeans(min(k, len(points)), n_init=1, random_state=seed).fit(points, sample_weight=weights)
+        model = KMeans(min(k, len(points)), n_init=1, random_state=seed % 2**32).fit(points, sample_weight=weights)
     return model.labels_, model.cluster_centers_

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from rmadapter.data.columns import read_rows
 from rmadapter.data.imageset import one_label
-from rmadapter.data.scan import Row, Rows
+from rmadapter.data.names import beside_splits, classnames_json
+from rmadapter.data.scan import CLASSNAMES, Row, Rows
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.files import csv_text, path_from, user_path, write_text
+from rmadapter.files import csv_text, path_from, user_path, write_json, write_text
 from rmadapter.locks import whole
 from rmadapter.suspects.find import training
 from rmadapter.suspects.sheet import image_cell, label_cell
 
 KEEP, DROP, RELABEL = "keep", "drop", "relabel"
-NAMES = "classnames.json"
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,20 @@ def apply_decisions(
 ) -> Cleaned:  # fmt: skip
     """Write a copy of a data set in which training images are dropped or have another label.
 
-    data: a folder of class folders, of which the images and classnames.json are copied, or any other, of which a list
-    path,label[,split][,group] is written. decisions: a table of the columns image and decision, as suspects.csv has
-    them with given and suggested: keep or nothing, drop, relabel (as suggested) or relabel:CLASS. out: a folder, or for
-    a table a .csv file. columns, outside: as `read_images` has them.
+    data: a folder of class folders, of which the images are copied, or any other, and those with groups, of which a
+    list path,label[,split][,group] is written; classnames.json goes with either. decisions: a table of the columns
+    image and decision, as suspects.csv has them with given and suggested: keep or nothing, drop, relabel (as suggested)
+    or relabel:CLASS. out: a folder, or a .csv file where a list is written. columns, outside: as `read_images` has
+    them.
     Raises UserError, and writes nothing, for a decision, class or image that is not known, for two decisions on one
     image, and where `out` is there already or lies in the data.
     """
     path, target = user_path(data), user_path(out)
     root, found, _ = open_source(path, outside, columns)
     one_label(any(row.also for some in found.values() for row in some), "suspects --apply")
-    folders = path.is_dir() and _in_class_folders(found, path)
+    grouped = any(row.group for some in found.values() for row in some)
+    folders = path.is_dir() and not grouped and _in_class_folders(found, path)
+    given = classnames_json(root, beside_splits(path, found))
     _check(path, target, folders)
     rows = training(found, path)
     chosen = _decided(user_path(decisions), rows, root, path)
@@ -59,7 +62,13 @@ def apply_decisions(
     if folders:
         with whole(target) as folder:
             _copy(path, splits, folder)
+            if (root / CLASSNAMES).is_file():
+                shutil.copy2(root / CLASSNAMES, folder / CLASSNAMES)
+            elif given:
+                write_json(folder / CLASSNAMES, given)
     else:
+        if given:
+            _names_beside(target, given)
         _list(splits, target)
     left = {label for _, label in splits[own]}
     return Cleaned(
@@ -88,7 +97,9 @@ def _check(path: Path, target: Path, folders: bool) -> None:
     if os.path.lexists(target):
         raise UserError(f"{target}: is there already; choose another --out, or delete it")
     if not folders and target.suffix.lower() != ".csv":
-        raise UserError(f"--out {target}: the data is no folder of class folders, so write a name that ends in .csv")
+        raise UserError(
+            f"--out {target}: the data has groups, or is no folder of class folders, so write a name that ends in .csv"
+        )
     if path.is_dir() and path.resolve() in target.resolve().parents:
         raise UserError(f"{target}: lies in {path}, which stays as it is; choose another --out")
 
@@ -147,8 +158,14 @@ def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
             taken.add(str(place).casefold())
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(row.image, place)
-    if (root / NAMES).is_file():
-        shutil.copy2(root / NAMES, folder / NAMES)
+
+
+def _names_beside(target: Path, given: dict[str, str]) -> None:
+    """The prompt names, where a list is read with them."""
+    names = target.with_name(CLASSNAMES)
+    if names.exists() and classnames_json(target.parent, False) != given:
+        raise UserError(f"{names}: holds other names than those of this data; write the list to another folder")
+    write_json(names, given)
 
 
 def _list(splits: Mapping[str, Labelled], target: Path) -> None:

@@ -108,7 +108,8 @@ class Session:
                 self._open(run, "", foreign=True)
                 return {"opened": archive.stem, "bad": self._take_back(inside)}
             except UserError as error:
-                raise UserError(str(error).replace(f"{where}", archive.name)) from None
+                told = str(error).replace(f"{archive}", archive.name)
+                raise UserError(told.replace(f"{where}", archive.name)) from None
             finally:
                 shutil.rmtree(where, ignore_errors=True)
                 archive.unlink(missing_ok=True)
@@ -260,6 +261,8 @@ class Session:
             self.run, self.saved, self.exports = run, saved, {}
 
     def _start(self, what: str, words: Sequence[str], out: Path, then: Callable[[], object]) -> None:
-        more = ["--out", out.name, "--backbone", self.shared.backbone.name, "--json"]
+        name = self.shared.backbone.name
+        name = str(user_path(name).absolute()) if user_path(name).exists() else name  # a job runs in another folder
+        more = ["--out", out.name, "--backbone", name, "--json"]
         self.job = Job(what, [*words, *more], self.folder, out, then)
         self.shared.jobs.add(self.job)

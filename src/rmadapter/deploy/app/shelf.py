@@ -159,7 +159,7 @@ def unzipped(archive: Path, folder: Path) -> Path:
     try:
         with zipfile.ZipFile(archive) as opened:
             count = len(opened.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{archive.name}: not a readable zip file ({error})") from None
     if count > 2 * MOST_IMAGES:
         raise UserError(f"{archive.name}: holds {count:,} files, and {2 * MOST_IMAGES:,} are the most")

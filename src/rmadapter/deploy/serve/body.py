@@ -63,9 +63,14 @@ async def _files(request: Request, most: int) -> list[Given]:
             files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
             # a browser sends an empty file without a name where none was chosen
             named = [(place, one) for place, one in enumerate(files) if one.filename or one.size]
-            return [Given((one.filename or f"{FIELD}[{place}]")[:NAME], await one.read()) for place, one in named]
+            return [Given(_plain(one.filename) or f"{FIELD}[{place}]", await one.read()) for place, one in named]
     except ValueError as error:  # of a damaged form, by Starlette 0.49
         raise HTTPException(400, f"not a form ({str(error)[:100]}); {HOW}") from None
+
+
+def _plain(name: str | None) -> str:
+    """A name that UTF-8 can hold; by their own codec requests may bring lone surrogates."""
+    return (name or "")[:NAME].encode("utf-8", "replace").decode()
 
 
 def _base64(body: bytes) -> list[Given]:
