@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,13 @@ def test_alike_keeps_the_targets_of_all_with_the_same_source() -> None:
     other = record("mma", "t", 1, {"all": 1.0, "z": 1.0})
     assert [r.targets for r in alike([*runs, other])] == [["y"], ["y"], ["z"]]
     assert [r.metric("all") for r in alike(runs)] == [1.0, 1.0]
+
+
+def test_runs_of_other_settings_in_one_row_are_noted(tmp_path: Path) -> None:
+    runs = [record("mma", "a", seed, VALUES) for seed in (1, 2, 3)]
+    write(tmp_path / "alike", *runs)
+    assert read_records(tmp_path / "alike").notes == []
+    method = runs[2].method.model_copy(update={"settings": {**runs[2].method.settings, "alpha": 9.5}})
+    write(tmp_path / "mixed", *runs[:2], runs[2].model_copy(update={"method": method}))
+    [note] = read_records(tmp_path / "mixed").notes
+    assert re.fullmatch(r"mma: runs with alpha=9.5 or .* are averaged in one row; run each into its own --out", note)

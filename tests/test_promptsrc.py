@@ -114,3 +114,14 @@ def vit_b16() -> Backbone:
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     # Counted in the released code: 4 tokens of 512 and 4 of 768 in 9 blocks.
     assert PromptSRC().parameters(vit_b16) == (9 * (4 * 512 + 4 * 768), 0) == (46_080, 0)
+
+
+@pytest.mark.parametrize("iterations", [3, 30])
+def test_the_average_is_over_the_epochs_that_are_trained(tiny_clip: Backbone, iterations: int) -> None:
+    """Where their number follows from steps per shot: fewer than `epochs`, or more."""
+    shots = eight_images(tiny_clip)
+    fields = {"epochs": 20, "learning_rate": 1e-9, "warmup_epochs": 0, "batch_size": 8}
+    fitted = configured(PromptSRC(), {"iterations": iterations, **fields}).fit(tiny_clip, shots)
+    start = PromptSRC().module(tiny_clip, shots.seed).state_dict()
+    for name, tensor in fitted.tensors.items():
+        torch.testing.assert_close(tensor, start[name], rtol=1e-4, atol=1e-5)

@@ -74,6 +74,7 @@ def test_ranges_and_values_as_the_user_says() -> None:
         ("rank=0..8", "rank=0"),
         ("init=zero,nought", "init='nought'"),
         ("init=", "write LOW..HIGH, or values"),
+        ("alpha=1..inf", "write two numbers, the smaller one first"),
     ],
 )
 def test_what_cannot_be_tried(asked: str, words: str) -> None:

@@ -86,15 +86,15 @@ class Folds:
         return self._known[key]
 
     def temperature(self, method: Method, name: str) -> float | None:
-        """That calibrates models of this method; None without folds.
-
-        Of two images a class the models of the folds saw one, and are less sure than one that saw both: this does not
-        make it surer still.
-        """
+        """That calibrates models of this method; None without folds."""
         if not self.parts:
             return None
-        found = metrics.temperature(self.answers(method, name).table, self.judged.labels)
-        return max(found, 1.0) if len(self) == 2 else found
+        return self.no_surer(metrics.temperature(self.answers(method, name).table, self.judged.labels))
+
+    def no_surer(self, temperature: float) -> float:
+        """Of two images a class the models of the folds saw one, and are less sure than one that saw both: what was
+        found with them does not make it surer still."""
+        return max(temperature, 1.0) if len(self) == 2 else temperature
 
     def threshold(self, method: Method, name: str) -> float | None:
         """From which probability on models of this method should answer a class; None without folds."""

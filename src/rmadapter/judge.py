@@ -83,7 +83,8 @@ def calibrated(table: np.ndarray, folds: Folds) -> np.ndarray:
     which = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
     for number in range(len(folds)):
         out = which == number
-        result[out] = metrics.tempered(table[out], metrics.temperature(table[~out], labels[~out]))
+        found = metrics.temperature(table[~out], labels[~out])
+        result[out] = metrics.tempered(table[out], folds.no_surer(found))
     return result
 
 

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 import torch
@@ -37,6 +37,9 @@ WHOLE = 1_000_000  # images per step where all of them are meant
 TURN = 0.6  # of the epochs: where the schedule `twice` begins again, as 2SFS has it
 
 
+Rate = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Recipe:
     """How a method is optimised. The defaults are those of Dassl, on which most of the field's code is built."""
@@ -45,7 +48,7 @@ class Recipe:
     learning_rate: float = option(0.002, "peak learning rate", gt=0)
     weight_decay: float = option(5e-4, "weight decay", ge=0)
     momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
-    betas: tuple[float, float] = option((0.9, 0.999), "decay rates of Adam's averages")
+    betas: tuple[Rate, Rate] = option((0.9, 0.999), "decay rates of Adam's averages")
     eps: float = option(1e-8, "term in Adam's denominator", gt=0)
     epochs: int = option(50, "passes over the training images", ge=1, le=1_000_000)
     iterations: int = option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -95,8 +96,10 @@ def _asked(
         planned, search = list(as_tuned(planned, tune, own)), tuned
     if shard:
         number, count = parts.shard(shard, os.environ)
-        whole, planned = len(planned), parts.part(planned, number, count)
-        note(f"part {number} of {count}: {len(planned)} of {whole} runs")
+        every, planned = planned, parts.part(planned, number, count)
+        elsewhere_set = {job.method for job in every} - {job.method for job in planned}
+        own = {name: values for name, values in own.items() if name not in elsewhere_set}
+        note(f"part {number} of {count}: {len(planned)} of {len(every)} runs")
     elif parts.in_array(os.environ):
         note("a task of an array without --shard auto: all tasks work on all runs together, each on what is free")
     wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops, search)
@@ -244,8 +247,11 @@ def _show(records: Sequence[Record]) -> None:
     from statistics import fmean
 
     groups: dict[tuple[Any, ...], list[Record]] = {}
+    pairs = {(record.method.name, record.variant or record.method.title) for record in records}
+    titles = Counter(title for _, title in pairs)
     for record in records:
-        key = (record.task.data, record.variant or record.method.title, record.task.shots)
+        name, title = record.method.name, record.variant or record.method.title
+        key = (record.task.data, title if titles[title] == 1 else f"{title} ({name})", record.task.shots)
         groups.setdefault(key, []).append(record)
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
     rows = []

@@ -279,7 +279,8 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         if job.trials and plan.tune:
             method, told, spent = plan.tune(method, job, lab)
         key = run_key(task, method, job.method, plan.machine, backbone.digest, few)
-        record = known[key] if key in known else run_task(task, method, lab, job.method).record
+        old = known.get(key)  # of another protocol; two folders of one name may have the same train images
+        record = old if old and old.task.data == task.data else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
         record = describe_run(task, method, lab, job.method, few, status="not-applicable", reason=str(error))
     except UserError as error:

@@ -153,7 +153,8 @@ class PromptSRC(ModuleMethod):
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
         text, w_0 = module.text(shots.classes), self.frozen_classes(backbone, shots.classes, shots.templates)
-        averaged = Averaged(module, gaussian(self.recipe.epochs, self.mean, self.std).tolist())
+        epochs, _ = self.recipe.length(shots.images.labels)
+        averaged = Averaged(module, gaussian(epochs, self.mean, self.std).tolist())
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             return self.loss(module, batch.labels, batch.images, text, w_0)

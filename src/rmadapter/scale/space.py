@@ -6,6 +6,7 @@ evenly in their logarithm and within the field's own limits; a choice or a switc
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -134,7 +135,8 @@ def _given(text: str, given: str, kind: Any) -> Any:
         if not choices or any(isinstance(choice, (list, dict)) for choice in choices):
             raise UserError(f"--search {quoted(text)}: write LOW..HIGH, or values as A,B,C")
         return distributions.CategoricalDistribution(choices)
-    if not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends) or not ends[0] < ends[1]:
+    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
+    if not (numbers and all(map(math.isfinite, ends)) and ends[0] < ends[1]):
         raise UserError(f"--search {quoted(text)}: write two numbers, the smaller one first, as 0.01..1")
     if kind is int and not all(isinstance(end, int) for end in ends):
         raise UserError(f"--search {quoted(text)}: write whole numbers, as 4..32")

@@ -27,7 +27,7 @@ from rmadapter.locks import alone
 from rmadapter.machine import versions
 from rmadapter.method import NotApplicable
 from rmadapter.methods import check_labels
-from rmadapter.request import Request
+from rmadapter.request import Request, own_names
 from rmadapter.run import Lab, run_key
 from rmadapter.scale.cluster import at_home, connected, ray_module, share, shares
 from rmadapter.scale.picture import coordinates
@@ -128,7 +128,8 @@ def tune(
                     _write(out, head, trials)
                     display.advance(task)
         found = Tuned(tuple(trials))
-        write_text(out / BEST, to_yaml({"method": search.request.name, **search.given, **found.best.params}))
+        name = search.request.name
+        write_text(out / BEST, to_yaml({"method": name, **search.given, **own_names(name, found.best.params)}))
         write_text(out / PICTURE, coordinates(found.trials, space))
         return found
 
@@ -178,7 +179,7 @@ class Study:
         if not number:
             return 0, {}
         if number not in self.asked:
-            sampler = optuna().samplers.TPESampler(seed=self.seed + number, constant_liar=self.jobs > 1)
+            sampler = optuna().samplers.TPESampler(seed=(self.seed + number) % 2**32, constant_liar=self.jobs > 1)
             self.study.sampler = sampler
             self.asked[number] = self.study.ask(dict(self.space))
         return number, self.asked[number].params

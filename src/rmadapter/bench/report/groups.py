@@ -145,11 +145,27 @@ def read_records(results: Path) -> Results:
             late, early = sorted([old, (where, record)], key=lambda pair: pair[1].finished, reverse=True)  # ISO, UTC
             finished[cell(record)] = late
             notes.append(f"{early[0]}: {late[0]} is the same experiment, finished later or first in order; left out")
+    notes += _mixed([record for _, record in finished.values()])
     # A failure that was repeated with success since is history.
     unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in finished}
     # In an order of their own, so that the same records give the same report wherever they were found.
     done = sorted((record for _, record in finished.values()), key=cell)
     return Results(done, sorted(unfinished.values(), key=cell), notes)
+
+
+def _mixed(records: Sequence[Record]) -> list[str]:
+    """A note on each method whose runs in one row of a table had different settings; variants have them by design."""
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if not record.variant and not record.axis:
+            where = (record.protocol, record.backbone.digest, json.dumps(shared(record)), record.task.shots)
+            rows[(record.method.name, *where)].append(record.method.settings)
+    notes = []
+    for (name, *_), some in rows.items():
+        values = {field: sorted({json.dumps(one.get(field)) for one in some}) for field in {**some[0], **some[-1]}}
+        if apart := [f"{field}={' or '.join(found)}" for field, found in values.items() if len(found) > 1]:
+            notes.append(f"{name}: runs with {', '.join(apart)} are averaged in one row; run each into its own --out")
+    return [*dict.fromkeys(notes)]
 
 
 def lines(results: Path) -> Iterator[tuple[str, str]]:
