@@ -41,7 +41,7 @@ def relative_errors(found: Values, truth: Values, share: float = 0.0) -> dict[st
     return {name: float((found[name] - truth[name]).norm()) / max(norms[name], floor) for name in norms}
 
 
-def assert_rounds_like(plain: Values, found: Values, truth: Values, share: float = 0.0) -> None:
+def assert_rounds_like(plain: Values, found: Values, truth: Values, share: float = 0.0, factor: float = FACTOR) -> None:
     """No tensor of `found` is farther from `truth` than a few times what `plain` is in its worst one.
 
     Of all tensors, because a single number may be right by luck in one of the two ways. What fails: a number held in
@@ -49,7 +49,7 @@ def assert_rounds_like(plain: Values, found: Values, truth: Values, share: float
     """
     errors, allowed = relative_errors(found, truth, share), max(relative_errors(plain, truth, share).values())
     assert allowed < USELESS, "plain float32 is too far from float64 to judge by: choose other inputs"
-    allowed = FACTOR * allowed + SLACK
+    allowed = factor * allowed + SLACK
     assert all(error <= allowed for error in errors.values()), (allowed, errors)
 
 
