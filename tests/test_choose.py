@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,29 @@ def test_settings_of_a_method_and_unknown_candidates_are_refused() -> None:
         asked({"candidates": ["tip-adaptor"]})
     with pytest.raises(UserError, match="minutes"):
         asked({"minutes": 0})
+
+
+def test_a_stopped_run_keeps_what_was_chosen(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    wanted = asked({"device": "cpu", "backbone": tiny_clip.name, "candidates": THREE[:2]}, data="x")
+    lab = Lab(wanted.machine, progress=False)
+    lab.add_backbone(tiny_clip)
+    lab.add("x", {"all": read_images(colors)["train"]})
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmadapter.fit.run_task", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(wanted.task, wanted.method, tmp_path, lab, wanted.name)
+    [path] = tmp_path.rglob("choice-*.json")
+    kept = json.loads(path.read_text())
+    other = next(name for name in THREE[:2] if name != kept["chosen"])
+    path.write_text(json.dumps(kept | {"chosen": other}))
+    record = fit(wanted.task, wanted.method, tmp_path, lab, wanted.name)
+    assert record.choice
+    assert (record.choice.chosen, record.method.name) == (other, other)
+    assert not [*tmp_path.rglob("choice-*.json")]
 
 
 def test_auto_chooses_a_method_and_says_how(tiny_clip: Backbone, colors: Path) -> None:

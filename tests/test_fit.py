@@ -37,11 +37,12 @@ DONE |= {"predictions.csv", "why.json"}
 
 def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings: Any) -> Record:
     """The finished run into another folder, with other settings."""
+    folds = settings.pop("folds", None)
     values = {**read_yaml(finished / "config.yaml"), "device": "cpu", **settings}
     wanted = Request.make(values, values.pop("method"), data="colors")
     lab = Lab(wanted.machine, progress=False)
     lab.add("colors", splits)
-    return fit(wanted.task, wanted.method, out, lab, wanted.name, columns={"label": "art"})
+    return fit(wanted.task, wanted.method, out, lab, wanted.name, columns={"label": "art"}, folds=folds)
 
 
 def content(run: Path) -> bytes:
@@ -95,6 +96,22 @@ def test_another_run_is_not_overwritten(finished: Path, colors: Path, tmp_path: 
         with pytest.raises(UserError, match="holds another run: choose another --out or delete that folder"):
             again(finished, data, out, **settings)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_finished_run_is_not_returned_for_another_test_split_or_number_of_folds(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    out, splits = Path(shutil.copytree(finished, tmp_path / "run")), read_images(colors)
+    fewer = {**splits, "test": splits["test"].subset(range(1, len(splits["test"])))}
+    for data in (fewer, {"train": splits["train"]}):
+        with pytest.raises(UserError, match=r"was judged on other images \(all classes\) than there are now"):
+            again(finished, data, out)
+    with pytest.raises(UserError, match="holds another run"):
+        again(finished, splits, out, folds=2)
+    path, kept = out / "run.json", again(finished, splits, out)
+    assert kept.scores[0].digest == splits["test"].digest
+    path.write_text(path.read_text().replace(kept.scores[0].digest, ""))  # of an earlier version, which did not say it
+    assert again(finished, fewer, out).scores[0].digest == ""
 
 
 def test_a_run_that_lost_its_model_is_made_again(finished: Path, colors: Path, tmp_path: Path) -> None:

@@ -164,6 +164,20 @@ def test_alike_keeps_the_targets_of_all_with_the_same_source() -> None:
     assert [r.metric("all") for r in alike(runs)] == [1.0, 1.0]
 
 
+def test_runs_that_were_tested_on_other_images_than_most_are_left_out(tmp_path: Path) -> None:
+    def tested(method: str, data: str, digest: str) -> Record:
+        one = record(method, data, 1, {"base": 60, "novel": 50})
+        return one.model_copy(update={"scores": tuple(s.model_copy(update={"digest": digest}) for s in one.scores)})
+
+    runs = [tested("mma", "a", "1"), tested("rmadapter", "a", "1"), tested("zero-shot", "a", "2")]
+    runs += [tested("mma", "b", "3"), tested("zero-shot", "b", "3"), tested("rmadapter", "b", "")]  # an earlier version
+    found = read_records(write(tmp_path, *runs))
+    assert [r.task.data for r in found.finished if r.method.name == "zero-shot"] == ["b"]
+    assert len(found.finished) == 5
+    [note] = found.notes
+    assert note.endswith("tested on other images than most runs on a; left out")
+
+
 def test_runs_of_other_settings_in_one_row_are_noted(tmp_path: Path) -> None:
     runs = [record("mma", "a", seed, VALUES) for seed in (1, 2, 3)]
     write(tmp_path / "alike", *runs)

@@ -138,6 +138,17 @@ def test_other_weights_and_other_images_under_the_same_name_are_refused(
         do(colors, out, jobs)
 
 
+def test_another_test_split_under_the_same_name_is_refused(
+    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    jobs, out = jobs_of(tiny_clip, colors), Path(shutil.copytree(done, tmp_path / "out"))
+    changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
+    next((changed / "test" / "red").iterdir()).unlink()
+    next(out.rglob("*seed1.json")).unlink()
+    with pytest.raises(UserError, match="was tested on other novel images than there are now: choose another --out"):
+        do(changed, out, jobs)
+
+
 def test_another_content_of_a_file_that_a_method_reads_is_refused(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

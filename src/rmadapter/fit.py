@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from rmadapter.cache import Cache
 from rmadapter.checkpoint import FILES, HISTORY, PAGE, RECORD, drawn, finished, save_run
@@ -16,7 +19,7 @@ from rmadapter.data.fewshot import few_shot, half, has_digest, save_split
 from rmadapter.data.sources import images_root
 from rmadapter.errors import UserError
 from rmadapter.evaluation import Evaluation
-from rmadapter.files import ACTIVATIONS, parts, read_text
+from rmadapter.files import ACTIVATIONS, parts, read_json, read_text, write_json
 from rmadapter.folds import FOLDS, Folds
 from rmadapter.judge import BESIDE, enough, judge
 from rmadapter.locks import alone
@@ -26,7 +29,7 @@ from rmadapter.neighbours import WHY, mistakes, read_mistakes, write_mistakes
 from rmadapter.page import write_page
 from rmadapter.panel import thumbnails_of
 from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_answers, write_predictions
-from rmadapter.record import Record, Score, read_record
+from rmadapter.record import Choice, Record, Score, read_record
 from rmadapter.run import Lab, Outcome, Splits, evaluate, learn, run_key, run_task
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
@@ -58,11 +61,17 @@ def fit(
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
         check_labels(method, few.train)
         key = run_key(task, method, name, lab.machine, backbone.digest, few)
+        unfinished, key = Unfinished(out / STATE, key), key if folds is None else f"{key}-{folds}"
         record = finished(out, key)
+        if record and (others := record.other_images(lab.tests(task))):
+            raise UserError(
+                f"{out} was judged on other images ({others[0]} classes) than there are now: choose another --out, or "
+                "ask it about them with `rmadapter evaluate`"
+            )
         if record is None:
             save_split(few, out / SPLIT)
             lab.folder = out / ACTIVATIONS
-            done = _done(task, method, lab, name, Unfinished(out / STATE, key), folds)
+            done = _done(task, method, lab, name, unfinished, folds)
             notes = (*done.record.notes, *notes, *(() if done.record.scores else (NOTHING,)))
             found = {"key": key, "command": command, "notes": notes, "columns": dict(columns or {}), "crops": crops}
             record = done.record.model_copy(update=found)
@@ -132,13 +141,23 @@ def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Un
         note(f"no test split: judging by {len(folds)}-fold cross-validation of the {images:,} training images")
     if isinstance(method, Auto):
         assert folds is not None
-        choice = choose(folds, method)
+        choice = _choice(folds, method, unfinished)
         method, name = method.method(choice.chosen), choice.chosen
     temperature = folds.temperature(method, name) if folds and not several else None
     threshold = folds.threshold(method, name) if folds and several else None
     done = run_task(task, method, lab, name, unfinished, BESIDE if judged else None, temperature, threshold)
     done = replace(done, record=done.record.model_copy(update={"choice": choice}))
     return judge(task, method, lab, done, folds) if judged else done
+
+
+def _choice(folds: Folds, auto: Auto, unfinished: Unfinished) -> Choice:
+    """What is chosen, once: after a stop, another measurement of time might choose another method."""
+    path = unfinished.path.parent / ACTIVATIONS / f"choice-{unfinished.key[:24]}-{len(folds)}.json"
+    with suppress(UserError, ValidationError):
+        return Choice.model_validate(read_json(path))
+    choice = choose(folds, auto)
+    write_json(path, choice.model_dump(mode="json"))
+    return choice
 
 
 def evaluate_saved(

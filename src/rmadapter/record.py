@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -14,7 +15,7 @@ from rmadapter.errors import UserError, first_fault
 from rmadapter.files import read_text, write_text
 from rmadapter.metrics import average_precisions, f1_scores, harmonic_mean
 from rmadapter.several import intervals
-from rmadapter.task import Task
+from rmadapter.task import Question, Task
 from rmadapter.uses import Uses
 
 if TYPE_CHECKING:
@@ -102,11 +103,13 @@ class Several(Value):
 class Score(Value):
     """Accuracies on one set, in percent. data: the set's, where it is not the task's own. accuracy: None where the
     method has no answer, for a reason, and where there are several labels an image. zero_shot: the untouched
-    backbone's. several: what it is worth there. order: seed of the order of images, where answers depend on that."""
+    backbone's. several: what it is worth there. order: seed of the order of images, where answers depend on that.
+    digest: of the images, as `ImageSet.digest`; none in records of an earlier version."""
 
     name: str
     images: int = Field(ge=0, le=10**9)
     classes: int = Field(ge=1, le=10**9)
+    digest: str = ""
     split: Literal["test", "held out", "cross-validated"] = "test"
     data: str = ""
     accuracy: Percent | None = None
@@ -243,6 +246,12 @@ class Record(Value):
             return fmean(values) if names and len(values) == len(names) else None
         score = self.score(name)
         return None if score is None else score.zero_shot if zero_shot else score.accuracy
+
+    def other_images(self, sets: Iterable[tuple[Question, ImageSet, bool]]) -> list[str]:
+        """Names of the sets, as `Lab.tests` has them, that hold other images than when they were asked about."""
+        digests = {test.name: images.digest for test, images, _ in sets}
+        own = {score.name: score.digest for score in self.scores if score.split != "cross-validated"}
+        return [name for name in {**own, **digests} if own.get(name) not in ("", digests.get(name))]
 
     @property
     def targets(self) -> list[str]:

@@ -243,7 +243,7 @@ def evaluate(
     for test, images, split in sets:
         one_label(images.several and not several, fitted.method.title)
         score = Score(
-            name=test.name, images=len(images), classes=len(images.classes), data=test.data,
+            name=test.name, images=len(images), classes=len(images.classes), data=test.data, digest=images.digest,
             split="test" if split else "held out", order=seed if fitted.remembers else None,
         )  # fmt: skip
         try:

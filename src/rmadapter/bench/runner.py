@@ -133,6 +133,8 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
                 raise UserError(f"{path} was run on other weights than {backbone.name} has now: {CHOOSE}")
             if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
                 raise UserError(f"{path} was run on other images than {job.task.data} has now: {CHOOSE}")
+            if job.images in drawn and (others := old.other_images(lab.tests(job.task))):
+                raise UserError(f"{path} was tested on other {others[0]} images than there are now: {CHOOSE}")
             method = plan.method(job)
             if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):
                 few = lab.draw(job.task)
@@ -280,15 +282,15 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
             method, told, spent = plan.tune(method, job, lab)
         key = run_key(task, method, job.method, plan.machine, backbone.digest, few)
         old = known.get(key)  # of another protocol; two folders of one name may have the same train images
-        record = old if old and old.task.data == task.data else run_task(task, method, lab, job.method).record
+        same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
+        record = old if old and same else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
         record = describe_run(task, method, lab, job.method, few, status="not-applicable", reason=str(error))
-    except UserError as error:
+    except Exception as error:
         reason = " ".join(str(error).split())
-        record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
-    except Exception as error:  # a bug, of ours or of a method from outside, or a full memory; others may do better
-        print(plain(traceback.format_exc()), end="", file=sys.stderr)
-        reason = f"{type(error).__name__}: {error}"
+        if not isinstance(error, UserError):  # a bug, ours or of a method from outside, or a full memory
+            print(plain(traceback.format_exc()), end="", file=sys.stderr)
+            reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
     record = _with_search(record.model_copy(update={**place, "crops": plan.crops}), told, spent)

@@ -145,12 +145,26 @@ def read_records(results: Path) -> Results:
             late, early = sorted([old, (where, record)], key=lambda pair: pair[1].finished, reverse=True)  # ISO, UTC
             finished[cell(record)] = late
             notes.append(f"{early[0]}: {late[0]} is the same experiment, finished later or first in order; left out")
+    notes += _tested_elsewhere(finished)
     notes += _mixed([record for _, record in finished.values()])
     # A failure that was repeated with success since is history.
     unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in finished}
     # In an order of their own, so that the same records give the same report wherever they were found.
     done = sorted((record for _, record in finished.values()), key=cell)
     return Results(done, sorted(unfinished.values(), key=cell), notes)
+
+
+def _tested_elsewhere(finished: dict[tuple[Any, ...], tuple[str, Record]]) -> list[str]:
+    """A note on each record that was tested on other images than most of its data set; it is taken out."""
+    sets: dict[tuple[Any, ...], dict[str, list[tuple[Any, ...]]]] = defaultdict(lambda: defaultdict(list))
+    for key, (_, record) in finished.items():
+        for score in record.scores:
+            drawn = () if score.split == "test" else (record.task.shots, record.split_digest)
+            if score.digest:
+                sets[(record.task.data, score.name, score.split, *drawn)][score.digest].append(key)
+    fewer = [key for some in sets.values() for keys in sorted(some.values(), key=len)[:-1] for key in keys]
+    gone = [finished.pop(key) for key in dict.fromkeys(fewer)]
+    return [f"{where}: tested on other images than most runs on {record.task.data}; left out" for where, record in gone]
 
 
 def _mixed(records: Sequence[Record]) -> list[str]:
