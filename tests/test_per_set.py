@@ -41,17 +41,22 @@ def test_what_the_sources_say() -> None:
 
 
 def test_a_second_row_where_there_are_constants() -> None:
-    jobs = expand("base-to-novel", ["dtd", "my-images"], ["mma", "mmrl"], [1])
-    found = list(as_published(jobs))
+    jobs = expand("base-to-novel", ["dtd", "sun397", "my-images"], ["mma", "prompt-kd"], [1])
+    assert constants("prompt-kd", "sun397") == {}
+    found, own = list(as_published(jobs)), "PromptKD, as published for each set"
     assert [(job.task.data, job.method, job.variant) for job in found] == [
         ("dtd", "mma", ""),
-        ("dtd", "mmrl", ""),
-        ("dtd", "mmrl", "MMRL, as published for each set"),
+        ("dtd", "prompt-kd", ""),
+        ("dtd", "prompt-kd", own),
+        ("sun397", "mma", ""),
+        ("sun397", "prompt-kd", ""),
+        ("sun397", "prompt-kd", own),  # so that the two rows have the same sets
         ("my-images", "mma", ""),
-        ("my-images", "mmrl", ""),
+        ("my-images", "prompt-kd", ""),
     ]
-    assert found[2].values == (("regularisation", 6.0),)
+    assert (found[2].values, found[5].values) == ((("weight", 200.0),), ())
     assert found[2].path != found[1].path
+    assert list(as_published(jobs[2:])) == jobs[2:]  # nothing but equal rows
     ablation = expand("ablation-layers", ["dtd"], [], [1])
     assert list(as_published(ablation)) == ablation
 

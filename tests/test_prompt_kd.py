@@ -74,7 +74,7 @@ def test_the_loss_is_the_divergence_from_the_teacher(
     views = {"augmentation": "standard", "views": 2}
     lesson, loss, source, shots = taught(method, tiny_clip, monkeypatch, **views)
     large = tiny_hf if apart else tiny_clip
-    tutor = configured(PromptSRC(), {"epochs": 3, "batch_size": 8, "learning_rate": 0.005})
+    tutor = configured(PromptSRC(), {"epochs": 3, "batch_size": 8, "learning_rate": 0.005, "mean": 2.25, "std": 0.15})
     alike = eight_images(large, **views)
     fitted = tutor.fit(large, alike)
     rows = torch.arange(8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,11 +67,23 @@ def test_every_method_takes_the_common_settings() -> None:
         assert wanted.method == load_method(name)
 
 
+def test_views_of_images_that_are_not_augmented_are_refused() -> None:
+    with pytest.raises(UserError, match="views=4: only augmented images have views: write augmentation=standard, too"):
+        Request.make({"views": 4})
+    assert Request.make({"views": 4, "augmentation": "standard"}).task.views == 4
+
+
 def test_effort_scales_the_epochs() -> None:
     fast, normal, thorough = (Request.make({}, "rmadapter", effort).method for effort in ("fast", "normal", "thorough"))
     assert [settings_of(method)["epochs"] for method in (fast, normal, thorough)] == [3, 10, 30]
     assert settings_of(Request.make({"epochs": 7}, "rmadapter", "fast").method)["epochs"] == 7  # said by name
     assert Request.make({}, "zero-shot", "fast").method == load_method("zero-shot")
+    averaged: Any = load_method("promptsrc", effort="thorough")  # around three quarters of its epochs still
+    assert (averaged.recipe.epochs, averaged.mean, averaged.std) == (60, 45.0, 3.0)
+    student: Any = load_method("prompt-kd", effort="fast")
+    assert (student.recipe.epochs, student.teaching) == (6, 6)
+    tutor = student._tutor()
+    assert (tutor.recipe.epochs, tutor.mean, tutor.std) == (6, 4.5, pytest.approx(0.3))
     with pytest.raises(UserError, match="effort='quick'"):
         Request.make({}, "rmadapter", "quick")
 

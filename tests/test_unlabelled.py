@@ -17,6 +17,7 @@ from rmadapter.methods import load_method
 from rmadapter.run import Lab, run_key, run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
+from rmadapter.train import Recipe
 from rmadapter.unlabelled import digests, pool, wants
 
 CPU = configured(Machine(), {"device": "cpu"})
@@ -73,7 +74,13 @@ def test_all_train_images_of_all_classes_where_there_is_a_test_split(tiny_clip: 
     assert greys(found) == {*range(16)}
     assert len(found) == 16  # none of them twice
     assert found.images[: len(shots.images)] == shots.images.images
-    assert (found.classes, found.written, {*found.labels}, found.root) == (CLASSES, ("a", "b", "c", "d"), {0}, None)
+    assert (found.classes, found.written, found.labels, found.root) == (
+        CLASSES,
+        ("a", "b", "c", "d"),
+        4 * (0, 1, 2, 3),
+        None,
+    )
+    assert Recipe(iterations=6, batch_size=8).length(found.labels) == (12, 2)  # 6 for each of 4 images a class
 
 
 @pytest.mark.parametrize("splits", [{"train": SPLITS["train"]}, {**SPLITS, "test": grey(0)}])

@@ -20,7 +20,7 @@ from rmadapter.method import Method, NotApplicable
 from rmadapter.methods import AUTO, DEFAULT, load_method
 from rmadapter.record import Candidate, Choice
 from rmadapter.settings import STRICT, Machine, configured, option, parse_overrides
-from rmadapter.task import Task
+from rmadapter.task import Task, check_views
 
 # In the order in which they are preferred and tried: the cheap ones first, and of these the best on the choosing sets.
 CANDIDATES = (
@@ -63,7 +63,7 @@ def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> 
     auto = configured(Auto(effort=effort), own, AUTO)
     for name in auto.candidates:
         auto.method(name)
-    return Asked(configured(Task(data=data), task), request.machine_of(machine), auto)
+    return Asked(check_views(configured(Task(data=data), task)), request.machine_of(machine), auto)
 
 
 def requested(

@@ -17,6 +17,7 @@ from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.record import Judgement, Rates, Score
 from rmadapter.run import Lab, Outcome
 from rmadapter.task import Task
+from rmadapter.unlabelled import seen
 
 ZERO_SHOT = "zero-shot"
 BESIDE = {"linear-probe": LinearProbe()}  # by the name that --method takes
@@ -32,7 +33,8 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | No
     done: the run, with `BESIDE` asked along. Images nearly the same as one that was learnt from, or of its group, judge
     nothing.
     """
-    record, evaluations, train = done.record, done.evaluations, lab.draw(task).train
+    record, evaluations, few = done.record, done.evaluations, lab.draw(task)
+    train = seen(method, few, few.train, lab.splits(task.data).get("test"))
     if folds and not enough(lab, task):
         found = cross_validated(folds, method, record.method.name)
         record = record.model_copy(update={"scores": (_score(found), *record.scores)})

@@ -13,7 +13,7 @@ from rmadapter.machine import fastest_precision, find_device
 from rmadapter.method import Method
 from rmadapter.methods import DEFAULT, load_method
 from rmadapter.settings import Machine, configured, read_yaml, settings_of
-from rmadapter.task import Task
+from rmadapter.task import Task, check_views
 
 TASK = tuple(f.name for f in fields(Task) if f.name not in ("data", "tests"))  # the two are no settings
 MACHINE = tuple(f.name for f in fields(Machine))
@@ -39,7 +39,7 @@ class Request:
         task, machine, own = split(values or {}, method)
         found = load_method(method, {}, effort)
         check_own(own, found)
-        return cls(configured(Task(data=data), task), machine_of(machine), configured(found, own), method)
+        return cls(check_views(configured(Task(data=data), task)), machine_of(machine), configured(found, own), method)
 
 
 def machine_of(values: Mapping[str, Any]) -> Machine:

@@ -31,7 +31,7 @@ from rmadapter.record import FORMAT, BackboneName, MethodName, Record, Score, Se
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
 from rmadapter.trained import Unfinished
-from rmadapter.unlabelled import digests, pool, wants
+from rmadapter.unlabelled import digests, pool, seen, wants
 from rmadapter.uses import named_sums
 from rmadapter.world import ask
 
@@ -178,7 +178,7 @@ def run_task(
         machine=describe(cache.device),
         notes=(
             *few.short,
-            *_shared(train, sets),
+            *_shared(seen(method, few, train, lab.splits(task.data).get("test")), sets),
             *dict.fromkeys(images.ignored for images in lab.splits(task.data).values() if images.ignored),
             *(note for images in lab.splits(task.data).values() for note in images.skipped),
         ),

@@ -59,6 +59,13 @@ class Task:
         return self.tests or tuple(Question(which, classes=which) for which in halves)
 
 
+def check_views(task: Task) -> Task:
+    """The task. Raises UserError for a number of views of images that are not augmented."""
+    if task.views and task.augmentation == "none":
+        raise UserError(f"views={task.views}: only augmented images have views: write augmentation=standard, too")
+    return task
+
+
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """The templates. Raises UserError unless there is at least one, and each has one place for the class name."""
     if not templates:

@@ -17,7 +17,8 @@ def digests(method: object, few: FewShot) -> list[str]:
 
 
 def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
-    """The train images of all classes, none of which will be tested on; their labels are 0 and mean nothing.
+    """The train images of all classes, none of which will be tested on; their labels mean nothing, and are dealt out
+    evenly, so that a recipe's iterations are those for an image of each class.
 
     images: with labels, all that a training is given of its classes: the draw, a half of it or a fold of that, so that
     other images of those classes in the draw may be the fold that is tested on. asked: whether what was not drawn is.
@@ -25,4 +26,11 @@ def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
     others = [i for i, label in enumerate(few.train.labels) if few.train.classes[label] not in images.classes]
     parts = (images, few.train.subset(others), *(() if asked else (few.heldout,)))
     found = tuple(image for part in parts for image in part.images)
-    return ImageSet(found, (0,) * len(found), few.train.classes, written=few.train.written)
+    groups = tuple(group for part in parts for group in part.groups)
+    labels = tuple(i % len(few.train.classes) for i in range(len(found)))
+    return ImageSet(found, labels, few.train.classes, written=few.train.written, groups=groups)
+
+
+def seen(method: object, few: FewShot, images: ImageSet, tested: object) -> ImageSet:
+    """All that a method learns from. tested: whether there is a test split, so that what was not drawn is not asked."""
+    return pool(few, images, asked=not tested) if wants(method) else images

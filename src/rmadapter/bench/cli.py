@@ -64,14 +64,14 @@ def _asked(
 ) -> Asked:
     """What `bench` and `plan` are asked for."""
     from rmadapter.bench import shard as parts
-    from rmadapter.bench.per_set import as_published
+    from rmadapter.bench.per_set import ELEVEN, as_published
     from rmadapter.bench.plan import Plan
     from rmadapter.bench.pool import workers
     from rmadapter.bench.protocols import expand
     from rmadapter.data.catalog import CATALOG
     from rmadapter.request import machine_of, read_config
     from rmadapter.settings import configured, parse_overrides
-    from rmadapter.task import Task
+    from rmadapter.task import Task, check_views
 
     elsewhere = None
     if is_ray(engine, address):
@@ -79,7 +79,7 @@ def _asked(
 
         elsewhere = partial(work, address=address)
     if datasets == "paper":
-        datasets = ",".join(list(CATALOG)[:11])  # Table 1's, ImageNet first
+        datasets = ",".join(list(CATALOG)[:ELEVEN])  # Table 1's, ImageNet first
     fitted, values = read_config(config)
     given = {**_of_run(fitted, values), **({"backbone": backbone} if backbone else {})}
     if templates not in ("", "dataset"):
@@ -87,7 +87,7 @@ def _asked(
     task, machine, own = common_and_own(given | parse_overrides(sets or []))
     planned = expand(
         protocol, _list(datasets), _list(methods or fitted), _numbers("seeds", seeds), _numbers("shots", shots),
-        axes=_list(axes), root=root, common=configured(Task(), task), own_templates=templates == "dataset",
+        axes=_list(axes), root=root, common=check_views(configured(Task(), task)), own_templates=templates == "dataset",
     )  # fmt: skip
     planned, search = list(as_published(planned)) if per_set else planned, None
     if tune:

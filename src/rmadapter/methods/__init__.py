@@ -163,7 +163,9 @@ def _with_effort(method: Any, effort: str) -> Any:
     if factor == 1 or recipe is None:
         return method
     more = {name: math.ceil(factor * getattr(recipe, name)) for name in ("epochs", "iterations")}
-    return replace(method, recipe=replace(recipe, **more))
+    own = {name: getattr(method, name) for name in getattr(method, "in_epochs", ())}
+    own = {name: factor * n if isinstance(n, float) else math.ceil(factor * n) for name, n in own.items()}
+    return replace(method, recipe=replace(recipe, **more), **own)
 
 
 def explain_effort(name: str, effort: str) -> str:

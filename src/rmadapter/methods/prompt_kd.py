@@ -92,6 +92,7 @@ class PromptKD:
         "scripts/promptkd/base2new_train.sh of github.com/zhengli97/PromptKD"
     )
     unlabelled: ClassVar[bool] = True
+    in_epochs: ClassVar[tuple[str, ...]] = ("teaching",)
     teacher: str = ""
     teaching: Size = 20
     n_image: Size = 4
@@ -160,7 +161,8 @@ class PromptKD:
     def _tutor(self) -> PromptSRC:
         """As vit_l14_c2_ep20_batch8_4+4ctx.yaml has it."""
         recipe = replace(PromptSRC.recipe, learning_rate=0.005, epochs=self.teaching, batch_size=8)
-        return PromptSRC(recipe=recipe)
+        longer = self.teaching / PromptSRC.recipe.epochs
+        return PromptSRC(recipe=recipe, mean=longer * PromptSRC.mean, std=longer * PromptSRC.std)
 
     def _student(self, backbone: Backbone, size: int, seed: int = 1) -> Student:
         return Student(backbone, self.n_image, self.depth, size, seed)

@@ -113,6 +113,7 @@ class PromptSRC(ModuleMethod):
         "Khattak et al., ICCV 2023 (arXiv 2307.06948); vit_b16_c2_ep20_batch4_4+4ctx.yaml of "
         "github.com/muzairkhattak/PromptSRC, with templates of our own"
     )
+    in_epochs: ClassVar[tuple[str, ...]] = ("mean", "std")
     n_text: Size = 4
     n_image: Size = 4
     depth: Size = 9
