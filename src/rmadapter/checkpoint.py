@@ -247,6 +247,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file}: damaged or no safetensors file ({error})") from None
     for name, tensor in found.items():
+        if tensor.is_floating_point() and tensor.element_size() < 2:
+            raise UserError(f"{file}: {name[:100]!r} is in {tensor.dtype}, in which nothing is trained; fit again")
         if not tensor.isfinite().all():
             raise UserError(f"{file}: {name[:100]!r} holds what is not a finite number; fit again")
     return found

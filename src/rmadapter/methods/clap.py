@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.method import Fitted, Known, Method, Parameters, Shots, ToLogits, columns
+from rmadapter.methods.shapes import shaped
 from rmadapter.methods.tip_adapter import one_hot
 from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
 from rmadapter.train import Batch, Recipe, minimise
@@ -93,7 +94,7 @@ def _fit(method: Method, recipe: Recipe, backbone: Backbone, shots: Shots, penal
 
 
 def _restore(method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-    trained = F.normalize(tensors["weights"], dim=-1)
+    trained = F.normalize(shaped(tensors, "weights", len(known.classes), backbone.embedding_size), dim=-1)
 
     def for_classes(names: Sequence[str]) -> ToLogits:
         return Cosines(backbone, untouched, trained[columns(method.title, known.classes, names)])

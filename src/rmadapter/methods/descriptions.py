@@ -23,6 +23,7 @@ from rmadapter.data.names import descriptions
 from rmadapter.data.texts import checked, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained
+from rmadapter.methods.shapes import shaped
 from rmadapter.prompts import Cosines, text_features, untouched
 
 WEIGHTS, TEXTS = "weights", "texts"
@@ -57,7 +58,8 @@ class Descriptions:
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         try:
-            rows = dict(zip(known.classes, tensors[WEIGHTS], strict=True))
+            shape = len(known.classes), backbone.embedding_size
+            rows = dict(zip(known.classes, shaped(tensors, WEIGHTS, *shape), strict=True))
             texts = unpacked(tensors[TEXTS])
         except ValueError as error:  # of a damaged file, as torch would raise it
             raise RuntimeError(str(error)) from None
@@ -103,7 +105,7 @@ def unpacked(found: Tensor) -> dict[str, list[str]]:
     """What `packed` was given. Raises RuntimeError, as torch does, for bytes of a damaged file."""
     try:
         return checked(json.loads(found.cpu().numpy().tobytes()), TEXTS)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise RuntimeError(str(error)) from None
 
 

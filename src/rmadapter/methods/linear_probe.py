@@ -18,6 +18,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
 from rmadapter.methods.held_out import held_out
+from rmadapter.methods.shapes import shaped
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
 
@@ -72,7 +73,8 @@ class LinearProbe:
         return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        weight, bias = tensors["weight"], tensors["bias"]
+        kept = len(known.classes) if known.several or len(known.classes) > 2 else 1
+        weight, bias = shaped(tensors, "weight", kept, backbone.embedding_size), shaped(tensors, "bias", kept)
         if len(weight) == 1:  # of two classes scikit-learn keeps the second one's logit, the first one's being 0
             weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
 

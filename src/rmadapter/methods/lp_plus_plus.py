@@ -24,6 +24,7 @@ from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.method import Fitted, Known, Parameters, Shots
 from rmadapter.methods.linear_probe import linear
+from rmadapter.methods.shapes import shaped
 from rmadapter.methods.tip_adapter import one_hot
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Positive, Size
@@ -111,7 +112,8 @@ class LPPlusPlus:
         return self.restore(backbone, shots.known, tensors).after(done)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        weight, bias = tensors["weight"], tensors["bias"]
+        shape = len(known.classes), backbone.embedding_size
+        weight, bias = shaped(tensors, "weight", *shape), shaped(tensors, "bias", shape[0])
         for_classes = linear(self.title, known, weight, bias)
         return Fitted(self, backbone, known, tensors, for_classes, parameters=weight.numel() + 2 * len(bias))
 

@@ -31,6 +31,7 @@ from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
 from rmadapter.methods import deep
 from rmadapter.methods.context import draw
 from rmadapter.methods.promptsrc import IndependentPrompts, PromptSRC
+from rmadapter.methods.shapes import shaped
 from rmadapter.methods.still import Still
 from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Size
@@ -168,11 +169,9 @@ class PromptKD:
         return Student(backbone, self.n_image, self.depth, size, seed)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        classes = tensors[CLASSES]
+        classes = shaped(tensors, CLASSES, len(known.classes), -1)
         student = self._student(backbone, classes.shape[1]).eval()
         student.load_state_dict(_part(tensors, STUDENT))
-        if len(classes) != len(known.classes):
-            raise RuntimeError(f"{len(classes)} class features, and {len(known.classes)} classes")  # a damaged file
         rows = dict(zip(known.classes, classes, strict=True))
         teacher = cache(partial(self._teacher, backbone, tensors))
 

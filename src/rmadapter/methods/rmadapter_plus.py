@@ -21,6 +21,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
 from rmadapter.methods.rmadapter import PLAIN, RMAdapter
+from rmadapter.methods.shapes import shaped
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
@@ -53,7 +54,7 @@ class RMAdapterPlus(RMAdapter):
         return self.restore(backbone, shots.known, {**adapted.tensors, HEAD: head}).after(adapted.trained)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        model, head = self.model(backbone), tensors[HEAD].to(backbone.device)
+        model, head = self.model(backbone), shaped(tensors, HEAD, len(known.classes), backbone.embedding_size)
         model.adapters.load_state_dict({name: tensor for name, tensor in tensors.items() if name != HEAD})
 
         def for_classes(names: Sequence[str]) -> ToLogits:

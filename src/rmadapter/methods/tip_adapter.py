@@ -23,6 +23,7 @@ from rmadapter.cache import Held
 from rmadapter.encoders import States
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
 from rmadapter.methods.held_out import held_out
+from rmadapter.methods.shapes import shaped
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.train import Batch, Recipe, minimise
@@ -129,12 +130,14 @@ def _fit(method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots) -> 
 
 
 def _restore(method: Any, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor], trained: bool) -> Fitted:
-    alpha, beta = float(tensors["alpha"]), float(tensors["beta"])
+    alpha, beta = float(shaped(tensors, "alpha")), float(shaped(tensors, "beta"))
+    keys = shaped(tensors, "keys", -1, backbone.embedding_size)
+    every = shaped(tensors, "values", len(keys), len(known.classes))
 
     def for_classes(names: Sequence[str]) -> ToLogits:
         chosen = columns(method.title, known.classes, names)
         weights = zero_shot_weights(backbone, known.classes, known.templates)[chosen]
-        keys, values = tensors["keys"], tensors["values"][:, chosen]
+        values = every[:, chosen]
 
         def score(states: States) -> Tensor:
             x = F.normalize(at_least_float32(states.features), dim=-1)
@@ -142,7 +145,7 @@ def _restore(method: Any, backbone: Backbone, known: Known, tensors: Mapping[str
 
         return score
 
-    parameters = tensors["keys"].numel() if trained else 0
+    parameters = keys.numel() if trained else 0
     return Fitted(method, backbone, known, tensors, for_classes, parameters=parameters)
 
 
