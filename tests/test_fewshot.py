@@ -16,6 +16,7 @@ from rmadapter.data.fewshot import (
     half,
     has_digest,
     order_digest,
+    read_split,
     sample_several,
     sample_shots,
     save_split,
@@ -158,6 +159,12 @@ def test_split_is_written_with_a_digest(tmp_path: Path) -> None:
     again = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
     other = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 2)
     assert split_digest(again) == split_digest(few) != split_digest(other)
+
+
+def test_a_split_of_numbered_classes_is_read_again(tmp_path: Path) -> None:
+    save_split(few_shot({"train": make([0, 1], 2)}, 1, 1), tmp_path / "split.json")
+    found = read_split(tmp_path / "split.json")
+    assert (found.classes, found.written) == (("class 0", "class 1"), (0, 1))
 
 
 def test_the_digest_of_a_split_is_that_of_the_set() -> None:

@@ -38,6 +38,15 @@ def test_split_folders_under_any_of_their_names(tmp_path: Path) -> None:
         scan_folder(tmp_path)
 
 
+def test_a_run_among_the_classes_is_none(tmp_path: Path) -> None:
+    """Of `fit DATA --out DATA/run`, whose data could not be read again with a class of no images."""
+    plant(tmp_path, "cat/1.png", "dog/2.png", "train/3.png")
+    for folder, name in (("run", "run.json"), ("stopped", "split.json"), ("train", "run.json")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text("{}")
+    assert [row.label for row in scan_folder(tmp_path)["all"]] == ["cat", "dog", "train"]  # one has an image
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     plant(tmp_path, "train/1.png", "bus/2.png")
     assert list(scan_folder(tmp_path)) == ["all"]

@@ -133,7 +133,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def add_classes(self, names: Sequence[str]) -> FewShotClassifier:
-        """Let `predict` answer further classes, by name alone. Raises as `set_classes`."""
+        """Let `predict` answer further classes, by name alone. Labels that were numbers give way to names: nobody gave
+        the new class a number. Raises as `set_classes`."""
         check_is_fitted(self, "fitted_")
         before = self.classes_.tolist() if self.classes_.dtype.kind in "US" else list(self.class_names_)
         return self.set_classes(names if isinstance(names, str) else [*before, *names])

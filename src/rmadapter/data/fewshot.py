@@ -164,12 +164,12 @@ class Split(BaseModel):
 
     digest: str
     classes: tuple[str, ...]
-    labels: tuple[str, ...] = ()
+    labels: tuple[str | int, ...] = ()
     train: list[tuple[str, int, str]]
     val: list[tuple[str, int, str]] | None = None
 
     @property
-    def written(self) -> tuple[str, ...]:
+    def written(self) -> tuple[str | int, ...]:
         return self.labels or self.classes
 
     def images(self, root: Path) -> FewShot:

@@ -52,9 +52,15 @@ def order(written: str) -> tuple[str, str]:
 
 
 def _folders(path: Path) -> list[Path]:
-    """Visible folders; __MACOSX is what its zip program leaves behind."""
+    """Visible folders but those of runs; __MACOSX is what its zip program leaves behind."""
     inside = [entry for entry in listed(path) if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
-    return sorted(inside, key=lambda entry: order(entry.name))
+    return sorted((entry for entry in inside if not _is_run(entry)), key=lambda entry: order(entry.name))
+
+
+def _is_run(folder: Path) -> bool:
+    """Of `fit --out DATA/run`, finished or not."""
+    written = any((folder / name).is_file() for name in ("run.json", "split.json"))
+    return written and not any(path.suffix.lower() in formats() for path in listed(folder))
 
 
 def listed(folder: Path) -> list[Path]:

@@ -105,7 +105,7 @@ def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neigh
     if len(rows) != len(examples):
         raise UserError(f"{split}: lists other images than the model was fitted to; the folder is damaged or mixed")
     root = images_root(data or record.task.data, record.crops)
-    return [Neighbour(name, root / name, drawn.written[label], 0.0) for name, label, _ in rows]
+    return [Neighbour(name, root / name, str(drawn.written[label]), 0.0) for name, label, _ in rows]
 
 
 def _maps(saved: Saved, name: str, pixels: Tensor, targets: Tensor) -> Tensor | None:
