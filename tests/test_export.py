@@ -60,6 +60,7 @@ def test_what_lies_in_it(exported: Path, saved: Saved) -> None:
     assert facts["parity"]["images"] == 16
     assert facts["parity"]["before"] == facts["parity"]["after"] > 90
     assert (facts["method"]["name"], facts["classes"], facts["command"]) == ("rmadapter", 4, "as tested")
+    assert "/" not in facts["backbone"]["name"]  # of a folder: whose it was is nobody's business
     assert {"onnx", "onnxruntime", "torch"} <= set(facts["versions"])
     page = (exported / "README.md").read_text()
     for text in (facts["sha256"], "RMAdapter: 4 classes", "licence of the weights", "100.0 % of its answers"):

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from rmadapter.deploy.modelcard import hub_name, modelcard
 from rmadapter.modelfile import read_model
-from rmadapter.record import read_record
+from rmadapter.record import BackboneName, read_record
 
 
 def test_metadata_and_figures(finished: Path) -> None:
@@ -28,7 +28,14 @@ def test_metadata_and_figures(finished: Path) -> None:
         assert f"| {row.name} | {row.accuracy:.1f} | {row.low:.1f} to {row.high:.1f} |" in card.text
     for text in (*judged.doubts, "blue, green, night\\_sky, red", "training images a class: 4, drawn with seed 1"):
         assert text in card.text
-    assert 'FewShotClassifier.load("hf:anna/colors")' in card.text
+    assert 'FewShotClassifier.load("hf:anna/colors", backbone="BACKBONE")' in card.text
+    assert "rmadapter predict hf:anna/colors photos --backbone BACKBONE\n" in card.text
+    assert f"BACKBONE is the folder, file or repository of {model.backbone.name}".replace("_", "\\_") in card.text
+    published = model.model_copy(update={"backbone": BackboneName(name="pocket", digest="0")})
+    text = modelcard(published, record, "anna/colors", "mit", examples=False)
+    assert 'FewShotClassifier.load("hf:anna/colors")' in text
+    assert "rmadapter predict hf:anna/colors photos\n" in text
+    assert "BACKBONE" not in text
     assert "of the backbone's weights: its publisher's, not known here" in card.text
     assert "Neither images nor names of files are here" in card.text
 

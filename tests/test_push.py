@@ -16,9 +16,9 @@ from fakehub import Hub, Repository, hub, point_to
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import EXAMPLES, load
-from rmadapter.deploy.push import Wishes, bare_names, bare_record, last_part, push
+from rmadapter.deploy.push import Wishes, push
 from rmadapter.errors import UserError
-from rmadapter.record import BackboneName, Candidate, Choice, MethodName, read_record
+from rmadapter.record import Candidate, Choice, read_record
 from rmadapter.sums import check_sums
 from rmadapter.task import Question
 from shell import Command, its_backbone, refused, rmadapter
@@ -82,25 +82,6 @@ def test_nothing_tells_whose_images_they_were(finished: Path, tmp_path: Path) ->
         assert b".png" not in file.read_bytes(), file
     assert read_record(tmp_path / "out/run.json").task.data == "pets"
     check_sums(tmp_path / "out", FILES - {"SHA256SUMS"})
-
-
-def test_names_without_folders(tmp_path: Path) -> None:
-    (tmp_path / "a.json").touch()
-    outside = MethodName(
-        name=f"{tmp_path}/m.py:Mine", settings={"file": str(tmp_path / "a.json"), "rank": 4, "x": "a/b"}
-    )
-    method, backbone = bare_names(outside, BackboneName(name=f"ViT-B-16/{tmp_path}/w.safetensors", digest="0"))
-    assert (method.name, method.settings) == ("m.py:Mine", {"file": "a.json", "rank": 4, "x": "a/b"})
-    assert backbone.name == "w.safetensors"
-    for name in ("pocket", "ViT-B-16/openai", "hf-hub:a/b"):
-        assert bare_names(outside, BackboneName(name=name, digest="0"))[1].name == name
-    assert [*map(last_part, ("C:\\Users\\anna\\pets", "/home/anna/pets/", "pets", ""))] == ["pets", "pets", "pets", ""]
-
-
-def test_a_bare_record_keeps_its_figures(finished: Path) -> None:
-    record = read_record(finished / "run.json")
-    found = bare_record(record)
-    assert (found.scores, found.judgement, found.split_digest) == (record.scores, record.judgement, record.split_digest)
 
 
 def test_half_and_examples(finished: Path, tiny_clip: Backbone, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
 from rmadapter.checkpoint import RECORD, WEIGHTS, Saved
+from rmadapter.deploy.bare import bare_command, bare_names
 from rmadapter.deploy.card import card
 from rmadapter.deploy.engines import FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.onefile import one_file
@@ -19,7 +20,7 @@ from rmadapter.files import write_json, write_text
 from rmadapter.locks import whole
 from rmadapter.machine import versions
 from rmadapter.method import NotApplicable
-from rmadapter.record import Record, read_record
+from rmadapter.record import BackboneName, MethodName, Record, read_record
 from rmadapter.sums import sha256, write_sums
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def export(
     with whole(out) as stage:
         asked = _questions(run, saved, data, outside, precision)
         facts, record = _write_model(stage, run, saved, asked, to, precision, force, embeddings or text, text)
-        facts["command"] = command
+        facts["command"] = bare_command(command)
         write_json(stage / FACTS, facts)
         write_text(stage / PREDICT, one_file("rmadapter.deploy.runtime", _header()))
         write_text(stage / NEEDS, TARGETS[to].needs + "tokenizers>=0.20\n" * text)
@@ -189,9 +190,13 @@ def _header() -> str:
 
 def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:
     fitted = saved.fitted
+    method, backbone = bare_names(
+        MethodName(name=saved.name, title=fitted.method.title, source=fitted.method.source),
+        BackboneName(name=fitted.backbone.name, digest=fitted.backbone.digest),
+    )
     return {
-        "method": {"name": saved.name, "title": fitted.method.title, "source": fitted.method.source},
-        "backbone": {"name": fitted.backbone.name, "digest": fitted.backbone.digest},
+        "method": method.model_dump(include={"name", "title", "source"}),
+        "backbone": backbone.model_dump(),
         "classes": len(saved.labels),
         "licence of the weights": licence_of(fitted.backbone.name),
         "run": None if record is None else {"key": record.key, "split_digest": record.split_digest},

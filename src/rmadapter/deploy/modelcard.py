@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from rmadapter.backbones.choice import licence_of
+from rmadapter.backbones.load import is_published
 from rmadapter.data.imageset import one_label
 from rmadapter.html import template
 from rmadapter.modelfile import Model
@@ -30,6 +31,7 @@ def modelcard(model: Model, record: Record | None, repository: str, licence: str
         repository=repository,
         hub=HUB,
         licence=licence,
+        known=is_published(model.backbone.name),
         its_licence=licence_of(model.backbone.name),
         examples=examples,
     )

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmadapter.backbones.load import is_published
 from rmadapter.checkpoint import CONFIG, EXAMPLES, MODEL, RECORD, WEIGHTS, flat, halved, read_tensors
 from rmadapter.console import note
+from rmadapter.deploy.bare import bare_names, bare_record, libraries
 from rmadapter.deploy.export import README
 from rmadapter.deploy.modelcard import LIBRARY, modelcard
 from rmadapter.errors import UserError
 from rmadapter.files import write_json, write_tensors, write_text
 from rmadapter.locks import whole
 from rmadapter.modelfile import read_model
-from rmadapter.record import BackboneName, MethodName, Record, read_record
+from rmadapter.record import read_record
 from rmadapter.remote import HUB, check_repository, told
 from rmadapter.settings import to_yaml
 from rmadapter.sums import SUMS, check_sums, sha256, write_sums
@@ -92,56 +90,6 @@ def _written(folder: Path, run: Path, repository: str, wishes: Wishes) -> dict[s
     write_sums(folder, FILES)
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name in OURS}
     return {"files": sizes, "bytes": sum(sizes.values())}
-
-
-# What a run says of its maker's disk
-
-
-def last_part(path: str) -> str:
-    """`pets` of `/home/anna/pets`, whatever the system that it was written on."""
-    return PureWindowsPath(path).name or path
-
-
-def bare_reason(text: str) -> str:
-    """A sentence of why there is no figure, unless it could name a file."""
-    return "not kept, for it may name a file" if "/" in text or "\\" in text else text
-
-
-def libraries(versions: Mapping[str, str]) -> dict[str, str]:
-    """Without the system's own."""
-    return {name: version for name, version in versions.items() if name != "platform"}
-
-
-def bare_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, BackboneName]:
-    """Without folders: of a method's own file, of files in its settings, and of a backbone that is no published one."""
-    known = is_published(backbone.name) or backbone.name.startswith("hf-hub:")
-    settings = {
-        name: last_part(value) if isinstance(value, str) and (os.path.exists(value) or value[:1] in "/~.") else value
-        for name, value in method.settings.items()
-    }
-    return (
-        method.model_copy(update={"name": last_part(method.name), "settings": settings}),
-        backbone if known else backbone.model_copy(update={"name": last_part(backbone.name)}),
-    )
-
-
-def bare_record(record: Record) -> Record:
-    """Without paths, command, machine, notes, and the names of a table's columns."""
-    method, backbone = bare_names(record.method, record.backbone)
-    asked = tuple(replace(question, data=last_part(question.data)) for question in record.task.tests)
-    task = replace(record.task, data=last_part(record.task.data), backbone=backbone.name, tests=asked)
-    scores = tuple(
-        score.model_copy(update={"data": last_part(score.data), "reason": bare_reason(score.reason)})
-        for score in record.scores
-    )
-    if choice := record.choice:
-        rows = tuple(row.model_copy(update={"reason": bare_reason(row.reason)}) for row in choice.rows)
-        choice = choice.model_copy(update={"rows": rows})
-    gone: Mapping[str, Any] = {"command": "", "machine": {}, "notes": (), "columns": {}, "copied_from": ""}
-    kept = {"method": method, "backbone": backbone, "task": task, "scores": scores, "choice": choice}
-    return record.model_copy(
-        update={**kept, "reason": bare_reason(record.reason), "versions": libraries(record.versions), **gone}
-    )
 
 
 # The hub

@@ -1,0 +1,71 @@
+"""What leaves this machine, without what it tells of its folders and files."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PureWindowsPath
+from typing import Any
+
+from rmadapter.backbones.load import is_published
+from rmadapter.record import BackboneName, MethodName, Record
+
+
+def last_part(path: str) -> str:
+    """`pets` of `/home/anna/pets`, whatever the system that it was written on."""
+    return PureWindowsPath(path).name or path
+
+
+def bare_reason(text: str) -> str:
+    """A sentence of why there is no figure, unless it could name a file."""
+    return "not kept, for it may name a file" if "/" in text or "\\" in text else text
+
+
+def libraries(versions: Mapping[str, str]) -> dict[str, str]:
+    """Without the system's own."""
+    return {name: version for name, version in versions.items() if name != "platform"}
+
+
+def bare_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, BackboneName]:
+    """Without folders: of a method's own file, of files in its settings, and of a backbone that is no published one."""
+    known = is_published(backbone.name) or backbone.name.startswith("hf-hub:")
+    settings = {
+        name: last_part(value) if isinstance(value, str) and (os.path.exists(value) or value[:1] in "/~.") else value
+        for name, value in method.settings.items()
+    }
+    return (
+        method.model_copy(update={"name": last_part(method.name), "settings": settings}),
+        backbone if known else backbone.model_copy(update={"name": last_part(backbone.name)}),
+    )
+
+
+def bare_record(record: Record) -> Record:
+    """Without paths, command, machine, notes, and the names of a table's columns."""
+    method, backbone = bare_names(record.method, record.backbone)
+    asked = tuple(replace(question, data=last_part(question.data)) for question in record.task.tests)
+    task = replace(record.task, data=last_part(record.task.data), backbone=backbone.name, tests=asked)
+    scores = tuple(
+        score.model_copy(update={"data": last_part(score.data), "reason": bare_reason(score.reason)})
+        for score in record.scores
+    )
+    if choice := record.choice:
+        rows = tuple(row.model_copy(update={"reason": bare_reason(row.reason)}) for row in choice.rows)
+        choice = choice.model_copy(update={"rows": rows})
+    gone: Mapping[str, Any] = {"command": "", "machine": {}, "notes": (), "columns": {}, "copied_from": ""}
+    kept = {"method": method, "backbone": backbone, "task": task, "scores": scores, "choice": choice}
+    return record.model_copy(
+        update={**kept, "reason": bare_reason(record.reason), "versions": libraries(record.versions), **gone}
+    )
+
+
+def bare_command(command: str) -> str:
+    """Of every path its last part; backbones and repositories are none."""
+
+    def bare(word: str) -> str:
+        name, equals, value = word.rpartition("=")
+        path = value[:1] in ("/", "~", ".") or not (equals or is_published(word) or word.startswith(("hf:", "hf-hub:")))
+        return name + equals + last_part(value) if path else word
+
+    return shlex.join(map(bare, shlex.split(command)))
