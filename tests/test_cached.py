@@ -13,6 +13,8 @@ from rmadapter.deploy import export as exporting
 from rmadapter.deploy.serve.cached import cached
 from rmadapter.deploy.serve.served import Wish, open_served
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method
+from shots import shots_of
 
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
@@ -34,6 +36,21 @@ def test_once_a_run(finished: Path, tiny_clip: Backbone, tmp_path: Path, monkeyp
     save(run, saved.fitted, saved.name, labels=("a", "b", "c", "d"))
     assert open_served(wish).labels == ("a", "b", "c", "d")
     assert len(list((tmp_path / "cache/serve").iterdir())) == 2
+
+
+def test_another_code_of_a_method_from_outside_is_another_export(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(exporting, "export", lambda folder, saved, place, **_: place.mkdir())
+    code = Path(shutil.copy(Path(__file__).with_name("guests.py"), tmp_path))
+    name = f"{code}:Guest"
+    save(tmp_path / "run", load_method(name).fit(tiny_clip, shots_of(tiny_clip)), name)
+    wish = Wish(tmp_path / "run", "onnx", 1, tiny_clip.name, name)
+    first = cached(tmp_path / "run", wish)
+    assert cached(tmp_path / "run", wish) == first
+    code.write_text(code.read_text() + "# answers otherwise now\n")
+    assert cached(tmp_path / "run", wish) != first
 
 
 def test_a_damaged_run_is_not_exported(finished: Path, tiny_clip: Backbone, tmp_path: Path) -> None:

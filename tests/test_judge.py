@@ -86,6 +86,7 @@ def test_without_a_test_split_the_shots_judge(tiny_clip: Backbone, colors: Path)
     assert [row.name for row in record.judgement.rows] == ["zero-shot", "linear-probe", "RMAdapter"]
     assert record.judgement.rows[-1].accuracy == pytest.approx(record.scores[0].accuracy)
     assert record.judgement.rows[0].accuracy == pytest.approx(record.scores[0].zero_shot)
+    assert record.judgement.classes == ("blue", "green", "night_sky", "red")  # as `predict` answers them
     assert "24 images are too few to judge by" in record.judgement.doubts[0]
 
 

@@ -178,6 +178,10 @@ def test_explained_each_label_has_its_own_probability(run: Path, mixed: Path, ti
     assert [share for _, share in found.best] == pytest.approx(
         table.sort(descending=True).values[:2].tolist(), abs=1e-5
     )
+    lines = mixed.read_text().splitlines()[1:]
+    written = {name: {*labels.split(";")} for name, labels, _ in (line.split(",") for line in lines)}
+    assert found.neighbours
+    assert all({*near.label.split("; ")} == written[near.image] for near in found.neighbours)
 
 
 def test_zero_shot_answers_any_names(rmadapter: Command, mixed: Path, tiny_clip: Backbone, tmp_path: Path) -> None:

@@ -75,3 +75,16 @@ def test_a_run_that_does_not_say(
     with pytest.raises(UserError, match="gone"):
         explain_images(finished, ["gone.png"], backbone=tiny_clip, progress=False)
     assert torch.is_grad_enabled()
+
+
+def test_data_that_is_not_there_and_labels_of_other_images_are_refused(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    image, copy = colors / "test/red/0.png", Path(shutil.copytree(finished, tmp_path / "copy"))
+    with pytest.raises(UserError, match="nowhere: not there; --data says where the run's training images lie by now"):
+        explain_images(finished, [image], data=tmp_path / "nowhere", backbone=tiny_clip, progress=False)
+    (copy / "SHA256SUMS").unlink()
+    split = read_json(finished / "split.json")
+    write_json(copy / "split.json", {**split, "several": [[0]]})
+    with pytest.raises(UserError, match="names a class that it does not list"):
+        explain_images(copy, [image], backbone=tiny_clip, progress=False)

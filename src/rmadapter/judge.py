@@ -100,6 +100,7 @@ def _score(found: Evaluation) -> Score:
 
 def _judgement(how: str, found: Evaluation, rows: Sequence[int], title: str, name: str) -> Judgement:
     """title, name: of the method, which stands last, and once where it is one of the others."""
+    names = tuple(map(str, found.images.written))
     labels, others = found.labels[rows], {ZERO_SHOT: found.zero_shot, **found.beside}
     tables = {**{other: table for other, table in others.items() if other != name}, title: found.probabilities}
     tables = {other: table[rows] for other, table in tables.items()}
@@ -112,10 +113,10 @@ def _judgement(how: str, found: Evaluation, rows: Sequence[int], title: str, nam
     return Judgement(
         how=how,
         images=len(labels),
-        classes=found.classes,
+        classes=names,
         majority=100 * counts.max() / len(labels),
         rows=rated,
-        doubts=tuple(_doubts(rated, right, [found.classes[i] for i in np.flatnonzero(counts == 0)])),
+        doubts=tuple(_doubts(rated, right, [names[i] for i in np.flatnonzero(counts == 0)])),
     )
 
 

@@ -143,8 +143,9 @@ class Rates(Value):
 
 
 class Judgement(Value):
-    """What a run on all classes is worth. how: the images were chosen. majority: accuracy of always answering with the
-    most frequent class. rows: the untouched backbone, a linear probe, the method. doubts: a sentence each."""
+    """What a run on all classes is worth. how: the images were chosen. classes: as they are labelled. majority:
+    accuracy of always answering with the most frequent class. rows: the untouched backbone, a linear probe, the method.
+    doubts: a sentence each."""
 
     how: str
     images: int = Field(ge=1, le=10**9)

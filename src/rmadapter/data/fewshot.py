@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rmadapter.data.images import ImageSet
 from rmadapter.data.imageset import one_label
@@ -142,7 +142,7 @@ def has_digest(few: FewShot, digest: str) -> bool:
 
 def save_split(few: FewShot, path: Path) -> None:
     """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own split files; of an image
-    of several labels the first."""
+    of several labels the first, and all of those that are trained on under "several"."""
 
     def rows(images: ImageSet) -> list[list[str | int]]:
         return [[images.name(i), label, images.classes[label]] for i, label in enumerate(images.labels)]
@@ -155,18 +155,20 @@ def save_split(few: FewShot, path: Path) -> None:
         "labels": few.train.written,
         "train": rows(few.train),
         "val": None if few.val is None else rows(few.val),
+        **({"several": few.train.several} if few.train.several else {}),
     }
     write_json(path, record)
 
 
 class Split(BaseModel):
-    """What `save_split` wrote; labels: empty in files of earlier versions."""
+    """What `save_split` wrote; labels, several: empty in files of earlier versions."""
 
     digest: str
     classes: tuple[str, ...]
     labels: tuple[str | int, ...] = ()
     train: list[tuple[str, int, str]]
     val: list[tuple[str, int, str]] | None = None
+    several: list[tuple[int, ...]] = Field(default_factory=list)
 
     @property
     def written(self) -> tuple[str | int, ...]:
@@ -197,6 +199,7 @@ def read_split(path: Path) -> Split:
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{path}: not a draw of this version ({place}: {reason})") from None
-    if any(not 0 <= label < len(found.written) for _, label, _ in (*found.train, *(found.val or ()))):
+    labels = [label for _, label, _ in (*found.train, *(found.val or ()))] + [n for some in found.several for n in some]
+    if len(found.several) not in (0, len(found.train)) or any(not 0 <= label < len(found.written) for label in labels):
         raise UserError(f"{path}: names a class that it does not list")
     return found

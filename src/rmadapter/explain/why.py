@@ -63,6 +63,8 @@ def explain_images(
     data: where the run's training images lie by now, if they moved. heat: whether to draw a map, if one is worth it
     (MAP): docs/explain.md. Raises UserError as `load`, and for an unreadable image.
     """
+    if data and not user_path(data).exists():
+        raise UserError(f"{data}: not there; --data says where the run's training images lie by now")
     folder = user_path(run_folder(run))
     saved = load(folder, backbone, method=method)
     fitted, found = saved.fitted, list[Explanation]()
@@ -101,11 +103,13 @@ def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neigh
     record, drawn = read_record(folder / RECORD), read_split(split)
     middle = (len(drawn.classes) + 1) // 2
     wanted = {"all": range(len(drawn.classes)), "base": range(middle), "novel": range(middle, len(drawn.classes))}
-    rows = kept([row for row in drawn.train if row[1] in wanted[record.task.classes]])
+    labels = drawn.several or [(label,) for _, label, _ in drawn.train]
+    listed = zip(drawn.train, labels, strict=True)
+    rows = kept([(name, own) for (name, label, _), own in listed if label in wanted[record.task.classes]])
     if len(rows) != len(examples):
         raise UserError(f"{split}: lists other images than the model was fitted to; the folder is damaged or mixed")
     root = images_root(data or record.task.data, record.crops)
-    return [Neighbour(name, root / name, str(drawn.written[label]), 0.0) for name, label, _ in rows]
+    return [Neighbour(name, root / name, "; ".join(str(drawn.written[i]) for i in own), 0.0) for name, own in rows]
 
 
 def _maps(saved: Saved, name: str, pixels: Tensor, targets: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rmadapter.console import note
 from rmadapter.deploy.serve.wish import Wish, answers_of
 from rmadapter.errors import UserError
-from rmadapter.files import cache_folder
+from rmadapter.files import cache_folder, user_path
 from rmadapter.modelfile import MODEL
 from rmadapter.sums import check_sums, sha256
 
@@ -20,7 +20,9 @@ def cached(folder: Path, wish: Wish) -> Path:
         raise UserError(f"{folder}: no run that --engine {wish.engine} can be made of; `rmadapter fit` makes one")
     check_sums(folder)
     # model.json holds the digests of the weights and of the backbone
-    words = f"{sha256(folder / MODEL)} {wish.engine} {metadata.version('rmadapter')}"
+    own = user_path(wish.method.rpartition(":")[0])  # the file of a method from outside
+    code = sha256(own) if wish.method and own.is_file() else ""
+    words = f"{sha256(folder / MODEL)} {wish.engine} {metadata.version('rmadapter')} {code}".rstrip()
     place = cache_folder() / "serve" / hashlib.sha256(words.encode()).hexdigest()[:32]
     if not place.is_dir():
         from rmadapter.checkpoint import load
