@@ -14,8 +14,10 @@ import pytest
 
 from rmadapter import cli
 from rmadapter.backbones import Backbone
+from rmadapter.bench.cli import _show
 from rmadapter.record import BackboneName, MethodName, Record, Score, parse_record
 from rmadapter.task import Task
+from synthetic_runs import record
 
 Command = Callable[..., tuple[int, str, str]]
 QUICK = [f"--set=rmadapter.{pair}" for pair in ("first_block=3", "rank=4", "epochs=1")]
@@ -108,6 +110,27 @@ def test_parts_are_the_whole_together(
     assert code == 0
     assert "note: a task of an array without --shard auto" in err
     assert err.count(": finished base ") == 1  # the other one was there
+
+
+def test_a_part_may_be_without_a_method_that_settings_name(rmadapter: Command, words: list[object]) -> None:
+    given = ["bench", "base-to-novel", *words, "--methods", "zero-shot,rmadapter", "--seeds", "1", *QUICK]
+    code, out, _ = rmadapter(*given, "--shard", "2/2", "--json")
+    assert (code, json.loads(out)) == (0, [])
+    code, _, err = rmadapter(*given, "--shard", "2/2", "--set", "mma.rank=4")
+    assert code == 2
+    assert "--set mma.*: no run is of the method 'mma'" in err
+
+
+def test_two_methods_of_one_title_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    one, other, third = (
+        record(name, "dtd", 1, {"base": value, "novel": 50}, title=title)
+        for name, value, title in (("a.py:Mine", 60.0, "Mine"), ("b.py:Mine", 70.0, "Mine"), ("mma", 65.0, "MMA"))
+    )
+    _show([one, other, third])
+    lines = capsys.readouterr().out.splitlines()
+    for name, value in (("Mine (a.py:Mine)", "60.00"), ("Mine (b.py:Mine)", "70.00"), (" MMA ", "65.00")):
+        [line] = [line for line in lines if name in line]
+        assert value in line
 
 
 def test_a_figure_that_is_off_ends_with_1(rmadapter: Command, tmp_path: Path) -> None:

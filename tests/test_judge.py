@@ -173,3 +173,14 @@ def test_no_image_has_a_part_in_its_own_calibration(tiny_clip: Backbone, colors:
         expected = metrics.tempered(table[mine], metrics.temperature(table[others], labels[others]))
         np.testing.assert_allclose(found[mine], expected)
     assert (found.argmax(1) == table.argmax(1)).all()
+
+
+def test_two_folds_make_no_answer_surer(tiny_clip: Backbone, colors: Path) -> None:
+    """Of two images a class each model saw one."""
+    wanted, lab = lab_of(tiny_clip, {"all": read_images(colors)["train"]})
+    for count in (2, 3):
+        folds = Folds.make(wanted.task, lab, count)
+        labels = np.array(folds.judged.labels)
+        unsure = np.where(np.eye(4)[labels] > 0, 0.4, 0.2)  # right each time, so that the best temperature is below 1
+        surer = calibrated(unsure, folds).max(1) > unsure.max(1) + 1e-6
+        assert (len(folds), {*surer.tolist()}) == (count, {count == 3})

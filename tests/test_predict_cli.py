@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from rmadapter.backbones import Backbone
+from rmadapter.checkpoint import load
 from rmadapter.cli import main
 from rmadapter.predict import stream
+from rmadapter.predict.cli import _classes
 from shell import Answer, Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -209,3 +212,9 @@ def test_paths_on_stdin(finished: Path, photos: Path) -> None:
     done = subprocess.run(words, input=f"{photos / '1/red.png'}\n{photos / '0'}\n", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)) == 5
+
+
+def test_names_of_the_run_keep_what_its_prompts_call_them(finished: Path, tiny_clip: Backbone) -> None:
+    saved = load(finished, tiny_clip)._replace(names=("blue", "green", "the dark", "red"))
+    asked = _classes(saved, "night_sky, red, old_house")
+    assert asked == (("the dark", "red", "old house"), ["night_sky", "red", "old_house"])

@@ -9,7 +9,7 @@ import pytest
 
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
-from rmadapter.request import COMMON, Request, read_config
+from rmadapter.request import COMMON, Request, own_names, read_config
 from rmadapter.settings import settings_of
 
 # A contract: these names are used on command lines and by other programs; version 0.1 had them all.
@@ -46,6 +46,9 @@ def test_a_methods_field_that_is_called_as_a_common_one() -> None:
     own = Request.make({"promptsrc.templates": ["the {}."]}, "promptsrc")
     assert own.task.templates == ("a photo of a {}.",)
     assert settings_of(own.method)["templates"] == ("the {}.",)
+    named = own_names("promptsrc", {"templates": ["the {}."], "n_text": 2})  # as `tune` writes what was best
+    assert named == {"promptsrc.templates": ["the {}."], "n_text": 2}
+    assert settings_of(Request.make(named, "promptsrc").method)["n_text"] == 2
     assert settings_of(Request.make({"mma.rank": 8}, "mma").method)["rank"] == 8
 
 

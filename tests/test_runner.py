@@ -186,6 +186,21 @@ def test_a_training_that_another_protocol_did_is_not_done_again(
     assert (copy.scores, copy.seconds) == (old.scores, old.seconds)
 
 
+def test_two_folders_of_one_name_are_each_asked(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    """Their train images are the same, and so is the key of a training on them."""
+    for name in "ab":
+        shutil.copytree(colors, tmp_path / name / colors.name)
+    for path in (tmp_path / "b" / colors.name / "test/red").iterdir():
+        shutil.copy(colors / "test/blue/0.png", path)  # never called red
+    names = [f"{name}/{colors.name}" for name in "ab"]
+    jobs = jobs_of(tiny_clip, colors, datasets=names, methods=["zero-shot"], seeds=[1])
+    first, second = do(tmp_path / colors.name, tmp_path / "out", jobs)
+    assert first.key == second.key
+    assert (first.copied_from, second.copied_from) == ("", "")
+    assert first.scores[0].digest == second.scores[0].digest  # base: blue and green
+    assert first.scores[1].digest != second.scores[1].digest
+
+
 def test_one_failure_leaves_the_others_alone(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     values = {"rmadapter": {**QUICK, "first_block": 9}}
     jobs = jobs_of(tiny_clip, colors, methods=["rmadapter", "zero-shot"], seeds=[1])

@@ -102,6 +102,7 @@ def test_settings_are_json_and_make_the_same_method(name: str) -> None:
         ({"learning_rate": float("inf")}, ["learning_rate=inf", "finite"]),
         ({"alpha": float("nan")}, ["alpha=nan", "finite"]),
         ({"momentum": 1}, ["momentum=1", "less than 1"]),
+        ({"betas": [0.9, 1.5]}, ["betas", "less than 1"]),
         ({"first_block": 6, "last_block": 5}, ["last_block=5 lies below first_block=6"]),
         ({"templates": []}, ["templates is empty"]),
         ({"templates": ["a photo"]}, ["'a photo' needs exactly one {}", '"a photo of a {}."']),
