@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint audit hostile kills scale dist smoke bench clean
+.PHONY: setup demo test test-all lint audit hostile kills scale dist smoke bench clean
 
 setup: .venv/.ready
 
@@ -17,12 +17,15 @@ demo: setup
 test: setup  # a process a core, of one thread: several threads slow tiny models down
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
+test-all: setup  # the slow ones, too: tests/slow.txt
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m ""
+
 kills: setup
 	$(BIN)/python tests/hostile/kills.py --count 200
 
 scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
 	$(BIN)/pip install --quiet --editable ".[ray]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 tests/test_cluster.py tests/test_bench.py tests/test_predict.py \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/test_cluster.py tests/test_bench.py tests/test_predict.py \
 		tests/test_parquet.py tests/test_tune.py tests/test_space.py tests/test_picture.py tests/test_scale_cli.py
 
 lint: setup

@@ -15,6 +15,19 @@ from rmadapter.errors import UserError
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own, 15, waits for minutes where other tests take all cores
 
+SLOW = Path(__file__).with_name("slow.txt")  # which `make test` leaves out, and `make test-all` does not
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what slow.txt lists: a test, and behind it words of the parameters with which it is not slow."""
+    lines = [line.split() for line in SLOW.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    but = {name: words for name, *words in lines}
+    for item in items:
+        name, _, given = item.nodeid.removeprefix("tests/").partition("[")
+        if name in but and given.rstrip("]") not in but[name]:
+            item.add_marker(pytest.mark.slow)
+
+
 SIZE, PATCH, WIDTH, DEPTH = 32, 8, 64, 4  # image towers: 16 patches
 CLIP_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 48, "heads": 3, "layers": DEPTH}
 BERT = {

@@ -86,7 +86,7 @@ def test_a_class_with_several_descriptions_keeps_its_label(
     assert saved.labels == ("blue", "green", "night_sky", "red")
     judgement = read_record(run / "run.json").judgement
     assert judgement is not None
-    assert judgement.classes == ("sea", "green", "night sky", "scarlet")
+    assert judgement.classes == saved.labels
     assert "the red one" not in (run / "report.html").read_text("utf-8")
     its = its_backbone(run)
     found = json.loads(rmadapter("eval", run, colors, *its, "--json").out)

@@ -176,10 +176,11 @@ def test_every_global_generator_starts_at_the_seed_and_goes_on_as_before() -> No
 
 def test_the_faster_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {torch.float32: 8.0, torch.bfloat16: 4.0, torch.float16: 2.0}
-    clock, running, ones = [0.0], torch.Tensor.__matmul__, torch.ones
+    clock, running, ones, sides = [0.0], torch.Tensor.__matmul__, torch.ones, list[int]()
 
     def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         clock[0] += times[x.dtype]
+        sides.append(len(x))
         return x[:2, :2]
 
     monkeypatch.setattr("rmadapter.machine.time.perf_counter", lambda: clock[0])
@@ -187,6 +188,10 @@ def test_the_faster_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -
     assert fastest_precision(CPU) == ("bf16", 2.0)
     times[torch.bfloat16] = 7.0
     assert fastest_precision(CPU) == ("fp32", 8 / 7)
+    times[torch.bfloat16] = 80.0
+    sides.clear()
+    assert fastest_precision(CPU) == ("fp32", 0.1)
+    assert {*sides} == {256}  # larger ones would take seconds each
     monkeypatch.setattr(torch, "ones", lambda *size, dtype, device: ones(*size, dtype=dtype))
     gpu = torch.device("cuda")
     assert fastest_precision(gpu) == ("fp16", 4.0)  # a card without bfloat16

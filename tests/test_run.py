@@ -78,8 +78,9 @@ def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
     plain = key()
     for same in ({"data": "elsewhere/b"}, {"device": "cpu"}, {"workers": 2}, {"cache_memory": 0}):
         assert key(**same) == plain
-    for other in ({"data": "a/c"}, {"seed": 2}, {"rank": 3}, {"precision": "bf16"}, {"classes": "base"}, {"views": 1}):
+    for other in ({"data": "a/c"}, {"seed": 2}, {"rank": 3}, {"precision": "bf16"}, {"classes": "base"}):
         assert key(**other) != plain
+    assert len({plain, *(key(augmentation="standard", views=views) for views in (0, 1))}) == 3
 
 
 def plain(backbone: Backbone, images: ImageSet) -> np.ndarray:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 CLEARLY = 1.3  # times as fast: what else a step does gains less
+HOPELESS = 0.5  # times as fast: bfloat16 in software
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = ("rmadapter", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow")
 
@@ -94,18 +95,21 @@ def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp
     """bf16 where a product of two matrices [1024, 1024] is clearly faster in it; else fp16 on a GPU of NVIDIA or AMD
     where that is, as on those without bfloat16; else fp32. And how many times as fast bf16 or fp16 is.
 
-    By the least of ten times of each; well under a second.
+    By the least of ten times of each; well under a second, since a processor that has no bfloat16 at all, and would
+    take half a minute, tells it by smaller ones.
     """
     import torch
 
-    def least(kind: torch.dtype) -> float:
-        x, times = torch.ones(1024, 1024, dtype=kind, device=device), []
+    def least(kind: torch.dtype, side: int = 1024) -> float:
+        x, times = torch.ones(side, side, dtype=kind, device=device), []
         for _ in range(12):  # the first two start what is started once
             begun = time.perf_counter()
             (x @ x)[0, 0].item()  # waits for a GPU
             times.append(time.perf_counter() - begun)
         return min(times[2:])
 
+    if device.type == "cpu" and (small := least(torch.float32, 256) / least(torch.bfloat16, 256)) < HOPELESS:
+        return "fp32", small
     plain = least(torch.float32)
     ratio = plain / least(torch.bfloat16)
     if ratio <= CLEARLY and device.type == "cuda" and (half := plain / least(torch.float16)) > CLEARLY:

@@ -73,7 +73,7 @@ class LinearProbe:
         return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        kept = len(known.classes) if known.several or len(known.classes) > 2 else 1
+        kept = 1 if len(known.classes) == 2 and tensors["bias"].numel() == 1 else len(known.classes)
         weight, bias = shaped(tensors, "weight", kept, backbone.embedding_size), shaped(tensors, "bias", kept)
         if len(weight) == 1:  # of two classes scikit-learn keeps the second one's logit, the first one's being 0
             weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
