@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,9 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own, 15, waits for minutes where other tests take all cores
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("patient")
 
 SLOW = Path(__file__).with_name("slow.txt")  # which `make test` leaves out, and `make test-all` does not
 
