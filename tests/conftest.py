@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     but = {name: words for name, *words in lines}
     for item in items:
         name, _, given = item.nodeid.removeprefix("tests/").partition("[")
-        if name in but and given.rstrip("]") not in but[name]:
+        if name in but and given.rstrip("]").replace(" ", "-") not in but[name]:
             item.add_marker(pytest.mark.slow)
 
 
