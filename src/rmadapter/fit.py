@@ -66,7 +66,7 @@ def fit(
         if record and (others := record.other_images(lab.tests(task))):
             raise UserError(
                 f"{out} was judged on other images ({others[0]} classes) than there are now: choose another --out, or "
-                "ask it about them with `rmadapter evaluate`"
+                "ask it about them with `rmadapter eval`"
             )
         if record is None:
             save_split(few, out / SPLIT)
