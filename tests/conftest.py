@@ -22,10 +22,13 @@ hypothesis.settings.load_profile("patient")
 SLOW = Path(__file__).with_name("slow.txt")  # which `make test` leaves out, and `make test-all` does not
 
 
+def slow_tests() -> list[list[str]]:
+    """What slow.txt lists: a test, and behind it the parameters with which it is not slow."""
+    return [line.split() for line in SLOW.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what slow.txt lists: a test, and behind it words of the parameters with which it is not slow."""
-    lines = [line.split() for line in SLOW.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
-    but = {name: words for name, *words in lines}
+    but = {name: kept for name, *kept in slow_tests()}
     for item in items:
         name, _, given = item.nodeid.removeprefix("tests/").partition("[")
         if name in but and given.rstrip("]").replace(" ", "-") not in but[name]:

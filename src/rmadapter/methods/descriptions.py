@@ -57,12 +57,8 @@ class Descriptions:
         return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))  # nothing is learnt of images
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        try:
-            shape = len(known.classes), backbone.embedding_size
-            rows = dict(zip(known.classes, shaped(tensors, WEIGHTS, *shape), strict=True))
-            texts = unpacked(tensors[TEXTS])
-        except ValueError as error:  # of a damaged file, as torch would raise it
-            raise RuntimeError(str(error)) from None
+        weights = shaped(tensors, WEIGHTS, len(known.classes), backbone.embedding_size)
+        rows, texts = dict(zip(known.classes, weights, strict=True)), unpacked(tensors[TEXTS])
 
         def asked(name: str) -> list[str]:
             prompts = [template.format(text) for template in known.templates for text in descriptions(name)]
