@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rmadapter.bench.report.groups import alike, entries, group_records, label, read_records
+from rmadapter.bench.report.groups import alike, entries, group_records, label
+from rmadapter.bench.report.reading import read_records
 from rmadapter.bench.report.stats import corrected, paired
 from rmadapter.bench.report.tables import columns_of, differences, rankings
 from rmadapter.record import Record

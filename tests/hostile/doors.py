@@ -11,7 +11,7 @@ from rmadapter.backbones import load_backbone
 from rmadapter.bench.board import Board, answers
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import expand
-from rmadapter.bench.report.groups import read_records
+from rmadapter.bench.report.reading import read_records
 from rmadapter.checkpoint import load
 from rmadapter.data.catalog import CATALOG, load_dataset, table_of
 from rmadapter.data.images import load_image, read_images

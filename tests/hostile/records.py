@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hostile.harness import Changed
 from hostile.mutate import spoilt_json
-from rmadapter.bench.report.groups import cell, read_records
+from rmadapter.bench.report.groups import cell
+from rmadapter.bench.report.reading import read_records
 from rmadapter.record import read_record
 from synthetic_runs import record
 

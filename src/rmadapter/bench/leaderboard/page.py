@@ -16,7 +16,8 @@ from typing import Any
 from rmadapter.bench.leaderboard.published import AVERAGE, Figure, contradictions, published, sources
 from rmadapter.bench.leaderboard.standings import Board, Standing, boards
 from rmadapter.bench.report import paper
-from rmadapter.bench.report.groups import cell, fault, lines, read_records
+from rmadapter.bench.report.groups import cell
+from rmadapter.bench.report.reading import fault, lines, read_records
 from rmadapter.bench.report.stats import LEVEL
 from rmadapter.errors import UserError
 from rmadapter.files import write_text

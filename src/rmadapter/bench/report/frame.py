@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rmadapter.bench.report.groups import lines
+from rmadapter.bench.report.reading import lines
 from rmadapter.errors import UserError
 from rmadapter.record import Record, parse_record
 

@@ -1,4 +1,4 @@
-"""Records read back, each experiment counted once, and grouped so that like is compared with like."""
+"""Records grouped so that like is compared with like."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -14,24 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.protocols import PROTOCOLS
-from rmadapter.errors import UserError
-from rmadapter.files import read_text, user_path
-from rmadapter.record import BackboneName, Record, parse_record
+from rmadapter.record import BackboneName, Record
 from rmadapter.uses import TRACKS, UNKNOWN, track_of
 
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
 TRANSFER = ("cross-dataset", "domain-generalization")
-SUMMARY = "report.json"  # the report's own file, no record and no foreign file either
 ORDER = {"zero-shot": -1, "mma": 1, "rmadapter-paper": 2, "rmadapter": 3}  # of rows; 0 for other methods
-
-
-@dataclass(frozen=True)
-class Results:
-    """finished: each experiment once. unfinished: failed and not applicable. notes: what was left out and why."""
-
-    finished: list[Record]
-    unfinished: list[Record]
-    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -115,100 +103,6 @@ def cell(record: Record) -> tuple[Any, ...]:
     what = (record.protocol, record.task.data, record.method.name, record.variant, record.axis)
     how = (json.dumps(record.value), record.backbone.digest, json.dumps(shared(record)))
     return (*what, *how, record.task.shots, record.task.seed)
-
-
-def read_records(results: Path) -> Results:
-    """The records of a file of lines, or of every *.json and *.jsonl below a folder.
-
-    What is no record is left out with a note; of two finished records of one cell the later counts, with a note.
-    Raises UserError when nothing is there.
-    """
-    found: list[tuple[str, Record]] = []
-    notes = []
-    for where, line in lines(results):
-        try:
-            record = parse_record(line, where)
-        except UserError as error:
-            notes.append(f"{error}; left out")
-            continue
-        if wrong := fault(record):
-            notes.append(f"{where}: {wrong}; left out")
-        else:
-            found.append((where, record))
-    if not found:
-        why = f" ({notes[0]})" if notes else ""
-        raise UserError(f"{results}: holds no record of the bench{why}; `rmadapter bench ... --out FOLDER` writes them")
-    finished: dict[tuple[Any, ...], tuple[str, Record]] = {}
-    for where, record in found:
-        old = finished.setdefault(cell(record), (where, record)) if record.status == "finished" else None
-        if old and old[1] != record:  # the same record twice needs no note
-            late, early = sorted([old, (where, record)], key=lambda pair: pair[1].finished, reverse=True)  # ISO, UTC
-            finished[cell(record)] = late
-            notes.append(f"{early[0]}: {late[0]} is the same experiment, finished later or first in order; left out")
-    notes += _tested_elsewhere(finished)
-    notes += _mixed([record for _, record in finished.values()])
-    # A failure that was repeated with success since is history.
-    unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in finished}
-    # In an order of their own, so that the same records give the same report wherever they were found.
-    done = sorted((record for _, record in finished.values()), key=cell)
-    return Results(done, sorted(unfinished.values(), key=cell), notes)
-
-
-def _tested_elsewhere(finished: dict[tuple[Any, ...], tuple[str, Record]]) -> list[str]:
-    """A note on each record that was tested on other images than most of its data set; it is taken out."""
-    sets: dict[tuple[Any, ...], dict[str, list[tuple[Any, ...]]]] = defaultdict(lambda: defaultdict(list))
-    for key, (_, record) in finished.items():
-        for score in record.scores:
-            drawn = () if score.split == "test" else (record.task.shots, record.split_digest)
-            if score.digest:
-                sets[(record.task.data, score.name, score.split, *drawn)][score.digest].append(key)
-    fewer = [key for some in sets.values() for keys in sorted(some.values(), key=len)[:-1] for key in keys]
-    gone = [finished.pop(key) for key in dict.fromkeys(fewer)]
-    return [f"{where}: tested on other images than most runs on {record.task.data}; left out" for where, record in gone]
-
-
-def _mixed(records: Sequence[Record]) -> list[str]:
-    """A note on each method whose runs in one row of a table had different settings; variants have them by design."""
-    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        if not record.variant and not record.axis:
-            where = (record.protocol, record.backbone.digest, json.dumps(shared(record)), record.task.shots)
-            rows[(record.method.name, *where)].append(record.method.settings)
-    notes = []
-    for (name, *_), some in rows.items():
-        values = {field: sorted({json.dumps(one.get(field)) for one in some}) for field in {**some[0], **some[-1]}}
-        if apart := [f"{field}={' or '.join(found)}" for field, found in values.items() if len(found) > 1]:
-            notes.append(f"{name}: runs with {', '.join(apart)} are averaged in one row; run each into its own --out")
-    return [*dict.fromkeys(notes)]
-
-
-def lines(results: Path) -> Iterator[tuple[str, str]]:
-    """(where it stands, text) of all that may be a record."""
-    if not user_path(results).exists():
-        raise UserError(f"{results}: not there; give the folder that `rmadapter bench ... --out` wrote, or its records")
-    paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
-    for path in paths:
-        where = path.relative_to(results).as_posix() if path != results else path.name
-        hidden = any(part.startswith(".") for part in where.split("/"))
-        if hidden or path.name == SUMMARY or path.suffix not in (".json", ".jsonl"):
-            continue
-        try:
-            text = read_text(path, errors="replace")
-        except UserError:
-            text = "not readable"
-        if path.suffix == ".json":
-            yield where, text
-        else:
-            yield from ((f"{where}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def fault(record: Record) -> str:
-    """Why a record is none of the bench's, if so."""
-    if record.protocol not in PROTOCOLS:
-        return f"a run of {record.protocol!r}, which is no protocol of the bench"
-    needed = "all" if record.protocol in ("few-shot", *TRANSFER) else "base"
-    missing = record.status == "finished" and record.metric(needed) is None
-    return f"finished without an accuracy on {needed} classes" if missing else ""
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:

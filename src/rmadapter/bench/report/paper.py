@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rmadapter.bench.report.groups import TRANSFER, Group, group_records, read_records, tested
+from rmadapter.bench.report.groups import TRANSFER, Group, group_records, tested
+from rmadapter.bench.report.reading import read_records
 from rmadapter.bench.report.stats import HM_OF_MEANS, average
 from rmadapter.data.catalog import CATALOG, find
 from rmadapter.metrics import harmonic_mean

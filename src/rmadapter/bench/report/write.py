@@ -13,7 +13,8 @@ from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.figures import TRADE_OFF, Figure, make_figures
 from rmadapter.bench.report.finding import finding
-from rmadapter.bench.report.groups import SUMMARY, Group, Results, cell, group_records, label, read_records
+from rmadapter.bench.report.groups import Group, cell, group_records, label
+from rmadapter.bench.report.reading import SUMMARY, Results, read_records
 from rmadapter.bench.report.table import Table, tex, to_csv, to_latex, to_markdown
 from rmadapter.bench.report.tables import machines, make_tables, total_seconds
 from rmadapter.files import write_text

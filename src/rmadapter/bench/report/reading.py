@@ -1,0 +1,140 @@
+"""Records read back, each experiment counted once; what is no record, or unlike the others, is left out and named."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmadapter.bench.protocols import PROTOCOLS
+from rmadapter.bench.report.groups import TRANSFER, cell, shared, track
+from rmadapter.errors import UserError
+from rmadapter.files import read_text, user_path
+from rmadapter.record import Record, parse_record
+
+SUMMARY = "report.json"  # the report's own file, no record and no foreign file either
+
+Cell = tuple[Any, ...]
+Finished = dict[Cell, tuple[str, Record]]  # by cell: where it stands, and what it says
+
+
+@dataclass(frozen=True)
+class Results:
+    """finished: each experiment once. unfinished: failed and not applicable. notes: what was left out and why."""
+
+    finished: list[Record]
+    unfinished: list[Record]
+    notes: list[str]
+
+
+def read_records(results: Path) -> Results:
+    """The records of a file of lines, or of every *.json and *.jsonl below a folder.
+
+    What is no record is left out with a note; of two finished records of one cell the later counts, with a note.
+    Raises UserError when nothing is there.
+    """
+    found: list[tuple[str, Record]] = []
+    notes = []
+    for where, line in lines(results):
+        try:
+            record = parse_record(line, where)
+        except UserError as error:
+            notes.append(f"{error}; left out")
+            continue
+        if wrong := fault(record):
+            notes.append(f"{where}: {wrong}; left out")
+        else:
+            found.append((where, record))
+    if not found:
+        why = f" ({notes[0]})" if notes else ""
+        raise UserError(f"{results}: holds no record of the bench{why}; `rmadapter bench ... --out FOLDER` writes them")
+    finished: Finished = {}
+    for where, record in found:
+        old = finished.setdefault(cell(record), (where, record)) if record.status == "finished" else None
+        if old and old[1] != record:  # the same record twice needs no note
+            late, early = sorted([old, (where, record)], key=lambda pair: pair[1].finished, reverse=True)  # ISO, UTC
+            finished[cell(record)] = late
+            notes.append(f"{early[0]}: {late[0]} is the same experiment, finished later or first in order; left out")
+    # A failure that was repeated with success since is history.
+    unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in finished}
+    notes += _tested_elsewhere(finished) + _set_otherwise(finished)
+    # In an order of their own, so that the same records give the same report wherever they were found.
+    done = sorted((record for _, record in finished.values()), key=cell)
+    return Results(done, sorted(unfinished.values(), key=cell), notes)
+
+
+def _tested_elsewhere(finished: Finished) -> list[str]:
+    """Takes out each record that was tested on other images than most of its data set; a note on each."""
+    sets: dict[Any, dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    for key, (_, record) in finished.items():
+        for score in record.scores:
+            drawn = () if score.split == "test" else (record.task.shots, record.split_digest)
+            if score.digest:
+                sets[(record.task.data, score.name, score.split, *drawn)][score.digest].append(key)
+    fewer = [key for sides in sets.values() for key in _fewer(sides)[0]]
+    gone = [finished.pop(key) for key in dict.fromkeys(fewer)]
+    return [f"{where}: tested on other images of {r.task.data} than the runs that stay; left out" for where, r in gone]
+
+
+def _set_otherwise(finished: Finished) -> list[str]:
+    """Takes out each record that has other settings than most of its row; a note on each.
+
+    Variants differ by design; a setting that one of them lacks, as another version wrote it, is no difference.
+    """
+    rows: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    for key, (_, record) in finished.items():
+        if not record.variant and not record.axis:
+            which = (record.protocol, record.method.name, track(record), record.backbone.digest, record.task.shots)
+            rows[(*which, json.dumps(shared(record)))].append(key)
+    notes = []
+    for keys in rows.values():
+        settings = {key: finished[key][1].method.settings for key in keys}
+        common = sorted(set.intersection(*map(set, settings.values())))
+        sides: dict[str, list[Cell]] = defaultdict(list)
+        for key in keys:
+            sides[json.dumps([settings[key][name] for name in common])].append(key)
+        fewer, usual = _fewer(sides)
+        for key in fewer:
+            where, record = finished.pop(key)
+            apart = [f"{name}={settings[key][name]}" for name in common if settings[key][name] != settings[usual][name]]
+            what = f"{record.method.name} with {', '.join(apart)}, unlike the runs that stay"
+            notes.append(f"{where}: {what}; left out, give it a folder of its own")
+    return notes
+
+
+def _fewer(sides: Mapping[str, list[Cell]]) -> tuple[list[Cell], Cell]:
+    """The keys of all sides but the largest, and one of that; of sides of one size the later counts as larger."""
+    *fewer, most = sorted(sides.values(), key=len)
+    return [key for keys in fewer for key in keys], most[0]
+
+
+def lines(results: Path) -> Iterator[tuple[str, str]]:
+    """(where it stands, text) of all that may be a record."""
+    if not user_path(results).exists():
+        raise UserError(f"{results}: not there; give the folder that `rmadapter bench ... --out` wrote, or its records")
+    paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
+    for path in paths:
+        where = path.relative_to(results).as_posix() if path != results else path.name
+        hidden = any(part.startswith(".") for part in where.split("/"))
+        if hidden or path.name == SUMMARY or path.suffix not in (".json", ".jsonl"):
+            continue
+        try:
+            text = read_text(path, errors="replace")
+        except UserError:
+            text = "not readable"
+        if path.suffix == ".json":
+            yield where, text
+        else:
+            yield from ((f"{where}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def fault(record: Record) -> str:
+    """Why a record is none of the bench's, if so."""
+    if record.protocol not in PROTOCOLS:
+        return f"a run of {record.protocol!r}, which is no protocol of the bench"
+    needed = "all" if record.protocol in ("few-shot", *TRANSFER) else "base"
+    missing = record.status == "finished" and record.metric(needed) is None
+    return f"finished without an accuracy on {needed} classes" if missing else ""
