@@ -90,7 +90,7 @@ def test_a_draw_of_several_labels_an_image() -> None:
     one, other = (few_shot({"all": replace(plain, classes=("a", "b"), written=("a", "b"), several=several)}, 0, 1)
                   for several in ((), ((0,), (1,), (0,), (1,), (0, 1))))  # fmt: skip
     assert split_digest(one) != split_digest(other)
-    with pytest.raises(UserError, match="classes='base': knows one label an image"):
+    with pytest.raises(UserError, match="classes='base': takes one label per image"):
         half(images, "base")
 
 

@@ -94,7 +94,7 @@ def test_of_several_labels_an_image_every_class_is_learnt_in_every_fold(tiny_cli
     table = folds.answers(method, "linear-probe").table
     assert table.shape == (12, 3)
     assert folds.threshold(method, "linear-probe") == metrics.best_threshold(table, folds.judged.targets())
-    with pytest.raises(UserError, match=r"^RMAdapter learns one label an image.*--method linear-probe, zero-shot"):
+    with pytest.raises(UserError, match=r"^RMAdapter learns one label per image.*--method linear-probe, zero-shot"):
         folds.answers(wanted.method, wanted.name)
     assert Folds(wanted.task, folds.lab, images, []).threshold(method, "linear-probe") is None
 

@@ -43,6 +43,14 @@ def test_a_table_in_each_split(tmp_path: Path) -> None:
     assert found == {"train": [(f"train/{n}", x) for n, x in ROWS], "test": [("test/cat_1.png", "cat")]}
 
 
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "Validation"):
+        (tmp_path / name).mkdir()
+        table(tmp_path / name, ".csv")
+    with pytest.raises(UserError, match="is a second folder for the split 'val': merge the two"):
+        metadata(tmp_path)
+
+
 def test_one_table_of_folders_that_are_splits(tmp_path: Path) -> None:
     file = table(tmp_path, ".csv", [("Train/a.png", "cat"), ("validation/b.png", "cat"), ("Train/x/c.png", "dog")])
     found = said(read_imagefolder({"": file}), tmp_path)

@@ -37,7 +37,7 @@ def test_several_labels_go_along() -> None:
     np.testing.assert_array_equal(images.subset([2, 1]).targets(), [[False, True, True], [False, True, False]])
     assert len({images.digest, plain.digest, replace(images, several=((0, 1), (1,), (2, 1))).digest}) == 3
     one_label(plain.several, "it")
-    with pytest.raises(UserError, match=r"^it: knows one label an image"):
+    with pytest.raises(UserError, match=r"^it: takes one label per image"):
         one_label(images.several, "it")
 
 

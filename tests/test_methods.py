@@ -250,7 +250,7 @@ def test_those_of_several_labels_an_image_say_so_and_the_others_refuse() -> None
         if name in SEVERAL:
             check_labels(load_method(name), two)
             continue
-        with pytest.raises(UserError, match=r"learns one label an image, .* --method linear-probe, zero-shot, zero-"):
+        with pytest.raises(UserError, match=r"learns one label per image, .* --method linear-probe, zero-shot, zero-"):
             check_labels(load_method(name), two)
     with pytest.raises(UserError, match=r"^auto learns one label"):
         check_labels(Auto(), two)

@@ -16,6 +16,7 @@ import pytest
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load
 from rmadapter.cli import main
+from rmadapter.locks import alone
 from rmadapter.predict import stream
 from rmadapter.predict.cli import _classes
 from shell import Answer, Command, its_backbone, refused, rmadapter
@@ -94,6 +95,19 @@ def test_sorting(rmadapter: Command, finished: Path, photos: Path, tmp_path: Pat
     assert all(Path(row["sorted_to"]).parent.name == row["label"] for row in found)
     assert {Path(row["sorted_to"]).read_bytes() for row in found} == before
     assert len(list(photos.glob("*/*.png"))) == (0 if how == ["--move"] else 16)
+
+
+def test_two_commands_never_sort_into_one_folder_at_once(
+    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Whatever file their answers go to: each might take a name that the other has chosen."""
+    (photos / "notes.txt").unlink()
+    command = ["predict", finished, photos, *its_backbone(finished), "--sort-into", tmp_path / "s"]
+    with alone(tmp_path / "s"):
+        refused(rmadapter(*command, "--out", tmp_path / "a.csv"), "another process is at work in this folder")
+    assert not list((tmp_path / "s").glob("*/*.png"))
+    assert rmadapter(*command, "--out", tmp_path / "a.csv").code == 0
+    assert len(list((tmp_path / "s").glob("*/*.png"))) == 16
 
 
 def test_without_the_untouched_backbone(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -110,6 +112,14 @@ def test_openapi_says_how_to_send_images(client: TestClient) -> None:
     body = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(body) == {"multipart/form-data", "application/json"}
     assert {one["name"] for one in paths["/predict"]["post"]["parameters"]} == {"model", "top", "skip_bad"}
+
+
+def test_the_documentation_finds_its_paths_behind_the_prefix_of_a_proxy(client: TestClient) -> None:
+    page = client.get("/docs").text
+    (place,) = re.findall(r"url: ['\"](.*?)['\"]", page)
+    assert urljoin("https://x.org/birds/docs", place) == "https://x.org/birds/openapi.json"
+    (server,) = client.get("/openapi.json").json()["servers"]
+    assert urljoin("https://x.org/birds/openapi.json", server["url"]) == "https://x.org/birds/"
 
 
 def test_pages_of_other_origins_are_let_in_by_name_alone(toy: Toy) -> None:

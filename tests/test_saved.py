@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from miniatures import paint, picture
-from rmadapter.data.saved import hub_parquets, is_dataset, is_library, is_saved, read_dataset, read_parquets, read_saved
+from rmadapter.data.inputs import find_images
+from rmadapter.data.saved import (
+    all_images,
+    hub_parquets,
+    is_dataset,
+    is_library,
+    is_saved,
+    read_dataset,
+    read_parquets,
+    read_saved,
+)
 from rmadapter.errors import UserError
 
 
@@ -82,6 +92,22 @@ def test_a_saved_folder_may_not_name_files_elsewhere(library: Any, tmp_path: Pat
     assert read_saved(tmp_path / "x", outside=True).splits["all"][0].image == Path("/etc/hostname")
     with pytest.raises(UserError, match="row 0: '/etc/hostname' lies outside"):
         read_saved(tmp_path / "x")
+
+
+def test_all_images_with_a_label_and_without(library: Any, tmp_path: Path) -> None:
+    """In splits of any name, as where a test split on the hub has no labels."""
+    bare = pets(library, (0, 1, 1)).remove_columns("label")
+    library.DatasetDict({"train": pets(library, (0,)), "unseen": bare}).save_to_disk(tmp_path / "pets")
+    found = all_images(tmp_path / "pets")
+    assert len(found) == 3, "the cat is in both"
+    assert found == find_images([str(tmp_path / "pets")]).files
+    (tmp_path / "hub").mkdir()
+    pets(library, (-1, None)).to_parquet(tmp_path / "hub/test-00000-of-00001.parquet")
+    for path in (tmp_path / "hub", tmp_path / "hub/test-00000-of-00001.parquet"):
+        assert all_images(path) == found[:2]
+        assert find_images([str(path)], column="image").files == found[:2]
+    with pytest.raises(UserError, match=r"none of its columns .* is called 'photo'"):
+        all_images(tmp_path / "pets", "photo")
 
 
 def test_parquet_files_of_the_hub(library: Any, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_answers_are_the_labels_from_the_threshold_on(
     assert ";".join(found["labels"]) == rows[0]["label"]
     shown = rmadapter(*words[:2], image, *words[3:]).out
     assert [name for name in map(str, saved.labels) if name in shown] == sorted(found["labels"])
-    refused(rmadapter(*words, "--sort-into", tmp_path / "sorted"), "--sort-into: knows one label an image")
+    refused(rmadapter(*words, "--sort-into", tmp_path / "sorted"), "--sort-into: takes one label per image")
 
 
 def test_explained_each_label_has_its_own_probability(run: Path, mixed: Path, tiny_clip: Backbone) -> None:
@@ -203,17 +203,17 @@ def test_zero_shot_answers_any_names(rmadapter: Command, mixed: Path, tiny_clip:
     assert json.loads(rmadapter(*evaluated).out)["several"]["precisions"] == list(score.several.precisions)
 
 
-def test_who_knows_one_label_an_image_says_so(
+def test_who_takes_one_label_per_image_says_so(
     run: Path, finished: Path, mixed: Path, tiny_clip: Backbone, rmadapter: Command, tmp_path: Path
 ) -> None:
     words = ["fit", mixed, "--backbone", tiny_clip.name, "--out", tmp_path / "run"]
     for method in ([], ["--method", "auto"], ["--method", "tip-adapter"]):
-        refused(rmadapter(*words, *method), "learns one label an image", "--method linear-probe")
+        refused(rmadapter(*words, *method), "learns one label per image", "--method linear-probe")
     assert not [*(tmp_path / "run").iterdir()]
     refused(rmadapter("eval", finished, mixed, *its_backbone(finished)), "label")
-    refused(rmadapter(*words, "--method", "zero-shot", "--classes", "base"), "classes='base': knows one label")
-    refused(rmadapter("add", run, mixed, "--out", tmp_path / "grown", *its_backbone(run)), "add with images: knows one")
-    refused(rmadapter("export", run, "--out", tmp_path / "export", *its_backbone(run)), "knows one label an image")
+    refused(rmadapter(*words, "--method", "zero-shot", "--classes", "base"), "classes='base': takes one label")
+    refused(rmadapter("add", run, mixed, "--out", tmp_path / "grown", *its_backbone(run)), "add with images: takes one")
+    refused(rmadapter("export", run, "--out", tmp_path / "export", *its_backbone(run)), "takes one label per image")
     images, saved = read_images(mixed)["test"], load(run, tiny_clip)
     for call in (
         lambda: find_suspects(mixed),
@@ -222,7 +222,7 @@ def test_who_knows_one_label_an_image_says_so(
         lambda: FewShotClassifier().fit(images),
         lambda: FewShotClassifier.load(run, backbone=tiny_clip.name),
     ):
-        with pytest.raises(UserError, match="knows one label an image, and here images have several"):
+        with pytest.raises(UserError, match="takes one label per image, and here images have several"):
             call()
 
 

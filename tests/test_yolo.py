@@ -64,6 +64,15 @@ def test_a_list_of_images_and_labels_beside_them(tmp_path: Path) -> None:
     }
 
 
+def test_a_folder_called_images_around_the_data_is_no_part_of_it(tmp_path: Path) -> None:
+    home = tmp_path / "images" / "pets"
+    paint(home, "all/cat_1.png")
+    (home / "all/cat_1.txt").write_text("0 0.5 0.5 1 1\n")
+    (home / "data.yaml").write_text("train: all\nnames: [cat]\n")
+    ((image, marks),) = read_yolo(home / "data.yaml")["train"].items()
+    assert (image.name, [mark.label for mark in marks]) == ("cat_1.png", ["cat"])
+
+
 def test_the_file_is_found_among_others(pets: Path) -> None:
     (pets / "a.yaml").write_text("jobs: {}")
     (pets / "b.yaml").write_text("- no config")

@@ -15,13 +15,20 @@ FILE = "file_name"
 
 
 def metadata(folder: Path) -> dict[str, Path]:
-    """Split -> its table, "" for one of the whole folder; nothing where none has the column file_name."""
+    """Split -> its table, "" for one of the whole folder; nothing where none has the column file_name.
+
+    Raises UserError for two folders of one split.
+    """
     found = _table(folder)
     if found:
         return {"": found}
-    below = [each for each in sorted(folder.iterdir()) if each.name.casefold() in SPLITS and each.is_dir()]
-    tables = {each.name.casefold(): table for each in below if (table := _table(each))}
-    return {SPLITS[name]: table for name, table in tables.items()}
+    tables: dict[str, Path] = {}
+    for below in sorted(folder.iterdir()):
+        if (split := SPLITS.get(below.name.casefold())) and below.is_dir() and (table := _table(below)):
+            if split in tables:
+                raise UserError(f"{folder}: {below.name!r} is a second folder for the split {split!r}: merge the two")
+            tables[split] = table
+    return tables
 
 
 def _table(folder: Path) -> Path | None:

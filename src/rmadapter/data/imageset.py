@@ -135,10 +135,10 @@ CROPS = "; of annotations, --crops (crops=True) cuts out the boxes"  # which hav
 
 
 def one_label(several: object, what: str, advice: str = "") -> None:
-    """Raises UserError for what knows one label an image, where images have several. advice: what else would help."""
+    """Raises UserError for what takes one label per image, where images have several. advice: what else would help."""
     if several:
         raise UserError(
-            f"{what}: knows one label an image, and here images have several (docs/data.md says what can){advice}"
+            f"{what}: takes one label per image, and here images have several (docs/data.md says what can){advice}"
         )
 
 

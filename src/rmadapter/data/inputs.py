@@ -13,7 +13,7 @@ from pathlib import Path
 from rmadapter.data.columns import SUFFIXES, read_rows
 from rmadapter.data.guard import URL, formats, listed_image
 from rmadapter.data.ignored import ignored_note
-from rmadapter.data.saved import is_library
+from rmadapter.data.saved import all_images, is_library
 from rmadapter.data.scan import image_files, in_order
 from rmadapter.data.sources import ANNOTATED, annotated, open_source
 from rmadapter.data.unpacked import is_packed, unpacked
@@ -63,7 +63,9 @@ def find_images(
 
 def _add(found: Inputs, name: str, column: str, outside: bool, none: bool, crops: bool) -> None:
     path = user_path(name)
-    if crops or is_library(path):
+    if is_library(path) and not crops:
+        found.files += all_images(path, column, outside)
+    elif crops:
         source = open_source(path, outside, crops=crops)
         found.files += dict.fromkeys(row.image for rows in source.splits.values() for row in rows)
         found.ignored += source.ignored

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,25 @@ def is_dataset(value: Any) -> bool:
 def read_saved(folder: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> Source:
     """Raises UserError for a folder that cannot be read, for one whose images are files outside of it unless `outside`
     allows that, and as `read_dataset`."""
-    library = _library(str(folder))
-    try:
-        found = library.load_from_disk(str(folder))
-    except Exception as error:  # on broken files it raises nearly anything
-        raise UserError(f"{folder}: not a readable folder of save_to_disk ({type(error).__name__})") from None
-    return read_dataset(found, columns, folder, outside)
+    return read_dataset(_saved(folder), columns, folder, outside)
+
+
+def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path]:
+    """Of a file or folder that is read by `datasets`: each image of each split once, with a label or without.
+
+    column: of the images, "" for the only one of them. Raises UserError as `read_saved`.
+    """
+    if is_saved(path):
+        parts, folder = _saved(path), path
+    else:
+        files = hub_parquets(path) if path.is_dir() else {"all": [path]}
+        parts, folder = _parquets(files), next(iter(files.values()))[0].parent
+    found: dict[Path, None] = {}
+    for split, part in parts.items():
+        where = str(path) if split == "all" else f"{path} ({split})"
+        cells, _ = _cells(part, where, ("image",), (), {"image": column})
+        found |= dict.fromkeys(_file(cell["image"], f"{where}, row {n}", folder, outside) for n, cell in cells)
+    return [*found]
 
 
 def read_dataset(
@@ -93,44 +106,61 @@ def hub_parquets(folder: Path) -> dict[str, list[Path]]:
 
 def read_parquets(found: Mapping[str, list[Path]], columns: Mapping[str, str] | None = None) -> Source:
     """Raises UserError for files that cannot be read, for images that lie elsewhere, and as `read_dataset`."""
-    first = next(iter(found.values()))[0]
-    cache = str(cache_folder() / "datasets")
+    return read_dataset(_parquets(found), columns, next(iter(found.values()))[0].parent, outside=False)
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """Split -> Dataset."""
+    library = _library(str(folder))
     try:
-        parts = {
-            split: _library(str(first)).Dataset.from_parquet([str(file) for file in files], cache_dir=cache)
-            for split, files in found.items()
-        }
-    except UserError:
-        raise
+        found = library.load_from_disk(str(folder))
+    except Exception as error:  # on broken files it raises nearly anything
+        raise UserError(f"{folder}: not a readable folder of save_to_disk ({type(error).__name__})") from None
+    return {**found} if isinstance(found, Mapping) else {"all": found}
+
+
+def _parquets(found: Mapping[str, list[Path]]) -> dict[str, Any]:
+    """Split -> Dataset."""
+    first = next(iter(found.values()))[0]
+    load, cache = _library(str(first)).Dataset.from_parquet, str(cache_folder() / "datasets")
+    try:
+        return {split: load([str(file) for file in files], cache_dir=cache) for split, files in found.items()}
     except Exception as error:  # on broken files it raises nearly anything
         raise UserError(f"{first}: not a readable parquet file ({type(error).__name__})") from None
-    return read_dataset(parts, columns, first.parent, outside=False)
 
 
 def _rows(
     part: Any, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool, ignored: Counter[str]
 ) -> Any:
     """The split that a column gives, and the row, of each image with a label."""
+    cells, labels = _cells(part, where, ("image", "label"), ("split", "group"), columns)
+    for number, cell in cells:
+        value = cell["label"]
+        if value is None or value == -1:  # as `datasets` writes a class that is not known
+            ignored[UNLABELLED] += 1
+            continue
+        name = labels.int2str(value) if hasattr(labels, "int2str") else str(value).strip()
+        path = _file(cell["image"], f"{where}, row {number}", folder, outside)
+        group = "" if cell.get("group") is None else str(cell["group"])
+        yield str(cell["split"]) if "split" in cell else "", Row(name, path, group)
+
+
+def _cells(
+    part: Any, where: str, needed: tuple[str, ...], also: tuple[str, ...], columns: Mapping[str, str] | None
+) -> tuple[Iterator[tuple[int, dict[str, Any]]], Any]:
+    """Number and cells of each row, images as they are kept; and what the library says of the column of labels."""
     library, features = _library(where), part.features
     named = dict(columns or {})
     for what, kind in (("image", library.Image), ("label", library.ClassLabel)):
         kept = [name for name, feature in features.items() if isinstance(feature, kind)]
         named[what] = named.get(what) or (kept[0] if len(kept) == 1 else "")
-    chosen = choose_columns(where, list(features), ("image", "label"), ("split", "group"), named)
-    image, label = chosen["image"], chosen["label"]
+    chosen = choose_columns(where, list(features), needed, also, named)
+    image = chosen["image"]
     if not isinstance(features[image], library.Image):
         raise UserError(f"{where}: the column {image!r} holds no images")
-    labels = features[label]
     plain = part.select_columns(list(chosen.values())).cast_column(image, library.Image(decode=False))
-    for number, cells in enumerate(plain.with_format(None)):
-        value = cells[label]
-        if value is None or value == -1:  # as `datasets` writes a class that is not known
-            ignored[UNLABELLED] += 1
-            continue
-        name = labels.int2str(value) if isinstance(labels, library.ClassLabel) else str(value).strip()
-        path = _file(cells[image], f"{where}, row {number}", folder, outside)
-        group = "" if "group" not in chosen or cells[chosen["group"]] is None else str(cells[chosen["group"]])
-        yield str(cells[chosen["split"]]) if "split" in chosen else "", Row(name, path, group)
+    rows = ({what: row[column] for what, column in chosen.items()} for row in plain.with_format(None))
+    return enumerate(rows), features.get(chosen.get("label"))
 
 
 def _file(cell: Any, where: str, folder: Path | None, outside: bool) -> Path:

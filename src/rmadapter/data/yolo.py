@@ -45,7 +45,7 @@ def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
             if given := values.get(split):
                 paths = given if isinstance(given, list) else [given]
                 images = [image for path in paths for image in _images(file, values, str(path), outside)]
-                found[split] = {image: _marks(image, classes) for image in images}
+                found[split] = {image: _marks(image, classes, Path(os.path.abspath(file.parent))) for image in images}
     if not found:
         raise UserError(f"{file}: not {KIND} (it has no train, val or test)")
     return found
@@ -72,10 +72,14 @@ def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -
     raise UserError(f"{file}: {quoted(written)} is not in its folder; {ALLOW} reads such images, too")
 
 
-def _marks(image: Path, classes: Mapping[int, str]) -> list[Mark]:
-    """images/a.jpg has its boxes in labels/a.txt; without such folders they are beside it. No file: no label."""
+def _marks(image: Path, classes: Mapping[int, str], home: Path) -> list[Mark]:
+    """images/a.jpg has its boxes in labels/a.txt; without such folders they are beside it. No file: no label.
+
+    home: of the data, which may itself lie in a folder called images.
+    """
+    above = len(home.parts) if image.is_relative_to(home) else 0
     parts = image.parts
-    if "images" in parts:
+    if "images" in parts[above:-1]:
         last = len(parts) - 1 - parts[::-1].index("images")
         file = Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt")
     else:

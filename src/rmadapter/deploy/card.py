@@ -31,7 +31,7 @@ for label, probability in model.predict(["cat.jpg"], top=3)[0]:
 - licence of the weights: {licence}; of predict.py: MIT
 - input `pixels`: float32 [batch, 3, {size}, {size}], made as preprocess.json says; output `probabilities`: \
 [batch, {classes}], in the order of labels.json{features}
-- {file} has the SHA-256 {sha256}; SHA256SUMS has those of the other files, too
+- {file} has the SHA-256 {sha256}; it stands in SHA256SUMS, beside those of what else is loaded
 
 ## What it is worth
 

@@ -148,7 +148,7 @@ def check_labels(method: Any, images: ImageSet) -> None:
         from rmadapter.data.imageset import CROPS
 
         raise UserError(
-            f"{getattr(method, 'title', AUTO)} learns one label an image, and here images have several: --method "
+            f"{getattr(method, 'title', AUTO)} learns one label per image, and here images have several: --method "
             f"{', '.join(SEVERAL)} can{CROPS}"
         )
 

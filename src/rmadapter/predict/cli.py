@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -165,9 +166,10 @@ def write_answers(
     progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Answer what has no row yet; the counts of all rows. asker: an `Asker`, or what has its `ask`."""
+    from rmadapter.locks import alone
     from rmadapter.predict.outfile import only_writer
 
-    with only_writer(file.path):
+    with only_writer(file.path), alone(sorter.root) if sorter else nullcontext():
         file.open()
         todo = file.missing(images)
         if sorter:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import anyio
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -85,6 +86,11 @@ async def metrics(request: Request) -> Response:
     return Response(_service(request).counters.text(), media_type="text/plain; version=0.0.4")
 
 
+@router.get("/docs", include_in_schema=False)
+async def documentation() -> HTMLResponse:
+    return get_swagger_ui_html(openapi_url="openapi.json", title="rmadapter")  # relative: a proxy may add a prefix
+
+
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> HTMLResponse:
     return status_page(_service(request))
@@ -141,8 +147,11 @@ def create_app(
 ) -> FastAPI:
     """key: that requests must show. cors: origins whose web pages may ask. lifespan: what runs beside it."""
     about = "Image classifiers that rmadapter fitted."
-    version = metadata.version("rmadapter")
-    app = FastAPI(title="rmadapter", description=about, version=version, redoc_url=None, lifespan=lifespan)
+    version, here = metadata.version("rmadapter"), [{"url": "./"}]
+    app = FastAPI(
+        title="rmadapter", description=about, version=version, servers=here, docs_url=None, redoc_url=None,
+        lifespan=lifespan,
+    )  # fmt: skip
     app.state.service = service
     app.include_router(router)
     app.add_exception_handler(HTTPException, _refused)
