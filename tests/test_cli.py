@@ -91,12 +91,15 @@ print([name for name in heavy if name in sys.modules], file=sys.stderr)
     assert "predict" in done.stdout
 
 
-def test_wrong_usage_exits_with_2(rmadapter: Command) -> None:
-    for words in ([], ["fitt"], ["fit", "data"], ["predict", "run", "a.png", "--top", "0"], ["params", "--rank", "3"]):
-        code, _, err = rmadapter(*words)
-        assert code == 2
-        assert "Traceback" not in err
-    assert "--out" in rmadapter("fit", "data").err  # says what is missing
+def test_wrong_usage_is_one_line(rmadapter: Command) -> None:
+    refused(rmadapter("fitt"), "no such command 'fitt'", "(`rmadapter -h` lists arguments and options)")
+    refused(rmadapter("fit", "data"), "missing option '--out' (`rmadapter fit -h`")
+    refused(rmadapter("fit", "data", "--out"), "'--out' requires an argument")
+    refused(rmadapter("predict", "run", "a.png", "--top", "0"), "invalid value for '--top'")
+    refused(rmadapter("params", "--rank\x1b[2J", "3"), "no such option")
+    refused(rmadapter("fit", "data", "--out", "run", "--minutes", "3"), "--minutes limits the choice of --method auto")
+    code, _, err = rmadapter()
+    assert (code, "Traceback" in err) == (2, False)
 
 
 # ---- what is refused ----

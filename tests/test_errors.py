@@ -3,12 +3,23 @@ from __future__ import annotations
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rmadapter.errors import UserError, first_fault, is_text, nearest, quoted
+from rmadapter.errors import UserError, first_fault, is_text, mistake, nearest, quoted
 
 
 def test_user_error_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="say so"):
         raise UserError("say so")
+
+
+def test_a_mistake_is_a_line_and_a_bug_stays_one() -> None:
+    class Usage(Exception):
+        def format_message(self) -> str:
+            return "Missing option\n'--out'."
+
+    assert mistake(UserError("two\n  lines")) == "two lines"
+    assert mistake(Usage()) == "missing option '--out' (`rmadapter -h` lists arguments and options)"
+    with pytest.raises(ZeroDivisionError):
+        mistake(ZeroDivisionError())
 
 
 def test_nearest_names_the_word_that_was_meant_or_all() -> None:

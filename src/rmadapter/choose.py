@@ -76,6 +76,8 @@ def requested(
     values |= parse_overrides(sets or [])
     if auto and (method or name) == AUTO:
         return asked(values, effort, data)
+    if flags.get("minutes") is not None:
+        raise UserError("--minutes limits the choice of --method auto; without that, --effort says how long it trains")
     return request.Request.make(values, method or name or DEFAULT, effort, data)
 
 

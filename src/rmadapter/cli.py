@@ -42,7 +42,7 @@ from rmadapter.deploy import cli as deploy_cli
 from rmadapter.deploy.app import cli as app_cli
 from rmadapter.deploy.serve import cli as serve_cli
 from rmadapter.epilogs import register
-from rmadapter.errors import UserError
+from rmadapter.errors import mistake
 from rmadapter.explain import cli as explain_cli
 from rmadapter.predict import cli as predict_cli
 from rmadapter.remote import run_folder
@@ -68,13 +68,15 @@ Backbones = Annotated[
 
 
 def main() -> None:
-    """Run the command line; a UserError becomes one line on stderr and exit code 2."""
+    """Run the command line; a user's mistake becomes one line on stderr and exit code 2."""
     with streams(sys.argv[1:]), stoppable():
         try:
-            app(prog_name="rmadapter")
-        except UserError as error:
-            world.tell(plain(" ".join(str(error).split())))
-            sys.exit(2)
+            code = app(prog_name="rmadapter", standalone_mode=False)  # else Typer tells mistakes in a box
+        except Exception as error:
+            if text := mistake(error):
+                world.tell(plain(text))
+            code = 2
+        sys.exit(code)
 
 
 def _version(wanted: bool) -> None:

@@ -17,6 +17,18 @@ class UserError(ValueError):
     """
 
 
+def mistake(error: Exception) -> str:
+    """What the user did wrong, for one line on stderr: of a UserError, or of the command line's own, "" where its help
+    has been printed. Raises the error again where it is a bug."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if not hasattr(error, "format_message"):  # Typer's, whose class is click's or its own by its version
+        raise error
+    path = getattr(getattr(error, "ctx", None), "command_path", "rmadapter")
+    text = " ".join(str(error.format_message()).split()).rstrip(".")
+    return f"{text[0].lower()}{text[1:]} (`{path} -h` lists arguments and options)" if text else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'rank'?` when a known word is close to `word`, else `; known are ...`, of many the first ones."""
     words = sorted(known)
