@@ -54,7 +54,8 @@ def test_what_the_page_says_of_the_choice() -> None:
     assert len(nine) == 9
     both, plain = points["linear-probe-pair"], points["linear-probe"]
     assert (
-        f"taking both probes ({both:.2f}) no difference is shown, nor from the plain linear probe ({plain:.2f})" in TEXT
+        f"No difference is shown from always taking both probes ({both:.2f}), "
+        f"nor from the plain linear probe ({plain:.2f})" in TEXT
     )
 
     first = {task: preferred(CHEAP, task[1])[0] for task in FOUND}
@@ -67,7 +68,7 @@ def test_what_the_page_says_of_the_choice() -> None:
     worst = max(lost, key=lambda task: lost[task])
     assert worst[1] == 2
     two = fmean(auto.regrets(FOUND, 2)[auto.AUTO].values())
-    assert f"There, most is lost: {two:.1f} points, up to {lost[worst]:.1f}." in TEXT
+    assert f"The most is lost there: {two:.1f} points, up to {lost[worst]:.1f}." in TEXT
 
 
 def test_what_the_page_says_of_choosing_and_of_rmadapter() -> None:

@@ -28,14 +28,14 @@ def test_every_set_has_as_many_images_once() -> None:
     counts = Counter(line["data"] for line in LINES)
     assert sorted(counts) == sorted(explain_study.SETS)
     [count] = set(counts.values())
-    assert f"asks it about {count} test images a set" in TEXT
+    assert f"asks it about {count} test images per set" in TEXT
     assert len({line["backbone"] for line in LINES}) == 1
 
 
 def test_the_table_is_that_of_the_lines() -> None:
     assert explain_study.tables(LINES) in PAGE
     assert f"with {' and '.join(f'{100 * share:.0f} %' for share in explain_study.SHARES)} of the patches" in TEXT
-    assert f"to {['', '', '', '', 'four'][explain_study.SHOTS]} images a class" in TEXT
+    assert f"to {['', '', '', '', 'four'][explain_study.SHOTS]} images per class" in TEXT
 
 
 def test_a_map_is_shown_if_it_is_better_than_random_and_then_the_best_of_them() -> None:

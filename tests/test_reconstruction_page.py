@@ -76,9 +76,9 @@ def test_the_verdicts_that_the_page_tells() -> None:
 
 def test_the_figures_in_its_sentences() -> None:
     mean, low, high = ends(16, ("reconstruction", "neither"), "hm")
-    assert f"it changes HM by {mean:+.1f} ({low:.1f} to {high:+.1f})" in TEXT
+    assert f"it changes HM by {mean:+.1f} ({low:.1f} to {high:+.1f}) without the constraint" in TEXT
     mean, low, high = ends(16, ("both", "constraint"), "hm")
-    assert f"beside it by {mean:+.1f} ({low:.1f} to {high:+.1f})" in TEXT
+    assert f"and by {mean:+.1f} ({low:.1f} to {high:+.1f}) with it" in TEXT
     each = [ends(4, pair, "hm") for pair in PAIRS[:2]]
     told = [f"{mean:+.1f} ({low:.1f} to {high:+.1f})" for mean, low, high in each]
     assert f"at 4 shots by {told[0]} and {told[1]}." in TEXT

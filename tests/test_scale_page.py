@@ -77,7 +77,8 @@ def test_many_classes() -> None:
     points = {point["classes"]: point for point in measured("scaling")["classes"]["points"]}
     growth = [(points[1000][f"lean_{what}"] - points[100][f"lean_{what}"]) / 900 for what in ("peak_mb", "seconds")]
     told = (
-        f"{growth[0]:.1f} MB and {1000 * growth[1]:.1f} ms a class (ViT-B/16): 1e5 would want {growth[0] * 100:.0f} GB"
+        f"{growth[0]:.1f} MB and {1000 * growth[1]:.1f} ms per class (ViT-B/16): "
+        f"1e5 would need {growth[0] * 100:.0f} GB"
     )
     assert told in re.sub(r"\s+", " ", PAGE)
     assert 3.5 < growth[1] * CLASSES / 60 < 4.5
@@ -96,7 +97,7 @@ def test_what_ray_costs_is_what_was_measured() -> None:
     text = " ".join((DOCS / "ray.md").read_text(encoding="utf-8").split())
     rows = measured("ray_predict")["rows"]
     local, one, two = (1000 * row["seconds"] for row in rows)
-    assert f"takes {local:.1f} ms an image" in text
+    assert f"takes {local:.1f} ms per image" in text
     assert f"both {one:.1f} ({local / one:.0%} of the local rate)".replace("%", " %") in text
     assert f"one each {two:.1f} ({local / two:.0%})".replace("%", " %") in text
     starts = [round(row["start"]) for row in rows]

@@ -61,12 +61,12 @@ def test_why_typicality_comes_first() -> None:
     )
     assert max(suggest.ahead(LINES, sets, "next", "coverage")) < 0  # "behind on all five sets"
     shares = (suggest.classes(LINES, rule)[0] for rule in ("typicality", "random"))
-    assert "{:.0f} % of the classes with one image a class, random {:.0f} %".format(*shares) in TEXT
+    assert "{:.0f} % of the classes with one image per class, random {:.0f} %".format(*shares) in TEXT
 
 
 def test_the_design_is_that_of_the_tool() -> None:
-    assert f"at most {suggest.POOL} images a class of a set's train split" in TEXT
-    assert f"at most {suggest.TEST} images a class" in TEXT
+    assert f"at most {suggest.POOL} images per class of a set's train split" in TEXT
+    assert f"at most {suggest.TEST} images per class" in TEXT
     assert f"trained for {suggest.METHOD.recipe.epochs} steps" in TEXT
     assert f"chosen on {' and '.join(suggest.CHOOSE)}" in TEXT
     assert f"reported on {', '.join(suggest.REPORT)}" in TEXT

@@ -30,7 +30,7 @@ def test_every_line_is_there_once_and_of_one_backbone() -> None:
     assert len({line["backbone"] for line in LINES}) == len({tuple(line["scores"]) for line in LINES}) == 1
     assert {line["versions"]["cleanlab"] for line in LINES} == set(re.findall(r"\*\*cleanlab\*\* ([\d.]+)", TEXT))
     sizes = {line["images"] + line["left_out"] for line in LINES}
-    assert f"{min(sizes)} to {max(sizes)} images a set" in TEXT
+    assert f"{min(sizes)} to {max(sizes)} images per set" in TEXT
 
 
 def test_the_tables_are_those_of_the_lines() -> None:

@@ -29,9 +29,9 @@ def test_every_pair_is_there_once_and_of_one_backbone() -> None:
     runs = [(line["data"], line["seed"]) for line in LINES if not line["far"]]
     there, missing = (
         {data for data, _ in runs},
-        re.findall(r"Nothing was fitted to (.+?), for want of time", " ".join(page().split())),
+        re.findall(r"Nothing was fitted to (.+?), for lack of time", " ".join(page().split())),
     )
-    assert there == {*unfamiliar.CHOOSE, *REPORT} - {data for names in missing for data in names.split(", ")}
+    assert there == {*unfamiliar.CHOOSE, *REPORT} - {data for names in missing for data in names.split(" or ")}
     assert sorted((line["data"], line["seed"], line["far"]) for line in LINES) == sorted(
         (data, seed, far) for data, seed in runs for far in ("", *unfamiliar.far_of(data))
     )

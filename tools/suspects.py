@@ -3,8 +3,8 @@
     python tools/suspects.py --root DATA --out docs/results/suspects.jsonl
     python tools/suspects.py --out docs/results/suspects.jsonl --tables
 
-A share of the training labels of a set is flipped, at random or to the class that the untouched image is most often
-mistaken for, and every rule ranks the images; a line is one set, kind, share and seed, with average precision and
+A share of the training labels of a set is flipped, at random or to the class that a probe of the true labels mistakes
+it for most, and every rule ranks the images; a line is one set, kind, share and seed, with average precision and
 precision at k of each rule, where k is the number of flips. The rule is chosen on CHOOSE and reported on REPORT. With
 cleanlab installed (which the package does not need), its own results on the same probabilities stand beside. Finished
 lines are kept: start it again to go on.
