@@ -12,13 +12,13 @@ from rmadapter.errors import UserError
 
 
 def test_without_a_text_encoder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="knows no other classes; `rmadapter export RUN --text` makes one"):
+    with pytest.raises(UserError, match="takes no other classes; `rmadapter export RUN --text` makes one"):
         Naming(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("label", "said"),
-    [("Night-Sky", "is there already"), ("_", "give it one name"), ("crane | tall bird", "give it one name")],
+    [("Night-Sky", "already exists"), ("_", "give one name"), ("crane | tall bird", "give one name")],
 )
 def test_names_that_are_refused(label: str, said: str) -> None:
     naming, labels = Naming.__new__(Naming), ["night_sky", "red"]

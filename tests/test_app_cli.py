@@ -48,7 +48,7 @@ def test_where_it_listens(rmadapter: Command, served: list[str]) -> None:
 
 @needs_extra
 def test_a_warning_where_others_come_in(rmadapter: Command, served: list[str]) -> None:
-    assert "anybody who reaches http://0.0.0.0:" in rmadapter("app", "--host", "0.0.0.0", "--port", 0).err
+    assert "anyone who reaches http://0.0.0.0:" in rmadapter("app", "--host", "0.0.0.0", "--port", 0).err
     assert rmadapter("app", "--host", "localhost", "--port", 0).err == ""
     assert " or anna.example can use" in rmadapter("app", "--port", 0, "--allow-host", "anna.example").err
 
@@ -57,9 +57,9 @@ def test_a_warning_where_others_come_in(rmadapter: Command, served: list[str]) -
 def test_mistakes(rmadapter: Command, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(rmadapter("app", "--port", port), f"--port {port}: cannot be listened on", "choose another")
-    refused(rmadapter("app", "--host", "no.such.host.example", "--port", 0), "cannot be listened on")
-    refused(rmadapter("app", "--runs", tmp_path / "gone"), "gone: no folder of runs")
+        refused(rmadapter("app", "--port", port), f"--port {port}: cannot listen there", "choose another")
+    refused(rmadapter("app", "--host", "no.such.host.example", "--port", 0), "cannot listen there")
+    refused(rmadapter("app", "--runs", tmp_path / "gone"), "gone: not a folder of runs")
     refused(rmadapter("app", "--port", 0, "--backbone", "pokket"), "'pokket'")
 
 
@@ -77,7 +77,7 @@ def test_what_is_no_site(rmadapter: Command, word: str) -> None:
 
 def test_the_extra_is_named(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "NEEDS", ("no_such_module",))
-    refused(rmadapter("app"), "app needs no_such_module; `pip install 'rmadapter[app]'` brings what is missing")
+    refused(rmadapter("app"), "app needs no_such_module; run `pip install 'rmadapter[app]'`")
 
 
 def test_what_others_can_reach() -> None:

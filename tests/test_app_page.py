@@ -127,9 +127,9 @@ def test_from_the_first_click_to_a_model_that_answers(
 ) -> None:
     images = {label.replace(",", ""): files for label, files in images.items()}
     said = bring(page, images)
-    assert "break_it_in_two.jpg: not an image of a kind that is read here" in said
+    assert "break_it_in_two.jpg: not an image in a supported format" in said
     train(page, "linear-probe-pair")
-    assert "are right instead of" in page.until("document.getElementById('verdict').textContent")
+    assert "are right, compared with" in page.until("document.getElementById('verdict').textContent")
     assert page.script("document.querySelectorAll('#rates tbody tr').length") >= 2
     assert "cross-validation" in page.script("document.getElementById('how').textContent")
     choose(page, "#files", str(colors / "test/red/0.png"), images["red"][-1])
@@ -191,14 +191,14 @@ def test_names_alone_by_keys(page: Tab, colors: Path) -> None:
     page.press("Enter")
     page.until(f"{told('train')}.startsWith('The classifier is ready') && !document.getElementById('more').hidden")
     write(page, "further", "night sky")
-    page.until("document.getElementById('known').textContent.startsWith('What it knows (3)')")
+    page.until("document.getElementById('known').textContent.startsWith('Classes it knows (3)')")
     choose(page, "#files", str(colors / "test/red/0.png"))
     assert page.until(f"{told('try')}.startsWith('0.png: ')")
     heard = page.heard()
     assert {
         ("heading", "4. Try it"),
         ("list", "Classes"),
-        ("textbox", "Names of classes, with commas between them"),
+        ("textbox", "Class names, separated by commas"),
     } <= {*heard}
     assert sum(role == "status" for role, _ in heard) == 6
     page.press("Tab")
@@ -230,7 +230,7 @@ def test_stopping_opening_and_mistakes(page: Tab, images: dict[str, list[str]]) 
     click(page, "#go")
     page.until("!document.getElementById('work').hidden && document.getElementById('go').disabled")
     click(page, "#stop")
-    page.until(f"{told('train')} === 'Training was stopped; everything is as it was before.'")
+    page.until(f"{told('train')} === 'Training was stopped; nothing has changed.'")
     assert page.script("document.getElementById('judge').hidden && !document.getElementById('go').disabled")
     click(page, "#open button")
     page.until(f"{told('images')} === 'colours is open.' && !document.getElementById('judge').hidden")

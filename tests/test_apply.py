@@ -100,17 +100,17 @@ IMAGE = "train/blue/0.png"
 WRONG = [
     (
         [(IMAGE, "blue", "red", "delete")],
-        "d.csv, line 2: decision 'delete': write keep, drop, relabel or",
+        "d.csv, line 2: unknown decision 'delete': write keep, drop, relabel or",
     ),
     ([(IMAGE, "blue", "red", "drop:red")], "decision 'drop:red'"),
-    ([(IMAGE, "blue", "", "relabel")], "nothing is suggested there"),
-    ([(IMAGE, "blue", "red", "relabel:rod")], "'rod' is no class of the data; did you mean 'red'"),
-    ([("train/blue/9.png", "blue", "", "drop")], "'train/blue/9.png' is no training image of"),
-    ([("test/blue/0.png", "blue", "", "drop")], "'test/blue/0.png' is no training image of"),
+    ([(IMAGE, "blue", "", "relabel")], "no label is suggested here"),
+    ([(IMAGE, "blue", "red", "relabel:rod")], "'rod' is not a class of the data; did you mean 'red'"),
+    ([("train/blue/9.png", "blue", "", "drop")], "'train/blue/9.png' is not a training image of"),
+    ([("test/blue/0.png", "blue", "", "drop")], "'test/blue/0.png' is not a training image of"),
     ([(IMAGE, "red", "", "drop")], "with the label 'red'"),
     (
         [(IMAGE, "blue", "", "drop"), (IMAGE, "blue", "", "keep")],
-        "line 3: 'train/blue/0.png' was decided otherwise",
+        "line 3: 'train/blue/0.png' has a different decision",
     ),
 ]
 
@@ -127,12 +127,12 @@ def test_a_mistake_writes_nothing(data: Path, tmp_path: Path, rows: list[tuple[s
 def test_places_that_are_refused(data: Path, tmp_path: Path) -> None:
     chosen = decisions(tmp_path / "d.csv", (IMAGE, "blue", "", "drop"))
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="there: is there already"):
+    with pytest.raises(UserError, match="there: already exists"):
         apply_decisions(data, chosen, tmp_path / "there")
     with pytest.raises(UserError, match="lies in"):
         apply_decisions(data, chosen, data / "train/clean")
     (data / "list.csv").write_text("path,label\ntrain/blue/0.png,blue\ntrain/red/0.png,red\n")
-    with pytest.raises(UserError, match=r"no folder of class folders, so write a name that ends in \.csv"):
+    with pytest.raises(UserError, match=r"not a folder of class folders; give a name that ends in \.csv"):
         apply_decisions(data / "list.csv", chosen, tmp_path / "clean")
     without = decisions(tmp_path / "w.csv", (IMAGE, "blue"), columns="image,given")
     with pytest.raises(UserError, match="is called decision"):
@@ -189,7 +189,7 @@ def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(data: Path, tm
     found = read_images(tmp_path / "lists/a.csv", progress=False, outside=True)
     assert found["all"].classes == names
     (tmp_path / "lists/classnames.json").write_text('{"red": "crimson"}')
-    with pytest.raises(UserError, match="holds other names than those of this data; write the list to another folder"):
+    with pytest.raises(UserError, match="holds different names from this data's; write the list to another folder"):
         apply_decisions(photo / "train/list.csv", chosen, tmp_path / "lists/b.csv")
     assert not (tmp_path / "lists/b.csv").exists()
 
@@ -200,7 +200,7 @@ def test_groups_go_with_the_copy(colors: Path, tmp_path: Path) -> None:
     rows = [f"{label}/{n}.png,{label},p{n}" for label in ("blue", "red") for n in (0, 1)]
     (home / "metadata.csv").write_text("\n".join(["file_name,label,group", *rows]))
     chosen = decisions(tmp_path / "d.csv", ("red/0.png", "drop"), columns="image,decision")
-    with pytest.raises(UserError, match=r"the data has groups, or is no folder of class folders"):
+    with pytest.raises(UserError, match=r"the data has groups or is not a folder of class folders"):
         apply_decisions(home, chosen, tmp_path / "clean")
     apply_decisions(home, chosen, tmp_path / "clean.csv")
     assert read_images(tmp_path / "clean.csv", progress=False, outside=True)["all"].groups == ("p0", "p1", "p1")

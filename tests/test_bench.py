@@ -89,9 +89,9 @@ def test_a_worker_that_dies_in_a_run_loses_nothing(
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"backbone": "0" * 64}, "has other weights"),
-        ({"data": {"colors0": ("0", "1")}}, "its colors0 holds other images"),
-        ({"version": "0.0"}, "and 0.0 is asked for"),
+        ({"backbone": "0" * 64}, "has different weights"),
+        ({"data": {"colors0": ("0", "1")}}, "its colors0 holds different images"),
+        ({"version": "0.0"}, "but needs 0.0"),
     ],
 )
 def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
@@ -110,7 +110,7 @@ def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
         changed.ready() or changed.do(job)
     missing = Worker(replace(plan, root=tmp_path), {}, expected, Path.cwd(), 1)
     missing.ready()
-    with pytest.raises(UserError, match=r"^node [0-9.]+: .*every node needs data and backbone by the same path"):
+    with pytest.raises(UserError, match=r"^node [0-9.]+: .*every node needs data and backbone at the same path"):
         missing.do(job)
 
 

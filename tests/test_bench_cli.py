@@ -118,7 +118,7 @@ def test_a_part_may_be_without_a_method_that_settings_name(rmadapter: Command, w
     assert (code, json.loads(out)) == (0, [])
     code, _, err = rmadapter(*given, "--shard", "2/2", "--set", "mma.rank=4")
     assert code == 2
-    assert "--set mma.*: no run is of the method 'mma'" in err
+    assert "--set mma.*: no run uses the method 'mma'" in err
 
 
 def test_two_methods_of_one_title_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,15 +175,15 @@ def test_a_failed_run_is_told_in_one_sentence_and_2(rmadapter: Command, words: l
     ("more", "complaint"),
     [
         (["--methods", "rmadaptor"], "did you mean 'rmadapter'"),
-        (["--seeds", "one"], "--seeds one: write whole numbers, as 1,2,3"),
+        (["--seeds", "one"], "--seeds one: write whole numbers, such as 1,2,3"),
         (["--set", "rank=4"], "write METHOD.rank"),
         (["--set", "rmadapter.rnak=4"], "did you mean 'rank'"),
-        (["--set", "coop.epochs=4"], "no run is of the method 'coop'"),
+        (["--set", "coop.epochs=4"], "no run uses the method 'coop'"),
         (["--templates", "a photo"], "needs exactly one {}"),
         (["--set", "shots=3"], "write METHOD.shots"),
         (["--datasets", "colours"], "colours"),
         (["--backbone", "pokket"], "'pokket'"),
-        (["--shard", "3/2"], "write the number of the part and how many there are, as 1/8, or auto"),
+        (["--shard", "3/2"], "write the part and the number of parts, such as 1/8, or auto"),
         (["--jobs-per-gpu", "2"], "--jobs-per-gpu: there is no GPU to share"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_damaged_record_is_none(job: Job, tmp_path: Path) -> None:
 def test_a_record_of_another_version_is_not_written_over(job: Job, tmp_path: Path) -> None:
     path = write(tmp_path, job, "finished")
     path.write_text('{"protocol": "base-to-novel", "metrics": {"base": 1}}')
-    with pytest.raises(UserError, match=r"no record of this version: choose another --out"):
+    with pytest.raises(UserError, match=r"not a run record of this version: choose another --out"):
         Board(Plan((job,), tmp_path)).check()
 
 
@@ -85,7 +85,7 @@ def test_an_answer_of_other_settings_is_refused(job: Job, tmp_path: Path) -> Non
         (job, {"crops": True}, "--crops"),
     ):
         board = Board(Plan((jobs,), tmp_path, **words))  # type: ignore[arg-type]
-        with pytest.raises(UserError, match=f"{path} is a run with another {named}: choose another --out"):
+        with pytest.raises(UserError, match=f"{path} was run with a different value of {named}: choose another --out"):
             board.check()
         write(tmp_path, job, "failed")  # what has no answer may be done otherwise
         board.check()

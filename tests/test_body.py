@@ -63,9 +63,9 @@ def test_what_is_refused() -> None:
         assert 'send files as multipart/form-data under "files"' in told
     assert refusal(b'{"images": ["a", "%%%"]}') == (400, "images[0]: not base64")
     assert refusal(b'{"images": ["\\u00e9"]}') == (400, "images[0]: not base64")
-    assert refusal(b'{"images": []}')[1].startswith("no image came")
-    assert refusal(*multipart([("a", b"1")], field="image"))[1].startswith("no image came")
-    assert refusal(*multipart([("a", b"1")] * 4)) == (400, "4 images, and a request may have 3: send several")
+    assert refusal(b'{"images": []}')[1].startswith("no images received")
+    assert refusal(*multipart([("a", b"1")], field="image"))[1].startswith("no images received")
+    assert refusal(*multipart([("a", b"1")] * 4)) == (400, "4 images, but a request may have only 3: send several")
     assert refusal(*multipart([("a", b"1")] * 9))[0] == 400
     assert refusal(b"nothing", "multipart/form-data; boundary=edge")[0] == 400
     assert refusal(b"nothing", "multipart/form-data")[0] == 400

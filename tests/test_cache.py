@@ -283,7 +283,7 @@ def test_without_a_number_of_views_every_epoch_has_its_own(tiny_clip: Backbone) 
     epochs = [whole(source, epoch).features for epoch in (0, 1, 2, 0)]
     assert all(not torch.allclose(epochs[0], other, atol=1e-3) for other in epochs[1:3])
     assert torch.equal(epochs[0], epochs[3])
-    with pytest.raises(UserError, match="give their number, as --set views=8"):
+    with pytest.raises(UserError, match="set their number, as in --set views=8"):
         cache.features(IMAGES, augmented=True)
 
 

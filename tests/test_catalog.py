@@ -106,7 +106,7 @@ def test_other_data_and_domains(tmp_path: Path) -> None:
     assert domains(tmp_path / "pacs") == ["art_painting", "photo", "sketch"]
     assert domains(tmp_path / "mine") == domains(tmp_path) == domains(tmp_path / "nothing") == []
     assert load_dataset("pacs/photo", tmp_path)["train"].classes == ("dog", "guitar")
-    with pytest.raises(UserError, match="domains art_painting, photo, sketch; give one, such as pacs/art_painting"):
+    with pytest.raises(UserError, match="domains art_painting, photo, sketch; choose one, such as pacs/art_painting"):
         load_dataset("pacs", tmp_path)
     (tmp_path / "own.csv").write_text("path,label\nmine/train/zebra/0.png,zebra\nmine/train/zebra/1.png,horse\n")
     assert load_dataset("own.csv", tmp_path)["all"].classes == ("horse", "zebra")
@@ -176,7 +176,7 @@ def test_complete_partial_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = check(dataset, tmp_path)
     assert (found.status, found.counts) == ("partial", {"train": 25, "val": 10, "test": 15})
     assert found.how == f"put {dataset.split_url} into {home}"
-    assert found.missing == ("split_zhou_Caltech101.json, so that splits are not those of published results",)
+    assert found.missing == ("split_zhou_Caltech101.json, so the splits are not those of published results",)
 
     archives.write_json(home / dataset.split, table_of(dataset, home))
     found = check(dataset, tmp_path)

@@ -185,7 +185,7 @@ def test_one_flipped_bit_is_refused(copy: Path, tiny_clip: Backbone) -> None:
     content = bytearray((copy / FILE).read_bytes())
     content[-5] ^= 1
     (copy / FILE).write_bytes(bytes(content))
-    refused(copy, "not the file that model.json belongs to", tiny_clip)
+    refused(copy, "does not match model.json", tiny_clip)
 
 
 def changed(folder: Path, **method: Any) -> None:
@@ -225,7 +225,7 @@ def test_a_folder_cannot_name_code_to_be_run(copy: Path, tiny_clip: Backbone, tm
 
 
 def test_another_backbone_is_refused(finished: Path, tiny_clip: Backbone, tiny_siglip: Backbone) -> None:
-    refused(finished, f"was trained on {tiny_clip.name} .+, and {tiny_siglip.name} .+ has other weights", tiny_siglip)
+    refused(finished, f"was trained on {tiny_clip.name} .+, but {tiny_siglip.name} .+ has other weights", tiny_siglip)
 
 
 def test_the_same_architecture_with_other_weights_is_refused(
@@ -237,7 +237,7 @@ def test_the_same_architecture_with_other_weights_is_refused(
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["visual.conv1.weight"][0, 0, 0, 0] += 1e-3
     save_file(weights, folder / "open_clip_model.safetensors")
-    refused(finished, "load it with the backbone that it was trained on", load_backbone(str(folder)))
+    refused(finished, "load it with the backbone it was trained on", load_backbone(str(folder)))
 
 
 def test_settings_given_go_before_those_saved(finished: Path, tiny_clip: Backbone) -> None:
@@ -289,7 +289,7 @@ def test_a_run_of_version_0_1_is_still_read(tmp_path: Path) -> None:
         ("config.yaml", b"rank: much", "rank='much'"),
         ("classes.json", b"[]", r"classes\.json: holds no class names"),
         ("classes.json", b'{"classes": [1]}', r"classes\.json: holds no class names"),
-        ("classes.json", b'{"classes": ["one"]}', r"classes\.json and run\.json are not of the same run"),
+        ("classes.json", b'{"classes": ["one"]}', r"classes\.json and run\.json are from different runs"),
         ("run.json", b"{", r"run\.json: not readable JSON"),
     ],
 )

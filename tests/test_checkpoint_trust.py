@@ -73,7 +73,7 @@ def test_another_tokenizer_or_transform_is_refused(finished: Path, tiny_clip: Ba
     assert content["tokenizer"] == tiny_clip.tokenizer_digest != ""
     for part, other in (("tokenizer", {"tokenizer_digest": "0" * 64}), ("image transform", {"mean": (0.5, 0.4, 0.31)})):
         changed: Any = replace(tiny_clip, **other)  # type: ignore[arg-type]
-        refused(finished, f"the {part} of its backbone .+ has changed since; restore that, or fit again", changed)
+        refused(finished, f"the {part} of its backbone .+ has changed since; restore it, or fit again", changed)
 
 
 def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(copy: Path, tiny_clip: Backbone) -> None:
@@ -92,14 +92,14 @@ def test_one_changed_byte_of_any_file_is_refused(copy: Path, tiny_clip: Backbone
     content = (copy / name).read_bytes()
     place = content.index(b"blue") if name == "model.json" else len(content) // 2
     (copy / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    refused(copy, rf"{name}: not the file that SHA256SUMS belongs to.+ or delete its line", tiny_clip)
+    refused(copy, rf"{name}: does not match SHA256SUMS.+ or delete its line", tiny_clip)
 
 
 def test_a_model_saved_over_a_run_does_not_take_its_record(copy: Path, tiny_clip: Backbone) -> None:
     assert drawn(copy)[:2] == (4, 1)
     save(copy, load(copy, tiny_clip).fitted, "mma", half=True)
     assert load(copy, tiny_clip).name == "mma"
-    with pytest.raises(UserError, match=r"run\.json: not among the files that SHA256SUMS names"):
+    with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
         drawn(copy)
 
 
@@ -115,4 +115,4 @@ def test_weights_that_are_no_numbers_are_refused(copy: Path, tiny_clip: Backbone
     tensors = {name: tensor.clone() for name, tensor in fitted.tensors.items()}
     tensors["text.4.down.weight"][1, 1] = number
     save(copy, replace(fitted, tensors=tensors), "rmadapter")
-    refused(copy, rf"{FILE}: 'text.4.down.weight' holds what is not a finite number; fit again", tiny_clip)
+    refused(copy, rf"{FILE}: 'text.4.down.weight' holds numbers that are not finite; fit again", tiny_clip)

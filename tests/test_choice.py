@@ -49,7 +49,7 @@ def test_the_first_that_is_to_be_had(tiny_clip: Backbone, offline: None, capsys:
     assert choice.first_of(f"ViT-B-16/openai, {tiny_clip.name}").name == tiny_clip.name
     told = capsys.readouterr().err
     assert "could not be fetched from the Hugging Face hub" in told
-    assert f"taking {tiny_clip.name} in its place" in told
+    assert f"using {tiny_clip.name} instead" in told
     assert choice.first_of(tiny_clip.name).name == tiny_clip.name
     assert capsys.readouterr().err == ""
     with pytest.raises(Unreachable):
@@ -66,7 +66,7 @@ def test_fit_says_which_and_never_changes_a_run(
     words = ["fit", colors, "--method", "zero-shot", "--shots", 2, "--set", "device=cpu", "--out", tmp_path / "run"]
     done = rmadapter(*words, "--backbone", f"ViT-B-16/openai,{tiny_clip.name}")
     assert done.code == 0
-    assert "in its place" in done.err
+    assert f"using {tiny_clip.name} instead" in done.err
     assert "a real CLIP is far better" not in done.err  # it is no pocket
     assert read_record(tmp_path / "run" / "run.json").task.backbone == tiny_clip.name
     assert rmadapter(*words, "--backbone", tiny_clip.name).code == 0  # the same run

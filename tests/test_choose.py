@@ -88,16 +88,16 @@ def test_who_is_late_or_cannot_is_left_out_and_named(
     monkeypatch.setattr(folds, "answers", some)
     choice = choose(folds, auto)
     assert choice.chosen == "zero-shot"
-    assert [row.reason for row in choice.rows] == ["", "it has a reason", "would not be done in time"]
+    assert [row.reason for row in choice.rows] == ["", "it has a reason", "would not finish in time"]
     assert choice_table(choice)[1][1] == ["linear-probe", "-", "it has a reason", ""]
-    with pytest.raises(UserError, match="no candidate can be asked; the first, linear-probe: it has a reason"):
+    with pytest.raises(UserError, match="no candidate could be judged; the first, linear-probe: it has a reason"):
         choose(folds, Auto(candidates=("linear-probe",)))
 
 
 def test_with_one_image_a_class_it_says_that_it_did_not_choose(tiny_clip: Backbone, colors: Path) -> None:
     choice = choose(*folds_of(tiny_clip, colors, shots=1))
     assert (choice.chosen, choice.rows) == (FOR_FEW, ())
-    assert "too few images a class to choose by" in told(choice)
+    assert "too few images per class to choose by" in told(choice)
 
 
 def test_both_probes_are_preferred_for_few_images_alone(tiny_clip: Backbone, colors: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_method_is_chosen_and_its_probabilities_are_calibrated(
     assert first.judgement is not None
     assert first.choice.chosen == first.method.name == "linear-probe"
     assert first.judgement.rows[-1].accuracy == pytest.approx(first.choice.rows[1].accuracy)
-    assert first.judgement.doubts[-1].startswith("linear probe was chosen on these images, too")
+    assert first.judgement.doubts[-1].startswith("linear probe was also chosen on these images")
     saved = load(tmp_path / "one", tiny_clip)
     assert saved.fitted.temperature == first.temperature != 1
     assert "Which method?" in (tmp_path / "one" / "report.html").read_text("utf-8")
@@ -212,5 +212,5 @@ def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:
     assert settings_of(found.method)["rank"] == 9
     assert requested("", None, {}, None).name == "rmadapter"
     assert requested("auto", None, {"minutes": 2}, None, auto=True).method == Auto(minutes=2)
-    with pytest.raises(UserError, match="auto chooses a method"):
+    with pytest.raises(UserError, match="auto only works with `fit`"):
         requested("auto", None, {}, None)

@@ -183,7 +183,7 @@ def test_a_training_that_fails_leaves_no_model(fitted: FewShotClassifier, colors
         (2, [0, 2], ["a", "b"], "label 2 is not one of the classes"),
         (2, [0, 0], ["a", "b"], "class 'b' has no train"),
         (2, ["a", "A"], None, "'A' and 'a' are both called"),
-        (2, [0.5, 1.5], None, "labels are class names, or whole numbers"),
+        (2, [0.5, 1.5], None, "labels must be class names, or whole numbers"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(
@@ -205,7 +205,7 @@ def test_unreadable_images_are_refused(fitted: FewShotClassifier, tmp_path: Path
     for image in (tmp_path / "broken.png", tmp_path / "none.png"):
         with pytest.raises(UserError, match=image.name):
             fitted.predict([image])
-    with pytest.raises(UserError, match="an image is a path, a PIL image or a NumPy array, not int"):
+    with pytest.raises(UserError, match="an image must be a path, a PIL image or a NumPy array, not int"):
         fitted.predict([3])
 
 
@@ -230,12 +230,12 @@ def test_new_classes_leave_the_old_answers_in_proportion(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ("zebra", "class names come as a list"),
+        ("zebra", "give class names as a list"),
         (["red"], "'red' and 'red' are both called 'red'"),
         (["RED"], "are both called 'RED'"),
         (["night sky"], "'night_sky' and 'night sky' are both called"),
         (["a", "a"], "are both called"),
-        (["_"], "leaves an empty name"),
+        (["_"], "has an empty prompt name"),
     ],
 )
 def test_class_names_that_cannot_be_told_apart_are_refused(fitted: FewShotClassifier, names: Any, words: str) -> None:
@@ -293,7 +293,7 @@ def test_any_method(tiny_clip: Backbone, colors: Path, tmp_path: Path, method: s
     again = FewShotClassifier(**loaded.get_params()).set_params(shots=2, device="cpu").fit(*files(colors, "train"))
     np.testing.assert_allclose(again.predict_proba(paths), classifier.predict_proba(paths), atol=1e-6)
     if method == "linear-probe":
-        with pytest.raises(NotApplicable, match="knows the classes it was trained on alone, not 'zebra'"):
+        with pytest.raises(NotApplicable, match="only knows the classes it was trained on, not 'zebra'"):
             loaded.add_classes(["zebra"])
         assert loaded.classes_.tolist() == NAMES  # nothing has changed
     else:

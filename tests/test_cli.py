@@ -126,13 +126,13 @@ def test_what_fit_refuses(rmadapter: Command, colors: Path, tmp_path: Path, tiny
     refused(rmadapter("fit", colors, "--classes", "old", "--out", out), "classes='old'", "'all', 'base' or 'novel'")
     refused(rmadapter("fit", colors, "--shots", "-1", "--out", out), "shots=-1")
     refused(rmadapter("fit", tmp_path / "gone", "--out", out), f"{tmp_path / 'gone'}: no such file or folder")
-    refused(rmadapter("fit", tmp_path / "file", "--out", out), "of no known format; give a folder of class folders")
+    refused(rmadapter("fit", tmp_path / "file", "--out", out), "unknown format; give a folder of class folders")
     refused(rmadapter("fit", tmp_path / "empty", "--out", out), "holds no class folders")
     refused(rmadapter("fit", tmp_path, "--out", out), f"{tmp_path / 'empty'}: no image in this folder")
     refused(rmadapter("fit", colors, *good, "--set", "first_block=5", "--out", out), "have 4 and 4 blocks")
     refused(rmadapter("fit", colors, *good, "--set", "precision=fp16", "--out", out), "precision=fp16 needs a GPU")
     refused(rmadapter("fit", colors, *good, "--set", "device=tpu9", "--out", out), "device='tpu9'")
-    refused(rmadapter("fit", colors, *good, "--out", tmp_path / "file"), f"{tmp_path / 'file'}: no folder to write")
+    refused(rmadapter("fit", colors, *good, "--out", tmp_path / "file"), f"{tmp_path / 'file'}: cannot be written to")
     assert not (out / "run.json").exists()
 
 
@@ -151,14 +151,14 @@ def test_a_bad_picture_is_refused_or_skipped(
 def test_what_eval_refuses(rmadapter: Command, finished: Path, colors: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(finished, tmp_path / "run"))
     (broken / "model.safetensors").write_bytes(b"PK\x03\x04")
-    refused(rmadapter("eval", broken, colors), "model.safetensors: not the file that model.json belongs to")
+    refused(rmadapter("eval", broken, colors), "model.safetensors: does not match model.json")
     refused(rmadapter("eval", finished, colors), "name it yourself: --backbone '")
     its = its_backbone(finished)
     refused(rmadapter("eval", finished, colors, *its, "--set", "alfa=0"), "unknown field 'alfa'; did you mean 'alpha'?")
     refused(rmadapter("eval", tmp_path, colors), "not a finished run; `rmadapter fit DATA --out")
     refused(rmadapter("eval", finished, tmp_path / "gone", *its), "gone: no such file or folder")
     plain = ["eval", finished, colors / "train", *its]
-    refused(rmadapter(*plain), "there is no test split in the data: give --split one of all, heldout")
+    refused(rmadapter(*plain), "the data has no test split: give --split one of all, heldout")
     refused(rmadapter("eval", finished, colors, *its, "--split", "val"), "give --split one of train, test, heldout")
     refused(rmadapter("eval", finished, colors, "--classes", "old"), "classes='old'")
 
@@ -171,7 +171,7 @@ def test_what_predict_refuses(
     refused(rmadapter("predict", finished, image), "name it yourself: --backbone '")
     refused(rmadapter("predict", finished, tmp_path / "bad.png", *its), "bad.png: not")
     refused(rmadapter("predict", finished, image, tmp_path / "gone.png", *its), "gone.png: not a readable image")
-    refused(rmadapter("predict", finished, finished, *its), f"{finished}: no image of a kind that is read here (")
+    refused(rmadapter("predict", finished, finished, *its), f"{finished}: no images in a supported format (")
     for names, words in (
         ("", "at least one"),
         (" , ", "at least one"),
@@ -191,7 +191,7 @@ def test_several_processes_of_one_command_are_refused(rmadapter: Command, monkey
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     for name, value in zip(names, ("0", "0", "2", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
-    refused(rmadapter("doctor"), "started in several processes: doctor runs in one")
+    refused(rmadapter("doctor"), "started in several processes, but doctor runs in one")
 
 
 def test_a_keystroke_that_stops_it_leaves_a_sentence(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,13 +231,11 @@ def test_a_keystroke_stops_it_where_an_exception_would_not(where: str) -> None:
     """Python drops what is raised in a callback, and clearing up may wait for ever."""
     done = subprocess.run([sys.executable, "-c", LOST.format(where)], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout) == (130, "")
-    assert (
-        done.stderr
-        == "rmadapter: stopped; the same command starts again, and an unfinished `fit` or `predict --out` goes on\n"
-    )
+    words = "repeat the command to start again, or to resume an unfinished `fit` or `predict --out`"
+    assert done.stderr == f"rmadapter: stopped; {words}\n"
 
 
-FULL = "rmadapter: stdout cannot be written (No space left on device): send it elsewhere\n"
+FULL = "rmadapter: cannot write to stdout (No space left on device): redirect it elsewhere\n"
 SHELL = """
 exec 3>&1
 { %s; echo $? >&3; } %s

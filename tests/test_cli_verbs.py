@@ -144,11 +144,11 @@ def test_report_of_a_run_makes_its_page_again(rmadapter: Command, finished: Path
     assert (run / "report.html").read_bytes() == before
     shown = rmadapter("report", run, "--out", tmp_path / "else")
     assert (shown.code, shown.out) == (2, "")
-    assert "a run's report is written into its folder" in shown.err
+    assert "a run's report is written into its own folder" in shown.err
     (run / "predictions.csv").unlink()
     shown = rmadapter("report", run)
     assert shown.code == 2
-    assert "predictions.csv: not there; only runs of this version have it" in shown.err
+    assert "predictions.csv: missing; only runs of this version have it" in shown.err
     assert "--out: give a folder for the report" in rmadapter("report", tmp_path).err
 
 
@@ -189,7 +189,7 @@ def test_params_of_mma_and_of_other_settings(rmadapter: Command, tiny_clip: Back
     counts = json.loads(rmadapter(*tiny, "--set", "first_block=3", "--method", "mma").out)
     one = sum(2 * width * 2 + 2 + width for width in (64, 48))  # W_down and W_up with their biases
     assert counts == {"trainable": one + 2 * 2 + 2, "inference": one + 2 * 2 + 2}
-    refused(rmadapter(*tiny, "--set", "first_block=4"), "last_block=3 lies below first_block=4")
+    refused(rmadapter(*tiny, "--set", "first_block=4"), "last_block=3 is below first_block=4")
     keys = json.loads(
         rmadapter("params", "--method", "tip-adapter-f", "--backbone", tiny_clip.name, "--classes", 5, "--json").out
     )

@@ -63,7 +63,7 @@ def test_roboflow_has_a_file_in_each_split(tmp_path: Path) -> None:
 def test_two_files_of_a_split(tmp_path: Path) -> None:
     for name in ("instances_train2014.json", "instances_train2017.json"):
         write_json(tmp_path / "annotations" / name, coco())
-    with pytest.raises(UserError, match="both of the split 'train'"):
+    with pytest.raises(UserError, match="both for the split 'train'"):
         coco_files(tmp_path)
 
 
@@ -84,15 +84,15 @@ def change(**more: Any) -> Callable[[dict[str, Any]], None]:
     [
         (change(images=None), r"not a COCO file \(TypeError"),
         (change(categories=[{"id": 17}]), r"not a COCO file \(KeyError: "),
-        (change(categories=[]), r"annotation 0 is of category 17, which"),
-        (change(images=[]), "annotation 0 is of image 500, which"),
+        (change(categories=[]), r"annotation 0 refers to category 17, which"),
+        (change(images=[]), "annotation 0 refers to image 500, which"),
         (change(annotations=[[1]]), "not a COCO file"),
         (lambda value: value["images"].append(dict(value["images"][0])), "two images have the id 500"),
         (lambda value: value["images"][0].update(file_name="../x.png"), r"image 500: '../x.png' lies outside"),
         (lambda value: value["images"][0].update(file_name="/x.png"), "lies outside"),
         (lambda value: value["images"][0].update(file_name="http://x/y.png"), "is a web address"),
         (lambda value: value["images"][0].update(file_name="a\0.png"), "image 500: the path holds a NUL"),
-        (lambda value: value["annotations"][0].update(bbox=5), r"annotation 0: bbox 5 is no list of four numbers"),
+        (lambda value: value["annotations"][0].update(bbox=5), r"annotation 0: bbox 5 is not a list of four numbers"),
         (lambda value: value["images"][0].update(id=[]), "not a COCO file"),
     ],
 )

@@ -49,8 +49,8 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
         ("path,label\n", {"group": "patient"}, r"\(path, label\) is called 'patient'$"),
         ("path,label\n", {"label": "Label"}, "is called 'Label'$"),
         ("path,label\n", {"labels": "x"}, "unknown kind 'labels'; did you mean 'label'"),
-        ("path,label\n", {}, "has no rows below its first line"),
-        ("", {}, "its first line is empty"),
+        ("path,label\n", {}, "has no rows after the first line"),
+        ("", {}, "the first line is empty"),
         ('path,label\n"a,b\n', {}, "not a readable CSV file"),
     ],
 )
@@ -85,7 +85,7 @@ def test_parquet(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"t\.parquet: parquet needs pyarrow; `pip install pyarrow`"):
+    with pytest.raises(UserError, match=r"t\.parquet: reading parquet needs pyarrow; `pip install pyarrow`"):
         list(read_rows(tmp_path / "t.parquet", ["image"]))
 
 
@@ -118,7 +118,7 @@ def test_any_line_of_json_may_bring_a_column(tmp_path: Path) -> None:
     ("text", "hint"),
     [
         ("path,label\n1.png,cat\n2.png,cat, tabby\n", "line 3: more cells than columns"),
-        ("path,label,label\n1.png,cat,dog\n", "two of its columns are called 'label': rename one"),
+        ("path,label,label\n1.png,cat,dog\n", "two columns are called 'label': rename one"),
     ],
 )
 def test_no_cell_is_lost_in_silence(tmp_path: Path, text: str, hint: str) -> None:

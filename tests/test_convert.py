@@ -114,7 +114,7 @@ def test_torchscript_gives_its_tensors_and_its_activation(quick: bool, tmp_path:
     model = plain(right)
     example = (torch.zeros(1, 3, 32, 32), torch.zeros(1, 16, dtype=torch.long))
     torch.jit.trace(Both(model), example, check_trace=False).save(str(tmp_path / "jit.pt"))
-    with pytest.raises(UserError, match=f"another one than that of {wrong}; give '{right}'"):
+    with pytest.raises(UserError, match=f"is not that of {wrong}; use '{right}'"):
         convert(tmp_path / "jit.pt", wrong, tmp_path / "out")
     assert convert(tmp_path / "jit.pt", right, tmp_path / "out")["scripted"]
     found = load_backbone(str(tmp_path / "out")).model.state_dict()
@@ -157,11 +157,11 @@ def test_what_is_asked_for_is_checked_before_the_file_is_opened(state: State, tm
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
     for told, words in {
-        "nothing is to be converted; take it as it is: --backbone": (tmp_path / "a.safetensors", NAME, out, ""),
+        "needs no conversion; use it as it is: --backbone": (tmp_path / "a.safetensors", NAME, out, ""),
         "no.pt: not a checkpoint": (tmp_path / "no.pt", NAME, out, ""),
-        "no pickled checkpoint by its name": (__file__, NAME, out, ""),
-        "is there already": (file, NAME, tmp_path / "full", ""),
-        "not abc; it is another file, and was not opened": (file, NAME, out, "abc"),
+        "not named like a pickled checkpoint": (__file__, NAME, out, ""),
+        "already exists": (file, NAME, tmp_path / "full", ""),
+        "not abc; it is a different file and was not opened": (file, NAME, out, "abc"),
         "open_clip has no architecture 'ViT-X'": (file, "ViT-X", out, ""),
         "weights.pt/out: cannot be written": (file, NAME, file / "out", ""),
     }.items():
@@ -190,7 +190,7 @@ def test_the_verb(rmadapter: Command, state: State, tmp_path: Path) -> None:
     done = rmadapter("convert", file, "--architecture", NAME, "--out", out)
     assert done.code == 0
     assert done.out.startswith(f"{out} is ready: --backbone {out}; ")
-    assert "left out, as no weights: step" in done.err
-    refused(rmadapter("convert", file, "--architecture", NAME, "--out", out), "is there already")
+    assert "left out, not weights: step" in done.err
+    refused(rmadapter("convert", file, "--architecture", NAME, "--out", out), "already exists")
     found = json.loads(rmadapter("convert", file, "--architecture", NAME, "--out", tmp_path / "b", "--json").out)
     assert found["digest"] == load_backbone(str(out)).digest

@@ -131,7 +131,7 @@ def test_a_method_that_cannot_be_tried_is_noted(
 def test_what_a_bench_would_refuse_is_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     images = Path(shutil.copytree(colors / "train", tmp_path / "all"))
     one = plan(images, tmp_path / "out", tiny_clip, methods=["zero-shot"], seeds=[1], shots=[6])
-    with pytest.raises(UserError, match="no test split, and no train image is left over: draw fewer shots"):
+    with pytest.raises(UserError, match="no test split, and no training image is left over: draw fewer shots"):
         cost(one, progress=False)
 
 

@@ -28,14 +28,14 @@ def test_a_table_or_json(rmadapter: Command, finished: Path, colors: Path, tmp_p
     assert facts == json.loads((tmp_path / "b/export.json").read_text())
     assert facts["command"].startswith("rmadapter export ")
     assert facts["bytes"] < (tmp_path / "a/model.onnx").stat().st_size
-    refused(rmadapter(*command, "--out", tmp_path / "a"), "a: is there already")
+    refused(rmadapter(*command, "--out", tmp_path / "a"), "a: already exists")
 
 
 def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path) -> None:
     refused(
-        rmadapter("export", finished, "--to", "tflite"), "--to tflite: write one of onnx, web, torch, litert, openvino"
+        rmadapter("export", finished, "--to", "tflite"), "--to tflite: choose one of onnx, web, torch, litert, openvino"
     )
-    refused(rmadapter("export", finished, "--precision", "x", "--out", tmp_path / "a"), "--precision x: write one of")
+    refused(rmadapter("export", finished, "--precision", "x", "--out", tmp_path / "a"), "--precision x: choose one of")
     refused(rmadapter("export", tmp_path, "--out", tmp_path / "a"), "not a finished run")
     gone = ["--data", tmp_path / "gone", *its_backbone(finished), "--out", tmp_path / "a"]
     refused(rmadapter("export", finished, *gone), "gone: no such file or folder")

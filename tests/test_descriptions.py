@@ -86,7 +86,7 @@ def test_a_new_class_is_known_by_its_texts_or_else_by_the_runs_prompts(tiny_clip
 
 
 def test_without_a_file_and_with_a_damaged_model_it_says_so(tiny_clip: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="name a file of texts about the classes, --set descriptions=FILE"):
+    with pytest.raises(UserError, match="needs a file of texts about the classes: --set descriptions=FILE"):
         Descriptions().fit(tiny_clip, shots_of(tiny_clip))
     fitted = Descriptions(descriptions=FILE).fit(tiny_clip, shots_of(tiny_clip))
     for tensors in ({WEIGHTS: fitted.tensors[WEIGHTS][:2]}, {TEXTS: fitted.tensors[TEXTS][:-1]}):

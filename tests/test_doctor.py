@@ -28,7 +28,7 @@ def test_it_builds_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     """The cache folder is there, pocket is not: to look must not mean to fetch it."""
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     facts = diagnose()
-    assert facts["pocket"] == "not built yet; it is built when first used"
+    assert facts["pocket"] == "not built yet; built on first use"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -38,5 +38,5 @@ def test_litert(finished: Path, colors: Path, tmp_path: Path) -> None:
     assert facts["files"] == ["model.tflite"]
     assert facts["parity"]["same"] == 1
     assert facts["parity"]["difference"] <= 1e-4
-    with pytest.raises(UserError, match="--embeddings does not go with --to litert"):
+    with pytest.raises(UserError, match="--embeddings does not work with --to litert"):
         export(finished, saved, tmp_path / "other", data=colors, to="litert", embeddings=True)

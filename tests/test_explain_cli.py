@@ -23,7 +23,7 @@ def test_a_table_json_and_a_page(rmadapter: Command, finished: Path, colors: Pat
     facts = json.loads(rmadapter(*command, "--out", tmp_path / "why", "--json").out)
     assert facts == {"page": str(tmp_path / "why/explain.html"), "images": found}
     assert (tmp_path / "why/explain.html").is_file()
-    refused(rmadapter(*command, "--out", tmp_path / "why"), "is there already")
+    refused(rmadapter(*command, "--out", tmp_path / "why"), "already exists")
 
 
 def test_mistakes_are_one_sentence(rmadapter: Command, finished: Path, colors: Path) -> None:

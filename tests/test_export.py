@@ -122,7 +122,7 @@ def test_other_answers_are_refused(
 
 
 def test_int8_needs_images_with_labels(finished: Path, saved: Saved, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="int8 is judged by accuracy, and the run's images are not there"):
+    with pytest.raises(UserError, match="int8 is judged by accuracy, but the run's images are missing"):
         export(finished, saved, tmp_path / "model", "int8")
     assert not list(tmp_path.iterdir())
 
@@ -141,15 +141,15 @@ def test_wishes_that_cannot_be_granted(tmp_path: Path, monkeypatch: pytest.Monke
     check_wishes(tmp_path / "new", "onnx", "fp32")
     os.symlink(tmp_path / "nowhere", tmp_path / "link")
     for there in (tmp_path, tmp_path / "link"):
-        with pytest.raises(UserError, match="is there already; choose another --out"):
+        with pytest.raises(UserError, match="already exists; choose another --out"):
             check_wishes(there, "onnx", "fp32")
-    with pytest.raises(UserError, match="--precision fp8: write one of fp32, fp16, int8 for --to onnx"):
+    with pytest.raises(UserError, match="--precision fp8: choose one of fp32, fp16, int8 for --to onnx"):
         check_wishes(tmp_path / "new", "onnx", "fp8")
-    with pytest.raises(UserError, match="--to tflite: write one of onnx, web, torch, litert, openvino"):
+    with pytest.raises(UserError, match="--to tflite: choose one of onnx, web, torch, litert, openvino"):
         check_wishes(tmp_path / "new", "tflite", "fp32")
     missing = exporting.TARGETS["onnx"]._replace(modules=("onnx", "no_such_module"))
     monkeypatch.setitem(exporting.TARGETS, "onnx", missing)
-    with pytest.raises(UserError, match=r"^export needs no_such_module; `pip install 'rmadapter\[export\]'`"):
+    with pytest.raises(UserError, match=r"^export needs no_such_module; run `pip install 'rmadapter\[export\]'`"):
         check_wishes(tmp_path / "new", "onnx", "fp32")
 
 
@@ -209,5 +209,5 @@ def test_a_class_more(finished: Path, saved: Saved, colors: Path, tmp_path: Path
     for row, shares in zip(rows, table, strict=True):
         found = {row[f"label{n}"]: float(row[f"probability{n}"]) for n in ("", "_2", "_3", "_4", "_5")}
         assert found == pytest.approx(dict(zip([*saved.labels, "olive_green"], shares, strict=True)), abs=1e-4)
-    with pytest.raises(UserError, match="--text goes with --to onnx alone"):
+    with pytest.raises(UserError, match="--text only works with --to onnx"):
         check_wishes(tmp_path / "new", "openvino", "fp32", text=True)

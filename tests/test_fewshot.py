@@ -90,7 +90,7 @@ def test_a_draw_of_several_labels_an_image() -> None:
     one, other = (few_shot({"all": replace(plain, classes=("a", "b"), written=("a", "b"), several=several)}, 0, 1)
                   for several in ((), ((0,), (1,), (0,), (1,), (0, 1))))  # fmt: skip
     assert split_digest(one) != split_digest(other)
-    with pytest.raises(UserError, match="classes='base': takes one label per image"):
+    with pytest.raises(UserError, match="classes='base': needs one label per image"):
         half(images, "base")
 
 
@@ -122,7 +122,7 @@ def test_zero_shots_take_all_and_too_few_are_reported() -> None:
 @pytest.mark.parametrize(
     ("splits", "shots", "hint"),
     [
-        ({"train": make([0, 0], 2)}, 1, "'class 1' has no train image"),
+        ({"train": make([0, 0], 2)}, 1, "'class 1' has no train images"),
         ({"test": make([0], 1)}, 1, "only test"),
         ({"train": make([0], 1)}, -1, "shots=-1"),
     ],

@@ -41,9 +41,9 @@ def test_an_image_that_is_gone_is_named(home: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"classes": ["cat"], "labels": {"cat_1": 1}}, "'cat_1' is of class 1, which the file does not list"),
-        ({"classes": ["cat"], "labels": {"cat_1": -1}}, "is of class -1"),
-        ({"classes": None, "labels": {"cat_1": 0}}, "is of class 0"),
+        ({"classes": ["cat"], "labels": {"cat_1": 1}}, "'cat_1' has class 1, which the file does not list"),
+        ({"classes": ["cat"], "labels": {"cat_1": -1}}, "has class -1"),
+        ({"classes": None, "labels": {"cat_1": 0}}, "has class 0"),
         ({"classes": 5, "labels": {"cat_1": 0}}, "not a FiftyOne list of labels"),
         ({"labels": {"cat_1": {"confidence": 1}}}, "not a FiftyOne list of labels"),
         ({"classes": ["cat"], "labels": {"../cat_1": 0}}, "lies outside"),
@@ -57,7 +57,7 @@ def test_damage_is_one_sentence(home: Path, value: Any, words: str) -> None:
 
 def test_two_images_of_one_name(home: Path) -> None:
     paint(home, "data/cat_1.jpg")
-    with pytest.raises(UserError, match="have one name"):
+    with pytest.raises(UserError, match="share one name"):
         labels(home, {"classes": ["cat"], "labels": {"cat_1": 0}})
 
 
@@ -109,11 +109,11 @@ def test_the_field_that_counts_and_the_splits_that_tags_name(home: Path) -> None
 @pytest.mark.parametrize(
     ("samples", "words"),
     [
-        ([sample("a.jpg")], "no sample has a label of the kinds Classification, "),
+        ([sample("a.jpg")], "no sample has a label of the types Classification, "),
         ([], "no sample has a label"),
-        ([sample("a.jpg", x=of("cat"), y=of("dog"))], "in the fields 'x', 'y': export one of them alone, or call it"),
+        ([sample("a.jpg", x=of("cat"), y=of("dog"))], "in the fields 'x', 'y': export only one of them, or call one"),
         ([sample("a.jpg", ["train", "test"], x=of("cat"))], "is tagged with the splits test and train: keep one"),
-        ([sample("a.jpg", ["train"], x=of("cat")), sample("b.jpg", x=of("cat"))], "others are not: tag all, or none"),
+        ([sample("a.jpg", ["train"], x=of("cat")), sample("b.jpg", x=of("cat"))], "others are not: tag all or none"),
         ([{"tags": [], "x": of("cat")}], "not a FiftyOne data set"),
         ([sample("a.jpg", x={"_cls": "Detections"})], "not a FiftyOne data set"),
         ([sample("a.jpg", ground_truth=of("cat")), sample("b.jpg", ground_truth="cat")], "not a FiftyOne data set"),

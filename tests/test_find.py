@@ -86,5 +86,5 @@ def test_one_image_a_class_judges_no_label(tiny_clip: Backbone) -> None:
 
 def test_only_a_test_split_is_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
     shutil.copytree(colors / "test", tmp_path / "test")
-    with pytest.raises(UserError, match="no train images: the data has only test"):
+    with pytest.raises(UserError, match="no training images: the data has only test"):
         found_in(tiny_clip, tmp_path)

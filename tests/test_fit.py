@@ -104,7 +104,7 @@ def test_a_finished_run_is_not_returned_for_another_test_split_or_number_of_fold
     out, splits = Path(shutil.copytree(finished, tmp_path / "run")), read_images(colors)
     fewer = {**splits, "test": splits["test"].subset(range(1, len(splits["test"])))}
     for data in (fewer, {"train": splits["train"]}):
-        with pytest.raises(UserError, match=r"was judged on other images \(all classes\) than there are now"):
+        with pytest.raises(UserError, match=r"was judged on different images \(all classes\) from the current ones"):
             again(finished, data, out)
     with pytest.raises(UserError, match="holds another run"):
         again(finished, splits, out, folds=2)
@@ -243,7 +243,7 @@ def test_without_a_test_split(finished: Path, colors: Path, tmp_path: Path) -> N
     assert "are too few to judge by" in page
     record = again(finished, {"all": splits["all"].subset([0, 6, 12, 18])}, tmp_path / "d", epochs=2)
     assert (record.scores, record.judgement) == ((), None)
-    assert record.notes[-1] == "no image was left to evaluate: add a test split, or more than one image a class"
+    assert record.notes[-1] == "no image was left to evaluate on: add a test split, or more than one image per class"
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "read only"])
@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     else:
         (tmp_path / "taken").write_text("x")
         out = tmp_path / "taken" / ("run" if kind == "below a file" else "")
-    with pytest.raises(UserError, match=r"no folder to write to .+: choose another"):
+    with pytest.raises(UserError, match=r"cannot be written to .+: choose another folder"):
         again(finished, read_images(colors), out, backbone="/not/there")  # would be the next complaint
 
 
@@ -270,9 +270,11 @@ def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbon
     assert saved_scores(finished, splits, "heldout").images == 8
     drawn = few_shot(splits, 4, 1)
     assert len(drawn.heldout) == 8
-    with pytest.raises(UserError, match="there is no val split in the data: give --split one of train, test, heldout"):
+    with pytest.raises(UserError, match="the data has no val split: give --split one of train, test, heldout"):
         saved_scores(finished, splits, "val")
-    with pytest.raises(UserError, match="was trained on other images: --split heldout needs the data it was fitted to"):
+    with pytest.raises(
+        UserError, match="was trained on different images: --split heldout needs the data it was fitted to"
+    ):
         saved_scores(finished, {"train": splits["test"]}, "heldout")
     seeing = replace(load(finished, tiny_clip.name).fitted, method=PromptKD())
     with pytest.raises(UserError, match="PromptKD has seen the images that were not drawn: give --split test"):
@@ -286,6 +288,6 @@ def test_the_page_is_made_again_from_the_folder_alone(finished: Path, tmp_path: 
     assert page_again(out) == out / "report.html"
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "predictions.csv").write_text("another")
-    with pytest.raises(UserError, match="not the file that SHA256SUMS belongs to"):
+    with pytest.raises(UserError, match="does not match SHA256SUMS"):
         page_again(out)
     assert (out / "report.html").read_bytes() == before["report.html"]

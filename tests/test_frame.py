@@ -50,9 +50,9 @@ def test_a_file_will_do_and_nothing_is_an_error(tmp_path: Path) -> None:
     record().save(tmp_path / "run.json")
     assert len(rmadapter.records(str(tmp_path / "run.json"))) == 2
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no record of a run"):
+    with pytest.raises(UserError, match="no run records found"):
         rmadapter.records(tmp_path / "empty")
-    with pytest.raises(UserError, match="not there"):
+    with pytest.raises(UserError, match="not found"):
         rmadapter.records(tmp_path / "nowhere")
 
 

@@ -52,7 +52,7 @@ def test_data_frames(colors: Path) -> None:
     assert numbers.written == (0, 1, 2, 3)
     with pytest.raises(UserError, match=r"DataFrame: none of its columns \(File\) is called label or class"):
         image_set(frame[["File"]])
-    with pytest.raises(UserError, match="no row of it says train"):
+    with pytest.raises(UserError, match="no row says train"):
         image_set(frame.assign(split="test"))
 
 
@@ -77,7 +77,7 @@ def test_numbers_stay_numbers_and_without_names_there_is_a_warning() -> None:
     assert image_set(images, np.array([[1], [0], [1], [0]]), ["a", "b"]).labels == (1, 0, 1, 0)
     with pytest.raises(UserError, match="4 images and 3 labels"):
         image_set(images, [1, 2, 3])
-    with pytest.raises(UserError, match="labels are class names, or whole numbers"):
+    with pytest.raises(UserError, match="labels must be class names, or whole numbers"):
         image_set(images, [0.5, 1.5, 0.5, 1.5])
 
 
@@ -109,15 +109,15 @@ def test_balanced_counts_what_will_be_drawn() -> None:
 @pytest.mark.parametrize(
     ("sample", "classes", "words"),
     [
-        ([1, 2], None, "one number from 0 upwards for each of the 5 images"),
+        ([1, 2], None, "one number of at least 0 for each of the 5 images"),
         ([1, 1, 1, 1, -1], None, "sample_weight"),
-        ([0] * 5, None, "not zero for all"),
+        ([0] * 5, None, "not all zero"),
         ([1, 1, 1, 1, float("nan")], None, "sample_weight"),
         (["x"] * 5, None, "sample_weight"),
         (None, "even", "write 'balanced', or a dictionary"),
         (None, {"z": 1}, "label 'z' is not one of the classes"),
-        (None, {"a": -1}, "class_weight: weights are numbers from 0 upwards"),
-        (None, {"a": 0, "b": 0}, "not 0 for all"),
+        (None, {"a": -1}, "class_weight: weights must be numbers of at least 0"),
+        (None, {"a": 0, "b": 0}, "not all zero"),
     ],
 )
 def test_what_is_no_weight_is_refused(sample: Any, classes: Any, words: str) -> None:

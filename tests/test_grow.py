@@ -69,7 +69,7 @@ def test_classes_by_name_alone(finished: Path, tiny_clip: Backbone, tmp_path: Pa
     assert everything(finished) == before
     with pytest.raises(UserError, match="'red' and 'RED' are both called"):
         add_names(saved, ["RED"], tmp_path / "fourth")
-    with pytest.raises(UserError, match="holds a model already"):
+    with pytest.raises(UserError, match="already holds a model"):
         add_names(saved, ["cat"], tmp_path / "new")
 
 
@@ -81,7 +81,7 @@ def test_a_method_that_cannot_know_a_name_says_what_to_do(tiny_clip: Backbone, t
 
     tensors = {"weight": torch.zeros(2, 40), "bias": torch.zeros(2)}
     probe = load_method("linear-probe").restore(tiny_clip, Known(("a", "b")), tensors)
-    with pytest.raises(UserError, match="trained on alone, not 'c'; `rmadapter add RUN FOLDER` trains it again"):
+    with pytest.raises(UserError, match="trained on, not 'c'; `rmadapter add RUN FOLDER` trains it again"):
         add_names(Saved(probe, ("a", "b"), "linear-probe", ("a", "b")), ["c"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -124,19 +124,19 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
     with pytest.raises(UserError, match="holds another run"):
         grown(run, tiny_clip, new, shutil.copytree(finished, tmp_path / "taken"))
     add_names(load(run, tiny_clip), ["cat"], tmp_path / "by name")
-    with pytest.raises(UserError, match="does not say which images it was fitted to"):
+    with pytest.raises(UserError, match="does not record its training images"):
         grown(tmp_path / "by name", tiny_clip, new, tmp_path / "new")
     name = read_split(run / "split.json").train[0][0]
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"data.* is not there; --old-data says where"):
+    with pytest.raises(UserError, match=r"data.* is missing; give its new location with --old-data"):
         grown(run, tiny_clip, new, tmp_path / "new")
     assert grown(run, tiny_clip, new, tmp_path / "new", old=tmp_path / "moved").scores[0].classes == 5
     image = tmp_path / "moved" / name
     image.write_bytes(image.read_bytes() + b"x")
-    with pytest.raises(UserError, match="are no longer those that it was trained on"):
+    with pytest.raises(UserError, match="are no longer those the model was trained on"):
         grown(run, tiny_clip, new, tmp_path / "other", old=tmp_path / "moved")
     image.unlink()
-    with pytest.raises(UserError, match="that it was trained on cannot be read any more"):
+    with pytest.raises(UserError, match="the model was trained on can no longer be read"):
         grown(run, tiny_clip, new, tmp_path / "other", old=tmp_path / "moved")
     assert not (tmp_path / "other").exists()
 

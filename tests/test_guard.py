@@ -51,7 +51,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.
 def test_folders_of_the_system_are_no_data(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/proc/self")
     for path in (Path("/proc/self"), Path("/dev"), tmp_path / "link"):
-        with pytest.raises(UserError, match="a folder of the system, which holds no images"):
+        with pytest.raises(UserError, match="a system folder, which holds no images"):
             read_images(path)
 
 
@@ -102,7 +102,7 @@ def test_a_large_file_is_refused_and_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(saved((4, 4)).getvalue())
     os.truncate(path, guard.BYTES + 1)  # takes no room on the disk
-    with pytest.raises(UserError, match="300,000,001 bytes are more"):
+    with pytest.raises(UserError, match="300,000,001 bytes; an image file may have at most"):
         load_image(path)
 
 

@@ -63,7 +63,7 @@ def test_without_the_extra_photos_are_counted_and_it_is_named(tmp_path: Path, mo
     for name in ("cat/2.heic", "cat/3.HEIC", "dog/4.dng", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert read_images(tmp_path)["all"].ignored == (
-        "4 files ignored: .heic 2, .dng 1, .txt 1; pip install 'rmadapter[heic]' reads .heic; "
+        "4 files ignored: .heic 2, .dng 1, .txt 1; pip install 'rmadapter[heic]' to read .heic; "
         ".dng is a camera's RAW format: convert it to JPEG first"
     )
     (tmp_path / "dog" / "1.png").unlink()
@@ -75,7 +75,7 @@ def test_a_file_that_is_named_says_the_same(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("rmadapter.data.guard.formats", lambda: {".png": "PNG"})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(
-        UserError, match=r"a\.heic: not an image of a kind that is read here; pip install 'rmadapter\[heic\]'"
+        UserError, match=r"a\.heic: not an image in a supported format; pip install 'rmadapter\[heic\]'"
     ):
         load_image(tmp_path / "a.heic")
 

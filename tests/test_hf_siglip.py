@@ -62,7 +62,7 @@ def test_images_are_squeezed_into_a_square(tmp_path: Path) -> None:
     [
         ("siglip", "vision_config", {"hidden_act": "relu"}, "activation relu; must be one of gelu, gelu_pytorch_tanh"),
         ("siglip", "vision_config", {"vision_use_head": False}, "its image encoder has no head"),
-        ("siglip2", "vision_config", {"num_patches": 15}, "15 patches make no square image"),
+        ("siglip2", "vision_config", {"num_patches": 15}, "15 patches do not make a square image"),
         ("siglip", "text_config", {"num_hidden_layers": 2}, "the weights do not fit its config.json"),
     ],
 )

@@ -67,9 +67,9 @@ def test_code_in_a_repository_does_not_run(hub: Path) -> None:
     write_payload(hub)
     refused("hf-hub:somebody/model", r"evil\.py is code")
     (hub / "evil.py").unlink()
-    refused("hf-hub:somebody/model", "its field 'trust_remote_code' asks for code")
+    refused("hf-hub:somebody/model", "its field 'trust_remote_code' asks to run code")
     text(hub, tokenizer_kwargs={})
-    refused("hf-hub:somebody/model", "its field 'auto_map' asks for code")
+    refused("hf-hub:somebody/model", "its field 'auto_map' asks to run code")
 
 
 @pytest.mark.parametrize("name", ["somebody/tokenizer", "../../evil", "model", "/etc"])
@@ -83,7 +83,7 @@ def test_the_tokenizer_that_open_clip_itself_takes_is_checked_too(hub: Path, tmp
     other = publish(tmp_path / "model", tmp_path / "cache" / "models--timm--ViT-B-16-SigLIP")
     text(hub, hf_tokenizer_name="timm/ViT-B-16-SigLIP")
     change(other / TOKENIZER, lambda config: config | {"auto_map": EVIL})
-    refused("hf-hub:somebody/model", "SigLIP/.+ its field 'auto_map' asks for code")
+    refused("hf-hub:somebody/model", "SigLIP/.+ its field 'auto_map' asks to run code")
 
 
 def test_a_link_from_a_snapshot_to_elsewhere_is_refused(hub: Path, tmp_path: Path) -> None:

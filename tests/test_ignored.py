@@ -18,14 +18,14 @@ def test_files_are_counted_by_kind_the_most_frequent_first() -> None:
 def test_photos_that_could_be_read_come_with_what_to_do() -> None:
     text = ignored_note(Counter({".heic": 3, ".cr2": 1, ".txt": 2}))
     assert text == (
-        "6 files ignored: .heic 3, .txt 2, .cr2 1; pip install 'rmadapter[heic]' reads .heic; "
+        "6 files ignored: .heic 3, .txt 2, .cr2 1; pip install 'rmadapter[heic]' to read .heic; "
         ".cr2 is a camera's RAW format: convert it to JPEG first"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("a/IMG_1.HEIC", "reads .heic"), ("b.NEF", "RAW format"), (".dng", "RAW format"), ("c.jpg", ""), ("raw", "")],
+    [("a/IMG_1.HEIC", "to read .heic"), ("b.NEF", "RAW format"), (".dng", "RAW format"), ("c.jpg", ""), ("raw", "")],
 )
 def test_advice_follows_the_suffix(name: str, words: str) -> None:
     assert (words in advice(name)) if words else advice(name) == ""

@@ -60,7 +60,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     [
         (["big_cat/1.png", "big-cat/1.png"], "'big-cat' and 'big_cat' are both called"),
         (["Crane/1.png", "crane/1.png"], "'Crane' and 'crane' are both called"),  # CLIP reads lower case
-        (["_/1.png"], "'_' leaves an empty name"),
+        (["_/1.png"], "'_' has an empty prompt name"),
         (["1.png"], "no class folders"),
         (["train/a/1.png", "notes/1.png"], "'train' beside 'notes'"),
         (["val/a/1.png", "valid/a/1.png"], "'valid' is a second folder"),
@@ -75,7 +75,7 @@ def test_ambiguous_folders_are_refused(tmp_path: Path, paths: list[str], hint: s
 def test_neither_folder_nor_csv(tmp_path: Path) -> None:
     refused(tmp_path / "gone", "gone: no such file or folder")
     (tmp_path / "a.txt").write_text("path,label")
-    refused(tmp_path / "a.txt", "a.txt: of no known format")
+    refused(tmp_path / "a.txt", "a.txt: unknown format")
 
 
 def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
     assert names(sets["train"]) == ["train/a/1.png"]
     assert [text.split(":")[0] for text in sets["train"].skipped] == ["train/a/2.png", "train/b/1.png", "train/c"]
     assert "0 bytes" in sets["train"].skipped[0]
-    assert sets["test"].skipped == tuple(f"test/{c}/1.png: no train image of its class" for c in "bc")
+    assert sets["test"].skipped == tuple(f"test/{c}/1.png: no train images of its class" for c in "bc")
     (tmp_path / "train/a/1.png").unlink()
-    with pytest.raises(UserError, match="not one readable image in train"):
+    with pytest.raises(UserError, match="no readable images in train"):
         read_images(tmp_path, skip_bad=True)
 
 
@@ -129,7 +129,7 @@ def test_classnames_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 labels as written for 3 classes"):
         replace(found, written=found.written[:2])
     given.write_text(json.dumps({"airplanes": " "}))
-    refused(tmp_path, "'airplanes' leaves an empty name")
+    refused(tmp_path, "'airplanes' has an empty prompt name")
     given.write_text(json.dumps({"airplanes": "Zebra"}))
     refused(tmp_path, "'airplanes' and 'zebra' are both called")
     for text in ("{", "[]", '{"airplanes": 1}'):
@@ -166,7 +166,7 @@ def test_csv_keeps_its_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        (b"", "its first line is empty"),
+        (b"", "the first line is empty"),
         (b"path|label\na.png|cat\n", r"none of its columns \(path\|label\) is called path"),
         (b"path,label\n", "no rows"),
         (b"path,label\na.png,\n", "line 2: the label is empty"),

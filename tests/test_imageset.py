@@ -37,7 +37,7 @@ def test_several_labels_go_along() -> None:
     np.testing.assert_array_equal(images.subset([2, 1]).targets(), [[False, True, True], [False, True, False]])
     assert len({images.digest, plain.digest, replace(images, several=((0, 1), (1,), (2, 1))).digest}) == 3
     one_label(plain.several, "it")
-    with pytest.raises(UserError, match=r"^it: takes one label per image"):
+    with pytest.raises(UserError, match=r"^it: needs one label per image"):
         one_label(images.several, "it")
 
 
@@ -58,14 +58,14 @@ def test_lists() -> None:
     ("labels", "classes", "hint"),
     [
         (["a"], None, "2 images and 1 labels"),
-        ([0, 1], None, "whole numbers together with classes"),
-        (["a", 1], ["a", "b"], "labels are class names, or"),
-        ([0.0, 1.0], ["a", "b"], "labels are class names, or"),
+        ([0, 1], None, "whole numbers with classes"),
+        (["a", 1], ["a", "b"], "labels must be class names, or"),
+        ([0.0, 1.0], ["a", "b"], "labels must be class names, or"),
         ([0, 2], ["a", "b"], "label 2 is not one"),
         ([0, -1], ["a", "b"], "label -1 is not one"),
         (["cat", "dgo"], ["cat", "dog"], "'dgo' is not one of the classes; did you mean 'dog'"),
         ([0, 1], ["a", "a"], "both called 'a'"),
-        (["", "a"], None, "empty name"),
+        (["", "a"], None, "empty prompt name"),
     ],
 )
 def test_bad_lists_are_refused(labels: list[object], classes: list[str] | None, hint: str) -> None:

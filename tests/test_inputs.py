@@ -107,8 +107,8 @@ def test_what_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for word, hint in (
         ("https://x.org/a.jpg", "'https://x.org/a.jpg': a web address"),
         ("-", "'http://x.org/a.jpg': a web address"),
-        ("photos/empty", "photos/empty: no image of a kind"),
-        ("photos/*.mov", r"photos/\*.mov: no image of a kind that is read here \(2 files ignored: .mov 2\)"),
+        ("photos/empty", "photos/empty: no images in a supported format"),
+        ("photos/*.mov", r"photos/\*.mov: no images in a supported format \(2 files ignored: .mov 2\)"),
         ("photos/*.bmp", "no file matches this pattern"),
     ):
         with pytest.raises(UserError, match=hint):

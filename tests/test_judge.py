@@ -46,10 +46,10 @@ def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Back
     record = judged(tiny_clip, {"train": train, "test": test}).record
     assert record.judgement is not None
     assert (record.scores[0].images, record.judgement.images) == (6, 3)
-    assert record.judgement.how == "on the test split, without 3 of a group that was trained on"
+    assert record.judgement.how == "on the test split, without 3 that share a group with training images"
     [note] = record.notes
     assert note == (
-        "train and test share the group 'p' (and 1 more): 3 of 6 test images (all classes) flatter the accuracy; "
+        "train and test share the group 'p' (and 1 more): 3 of 6 test images (all classes) inflate the accuracy; "
         "the judgement leaves them out"
     )
     plain = ImageSet(train.images, train.labels, train.classes)
@@ -69,7 +69,7 @@ def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(tiny_
 
     apart = grouped("aaaaaabbbbbb", [*"pqrstu"] * 2)
     count, text, images = how(apart, 1)
-    assert text == f"on images that were not drawn, without {2 * count - 2} of a group that was trained on"
+    assert text == f"on images that were not drawn, without {2 * count - 2} that share a group with training images"
     assert images == 12 - 2 * count
     torn = grouped("a" * 21 + "b" * 21, [*"pqr"] * 14)
     assert how(torn, 8) == (3, "by 3-fold cross-validation of the training images", 16)
@@ -98,7 +98,7 @@ def test_copies_of_training_images_do_not_judge(tiny_clip: Backbone, colors: Pat
     assert clean.judgement is not None
     assert found.judgement is not None
     assert (found.scores[0].images, found.judgement.images) == (19, 16)
-    assert found.judgement.how == "on the test split, without 3 nearly the same as a training image"
+    assert found.judgement.how == "on the test split, without 3 nearly identical to training images"
     ours, theirs = (  # other batches may round otherwise
         [row.model_copy(update={"calibration_error": round(row.calibration_error, 3)}) for row in judgement.rows]
         for judgement in (found.judgement, clean.judgement)
@@ -145,7 +145,7 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
         assert row.low < row.accuracy <= row.high or row.accuracy in (0, 100)
         assert row.recalls[2] is None
     assert found.doubts[0].startswith("40 images are too few to judge by: any accuracy from 35 to 65 % is plausible")
-    assert found.doubts[1] == "no image to judge by: c"
+    assert found.doubts[1] == "no images to judge these classes by: c"
     assert found.doubts[2].endswith("p = 1.9e-06): fit again with --method linear-probe")  # 2 / 2**20: 20 to 0
     header, rows = as_table(found)
     assert header[0] == "40 images"

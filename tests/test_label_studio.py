@@ -87,7 +87,7 @@ def test_rectangles_are_boxes_in_percent(tmp_path: Path) -> None:
         ([{"data": {"text": "a cat"}}], "task 0 names no image"),
         ([task("../../etc/a.png", "cat")], r"task 7: '\.\./\.\./etc/a\.png' lies outside"),
         ([task("/data/local-files/?d=/etc/a.png", "cat", file_upload="../b.png")], r"'\.\./b\.png' lies outside"),
-        ([task("https://example.org/cat.png", "cat")], "is a web address, and no 'cat.png' lies beside the file"),
+        ([task("https://example.org/cat.png", "cat")], "is a web address, and there is no 'cat.png' beside the file"),
         ([{"data": {"image": "a.png"}, "annotations": [{"result": [{}]}]}], "not a Label Studio export"),
         (
             [{"data": {"image": "a.png"}, "annotations": [{"result": [{"value": {"rectanglelabels": ["x"]}}]}]}],

@@ -126,7 +126,7 @@ def test_eval_asks_a_run_by_the_names_it_knows(rmadapter: Command, named: Path, 
 def test_names_that_fit_no_class_are_refused(rmadapter: Command, colors: Path, tmp_path: Path) -> None:
     (tmp_path / "names.csv").write_text("label,name\nnight-sky,stars\n")
     command = ["fit", colors, "--out", tmp_path / "run", "--names", tmp_path / "names.csv"]
-    refused(rmadapter(*command), "names 'night-sky', which is no class of the data; did you mean 'night_sky'?")
+    refused(rmadapter(*command), "names 'night-sky', which is not a class of the data; did you mean 'night_sky'?")
     (tmp_path / "names.csv").write_text("label,name\nred,Blue\n")
     refused(rmadapter(*command), "classes 'blue' and 'red' are both called 'Blue'")
 

@@ -100,9 +100,9 @@ def test_methods_of_their_own_tracks_stand_by_themselves_from_bench_to_page(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"accuracy": 99}', "theirs.jsonl, line 1: no record of a run (field format"),
+        ('{"accuracy": 99}', "theirs.jsonl, line 1: not a run record (field format"),
         ("not JSON", "theirs.jsonl, line 1: not readable JSON"),
-        ("FIT", "a run of 'fit', which is no protocol of the bench"),
+        ("FIT", "a run of 'fit', which is not a protocol of the bench"),
         ("MORE", "field accuracies: Extra inputs"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_foreign_record_is_refused_in_a_sentence(
 
 def test_nothing_finished_is_no_leaderboard(tmp_path: Path) -> None:
     failed = write(tmp_path / "r", record("mma", "ucf101", 1, {}, status="failed", reason="no memory"))
-    with pytest.raises(UserError, match="no run of methods is finished"):
+    with pytest.raises(UserError, match="no finished run of a method"):
         write_leaderboard(failed, tmp_path / "out")
 
 

@@ -29,7 +29,7 @@ def test_what_was_taken_is_answered_before_it_ends(finished: Path) -> None:
             client.sendall(body[5:])
             answer = rest_of(client)
         assert answer.startswith("HTTP/1.1 400")
-        assert "no image came" in answer
+        assert "no images received" in answer
         assert "server:" not in answer.lower()
         assert server.ended() == 0
         assert [line for line in server.said if not line.startswith("rmadapter: ")] == []
@@ -79,7 +79,7 @@ def test_a_changed_run_is_taken_and_no_request_is_lost(finished: Path, colors: P
             wait_for(lambda: (200, "rot") in found, "the new one was not taken")
             (run / "model.safetensors").write_bytes(b"x")
             server.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: any("not loaded again" in line for line in server.said), "nothing was said")
+            wait_for(lambda: any("not reloaded" in line for line in server.said), "nothing was said")
             before = len(found)
             wait_for(lambda: len(found) > before + 3, "the old one does not answer")
         finally:
@@ -91,8 +91,8 @@ def test_a_changed_run_is_taken_and_no_request_is_lost(finished: Path, colors: P
         assert sorted(names, key=["red", "rot"].index)  # no other answer
         assert names[-1] == "rot"
         assert server.end() == 0
-        assert server.said[1] == "rmadapter: run: loaded again"
-        assert "the old one answers on: " in server.said[2]
+        assert server.said[1] == "rmadapter: run: reloaded"
+        assert "the old one keeps answering: " in server.said[2]
 
 
 def test_a_body_that_does_not_come(finished: Path) -> None:

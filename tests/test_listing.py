@@ -35,7 +35,7 @@ def test_weights_in_the_hubs_cache_are_listed_under_the_name_that_loads_them(tmp
     rows = {row["name"]: row for row in listing.listed(tmp_path)}
     assert (rows["ViT-B-16/openai"]["state"], rows["ViT-B-16/openai"]["mb"]) == ("ready", 2)
     assert (rows["ViT-L-14/openai"]["state"], rows["ViT-L-14/openai"]["mb"]) == (f"1,710 MB {listing.TO_COME}", None)
-    assert rows["ViT-L-14/openai"]["about"].startswith("needs the hub once; published: 75.5 % of ImageNet")
+    assert rows["ViT-L-14/openai"]["about"].startswith("needs the hub once; published: 75.5 % zero-shot on ImageNet")
     assert (rows["hf-hub:somebody/their-clip"]["mb"], rows["hf-hub:somebody/their-clip"]["about"]) == (2, "")
     assert not any("pickle" in name for name in rows)
     assert listing.listed(tmp_path / "nowhere")

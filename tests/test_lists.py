@@ -61,19 +61,19 @@ def test_the_command(rmadapter: Command, home: Path, tmp_path: Path) -> None:
     assert (code, out.strip()) == (0, f"table: {home / 'shots_1-seed_3.csv'}")
     refused(rmadapter("data", "--list", "1,3"), "--list needs the name of one data set")
     ours = ("data", "caltech101", "--root", tmp_path, "--list")
-    refused(rmadapter(*ours, "1"), "write shots and seed, as 16,1")
-    refused(rmadapter(*ours, "2,3"), "shot_2-seed_3_train.jsonl: not there")
+    refused(rmadapter(*ours, "1"), "write shots and seed, such as 16,1")
+    refused(rmadapter(*ours, "2,3"), "shot_2-seed_3_train.jsonl: not found")
     refused(rmadapter("data", "dtd", "--root", tmp_path, "--list", "1,3"), "Describable Textures is not in")
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("[]", "line 1: no image of a few-shot list"),
-        ("not JSON", "line 1: no image of a few-shot list"),
+        ("[]", "line 1: not an entry of a few-shot list"),
+        ("not JSON", "line 1: not an entry of a few-shot list"),
         (json.dumps({"_impath": THEIRS + "accordion/none.jpg", "_classname": "accordion"}), "none.jpg is missing"),
-        (json.dumps({"_impath": "../../etc/passwd", "_classname": "x"}), "lies outside of the data's folder"),
-        (json.dumps({"_impath": "/etc/passwd", "_classname": "x"}), "lies outside of the data's folder"),
+        (json.dumps({"_impath": "../../etc/passwd", "_classname": "x"}), "lies outside the data's folder"),
+        (json.dumps({"_impath": "/etc/passwd", "_classname": "x"}), "lies outside the data's folder"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(home: Path, tmp_path: Path, line: str, words: str) -> None:

@@ -162,7 +162,7 @@ def test_who_fails_clears_nothing_up(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for kind in ("alone", "together"):
-        with pytest.raises(UserError, match=r"file: no folder to write to \(.+\): choose another"):
+        with pytest.raises(UserError, match=r"file: cannot be written to \(.+\): choose another folder"):
             enter(kind, tmp_path / "file")
 
 

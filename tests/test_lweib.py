@@ -235,7 +235,7 @@ def test_training_moves_answers_about_images(tiny_clip: Backbone) -> None:
 
 
 def test_blocks_that_cannot_be_taken_apart_are_refused(tiny_eva: Backbone) -> None:
-    with pytest.raises(UserError, match="LwEIB reaches into attention and MLP of each block"):
+    with pytest.raises(UserError, match="LwEIB changes attention and MLP of each block"):
         LwEIB().module(tiny_eva)
 
 

@@ -37,7 +37,7 @@ def test_the_pass_is_that_of_every_method(name: str, tiny_clip: Backbone) -> Non
     fitted, pixels = fitted_by(name, tiny_clip), pixels_of(tiny_clip, meaningless(3))
     expected = fitted.score()(fitted.states(pixels, features=True))
     if fitted.remembers:
-        with pytest.raises(NotApplicable, match="what TDA answers depends on other images, too"):
+        with pytest.raises(NotApplicable, match="the answers of TDA depend on other images, too"):
             trace(fitted, pixels)
         return
     found = trace(fitted, pixels)

@@ -45,7 +45,7 @@ def test_two_classes_in_one_image_are_two_labels_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", ["", " ", "a\0b", "\ud800", "x" * 1001])
 def test_what_is_no_name_of_a_class(halves: Path, label: str) -> None:
     for crops in (False, True):
-        with pytest.raises(UserError, match=r"line 3: .* is no name of a class") as caught:
+        with pytest.raises(UserError, match=r"line 3: .* is not a class name") as caught:
             rows_of({halves: [Mark(label, "line 3", (0, 0, 1, 1))]}, halves.parent, crops, Counter())
         assert len(str(caught.value)) < 200
 
@@ -96,7 +96,7 @@ def test_an_image_that_cannot_be_read_stands_for_itself(tmp_path: Path) -> None:
     ],
 )
 def test_boxes_that_lie_nowhere_are_refused(halves: Path, box: Any, size: Any) -> None:
-    with pytest.raises(UserError, match=r"annotation 7: the box .* lies nowhere") as caught:
+    with pytest.raises(UserError, match=r"annotation 7: the box .* covers nothing") as caught:
         rows_of({halves: [Mark("red", "annotation 7", box, size)]}, halves.parent, True, Counter())
     assert len(str(caught.value)) < 300
 

@@ -108,12 +108,12 @@ def test_pairs_of_image_and_label() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (3, "int: no data"),
-        ({"train": [1]}, "dict: no data"),
-        ([1, 2], "item 0 of the data is no pair"),
+        (3, "int is not data"),
+        ({"train": [1]}, "dict is not data"),
+        ([1, 2], "item 0 of the data is not an \\(image, label\\) pair"),
         (Pairs([(picture("cat"), 2)]), "label 2 is not one of the 2 classes"),
         (Pairs([(picture("cat"), -1)]), "label -1 is not one of the 2 classes"),
-        ([(picture("cat"), 0)], "labels are class names, or whole numbers together with classes"),
+        ([(picture("cat"), 0)], "labels must be class names, or whole numbers with classes"),
         ([], "0 images and 0 labels"),
     ],
 )
@@ -125,7 +125,7 @@ def test_what_is_no_data(data: Any, words: str) -> None:
 def test_tensors_are_refused() -> None:
     import torch
 
-    with pytest.raises(UserError, match="holds a tensor: make the data set without a transform"):
+    with pytest.raises(UserError, match="holds a tensor: create the data set without a transform"):
         open_object([(torch.zeros(3, 4, 4), "cat")])
 
 

@@ -98,7 +98,7 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     assert len(fitted.trained.history) == fitted.trained.step
     assert (fitted.trained.step > 0) == (name in TRAINED)
     if name in CLOSED:
-        with pytest.raises(NotApplicable, match="knows the classes it was trained on alone, not 'house'"):
+        with pytest.raises(NotApplicable, match="only knows the classes it was trained on, not 'house'"):
             fitted.score(OTHERS)
     else:
         assert answers(fitted, images, OTHERS).shape == (len(images), 4)
@@ -169,7 +169,7 @@ def test_fresh_augmentation_where_a_method_can_and_a_sentence_where_it_cannot(
         plain = quick(name).fit(tiny_clip, shots_of(tiny_clip, images))
         assert not same_tensors(fresh, plain)
     for name in ("linear-probe", "tip-adapter", "clap", "lp-plus-plus", "prolip"):
-        with pytest.raises(UserError, match="give their number, as --set views=8"):
+        with pytest.raises(UserError, match="set their number, as in --set views=8"):
             quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
 
 
@@ -233,7 +233,7 @@ def test_a_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
         ("gone.py:Guest", r"cannot be loaded \(ImportError: .*gone.py: no such file"),
         (GUEST.replace("Guest", "Gust"), r"cannot be loaded \(AttributeError"),
         ("no_such_package:Guest", r"cannot be loaded \(ModuleNotFoundError"),
-        (GUEST.replace("Guest", "Unfinished"), "has no 'source': docs/your_method.md says what a method is"),
+        (GUEST.replace("Guest", "Unfinished"), "has no 'source': see docs/your_method.md"),
     ],
 )
 def test_what_cannot_be_a_method(name: str, words: str) -> None:

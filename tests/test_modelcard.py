@@ -26,7 +26,7 @@ def test_metadata_and_figures(finished: Path) -> None:
     assert (results["accuracy"].dataset_name, results["accuracy"].dataset_split) == ("colors", judged.how)
     for row in judged.rows:
         assert f"| {row.name} | {row.accuracy:.1f} | {row.low:.1f} to {row.high:.1f} |" in card.text
-    for text in (*judged.doubts, "blue, green, night\\_sky, red", "training images a class: 4, drawn with seed 1"):
+    for text in (*judged.doubts, "blue, green, night\\_sky, red", "training images per class: 4, drawn with seed 1"):
         assert text in card.text
     assert 'FewShotClassifier.load("hf:anna/colors", backbone="BACKBONE")' in card.text
     assert "rmadapter predict hf:anna/colors photos --backbone BACKBONE\n" in card.text
@@ -37,7 +37,7 @@ def test_metadata_and_figures(finished: Path) -> None:
     assert "rmadapter predict hf:anna/colors photos\n" in text
     assert "BACKBONE" not in text
     assert "of the backbone's weights: its publisher's, not known here" in card.text
-    assert "Neither images nor names of files are here" in card.text
+    assert "No images or file names are included" in card.text
 
 
 def test_without_a_record_nothing_was_measured(finished: Path) -> None:

@@ -66,7 +66,7 @@ def test_names_from_a_csv_file(tmp_path: Path) -> None:
     assert given == {"n01": "zebra", "crane_bird": "crane, the bird"}
     check_known(given, ("n01", "crane_bird", 3), file)
     with pytest.raises(
-        UserError, match=r"names\.csv: names 'crane_bird', which is no class.* did you mean 'crane-bird'"
+        UserError, match=r"names\.csv: names 'crane_bird', which is not a class.* did you mean 'crane-bird'"
     ):
         check_known(given, ("n01", "crane-bird"), file)
 
@@ -101,7 +101,7 @@ def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) ->
 @pytest.mark.parametrize("written", ["caf\udce9", "a\0b"])
 def test_what_is_no_text_is_no_class(written: str) -> None:
     """As a folder's name is that is not UTF-8: better said when data is read than by a tokenizer."""
-    with pytest.raises(UserError, match=r"^shop: class .* is not UTF-8, or holds a NUL: rename it$"):
+    with pytest.raises(UserError, match=r"^shop: class .* is not UTF-8 or contains a NUL: rename it$"):
         prompt_names(["cat", written], where="shop: ")
     with pytest.raises(UserError, match="rename it"):
         prompt_names(["cat"], {"cat": written})

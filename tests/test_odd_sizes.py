@@ -64,7 +64,7 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
         "note: no test split: judging by 3-fold cross-validation of the 7 training images",
         "note: class 'dog' has 1 image", "note: class 'owl' has 2 images",
         "note: 6 images are too few to judge by: any accuracy is plausible; add images",
-        "note: no image to judge by: dog",
+        "note: no images to judge these classes by: dog",
     ]  # fmt: skip
     own, score = read_record(out / "run.json").scores
     assert (own.split, own.images) == ("cross-validated", 6)

@@ -109,7 +109,7 @@ def test_folder_holds_the_same_set(tmp_path: Path) -> None:
     assert "CC BY-SA 4.0" in ATTRIBUTION
     assert (out / "ATTRIBUTION.txt").read_text().strip() == ATTRIBUTION
     assert [p.name for p in out.parent.iterdir()] == ["images"]  # no temporary folder is left
-    with pytest.raises(UserError, match=r"images exists already"):
+    with pytest.raises(UserError, match=r"images already exists"):
         write_folder(out)
 
 

@@ -54,5 +54,5 @@ def test_an_order_is_that_of_its_seed() -> None:
 def test_what_answers_each_image_alone_refuses_a_memory(tiny_clip: Backbone) -> None:
     fitted: Fitted = load_method("zero-shot").fit(tiny_clip, shots_of(tiny_clip, IMAGES))
     each_alone(fitted, "a window")
-    with pytest.raises(UserError, match="a window answers each image by itself, and TDA learns from the images that"):
+    with pytest.raises(UserError, match="a window answers each image by itself, but TDA learns from the images that"):
         each_alone(load_method("tda").fit(tiny_clip, shots_of(tiny_clip, IMAGES)), "a window")

@@ -78,14 +78,14 @@ def test_one_that_was_stopped_goes_on(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "answers.csv"
     started(out).write([row("a.png")])
-    with pytest.raises(UserError, match=r"answers\.csv\.partial: holds answers of another run or with other settings"):
+    with pytest.raises(UserError, match=r"answers\.csv\.partial: holds answers from another run or other settings"):
         started(out, "other")
     with open(out.with_name("answers.csv.partial"), "a") as file:
         file.write('{"image": 3}\n')
     with pytest.raises(UserError, match="line 3: damaged"):
         started(out)
     out.write_text("mine")
-    with pytest.raises(UserError, match=r"answers\.csv: is there already"):
+    with pytest.raises(UserError, match=r"answers\.csv: already exists"):
         started(out)
     with pytest.raises(UserError, match=r"ends in \.csv, \.jsonl, \.parquet"):
         started(tmp_path / "answers.xlsx")
@@ -99,7 +99,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path) -> None:
     file = started(tmp_path / "answers.csv")
     file.write([row("a.png")])
-    with no_room(400), pytest.raises(UserError, match=r"cannot be written .*the same command goes on"):
+    with no_room(400), pytest.raises(UserError, match=r"cannot be written .*run the same command again to resume"):
         file.write([row(f"{i}.png") for i in range(50)])
     again = started(tmp_path / "answers.csv")
     assert again.done["a.png"] == 1

@@ -45,7 +45,7 @@ def test_a_foreign_run_names_no_images_but_its_own(finished: Path, tmp_path: Pat
 def test_a_damaged_one_is_refused_before_its_sums_are_written_anew(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "evil")
     (tmp_path / "evil/predictions.csv").write_text("spoilt")
-    with pytest.raises(UserError, match=r"predictions\.csv: not the file that SHA256SUMS belongs to"):
+    with pytest.raises(UserError, match=r"predictions\.csv: does not match SHA256SUMS"):
         copy_run(tmp_path / "evil", tmp_path / "out", foreign=True)
 
 

@@ -236,7 +236,7 @@ def test_bytes_in_memory_are_read_as_a_file_is(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(found), np.asarray(load_image(path)))
     for data, name, told in (
         (b"", "sent.png", "sent.png: not a readable image (the file is empty, 0 bytes)"),
-        (b"text", "sent.png", "sent.png: not an image of a kind that is read here"),
+        (b"text", "sent.png", "sent.png: not an image in a supported format"),
         (path.read_bytes(), "a.nef", "a.nef: .nef is a camera's RAW format"),
     ):
         with pytest.raises(UserError, match=re.escape(told)):

@@ -40,5 +40,5 @@ def test_a_device_that_is_named_is_not_shared_out(monkeypatch: pytest.MonkeyPatc
 def test_workers_are_counted_or_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "3,1")
     assert (workers("auto", 4), workers("auto", 1, per_gpu=3)) == (4, 6)
-    with pytest.raises(UserError, match="--jobs-per-gpu: there is no GPU to share: give --jobs"):
+    with pytest.raises(UserError, match="--jobs-per-gpu: there is no GPU to share; give --jobs instead"):
         workers("cpu", 1, per_gpu=3)

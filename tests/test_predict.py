@@ -133,7 +133,7 @@ def test_a_node_that_lacks_the_run_or_has_another(
             finished, tiny_clip.name, "", asker.names, tuple(asker.labels), 3, "0" * 64
         ), {}, Path.cwd(), 1,
     )  # fmt: skip
-    assert "another model than that" in changed.complaint
+    assert "a different model from the one" in changed.complaint
 
 
 def test_a_bad_image_is_refused_where_nobody_asked_to_skip_it(
@@ -161,4 +161,4 @@ def test_what_belongs_to_the_local_engine(
 ) -> None:
     for more in ([], ["--out", tmp_path / "a.csv", "--sort-into", tmp_path / "sorted"]):
         assert predict(monkeypatch, finished, "x", "--engine", "ray", *more) == 2
-        assert "give --out, and no --sort-into" in capsys.readouterr().err
+        assert "give --out, not --sort-into" in capsys.readouterr().err

@@ -58,7 +58,9 @@ def test_a_folder_becomes_a_table_in_a_file(rmadapter: Command, finished: Path, 
                      "ignored": {".txt": 1}}  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
     assert [{name: str(value).replace("False", "false") for name, value in line.items()} for line in lines] == found
-    refused(rmadapter(*command[:1], finished, photos / "0", *command[3:], "--out", tmp_path / "a.csv"), "there already")
+    refused(
+        rmadapter(*command[:1], finished, photos / "0", *command[3:], "--out", tmp_path / "a.csv"), "already exists"
+    )
 
 
 def test_many_images_in_a_table_of_the_first(rmadapter: Command, finished: Path, colors: Path) -> None:
@@ -81,7 +83,7 @@ def test_unsure_answers_keep_their_guess(rmadapter: Command, finished: Path, pho
     assert "unsure: " in rmadapter(*command, middle).out
     answers = json.loads(rmadapter(*command, middle, "--json").out)
     assert sum(answer["unsure"] for answer in answers) == 8
-    refused(rmadapter(*command, 0.5, "--names", "unsure,cat"), "a class is labelled 'unsure' already")
+    refused(rmadapter(*command, 0.5, "--names", "unsure,cat"), "a class is already labelled 'unsure'")
 
 
 @pytest.mark.parametrize("how", [[], ["--move"], ["--link"]])
@@ -143,7 +145,9 @@ def test_unfamiliar_images_are_far_from_those_of_training(
     assert "unfamiliar" in rmadapter("predict", finished, *images).out
     kept = load(finished, its_backbone(finished)[1]).fitted
     save(tmp_path / "earlier", replace(kept, examples=None), "rmadapter")
-    refused(rmadapter("predict", tmp_path / "earlier", *images), "--unfamiliar compares with training images, which")
+    refused(
+        rmadapter("predict", tmp_path / "earlier", *images), "--unfamiliar needs features of the training images, which"
+    )
 
 
 def test_unsure_images_have_a_folder(rmadapter: Command, finished: Path, photos: Path, tmp_path: Path) -> None:
@@ -158,15 +162,15 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
     bad = photos / "2/a bad one.png"
     bad.write_bytes(b"\x89PNG")
     command = ["predict", finished, photos, *its_backbone(finished), "--out", tmp_path / "a.csv"]
-    refused_with_notes(rmadapter(*command), "a bad one.png: not", "--skip-bad goes on")
+    refused_with_notes(rmadapter(*command), "a bad one.png: not", "--skip-bad leaves out")
     assert not (tmp_path / "a.csv").exists()
     seen: list[Path] = []
     decoded = stream.decoded
     monkeypatch.setattr(stream, "decoded", lambda images, *more: seen.extend(images) or decoded(images, *more))
-    refused_with_notes(rmadapter(*command, "--top", 3), "a.csv.partial: holds answers of another run or with other")
+    refused_with_notes(rmadapter(*command, "--top", 3), "a.csv.partial: holds answers from another run or other")
     done = rmadapter(*command, "--skip-bad", "--json")
     assert seen == [path for path in sorted(photos.glob("*/*.png")) if path.parent.name > "1"]
-    assert json.loads(done.out)["skipped"] == [f"{bad}: not an image of a kind that is read here"]
+    assert json.loads(done.out)["skipped"] == [f"{bad}: not an image in a supported format"]
     assert "note: 1 unreadable file left out\n" in done.err
     assert [row["image"] for row in rows(tmp_path / "a.csv")] == [
         str(path) for path in sorted(photos.glob("*/*.png")) if path != bad
@@ -211,11 +215,11 @@ def test_what_is_refused(rmadapter: Command, finished: Path, photos: Path, tmp_p
     image, its = photos / "0/red.png", its_backbone(finished)
     for words, hint in (
         (["https://x.org/a.jpg"], "a web address"),
-        ([image, "--move"], "--move and --link belong to --sort-into DIR"),
-        ([image, "--sort-into", tmp_path / "s", "--move", "--link"], "choose one of them"),
+        ([image, "--move"], "--move and --link need --sort-into DIR"),
+        ([image, "--sort-into", tmp_path / "s", "--move", "--link"], "give only one of them"),
         ([image, image, "--sort-into", tmp_path / "s", "--move"], "is given twice"),
-        ([photos / "0", "--sort-into", photos / "0/s"], "whose images are read: choose another folder"),
-        ([image, "--out", tmp_path / "a.txt"], "write a name that ends in .csv"),
+        ([photos / "0", "--sort-into", photos / "0/s"], "which is searched for images: choose another folder"),
+        ([image, "--out", tmp_path / "a.txt"], "give a name that ends in .csv"),
     ):
         refused(rmadapter("predict", finished, *words, *its), hint)
     assert not (tmp_path / "s").exists()

@@ -82,11 +82,11 @@ def test_the_numbers_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
     with open(tmp_path / PREDICTIONS, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     after, before = ([row["true"] == row[name] for row in rows] for name in ("answer", "zero_shot"))
-    assert f": {2 * sum(after):.1f} % instead of {2 * sum(before):.1f} % of 50 images right" in text
+    assert f": {2 * sum(after):.1f} % instead of {2 * sum(before):.1f} % right on 50 images" in text
     pairs = list(zip(before, after, strict=True))
     for name, pair in (("Gained", (0, 1)), ("Lost", (1, 0)), ("Both right", (1, 1)), ("Both wrong", (0, 0))):
         assert f"{name} {pairs.count(pair)} (" in text  # type: ignore[arg-type]
-    assert "Each image was answered by a model that had not seen it." in text
+    assert "Each image was classified by a model that had not seen it." in text
     for name, label in zip(("formula", "sea horse", "letters"), ("'=sum(A1)", *LABELS[1:]), strict=True):
         own = [row for row in rows if row["true"] == label]
         right = 100 * sum(row["answer"] == label for row in own) / len(own)
@@ -124,13 +124,13 @@ def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("zero_shot_probability", "x", "not what run.json belongs to"),
-        ("all,cross-validated,3.png", "base,test,3.png", "not what run.json belongs to"),
-        (",3.png,", ",", "not what run.json belongs to"),
+        ("zero_shot_probability", "x", "does not match run.json"),
+        ("all,cross-validated,3.png", "base,test,3.png", "does not match run.json"),
+        (",3.png,", ",", "does not match run.json"),
         ("sea_horse", "zebra", "nobody"),
-        (",0.", ",-0.", "a probability that is not from 0 to 1"),
+        (",0.", ",-0.", "a probability outside 0 to 1"),
         (",0.", ",nan", "not a number"),
-        ("set,", '"', "not readable CSV|not what run.json"),
+        ("set,", '"', "not readable CSV|does not match run.json"),
     ],
 )
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, old: str, new: str, reason: str) -> None:
@@ -148,10 +148,10 @@ def test_rows_that_are_gone_and_runs_of_earlier_versions(tmp_path: Path) -> None
     its, _ = written(tmp_path)
     file = tmp_path / PREDICTIONS
     file.write_text("".join(file.read_text("utf-8").splitlines(keepends=True)[:-1]), "utf-8")
-    with pytest.raises(UserError, match=r"49 images of cross-validated, all classes, and run\.json has 50"):
+    with pytest.raises(UserError, match=r"49 images of cross-validated, all classes, but run\.json has 50"):
         read_predictions(tmp_path, its)
     file.unlink()
-    with pytest.raises(UserError, match="not there; only runs of this version have it"):
+    with pytest.raises(UserError, match="missing; only runs of this version have it"):
         read_predictions(tmp_path, its)
 
 

@@ -119,10 +119,10 @@ def test_parameters_of_vit_b16() -> None:
 def test_a_backbone_without_a_projection_is_told_so(tiny_clip: Backbone) -> None:
     backbone: Any = double(tiny_clip)
     backbone.model.visual.proj = None
-    with pytest.raises(UserError, match=r"trains the linear projection behind the image encoder, and .+ has none"):
+    with pytest.raises(UserError, match=r"trains the linear projection after the image encoder, but .+ has none"):
         ProLIP().parameters(backbone)
 
 
 def test_views_that_change_with_every_epoch_are_refused(tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match="give their number, as --set views=8"):
+    with pytest.raises(UserError, match="set their number, as in --set views=8"):
         ProLIP().fit(tiny_clip, shots_of(tiny_clip, meaningless(4), augmentation="standard"))

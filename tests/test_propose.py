@@ -70,5 +70,5 @@ def test_mistakes(finished: Path, tiny_clip: Backbone, pool: Path, colors: Path,
     (tmp_path / "broken.png").write_bytes(b"x")
     with pytest.raises(UserError, match=r"broken\.png"):
         suggest_images(finished, [pool, tmp_path / "broken.png"], 4, backbone=tiny_clip, progress=False)
-    with pytest.raises(UserError, match="not one readable image"):
+    with pytest.raises(UserError, match="no readable image"):
         suggest_images(finished, tmp_path / "broken.png", 4, backbone=tiny_clip, skip_bad=True, progress=False)

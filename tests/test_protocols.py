@@ -110,14 +110,14 @@ def test_axes_of_sensitivity() -> None:
     [
         ({"protocol": "base-to-new"}, "did you mean 'base-to-novel'"),
         ({"protocol": "ablation-layers", "methods": ["mma"]}, "leave out --methods"),
-        ({"datasets": ["a", "a"]}, "--datasets a,a: something is named twice"),
+        ({"datasets": ["a", "a"]}, "--datasets a,a: a value is given twice"),
         ({"seeds": [-1]}, "--seeds -1"),
         ({"seeds": []}, "at least one"),
         ({"axes": ["rank"]}, "leave out --axes"),
         ({"protocol": "sensitivity", "axes": ["rnak"]}, "did you mean 'rank'"),
-        ({"protocol": "cross-dataset"}, "two --datasets or more"),
+        ({"protocol": "cross-dataset"}, "at least two --datasets"),
         ({"protocol": "domain-generalization", "datasets": ["pacs"]}, "pacs/photo"),
-        ({"protocol": "domain-generalization", "datasets": ["pacs/foto"]}, "no such folder"),
+        ({"protocol": "domain-generalization", "datasets": ["pacs/foto"]}, "not such a folder"),
     ],
 )
 def test_what_is_refused(words: dict, complaint: str, domains: Path) -> None:

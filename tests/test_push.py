@@ -113,24 +113,24 @@ def test_a_second_push_is_one_commit_and_takes_old_files_away(hub: Hub, finished
 
 
 def test_what_is_refused(rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path) -> None:
-    refused(rmadapter("push", finished, "colors"), "'colors': no name of a repository; write OWNER/NAME")
+    refused(rmadapter("push", finished, "colors"), "'colors': not a repository name; write OWNER/NAME")
     refused(rmadapter("push", tmp_path, "anna/x"), "not a finished run of this version")
-    refused(rmadapter("push", finished, "anna/x", "--to", tmp_path), "is there already; choose another --to")
+    refused(rmadapter("push", finished, "anna/x", "--to", tmp_path), "already exists; choose another --to")
     assert not hub.asked
     quiet = ["push", finished, "--quiet"]
     refused(rmadapter(*quiet, "bert/x"), "bert/x: your token may not write there")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
-    refused(rmadapter(*quiet, "anna/text"), "anna/text is there already and holds something else than a run")
-    refused(rmadapter(*quiet, "anna/a", "--licence", "nonsense"), "does not take anna/a", '"license" must be one of')
+    refused(rmadapter(*quiet, "anna/text"), "anna/text already exists and is not a run")
+    refused(rmadapter(*quiet, "anna/a", "--licence", "nonsense"), "does not accept anna/a", '"license" must be one of')
     push(finished, "anna/open")
-    refused(rmadapter(*quiet, "anna/open", "--private"), "anna/open is there already and public")
+    refused(rmadapter(*quiet, "anna/open", "--private"), "anna/open already exists and is public")
     assert len(hub.repositories["anna/open"].log) == 2
 
 
 def test_a_damaged_run_does_not_go(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     (run / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"model\.safetensors: not the file that model\.json belongs to"):
+    with pytest.raises(UserError, match=r"model\.safetensors: does not match model\.json"):
         push(run, "anna/x", to=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -246,13 +246,18 @@ def test_flowers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "file", "content", "complaint"),
     [
-        ("oxford_pets", "annotations/test.txt", "Abyssinian_1 1\n", "test.txt, line 1: 'Abyssinian_1 1' does not look"),
+        (
+            "oxford_pets",
+            "annotations/test.txt",
+            "Abyssinian_1 1\n",
+            "test.txt, line 1: 'Abyssinian_1 1' does not match",
+        ),
         ("oxford_pets", "annotations/test.txt", None, "test.txt: no such file"),
         ("fgvc_aircraft", "images_variant_val.txt", "7 Concorde\n", "class 'Concorde' is not in variants.txt"),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "ApplyEyeMakeup\n", "classInd.txt, line 1"),
         ("stanford_cars", "cars_test_annos_withlabels.mat", "text", "not a MATLAB file with 'annotations'"),
         ("stanford_cars", "devkit/cars_meta.mat", None, "cars_meta.mat: not a MATLAB file .*No such file"),
-        ("oxford_flowers", "cat_to_name.json", "{}", "cat_to_name.json: has no name for the class 2"),
+        ("oxford_flowers", "cat_to_name.json", "{}", "cat_to_name.json: has no name for class 2"),
         ("oxford_flowers", "cat_to_name.json", None, "cat_to_name.json: not readable JSON"),
         ("imagenet", "classnames.txt", "n01440764\n", "classnames.txt, line 1"),
     ],

@@ -31,7 +31,7 @@ def test_foreign_files_are_left_out_with_a_note(tmp_path: Path) -> None:
     assert list(notes) == ["000.json", "001.json", "002.json", "broken.json", "some.json"]
     assert "step_seconds" in notes["000.json"]
     assert "without an accuracy on base classes" in notes["001.json"]
-    assert "'fit', which is no protocol of the bench" in notes["002.json"]
+    assert "'fit', which is not a protocol of the bench" in notes["002.json"]
     assert all(note.endswith("left out") for note in found.notes)
 
 
@@ -54,7 +54,7 @@ def test_nothing_to_read_is_the_users_mistake(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="rmadapter bench"):
             read_records(folder)
     write(tmp_path, record("mma", "a", 1, VALUES, protocol="fit"))
-    with pytest.raises(UserError, match=r"no record of the bench \(000.json: a run of 'fit'"):
+    with pytest.raises(UserError, match=r"no bench records found \(000.json: a run of 'fit'"):
         read_records(tmp_path)
 
 
@@ -90,7 +90,7 @@ def test_runs_that_were_tested_on_other_images_than_most_are_left_out(tmp_path: 
     assert [r.task.data for r in found.finished if r.method.name == "zero-shot"] == ["b"]
     assert len(found.finished) == 5
     [note] = found.notes
-    assert note.endswith("tested on other images of a than the runs that stay; left out")
+    assert note.endswith("tested on other images of a than the runs kept; left out")
 
 
 def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
     mixed = [*alike[:2], with_settings(3, alpha=9.5, scale=2), record("mma", "a", 3, VALUES, variant="other")]
     found = read_records(write(tmp_path / "mixed", *mixed))
     assert [(r.task.seed, r.variant) for r in found.finished] == [(1, ""), (2, ""), (3, "other")]
-    why = "mma with alpha=9.5, unlike the runs that stay; left out, give it a folder of its own"
+    why = "mma with alpha=9.5, unlike the runs kept; left out, put it in a folder of its own"
     assert found.notes == [f"002.json: {why}"]
     texts = record("coprompt", "a", 1, VALUES), record("coprompt", "b", 1, VALUES)
     described = MethodName(name="coprompt", settings={**texts[1].method.settings, "descriptions": "x"})

@@ -74,9 +74,9 @@ def test_any_text_and_number_survives(name: str, reason: str, accuracy: float, i
         ("", "not readable JSON"),
         ("{", "not readable JSON"),
         ("[" * 100_000, "not readable JSON"),
-        ("3", "no record of a run"),
-        ("[]", "no record of a run"),
-        ("{}", "no record of a run .field format"),
+        ("3", "not a run record"),
+        ("[]", "not a run record"),
+        ("{}", "not a run record .field format"),
         ('{"format": 1, "protocol": "base-to-novel"}', "field format"),
         (record().line().replace("60.0", "1e999"), "field scores.0.accuracy"),
         (record().line().replace('"images"', '"imagse"'), "field scores.0."),
@@ -123,8 +123,8 @@ def test_values_of_other_kinds_are_refused(old: str, new: str, place: str) -> No
 @pytest.mark.parametrize(
     ("recalls", "p", "words"),
     [
-        ([50.0], None, "recalls of other classes than it lists"),
-        ([50.0, None], 0.5, "not one row of the method that was fitted"),
+        ([50.0], None, "recalls for other classes than it lists"),
+        ([50.0, None], 0.5, "not exactly one row for the method that was fitted"),
         ([50.0, None], None, ""),
     ],
 )
@@ -154,10 +154,10 @@ def test_what_a_model_of_several_labels_is_worth() -> None:
     one = record().model_copy(update={"scores": (Score(name="all", images=3, classes=3, several=worth),)})
     assert parse_record(one.line(), "") == one
     assert one.metrics == {}
-    with pytest.raises(UserError, match="of other classes than it lists"):
+    with pytest.raises(UserError, match="for other classes than it lists"):
         parse_record(one.line().replace('"classes": ["a", "b", "c"]', '"classes": ["a", "b"]'), "run.json")
     assert len(worth.intervals) == 4
-    with pytest.raises(UserError, match="intervals of other figures"):
+    with pytest.raises(UserError, match="intervals for other figures"):
         parse_record(one.line().replace('"intervals": [', '"intervals": [[1, 2], '), "run.json")
 
 

@@ -53,16 +53,16 @@ def test_what_was_fetched_is_there_without_a_network(hub: Hub, monkeypatch: pyte
 def test_what_is_not_there_or_private_or_no_run(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hub.repositories["bert/own"] = Repository(private=True, **RUN)
     for name in ("bert/own", "anna/none"):
-        with pytest.raises(UserError, match=f"hub has no '{name}', or it is private: that takes `hf auth login`"):
+        with pytest.raises(UserError, match=f"hub has no '{name}', or it is private: use `hf auth login`"):
             run_folder(f"hf:{name}")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
-    with pytest.raises(UserError, match=r"hf:anna/text: holds no model of rmadapter, for it lacks model\.json"):
+    with pytest.raises(UserError, match=r"hf:anna/text: holds no rmadapter model: model\.json is missing"):
         run_folder("hf:anna/text")
 
 
 @pytest.mark.parametrize("name", ["pets", "a/b/c", "../a", "a/..", "/a", "a/", "a b/c", "a/b--c", "a/" + "b" * 96, ""])
 def test_names_that_none_has(name: str) -> None:
-    with pytest.raises(UserError, match="no name of a repository; write OWNER/NAME"):
+    with pytest.raises(UserError, match="not a repository name; write OWNER/NAME"):
         check_repository(name)
-    with pytest.raises(UserError, match=re.escape("no name of a repository")):
+    with pytest.raises(UserError, match=re.escape("not a repository name")):
         run_folder(f"hf:{name}")

@@ -61,7 +61,7 @@ def test_a_table_with_columns_of_any_name_is_repeated_asked_and_grown(
     assert code == 0, err
     first = read_record(Path("run/run.json"))
     assert first.judgement is not None
-    assert "of a group that was trained on" in first.judgement.how
+    assert "that share a group with training images" in first.judgement.how
     assert any(note.startswith("train and test share the group 'p") for note in first.notes)
     shutil.rmtree("run")
     assert rmadapter(*shlex.split(first.command)[1:]).code == 0

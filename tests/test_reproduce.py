@@ -59,7 +59,7 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(rmadapter: Command, words: list
     rows = [{"table": "1", "data set": key, "runs": 2, "finished": 0} for key in ("dtd", "eurosat")]
     assert json.loads(out) == rows
     assert not (tmp_path / "out").exists()
-    assert "imagenet is not complete (absent); `rmadapter data imagenet --root" in err
+    assert "imagenet is incomplete (absent); `rmadapter data imagenet --root" in err
     code, out, _ = rmadapter(*words, *QUICK, "--json")
     assert code == 1  # a random ViT is far from the paper
     judged = json.loads(out)
@@ -94,7 +94,7 @@ def test_mistakes_are_told_before_anything_runs(rmadapter: Command, words: list[
     refused(rmadapter(*words, "--tables", ","), "--tables: name at least one of 1, 2, 3, 4, 5, 6")
     refused(rmadapter(*words, "--methods", "clap"), "clap: the methods of the paper's tables are")
     refused(rmadapter(*words, "--set", "clap.epochs=1"), "clap: the methods of the paper's tables are")
-    refused(rmadapter(*words, "--backbone", "pocket"), "--backbone pocket: the paper's figures are of")
+    refused(rmadapter(*words, "--backbone", "pocket"), "--backbone pocket: the paper's figures use")
     refused(rmadapter(*words, "--seeds", "one"), "--seeds one: write whole numbers")
     assert not (tmp_path / "out").exists()
 

@@ -57,7 +57,7 @@ def test_what_is_unknown_is_told() -> None:
         ({"rnak": 8}, "rmadapter", "unknown setting 'rnak'; did you mean 'rank'"),
         ({"shotz": 8}, "rmadapter", "did you mean 'shots'"),
         ({"rank": 8}, "coop", "unknown setting 'rank'"),
-        ({"coop.epochs": 8}, "mma", "a setting of 'coop', and the method is 'mma'"),
+        ({"coop.epochs": 8}, "mma", "a setting of 'coop', but the method is 'mma'"),
         ({}, "rmadaptor", "unknown method 'rmadaptor'; did you mean 'rmadapter'"),
     ):
         with pytest.raises(UserError, match=words):
@@ -71,7 +71,7 @@ def test_every_method_takes_the_common_settings() -> None:
 
 
 def test_views_of_images_that_are_not_augmented_are_refused() -> None:
-    with pytest.raises(UserError, match="views=4: only augmented images have views: write augmentation=standard, too"):
+    with pytest.raises(UserError, match="views=4: only augmented images have views: set augmentation=standard too"):
         Request.make({"views": 4})
     assert Request.make({"views": 4, "augmentation": "standard"}).task.views == 4
 
@@ -104,9 +104,9 @@ def test_precision_auto_is_what_it_means_here(
 ) -> None:
     monkeypatch.setattr("rmadapter.request.fastest_precision", lambda device: ("bf16", 2.0))
     assert Request.make({"precision": "auto"}).machine.precision == "bf16"
-    assert "precision=bf16: a product in bfloat16 takes 0.5 of its time in float32 here" in capsys.readouterr().err
+    assert "precision=bf16: a matrix product in bfloat16 takes 0.5 of its float32 time here" in capsys.readouterr().err
     monkeypatch.setattr("rmadapter.request.fastest_precision", lambda device: ("fp16", 4.0))
     assert Request.make({"precision": "auto"}).machine.precision == "fp16"
-    assert "precision=fp16: a product in float16 takes 0.25 of its time in float32 here" in capsys.readouterr().err
+    assert "precision=fp16: a matrix product in float16 takes 0.25 of its float32 time here" in capsys.readouterr().err
     assert Request.make({"precision": "fp32"}).machine.precision == "fp32"
     assert capsys.readouterr().err == ""

@@ -110,5 +110,5 @@ def test_two_benches_of_other_settings_at_once_never_mix(
     monkeypatch.setattr(
         "rmadapter.bench.runner.work", lambda *_, **__: shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     )
-    with pytest.raises(UserError, match="is a run with another epochs"):
+    with pytest.raises(UserError, match="was run with a different value of epochs"):
         do(colors, tmp_path, jobs_of(tiny_clip, colors), values=longer)

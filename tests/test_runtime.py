@@ -112,7 +112,7 @@ def test_a_bad_image(folder: Path, images: Path) -> None:
 
 
 def test_a_damaged_folder(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no exported model; it lacks model\.onnx"):
+    with pytest.raises(UserError, match=r"not an exported model; model\.onnx"):
         Model(tmp_path)
     for name in (runtime.GRAPH, runtime.LABELS, runtime.TRANSFORM):
         copy = tmp_path / name.replace(".", "-")
@@ -142,7 +142,7 @@ def test_the_command_line(folder: Path, images: Path) -> None:
     (images / "bad.png").write_bytes(b"no image")
     done = call(images)
     assert done.returncode == 2
-    assert done.stderr == f"predict.py: {images / 'bad.png'}: not an image of a kind that is read here\n"
+    assert done.stderr == f"predict.py: {images / 'bad.png'}: not an image in a supported format\n"
     done = call(images, "--skip-bad")
     assert done.returncode == 0
     assert done.stderr.startswith("left out: ")

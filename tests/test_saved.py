@@ -155,7 +155,7 @@ def test_what_is_missing_is_said(library: Any) -> None:
         read_dataset(pets(library).remove_columns("label"))
     with pytest.raises(UserError, match="'label' holds no images"):
         read_dataset(pets(library), {"image": "label"})
-    with pytest.raises(UserError, match="not one labelled image"):
+    with pytest.raises(UserError, match="no labelled images"):
         read_dataset(pets(library, (None,)))
     with pytest.raises(UserError, match="has a split 'dev'"):
         read_dataset(pets(library, (0,), split=["dev"]))
@@ -165,7 +165,7 @@ def test_a_broken_folder(library: Any, tmp_path: Path) -> None:
     pets(library).save_to_disk(tmp_path / "pets")
     for file in (tmp_path / "pets").glob("*.arrow"):
         file.write_bytes(b"no arrow")
-    with pytest.raises(UserError, match="not a readable folder of save_to_disk"):
+    with pytest.raises(UserError, match="not a readable save_to_disk folder"):
         read_saved(tmp_path / "pets")
 
 

@@ -52,10 +52,10 @@ def test_a_search_and_its_best_in_fit(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--jobs", "2"], "--jobs belongs to --engine ray"),
+        (["--jobs", "2"], "--jobs needs --engine ray"),
         (["--engine", "slurm"], "--engine 'slurm'"),
         (["--search", "nought"], "unknown setting"),
-        (["--method", "zero-shot"], "has no setting that is tried by default"),
+        (["--method", "zero-shot"], "has no settings to try by default"),
     ],
 )
 def test_what_cannot_be(

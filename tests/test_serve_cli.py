@@ -29,7 +29,7 @@ def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named([f"c={odd}"]) == {"c": odd}
     with pytest.raises(UserError, match="a=b: give it a name of letters, digits, dots, _ and -, as in birds="):
         named([str(odd)])
-    with pytest.raises(UserError, match="birds is a/birds already; give one of them another name: NAME=b/birds"):
+    with pytest.raises(UserError, match="birds is already a/birds; give one of them another name: NAME=b/birds"):
         named(["a/birds", "b/birds"])
     for name in ("a b", "ä", "a/b", ".a", ""):
         with pytest.raises(UserError, match="give it a name"):
@@ -48,8 +48,8 @@ def test_a_repository_is_served_by_its_name(hub: Hub) -> None:
 def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(rmadapter("serve", tmp_path, "--port", "0"), "not a finished run")
     refused(rmadapter("serve", finished, finished, "--port", "0"), "give one of them another name")
-    refused(rmadapter("serve", finished, "--queue", "5"), "--images 64: more than --queue 5")
-    refused(rmadapter("serve", finished, "--host", "192.0.2.1"), "cannot be listened on")
+    refused(rmadapter("serve", finished, "--queue", "5"), "--images 64: must not exceed --queue 5")
+    refused(rmadapter("serve", finished, "--host", "192.0.2.1"), "cannot listen there")
     refused(rmadapter("serve", finished, "--port", "0", "--engine", "tpu"), "--engine tpu; known are")
     before = importlib.util.find_spec
 
@@ -57,9 +57,7 @@ def test_what_is_refused(rmadapter: Command, finished: Path, tmp_path: Path, mon
         return None if name == "uvicorn" else before(name, *more)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    refused(
-        rmadapter("serve", finished), "serve needs uvicorn; `pip install 'rmadapter[serve]'` brings what is missing"
-    )
+    refused(rmadapter("serve", finished), "serve needs uvicorn; run `pip install 'rmadapter[serve]'`")
 
 
 def test_two_models_and_a_key(finished: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_method_without_features(tiny_clip: Backbone, tmp_path: Path, monkeypa
 def test_what_is_refused(finished: Path, exported: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     for wish, told in (
         (Wish(tmp_path), "not a finished run"),
-        (Wish(tmp_path, "onnx"), "no run that --engine onnx can be made of"),
+        (Wish(tmp_path, "onnx"), "not a run that --engine onnx can serve"),
         (Wish(finished, "onxx"), "--engine onxx; did you mean 'onnx'"),
         (Wish(exported, "torch"), "an export for onnx; leave out --engine torch, or name the run"),
         (Wish(finished), "name it yourself: --backbone"),
@@ -143,7 +143,7 @@ def test_what_is_refused(finished: Path, exported: Path, tiny_clip: Backbone, tm
 
 def test_a_model_that_answers_no_numbers_is_refused() -> None:
     for number in (np.nan, np.inf):
-        with pytest.raises(UserError, match="run: answers with what is not a number"):
+        with pytest.raises(UserError, match="run: its answers contain NaN or infinity"):
             _grey(Path("run"), lambda pixels, number=number: [pixels.mean((2, 3)), pixels.mean((2, 3)) + number], 4)  # type: ignore
 
 

@@ -62,11 +62,11 @@ def test_a_full_queue_refuses_and_forgets_nothing() -> None:
 def test_names_of_models() -> None:
     with serviced(Toy(features=False)) as service:
         assert service.only() == "toy"
-        assert refusal(service, RED, model="toi").detail == "no model 'toi'; did you mean 'toy'?"
+        assert refusal(service, RED, model="toi").detail == "unknown model 'toi'; did you mean 'toy'?"
         found = refusal(service, RED, features=True)
         assert (found.status_code, found.detail.startswith("toy gives no features")) == (404, True)
         service.put("other", Toy().served)
-        with pytest.raises(HTTPException, match=r"several models are served: add \?model= and one of other, toy"):
+        with pytest.raises(HTTPException, match=r"several models are served: add \?model= with one of other, toy"):
             service.only()
 
 

@@ -58,7 +58,7 @@ def wait(session: Session) -> str:
 def test_from_images_to_a_model_that_comes_back(session: Session, shared: Shared, colors: Path, tmp_path: Path) -> None:
     bring(session, colors / "train", "red", "blue", "green")
     session.train("linear-probe-pair")
-    with pytest.raises(UserError, match="at work already"):
+    with pytest.raises(UserError, match="already running"):
         session.train("auto")
     assert wait(session) == "done", session.job and session.job.told
     state = session.state()
@@ -76,7 +76,7 @@ def test_from_images_to_a_model_that_comes_back(session: Session, shared: Shared
     answers = session.ask(colors / "test/red/0.png", "photo.png")
     assert answers[0]["label"] == "red"
     assert sum(row["probability"] for row in answers) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(UserError, match="knows the classes it was trained on alone"):
+    with pytest.raises(UserError, match="only knows the classes it was trained on"):
         session.add(["yellow"])
     assert session.state()["model"] == state["model"]
     comes_back(session, visitor(tmp_path / "other", shared), colors, tmp_path)
@@ -131,7 +131,7 @@ def test_an_export(session: Session) -> None:
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
     session.open("colours")
-    with pytest.raises(UserError, match="not made yet"):
+    with pytest.raises(UserError, match="not exported yet"):
         session.zipped("onnx")
     session.export("onnx")
     assert wait(session) == "done", session.job and session.job.told
@@ -154,9 +154,9 @@ def test_names_alone(session: Session, colors: Path) -> None:
     with pytest.raises(UserError, match="are both called"):
         session.add(["Red"])
     for names, told in (
-        (["\ud800"], "is a text of"),
-        (["x" * 101], "is a text of"),
-        (["a"] * 998, "1,000 classes are"),
+        (["\ud800"], "must be text of"),
+        (["x" * 101], "must be text of"),
+        (["a"] * 998, "at most 1,000 classes"),
     ):
         with pytest.raises(UserError, match=told):
             session.add(names)
@@ -191,7 +191,7 @@ def test_the_sentence_of_the_command_line(session: Session, shared: Shared, colo
     session.train("linear-probe-pair")
     assert wait(session) == "failed"
     assert session.job is not None
-    assert session.job.told.startswith("files/000001-0.png: not an image of a kind that is read here; --skip-bad")
+    assert session.job.told.startswith("files/000001-0.png: not an image in a supported format; --skip-bad")
     assert session.state()["model"] is None
 
 

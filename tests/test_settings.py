@@ -103,7 +103,7 @@ def test_settings_are_json_and_make_the_same_method(name: str) -> None:
         ({"alpha": float("nan")}, ["alpha=nan", "finite"]),
         ({"momentum": 1}, ["momentum=1", "less than 1"]),
         ({"betas": [0.9, 1.5]}, ["betas", "less than 1"]),
-        ({"first_block": 6, "last_block": 5}, ["last_block=5 lies below first_block=6"]),
+        ({"first_block": 6, "last_block": 5}, ["last_block=5 is below first_block=6"]),
         ({"templates": []}, ["templates is empty"]),
         ({"templates": ["a photo"]}, ["'a photo' needs exactly one {}", '"a photo of a {}."']),
         ({"templates": ["a {}.", "{} and {}"]}, ["'{} and {}' needs exactly one {}"]),
@@ -148,8 +148,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         (b"rank: [", "config.yaml: not a readable config"),
         (b"rank: \xff", "config.yaml: not a readable config"),
         (b"seed: 2024-13-45", "config.yaml: not a readable config"),
-        (b"- rank", "config.yaml: a config is a list of 'field: value' lines"),
-        (b"", "config.yaml: a config is a list of 'field: value' lines"),
+        (b"- rank", "config.yaml: a config must be a list of 'field: value' lines"),
+        (b"", "config.yaml: a config must be a list of 'field: value' lines"),
         (b"!!python/object/apply:os.getcwd []", "config.yaml: not a readable config"),  # YAML must not run code
     ],
 )
@@ -183,8 +183,8 @@ def test_overrides_are_read_as_what_they_look_like() -> None:
     [
         ("rank", "--set 'rank': write it as field=value, as in --set rank=8"),
         ("rank:8", "write it as field=value"),
-        ("templates=[a", "the value is not readable"),
-        ("seed=2024-13-45", "the value is not readable"),
+        ("templates=[a", "the value cannot be read"),
+        ("seed=2024-13-45", "the value cannot be read"),
     ],
 )
 def test_an_override_that_cannot_be_read_is_refused(pair: str, words: str) -> None:
@@ -208,7 +208,7 @@ def test_yaml_that_takes_all_memory_or_breaks_its_reader_is_refused(tmp_path: Pa
     with pytest.raises(UserError, match=r"config\.yaml: not a readable config") as caught:
         read_yaml(tmp_path / "config.yaml")
     assert len(str(caught.value)) < 400
-    with pytest.raises(UserError, match="the value is not readable") as caught:
+    with pytest.raises(UserError, match="the value cannot be read") as caught:
         parse_overrides([f"x={text}"])
     assert len(str(caught.value)) < 400
 

@@ -144,7 +144,7 @@ def test_its_page_has_each_label(run: Path) -> None:
     assert all(f"<td>{name}</td>" in page for name in NAMES)
     assert "nothing to evaluate" not in page
     assert re.search(
-        r"On as many other images of the kind, a mean average precision of [\d.]+ to [\d.]+ % is plausible", page
+        r"On as many other images of this kind, a mean average precision of [\d.]+ to [\d.]+ % is plausible", page
     )
     assert page_again(run).read_text("utf-8") == page
 
@@ -168,7 +168,7 @@ def test_answers_are_the_labels_from_the_threshold_on(
     assert ";".join(found["labels"]) == rows[0]["label"]
     shown = rmadapter(*words[:2], image, *words[3:]).out
     assert [name for name in map(str, saved.labels) if name in shown] == sorted(found["labels"])
-    refused(rmadapter(*words, "--sort-into", tmp_path / "sorted"), "--sort-into: takes one label per image")
+    refused(rmadapter(*words, "--sort-into", tmp_path / "sorted"), "--sort-into: needs one label per image")
 
 
 def test_explained_each_label_has_its_own_probability(run: Path, mixed: Path, tiny_clip: Backbone) -> None:
@@ -211,9 +211,9 @@ def test_who_takes_one_label_per_image_says_so(
         refused(rmadapter(*words, *method), "learns one label per image", "--method linear-probe")
     assert not [*(tmp_path / "run").iterdir()]
     refused(rmadapter("eval", finished, mixed, *its_backbone(finished)), "label")
-    refused(rmadapter(*words, "--method", "zero-shot", "--classes", "base"), "classes='base': takes one label")
-    refused(rmadapter("add", run, mixed, "--out", tmp_path / "grown", *its_backbone(run)), "add with images: takes one")
-    refused(rmadapter("export", run, "--out", tmp_path / "export", *its_backbone(run)), "takes one label per image")
+    refused(rmadapter(*words, "--method", "zero-shot", "--classes", "base"), "classes='base': needs one label")
+    refused(rmadapter("add", run, mixed, "--out", tmp_path / "grown", *its_backbone(run)), "add with images: needs one")
+    refused(rmadapter("export", run, "--out", tmp_path / "export", *its_backbone(run)), "needs one label per image")
     images, saved = read_images(mixed)["test"], load(run, tiny_clip)
     for call in (
         lambda: find_suspects(mixed),
@@ -222,7 +222,7 @@ def test_who_takes_one_label_per_image_says_so(
         lambda: FewShotClassifier().fit(images),
         lambda: FewShotClassifier.load(run, backbone=tiny_clip.name),
     ):
-        with pytest.raises(UserError, match="takes one label per image, and here images have several"):
+        with pytest.raises(UserError, match="needs one label per image, but images here have several"):
             call()
 
 

@@ -59,12 +59,12 @@ def test_which_part_it_is(text: str, environment: dict[str, str], found: tuple[i
 @pytest.mark.parametrize(
     ("text", "environment", "words"),
     [
-        ("0/8", {}, r"--shard '0/8': write the number of the part"),
+        ("0/8", {}, r"--shard '0/8': write the part and the number of parts"),
         ("9/8", {}, "as 1/8, or auto"),
         ("first", {}, "as 1/8, or auto"),
-        ("auto", {}, r"no task of a Slurm array \(sbatch --array=0-7\): write --shard 1/8"),
+        ("auto", {}, r"not a task of a Slurm array \(sbatch --array=0-7\): write --shard 1/8"),
         ("auto", array(3, "3,5,6"), "have gaps"),
-        ("auto", {"SLURM_ARRAY_TASK_ID": "3"}, "does not say which task of how many"),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "3"}, "does not give this task's place"),
     ],
 )
 def test_what_is_no_part(text: str, environment: dict[str, str], words: str) -> None:

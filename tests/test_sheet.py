@@ -67,7 +67,7 @@ def test_of_many_suspects_the_page_says_where_all_are(tmp_path: Path) -> None:
     many = Found(found.images, 3, (found.suspects[1],) * (sheet.MOST + 1))
     write_page(tmp_path / "s.html", many, "photos", "linear-probe", tmp_path / "s.csv")
     page = Page(tmp_path / "s.html")
-    assert f"The first {sheet.MOST} of {sheet.MOST + 1}; s.csv has all." in page.text
+    assert f"Showing the first {sheet.MOST} of {sheet.MOST + 1}; s.csv lists them all." in page.text
     assert len(page.values("src")) == 3 * sheet.MOST
 
 

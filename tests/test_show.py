@@ -78,10 +78,10 @@ def test_a_run_of_several_labels_shows_each_label(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     assert lines == [
-        ["mean of the classes", "", "61.2", "40.0", "55.5"], ["ant", "1,200", "61.2", "40.0", "55.5"],
+        ["mean over classes", "", "61.2", "40.0", "55.5"], ["ant", "1,200", "61.2", "40.0", "55.5"],
         ["bee", "0", "-", "-", "-"],
     ]  # fmt: skip
-    assert "test, all classes, 1,300 images; F1 of the classes that are at least 32 % probable\n" in shown
+    assert "test, all classes, 1,300 images; F1 counts classes that are at least 32 % probable\n" in shown
     assert "chance" not in shown
     show_score(score, as_json=False)
     assert capsys.readouterr().out == shown

@@ -104,18 +104,18 @@ def test_two_at_once_never_mix(client: TestClient, colors: Path) -> None:
 def test_mistakes_are_one_sentence(client: TestClient, colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_IMAGE", 100)
     monkeypatch.setattr(module, "MOST_ZIP", 50)
-    assert told(put(client, "image", b"x" * 101, label="a", name="big.png")).startswith("big.png: more than the 100")
-    assert told(put(client, "zip", b"x" * 51, name="big.zip")).startswith("big.zip: more than the 50")
+    assert told(put(client, "image", b"x" * 101, label="a", name="big.png")).startswith("big.png: larger than the 100")
+    assert told(put(client, "zip", b"x" * 51, name="big.zip")).startswith("big.zip: larger than the 50")
     assert told(put(client, "zip", b"no", name="../evil.zip")).startswith("evil.zip: not a readable zip file")
     assert told(put(client, "image", b"no", label="a", name="bad.png")).startswith("bad.png: not an image")
     assert told(put(client, "ask", b"no", name="bad.png")).startswith("There is no classifier yet")
     assert "at least two classes" in told(client.post("/api/train", json={"method": "auto"}))
     for wanted in ({}, {"names": "a"}, {"names": []}, {"names": [1]}):
-        assert told(client.post("/api/classes", json=wanted)) == "names: write at least one"
-    assert "method: is missing" in told(client.post("/api/train"))
+        assert told(client.post("/api/classes", json=wanted)) == "names: give at least one"
+    assert "method is missing" in told(client.post("/api/train"))
     for body in (b"{", b"[1]", b"[" * 50_000, b"\xff"):
         assert "JSON" in told(client.post("/api/classes", content=body))
-    assert "more than the 100,000 bytes" in told(client.post("/api/classes", content=b" " * 100_001))
+    assert "larger than the 100,000 bytes" in told(client.post("/api/classes", content=b" " * 100_001))
     assert "there is no report" in told(client.get("/report"))
     assert "no classifier" in told(client.get("/download/web"))
     assert classes(client) == {}
@@ -144,7 +144,7 @@ def test_somebody_who_leaves_in_the_middle(client: TestClient) -> None:
 def test_other_sites(client: TestClient) -> None:
     evil = {"origin": "http://evil.example"}
     assert "Another site" in told(client.post("/api/classes", json={"names": ["a"]}, headers=evil), 403)
-    assert "by the address" in told(client.get("/api/state", headers={"host": "evil.example"}), 403)
+    assert "at the address" in told(client.get("/api/state", headers={"host": "evil.example"}), 403)
     assert client.post("/api/classes", json={"names": ["a"]}, headers={"origin": ADDRESS}).status_code == 200
     assert classes(client) == {"a": 0}
 

@@ -186,5 +186,5 @@ def test_parameters_of_vit_b16() -> None:
 
 
 def test_nothing_left_to_train_is_refused(tiny_clip: Backbone) -> None:
-    with pytest.raises(UserError, match="skipped=1 leaves no block to be trained"):
+    with pytest.raises(UserError, match="skipped=1 leaves no block to train"):
         SkipTuning(skipped=1.0).module(tiny_clip)

@@ -114,7 +114,7 @@ def test_a_pickle_is_not_put_on_another_backbone(
     state = probe(tiny_clip).fit(*paths).__getstate__()
     packed = state["fitted_"]
     other = {**vars(packed), "backbone": tiny_eva.name}
-    with pytest.raises(UserError, match="has other weights: restore that backbone, or fit again"):
+    with pytest.raises(UserError, match="has other weights: restore the original, or fit again"):
         FewShotClassifier().__setstate__({**state, "fitted_": type(packed)(**other)})
 
 

@@ -76,13 +76,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     one = tmp_path / "in/a.jpg"
     for root in (tmp_path / "in", tmp_path / "in/sorted/new"):
-        with pytest.raises(UserError, match="whose images are read: choose another folder"):
+        with pytest.raises(UserError, match="which is searched for images: choose another folder"):
             Sorter(root, ["cat"]).check([tmp_path / "in"], [one])
     Sorter(tmp_path / "inner", ["cat"]).check([tmp_path / "in"], [one, one])
-    with pytest.raises(UserError, match=r"a\.jpg: is given twice, and can be moved once"):
+    with pytest.raises(UserError, match=r"a\.jpg: is given twice, but can only be moved once"):
         Sorter(tmp_path / "inner", ["cat"], "move").check([], [one, one])
     image(tmp_path / "file")
-    with pytest.raises(UserError, match="cannot be brought to"):
+    with pytest.raises(UserError, match="cannot be placed at"):
         Sorter(tmp_path / "file", ["cat"], "link").put(one, tmp_path / "file/cat/a.jpg")
 
 
@@ -91,7 +91,7 @@ def test_images_of_an_archive_stay_where_they_are(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     inside = image(tmp_path / "cache/unpacked/photos-1/cat/a.jpg")
     for how in ("move", "link"):
-        with pytest.raises(UserError, match=f"out of an archive, its images can only be copied: leave out --{how}$"):
+        with pytest.raises(UserError, match=f"images from an archive can only be copied: leave out --{how}$"):
             Sorter(tmp_path / "out", ["cat"], how).check([], [image(tmp_path / "in/b.jpg"), inside])  # type: ignore[arg-type]
     Sorter(tmp_path / "out", ["cat"]).check([], [inside])
 
@@ -102,5 +102,5 @@ def test_an_image_by_two_paths_is_moved_once(tmp_path: Path) -> None:
     (tmp_path / "in/link.jpg").symlink_to("a.jpg")  # which is moved as a link, beside its target
     sorter = Sorter(tmp_path / "out", ["cat"], "move")
     sorter.check([], [one, tmp_path / "in/link.jpg"])
-    with pytest.raises(UserError, match=r"in/a.jpg: is given twice, and can be moved once$"):
+    with pytest.raises(UserError, match=r"in/a.jpg: is given twice, but can only be moved once$"):
         sorter.check([], [one, tmp_path / "same/a.jpg"])

@@ -202,13 +202,13 @@ def test_boxes_as_crops_for_fit_and_predict(tmp_path: Path, write: Callable[[Pat
 
 @pytest.mark.parametrize("write", [write for write in FORMATS if write not in (*BOXED, label_studio, fiftyone)])
 def test_crops_where_there_are_no_boxes(tmp_path: Path, write: Callable[[Path], Path]) -> None:
-    with pytest.raises(UserError, match="here are none"):
+    with pytest.raises(UserError, match="there are none here"):
         read_images(write(tmp_path / "set"), crops=True)
 
 
 @pytest.mark.parametrize("write", [label_studio, fiftyone])
 def test_crops_where_no_label_has_a_box(tmp_path: Path, write: Callable[[Path], Path]) -> None:
-    with pytest.raises(UserError, match=r"not one labelled image in it .*labels without a box 2"):
+    with pytest.raises(UserError, match=r"no labelled images .*labels without a box 2"):
         read_images(write(tmp_path / "set"), crops=True)
 
 
@@ -218,7 +218,7 @@ def test_what_no_label_names_is_counted(tmp_path: Path, write: Callable[[Path], 
     paint(home, "more/owl_1.png")
     (home / "readme.md").write_text("")
     (images, *_) = read_images(home).values()
-    assert images.ignored == "2 files ignored: .md 1, images that no label names 1"
+    assert images.ignored == "2 files ignored: .md 1, images without an entry 1"
 
 
 def test_class_folders_count_what_lies_beside_them(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_class_folders_count_what_lies_beside_them(tmp_path: Path) -> None:
     for name in ("cat/notes.txt", ".hidden", "classnames.json"):
         (home / name).write_text("{}")
     (images,) = read_images(home).values()
-    assert images.ignored == "3 files ignored: .txt 1, hidden 1, images outside of class folders 1"
+    assert images.ignored == "3 files ignored: .txt 1, hidden 1, images outside class folders 1"
     assert read_images(yolo_classification(tmp_path / "clean"))["train"].ignored == ""
 
 
@@ -235,7 +235,7 @@ def test_what_is_no_data_says_what_is(tmp_path: Path, name: str) -> None:
     if "gone" not in name:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"(no such file or folder|of no known format); give a folder of class folders; a table"
+        UserError, match=r"(no such file or folder|unknown format); give a folder of class folders; a table"
     ):
         open_source(tmp_path / name)
     assert is_source(tmp_path / name) == name.endswith("zip")
@@ -244,7 +244,7 @@ def test_what_is_no_data_says_what_is(tmp_path: Path, name: str) -> None:
 def test_a_file_of_labels_that_is_too_large_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = coco_file(tmp_path / "set")
     monkeypatch.setattr("rmadapter.data.sources.LARGEST", 100)
-    words = r"coco\.json: \d+ bytes, .* 100 are read; .* 'del\(\.annotations\[\]\.segmentation\)' coco"
+    words = r"coco\.json: has \d+ bytes, .* may have 100; .* 'del\(\.annotations\[\]\.segmentation\)' coco"
     with pytest.raises(UserError, match=words):
         open_source(file)
 
@@ -262,9 +262,9 @@ def test_the_root_of_what_is_gone_and_of_an_archive_that_is_still_packed(tmp_pat
     [
         ("{", "not readable JSON"),
         ("[[" * 100_000, "not readable JSON"),
-        ("{}", "neither a COCO file, nor an export of Label Studio, nor FiftyOne"),
-        ("[]", "neither a COCO file"),
-        ('{"images": [], "annotations": [], "categories": []}', "not one labelled image"),
+        ("{}", "not a COCO file, a Label Studio export, or FiftyOne"),
+        ("[]", "not a COCO file"),
+        ('{"images": [], "annotations": [], "categories": []}', "no labelled images"),
     ],
 )
 def test_broken_json(tmp_path: Path, text: str, words: str) -> None:

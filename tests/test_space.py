@@ -38,7 +38,7 @@ def test_every_method_can_have_what_is_tried_of_it() -> None:
         try:
             found = space(method, name)
         except UserError as error:
-            empty += "has no setting that is tried by default" in str(error)
+            empty += "has no settings to try by default" in str(error)
             continue
         assert not {*found} & {*LEFT}
         for end in (0, -1):
@@ -66,15 +66,15 @@ def test_ranges_and_values_as_the_user_says() -> None:
     ("asked", "words"),
     [
         ("rnak", "did you mean 'rank'"),
-        ("last_block", "say what to try, as last_block=LOW..HIGH"),
-        ("lambda_text_con", "say what to try"),
-        ("rank=8..4", "the smaller one first"),
+        ("last_block", "write what to try as last_block=LOW..HIGH"),
+        ("lambda_text_con", "write what to try"),
+        ("rank=8..4", "the smaller first"),
         ("rank=a..b", "write two numbers"),
-        ("rank=0.5..8", "write whole numbers, as 4..32"),
+        ("rank=0.5..8", "write whole numbers, such as 4..32"),
         ("rank=0..8", "rank=0"),
         ("init=zero,nought", "init='nought'"),
-        ("init=", "write LOW..HIGH, or values"),
-        ("alpha=1..inf", "write two numbers, the smaller one first"),
+        ("init=", "write LOW..HIGH or A,B,C"),
+        ("alpha=1..inf", "write two numbers, the smaller first"),
     ],
 )
 def test_what_cannot_be_tried(asked: str, words: str) -> None:

@@ -19,8 +19,8 @@ def test_models_and_a_form_that_answers() -> None:
         ).text
         assert "&lt;b&gt;.png" in page
         assert "100.0&nbsp;%" in page
-        assert "x: not an image of a kind that is read here" in page
-        assert "<b>1</b> image answered" in page
+        assert "x: not an image in a supported format" in page
+        assert "<b>1</b> image classified" in page
 
 
 def test_a_fault_is_told_with_its_status() -> None:
@@ -44,5 +44,5 @@ def test_a_model_of_which_little_is_known() -> None:
     with serviced(Toy()) as service:
         service.models["toy"].facts.update(method=None, backbone=None, accuracy=None, features=False)
         page = TestClient(create_app(service)).get("/").text
-        assert "nobody has written down" in page
+        assert "Its accuracy is not recorded." in page
         assert "without features" in page

@@ -54,7 +54,7 @@ def test_bad_images_are_left_out_or_stop_it_after_those_before_them(
     assert found == many
     assert [image for image, _ in bad] == [tmp_path / "bad.png"]
     before: list[Path] = []
-    with pytest.raises(UserError, match=r"bad\.png: not .*; --skip-bad goes on without such files"):
+    with pytest.raises(UserError, match=r"bad\.png: not .*; --skip-bad leaves out such files"):
         before += (answer.image for batch in asker.ask(images) for answer in batch)
     assert before == many[:70]
 
@@ -66,5 +66,5 @@ def test_a_class_that_the_method_cannot_know(finished: Path, tiny_clip: Backbone
     probe = load_method("linear-probe").restore(
         tiny_clip, Known(("red",)), {"weight": torch.zeros(1, 40), "bias": torch.zeros(1)}
     )
-    with pytest.raises(NotApplicable, match="alone, not 'zebra'"):
+    with pytest.raises(NotApplicable, match="trained on, not 'zebra'"):
         Asker(probe, ["zebra"], ["zebra"])

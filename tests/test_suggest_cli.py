@@ -27,7 +27,7 @@ def test_a_list_with_its_page(rmadapter: Command, finished: Path, colors: Path, 
     assert [one["image"] for one in facts["suggestions"]] == [row["image"] for row in rows]
     assert (facts["rule"], facts["pool"], facts["known"]) == ("margin", 40, 16)
     assert "looks like" in rmadapter(*command).out
-    refused(rmadapter(*command, "--out", tmp_path / "s.csv"), "is there already")
+    refused(rmadapter(*command, "--out", tmp_path / "s.csv"), "already exists")
 
 
 def test_the_start(rmadapter: Command, colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_the_start(rmadapter: Command, colors: Path, tiny_clip: Backbone, monkey
 
 def test_mistakes_are_one_sentence(rmadapter: Command, finished: Path, colors: Path) -> None:
     refused(rmadapter("suggest", finished), "--start")
-    refused(rmadapter("suggest", finished, colors, "--names", "a,b"), "--names belongs to --start")
+    refused(rmadapter("suggest", finished, colors, "--names", "a,b"), "--names needs --start")
     refused(rmadapter("suggest", finished, colors, "--out", "list.txt"), "ends in .csv")
     refused(rmadapter("suggest", colors, colors), "not a finished run")
     refused(rmadapter("suggest", finished, colors, "--rule", "magic"), "unknown rule")

@@ -32,10 +32,10 @@ def test_lines_are_those_of_sha256sum(folder: Path) -> None:
 
 def test_what_has_changed_or_belongs_to_another_run_is_named(folder: Path) -> None:
     (folder / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"run\.json: not among the files that SHA256SUMS names"):
+    with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
         check_sums(folder, ["run.json"])
     (folder / "b.json").write_bytes(b"abb")
-    with pytest.raises(UserError, match=r"b\.json: not the file that SHA256SUMS belongs to; .+ or delete its line"):
+    with pytest.raises(UserError, match=r"b\.json: does not match SHA256SUMS; .+ or delete its line"):
         check_sums(folder)
 
 

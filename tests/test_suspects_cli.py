@@ -26,7 +26,7 @@ def test_from_a_folder_to_a_cleaned_one(rmadapter: Command, data: Path, tmp_path
     assert (done.code, done.err) == (0, "")
     assert f"suspects: {tmp_path / 's/suspects.csv'}\npage: {tmp_path / 's/suspects.html'}\n" in done.out
     assert "of 28 images: broken 1, two labels 2, wrong label" in done.out
-    refused(rmadapter("suspects", data, "--out", tmp_path / "s"), "suspects.csv: is there already")
+    refused(rmadapter("suspects", data, "--out", tmp_path / "s"), "suspects.csv: already exists")
     with open(tmp_path / "s/suspects.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

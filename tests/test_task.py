@@ -59,5 +59,5 @@ def test_a_template_that_is_taken_holds_the_name_once(template: str) -> None:
 
 def test_a_template_is_text() -> None:
     for template in ("a \ud800 {}", "a \0 {}"):
-        with pytest.raises(UserError, match="are no text"):
+        with pytest.raises(UserError, match="is not text"):
             configured(Task(), {"templates": [template]})

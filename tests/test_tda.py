@@ -128,16 +128,16 @@ def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
     asked = ["predict", run, colors / "test", *its_backbone(run), "--out", out]
     code, _, err = rmadapter(*asked)
     assert (code, out.exists()) == (0, True)
-    assert "TDA learns from these images in their order; the next call starts anew" in err
+    assert "TDA learns from these images in their order; the next call starts afresh" in err
     out.unlink()
     out.with_name("answers.csv.partial").write_text("{}\n")
-    refused(rmadapter(*asked), "TDA cannot go on; delete it to start again")
+    refused(rmadapter(*asked), "TDA cannot resume; delete it to start again")
     refused(
-        rmadapter(*asked, "--engine", "ray"), "a worker of --engine ray answers each image by itself, and TDA learns"
+        rmadapter(*asked, "--engine", "ray"), "a worker of --engine ray answers each image by itself, but TDA learns"
     )
     for words in (["export", run, "--out", tmp_path / "exported"], ["serve", run]):
         refused(
             rmadapter(*words, *its_backbone(run)),
-            "export and serve make of a run answers each image by itself, and TDA",
+            "an exported or served run answers each image by itself, but TDA",
         )
     assert not (tmp_path / "exported").exists()

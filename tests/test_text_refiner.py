@@ -169,5 +169,5 @@ def test_parameters_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("name", ["tiny_siglip", "tiny_eva"])
 def test_encoders_without_what_it_reads_are_refused(name: str, request: pytest.FixtureRequest) -> None:
-    with pytest.raises(UserError, match="has no such token, block or projection; take another method"):
+    with pytest.raises(UserError, match="has no such token, block or projection; use another method"):
         TextRefiner().parameters(request.getfixturevalue(name))

@@ -92,20 +92,23 @@ def by_a_pickle(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("attack", "words"),
     [
-        (by_tokenizer_settings, r"evil\.py is code, and a model folder may hold none"),
-        (by_tokenizer_settings_alone, r"open_clip_config\.json: its field 'trust_remote_code' asks for code"),
-        (by_the_tokenizers_configuration, r"evil\.py is code|tokenizer_config\.json: its field .* asks for code"),
-        (by_the_tokenizers_configuration_and_another_repository, r"tokenizer_config\.json: its field .* asks for code"),
-        (by_the_text_encoders_configuration, r"config\.json: its field 'auto_map' asks for code|is code"),
-        (by_a_list, "its field 'auto_map' asks for code to be run, and none is"),
-        (by_a_class_that_loads_models, "its field 'tokenizer_class' asks for code"),
-        (by_a_kernel_from_the_hub, "its field 'attn_implementation' asks for code"),
-        (by_a_kernel_under_its_inner_name, "its field '_attn_implementation_internal' asks for code"),
-        (deep_in_a_file, r"more\.json: its field 'auto_map' asks for code"),
-        (by_an_encoder_that_builds_others, "model_type 'timm_wrapper'; text encoders are roberta, "),
+        (by_tokenizer_settings, r"evil\.py is code, which a model folder may not hold"),
+        (by_tokenizer_settings_alone, r"open_clip_config\.json: its field 'trust_remote_code' asks to run code"),
+        (by_the_tokenizers_configuration, r"evil\.py is code|tokenizer_config\.json: its field .* asks to run code"),
+        (
+            by_the_tokenizers_configuration_and_another_repository,
+            r"tokenizer_config\.json: its field .* asks to run code",
+        ),
+        (by_the_text_encoders_configuration, r"config\.json: its field 'auto_map' asks to run code|is code"),
+        (by_a_list, "its field 'auto_map' asks to run code, which is never done"),
+        (by_a_class_that_loads_models, "its field 'tokenizer_class' asks to run code"),
+        (by_a_kernel_from_the_hub, "its field 'attn_implementation' asks to run code"),
+        (by_a_kernel_under_its_inner_name, "its field '_attn_implementation_internal' asks to run code"),
+        (deep_in_a_file, r"more\.json: its field 'auto_map' asks to run code"),
+        (by_an_encoder_that_builds_others, "model_type 'timm_wrapper' is not a text encoder; known are roberta, "),
         (by_a_python_file, r"evil\.py is code"),
         (by_a_library, r"fast\.SO is code"),
-        (by_a_pickle, r"pytorch_model\.bin is a pickle, and never read"),
+        (by_a_pickle, r"pytorch_model\.bin is a pickle, which is never read"),
     ],
 )
 def test_code_is_refused_and_does_not_run(model: Path, attack: Callable[[Path], None], words: str) -> None:
@@ -160,7 +163,7 @@ def test_a_folder_here_is_not_read_in_place_of_the_hubs(model: Path, tmp_path: P
     adds(model, "bert/config.json", auto_map=EVIL, model_type="evil")
     write_payload(model / "bert")
     (model / "bert").rename(tmp_path / "roberta-base")
-    refused("roberta-ViT-B-32/none", "roberta-base would be read in place of the hub's 'roberta-base'")
+    refused("roberta-ViT-B-32/none", "roberta-base would be read instead of the hub's 'roberta-base'")
 
 
 @pytest.mark.parametrize("name", ["bert", "vit/config.json", TOKENIZER, "open_clip_model.safetensors"])
@@ -173,23 +176,23 @@ def test_links_out_of_the_folder_are_refused(model: Path, tmp_path: Path, name: 
 
 def test_broken_links_and_pipes_are_refused(model: Path, tmp_path: Path) -> None:
     os.symlink("gone.json", model / "a.json")
-    refused(model, r"a\.json is no plain file")
+    refused(model, r"a\.json is not a plain file")
     (model / "a.json").unlink()
     os.mkfifo(model / "b.json")  # opening it would wait for ever
-    refused(model, r"b\.json is no plain file")
+    refused(model, r"b\.json is not a plain file")
 
 
 @pytest.mark.parametrize(
     ("place", "fields", "words"),
     [
-        ((), {"pretrained": "x"}, "'pretrained' is no field"),
-        (("model_cfg",), {"multimodal_cfg": {"hf_model_name": "x"}}, "multimodal_cfg.hf_model_name' is no field"),
+        ((), {"pretrained": "x"}, "'pretrained' is not a field"),
+        (("model_cfg",), {"multimodal_cfg": {"hf_model_name": "x"}}, "multimodal_cfg.hf_model_name' is not a field"),
         (("model_cfg", "vision_cfg"), {"timm_modelname": "x"}, "did you mean 'timm_model_name'"),
-        (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}, "bpe_path' is no field"),
-        (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"gguf_file": "x"}}, "gguf_file' is no field"),
-        (("model_cfg", "text_cfg"), {"norm_kwargs": {"device": "meta"}}, "norm_kwargs.device' is no field"),
+        (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}, "bpe_path' is not a field"),
+        (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"gguf_file": "x"}}, "gguf_file' is not a field"),
+        (("model_cfg", "text_cfg"), {"norm_kwargs": {"device": "meta"}}, "norm_kwargs.device' is not a field"),
         (("model_cfg", "text_cfg"), {"width": {"a": 1}}, "width is a plain value, not a table"),
-        (("preprocess_cfg",), {"mean": [{"a": 1}]}, "preprocess_cfg.mean is a list of more than plain values"),
+        (("preprocess_cfg",), {"mean": [{"a": 1}]}, "preprocess_cfg.mean must be a list of plain values"),
         ((), {"model_cfg": []}, "a model_cfg with a vision_cfg and a text_cfg is missing"),
     ],
 )

@@ -120,10 +120,10 @@ def test_another_search_in_the_same_folder_is_refused(
 ) -> None:
     out = Path(shutil.copytree(tuned[0], tmp_path / "out"))
     for given in ({"epochs": 31}, {"seed": 2}, {"shots": 3}):
-        with pytest.raises(UserError, match="another search"):
+        with pytest.raises(UserError, match="a different search"):
             tune(*search_of(tiny_clip, colors, **given), 6, out, progress=False)
     search, ranges = search_of(tiny_clip, colors)
-    with pytest.raises(UserError, match="another search"):
+    with pytest.raises(UserError, match="a different search"):
         tune(search, {"ratio": ranges["ratio"]}, 6, out, progress=False)
     (out / FILE).write_text((out / FILE).read_text().replace('"right"', '"wrong"'))
     with pytest.raises(UserError, match="damaged"):
@@ -135,7 +135,7 @@ def test_settings_that_cannot_be_tried_are_a_trial_with_a_reason(
 ) -> None:
     request = Request.make({**GIVEN, "epochs": 1, "rank": 4, "backbone": tiny_clip.name}, "mma", data=str(colors))
     search = Search(request, folds=2)
-    with pytest.raises(UserError, match=r"no trial could be judged; the first: .*have 4 and 4 blocks"):
+    with pytest.raises(UserError, match=r"no trial could be judged; the first failed: .*have 4 and 4 blocks"):
         tune(search, space(request.method, "mma", ["first_block=8,9"]), 2, tmp_path, progress=False)
     trials = json.loads((tmp_path / FILE).read_text())["trials"]
     assert ["4 blocks" in trial["reason"] for trial in trials] == [True, True]
@@ -149,7 +149,7 @@ def test_the_gain_is_paired() -> None:
 
 
 def test_too_few_images_for_folds(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="too few images a class for folds"):
+    with pytest.raises(UserError, match="too few images per class for the folds"):
         tune(*search_of(tiny_clip, colors, shots=1), 3, tmp_path, progress=False)
 
 

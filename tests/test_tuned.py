@@ -82,7 +82,7 @@ def test_too_few_images_are_named(tiny_clip: Backbone) -> None:
     lab.add("colors", {"train": noisy_colors(1), "test": noisy_colors(1, seed=1)})
     [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [1])
     job = Job(job.protocol, replace(job.task, backbone=tiny_clip.name), job.method, trials=2, searched=("ratio",))
-    with pytest.raises(UserError, match="colors: too few images a class for folds"):
+    with pytest.raises(UserError, match="colors: too few images per class for the folds"):
         tuned(load_method("clip-adapter"), job, lab)
 
 
@@ -92,7 +92,7 @@ def test_from_the_bench_to_the_rules_of_its_report(
     given = ["bench", "few-shot", "--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
     given += ["--methods", "zero-shot,clip-adapter", "--seeds", "1", "--shots", "4", "--set", "device=cpu"]
     given += ["--set", "clip-adapter.epochs=1", "--tune", "2"]
-    refused(rmadapter("plan", *given[1:], "--out", tmp_path / "runs"), "plan does not know what a search costs")
+    refused(rmadapter("plan", *given[1:], "--out", tmp_path / "runs"), "plan cannot tell what a search costs")
     code, out, err = rmadapter(*given, "--out", tmp_path / "runs", "--json")
     assert code == 0, err
     records = [parse_record(json.dumps(line), "") for line in json.loads(out)]
@@ -107,7 +107,9 @@ def test_from_the_bench_to_the_rules_of_its_report(
     assert "search" not in plain.seconds
     again = rmadapter(*given, "--out", tmp_path / "runs", "--json")
     assert again.out == out  # nothing is searched twice
-    refused(rmadapter(*given, "--set", "clip-adapter.epochs=2", "--out", tmp_path / "runs"), "another epochs")
+    refused(
+        rmadapter(*given, "--set", "clip-adapter.epochs=2", "--out", tmp_path / "runs"), "a different value of epochs"
+    )
     [group] = group_records(records)
     [table] = to_tables(group, "method")
     cells = {row.label: row.cells[-1].text for row in table.rows}

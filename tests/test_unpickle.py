@@ -71,7 +71,7 @@ def command(marker: Path) -> str:
 
 WHOLE = saved({"a": torch.arange(1000.0)})
 HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "os.system": (lambda m: saved({"a": Runs(os.system, command(m))}), r"asks for \w+.system, and tensors alone"),
+    "os.system": (lambda m: saved({"a": Runs(os.system, command(m))}), r"asks for \w+.system, but only tensors"),
     "the old format": (
         lambda m: saved({"a": Runs(os.system, command(m))}, _use_new_zipfile_serialization=False),
         "it asks for"),
@@ -81,7 +81,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "in a script": (
         lambda m: archive(pickle.dumps(Runs(os.system, command(m)), 2), **{"constants.pkl": b"", "code/a.py": b""}),
         "it asks for"),
-    "cut in half": (lambda m: WHOLE[: len(WHOLE) // 2], "damaged, or no checkpoint"),
+    "cut in half": (lambda m: WHOLE[: len(WHOLE) // 2], "damaged or not a torch checkpoint"),
     "a name is changed": (lambda m: WHOLE.replace(b"rebuild_tensor_v2", b"rebuild_tensor_v9"), "cannot be converted"),
     "empty": (lambda m: b"", "cannot be converted"),
     "text": (lambda m: b"hello" * 100, "cannot be converted"),
@@ -93,10 +93,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "very deep": (lambda m: archive(nested(100_000)), "holds no table of weights, but a list"),
     "exponentially many": (lambda m: archive(laughing(200)), "holds no table of weights, but a list"),
     "a long text": (lambda m: archive(b"\x80\x02X" + struct.pack("<I", 0xFFFFFFF0) + b"."), "cannot be converted"),
-    "names that are no text": (lambda m: saved({1: torch.zeros(1)}), "names that are no text"),
+    "names that are not text": (lambda m: saved({1: torch.zeros(1)}), "names that are not text"),
     "no tensors": (lambda m: saved({"state_dict": {}}), "no table of weights"),
     "another table": (lambda m: saved({"optimizer": 1, "epoch": 2}), "under state_dict, .* but optimizer, epoch"),
-    "sparse": (lambda m: saved({"a": torch.eye(3).to_sparse()}), "'a' is no plain tensor"),
+    "sparse": (lambda m: saved({"a": torch.eye(3).to_sparse()}), "'a' is not a plain tensor"),
     "no model": (lambda m: saved([torch.zeros(1)]), "no table of weights, but a list"),
 }  # fmt: skip
 

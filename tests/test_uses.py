@@ -38,7 +38,7 @@ def test_constants_that_were_read_belong_to_methods_that_say_so() -> None:
 @pytest.mark.parametrize("track", TRACKS[1:])
 def test_a_track_says_what_it_uses(track: str) -> None:
     field = {"extra data": "extra", "teacher": "teacher", "test time": "test_time"}[track]
-    with pytest.raises(ValidationError, match=f"a method of the track '{track}' says what it uses"):
+    with pytest.raises(ValidationError, match=f"a method of the track '{track}' must say what it uses"):
         Uses(track=track, tuned="nothing")  # type: ignore[arg-type]
     found = Uses(track=track, tuned="nothing", **{field: "much"})  # type: ignore[arg-type]
     assert "much" in found.words
@@ -97,4 +97,4 @@ def test_a_method_from_outside_says_it_in_its_records(
     assert ours.method.uses is None  # a name of ours is enough
     assert theirs.method.uses == Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
     wrong = f"{tmp_path / 'mine.py'}:Wrong"
-    refused(rmadapter(*given, "--methods", wrong), "its `uses` is no rmadapter.Uses: docs/your_method.md")
+    refused(rmadapter(*given, "--methods", wrong), "its `uses` is not an rmadapter.Uses: see docs/your_method.md")

@@ -64,7 +64,7 @@ def test_loaded_when_it_has_settled(tmp_path: Path, opened: list[str], capsys: p
         look(eye, 3)
         assert opened == ["d e f"]
         assert service.models["toy"].labels == ("d", "e", "f")
-        assert capsys.readouterr().err == "rmadapter: toy: loaded again\n"
+        assert capsys.readouterr().err == "rmadapter: toy: reloaded\n"
         (tmp_path / "SHA256SUMS").unlink()  # as whoever saves a run begins
         look(eye, 3)
         assert opened == ["d e f"]
@@ -83,7 +83,7 @@ def test_what_is_damaged_is_refused_once_and_the_old_one_stays(
             look(eye, 4)
             assert opened.pop() == text
             assert opened == []
-            line = f"rmadapter: toy: not loaded again, the old one answers on: {told}\n"
+            line = f"rmadapter: toy: not reloaded, the old one keeps answering: {told}\n"
             assert capsys.readouterr().err == line
             assert service.models["toy"].labels == ("red", "green", "blue")
         assert service.counters.total("rmadapter_reloads", outcome="refused") == 2

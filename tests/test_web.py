@@ -119,16 +119,16 @@ def test_a_browser_answers_as_the_model_does(finished: Path, colors: Path, tmp_p
 def test_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"--to web takes onnxruntime-web .+ from npm, which is not there"):
+    with pytest.raises(UserError, match=r"--to web takes onnxruntime-web .+ from npm, which is not installed"):
         web.engine()
     (tmp_path / web.TARBALL).write_bytes(b"another file")
-    with pytest.raises(UserError, match="is not the file that it should be"):
+    with pytest.raises(UserError, match="not the expected file"):
         web.engine()
 
 
 def test_a_model_that_is_too_large_for_a_page_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / graph.BESIDE, "wb") as file:
         file.truncate(2_500_000_000)
-    with pytest.raises(UserError, match=r"the model takes 2\.5 GB, and a page holds less than 2"):
+    with pytest.raises(UserError, match=r"the model takes 2\.5 GB, but a page holds less than 2"):
         web.write_page(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [graph.BESIDE]

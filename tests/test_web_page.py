@@ -59,18 +59,18 @@ def test_by_keys_and_ears_alone(browser: tuple[Tab, str], pictures: list[str]) -
     page.go(address)
     said = choose(page, pictures)
     assert f"red.png: {NAMES[1]}, 73.0 %. " in said
-    assert "break_it_in_two_parts.jpg is no image that this browser can read. " in said
+    assert "break_it_in_two_parts.jpg is not an image that this browser can read. " in said
     assert "line.png has 301 x 3 pixels: more than 100 times as long as wide. " in said
     assert page.script("getComputedStyle(document.activeElement.parentElement).outlineStyle") == "solid"
     seen = []
     for _ in range(2):
         page.press("Tab")
         seen.append(page.script("document.activeElement.textContent"))
-    assert seen == ["Use the camera", f"What it knows ({len(NAMES)})"]
+    assert seen == ["Use the camera", f"Classes it knows ({len(NAMES)})"]
     page.press("Enter")
     assert page.script("document.querySelector('details').open")
     heard = page.heard()
-    assert {("main", ""), ("heading", "What is on this image?"), ("list", "Answers, the last image first")} <= {*heard}
+    assert {("main", ""), ("heading", "What is in this image?"), ("list", "Answers, newest image first")} <= {*heard}
     assert {("button", "Use the camera"), ("heading", f"red.png: {NAMES[1]}")} <= {*heard}
     assert sum(role == "status" for role, _ in heard) == 1
     assert not [name for role, name in heard if role in ("image", "Video")]
@@ -91,7 +91,7 @@ def test_the_camera_by_keys(browser: tuple[Tab, str]) -> None:
     assert page.script("document.activeElement.textContent") == "Stop the camera"
     page.press("Enter")
     assert page.until("document.getElementById('video').srcObject === null && document.activeElement.id") == "camera"
-    assert ("button", "Take this one") not in page.heard()
+    assert ("button", "Take picture") not in page.heard()
 
 
 @needs_browser
@@ -126,7 +126,7 @@ def test_what_axe_finds(browser: tuple[Tab, str], pictures: list[str], scheme: s
     ("name", "damage", "told"),
     [
         (GRAPH, None, "model.onnx is missing (404): copy the whole folder to the server."),
-        (GRAPH, b"damaged", "model.onnx is damaged: copy the folder again, or export it once more."),
+        (GRAPH, b"damaged", "model.onnx is damaged: copy the folder again, or export it again."),
         (web.ENGINE[1], None, "ort-wasm-simd-threaded.wasm is missing (404): copy the whole folder"),
         (web.ENGINE[1], b"damaged", "The model cannot be started ("),
         (web.ENGINE[0], None, "A file of this page (page.mjs, answer.mjs, pixels.mjs or ort.wasm.bundle.min.mjs) is"),
@@ -158,4 +158,4 @@ def test_a_server_that_tells_wrong_types(site: Path, browser: tuple[Tab, str], s
 def test_a_page_opened_as_a_file(site: Path, browser: tuple[Tab, str]) -> None:
     browser[0].go((site / "index.html").as_uri())
     told = browser[0].until(f"{STATE} !== 'The model is loading.' && {STATE}")
-    assert "run “python -m http.server” and open http://localhost:8000." in told
+    assert "Run “python -m http.server” in its folder and open http://localhost:8000." in told

@@ -100,7 +100,7 @@ def test_classes_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> N
 def test_json_that_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"a\.json: \[1\] has no field label"):
+    with pytest.raises(UserError, match=r"a\.json: \[1\] has none of the fields label"):
         samples(tmp_path, [], Counter())
 
 

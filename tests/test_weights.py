@@ -120,5 +120,5 @@ def test_a_method_that_does_not_ask_for_weights_is_refused_any(
     lab.add("uneven", {"train": replace(IMAGES, weights=WEIGHTS), "test": IMAGES.subset([])})
     monkeypatch.setattr("rmadapter.run.describe_run", lambda *words, **more: None)
     run_task(Task(data="even", shots=0, backbone=tiny_clip.name), Deaf(), lab)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="a method of one's own cannot weigh images"):
+    with pytest.raises(UserError, match="a method of one's own cannot weight images"):
         run_task(Task(data="uneven", shots=0, backbone=tiny_clip.name), Deaf(), lab)  # type: ignore[arg-type]

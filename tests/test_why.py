@@ -70,7 +70,7 @@ def test_a_run_that_does_not_say(
     assert "no neighbours are shown" in capsys.readouterr().err
     split = read_json(finished / "split.json")
     write_json(copy / "split.json", {**split, "train": split["train"][1:]})
-    with pytest.raises(UserError, match="lists other images"):
+    with pytest.raises(UserError, match="does not list the images"):
         explain_images(copy, [colors / "test/red/0.png"], backbone=tiny_clip, progress=False)
     with pytest.raises(UserError, match="gone"):
         explain_images(finished, ["gone.png"], backbone=tiny_clip, progress=False)
@@ -81,7 +81,9 @@ def test_data_that_is_not_there_and_labels_of_other_images_are_refused(
     finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     image, copy = colors / "test/red/0.png", Path(shutil.copytree(finished, tmp_path / "copy"))
-    with pytest.raises(UserError, match="nowhere: not there; --data says where the run's training images lie by now"):
+    with pytest.raises(
+        UserError, match="nowhere: does not exist; give the location of the run's training images with --data"
+    ):
         explain_images(finished, [image], data=tmp_path / "nowhere", backbone=tiny_clip, progress=False)
     (copy / "SHA256SUMS").unlink()
     split = read_json(finished / "split.json")

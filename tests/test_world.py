@@ -104,7 +104,7 @@ def test_what_several_processes_cannot_do_is_one_sentence(
     done = torchrun([*words[:-7], "--method", "linear-probe", "--set=device=cpu"], tmp_path / "out")
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("rmadapter:")]
-    assert said == ["rmadapter: linear-probe is not trained step by step: 2 processes have nothing to share, start one"]
+    assert said == ["rmadapter: linear-probe is not trained step by step: 2 processes have nothing to share; start one"]
     assert not (tmp_path / "out").exists()
 
 
@@ -134,9 +134,9 @@ def test_a_world_size_that_no_launcher_gave_is_nothing(monkeypatch: pytest.Monke
     ("name", "values", "device", "words"),
     [
         ("zero-shot", {}, "cpu", "zero-shot is not trained step by step"),
-        ("cocoop", {}, "cpu", "cocoop has batch_size=1, too little for 2 processes"),
-        ("mma", {}, "cuda:0", "each takes its own; write device=cuda"),
-        ("mma", {}, "cuda", r"process 0 of this machine has no GPU, as there are \d+"),
+        ("cocoop", {}, "cpu", "cocoop has batch_size=1, too small for 2 processes"),
+        ("mma", {}, "cuda:0", "each of several processes takes its own GPU; write device=cuda"),
+        ("mma", {}, "cuda", r"process 0 of this machine has no GPU; there are \d+"),
     ],
 )
 def test_what_leaves_several_nothing_to_do_is_refused(
@@ -154,7 +154,7 @@ def test_what_leaves_several_nothing_to_do_is_refused(
 def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
-    with pytest.raises(UserError, match="started in several processes: predict runs in one"):
+    with pytest.raises(UserError, match="started in several processes, but predict runs in one"):
         world.enter("predict")
 
 
@@ -172,7 +172,7 @@ def test_helpers_take_part_in_the_training_that_is_theirs(monkeypatch: pytest.Mo
     monkeypatch.setattr(world, "_send", lambda _: next(words))
     assert list(world.asked("abc")) == [([3, 1], False), ([2], True)]
     words = iter([[0, 3], [int("abd", 16), 2]])
-    with pytest.raises(UserError, match="sees other images, weights or settings than the first process"):
+    with pytest.raises(UserError, match="images, weights or settings differ from those of the first process"):
         list(world.asked("abc"))
 
 

@@ -102,7 +102,7 @@ def test_it_says_what_was_measured(folder: Path) -> None:
     text = re.sub(" +", " ", (folder / "out/report.md").read_text(encoding="utf-8"))
     for part in (
         "cocoop on caltech101 (base-to-novel, pocket, 16 shots, seed 1): failed: out of memory",
-        "note.json: no record of a run",
+        "note.json: not a run record",
         "torch 2.6.0",
         "Train on the first half of the classes, test each half (Table 1). All runs share: templates",
         "Rows in italics are the paper's figures as they are printed",
@@ -189,6 +189,6 @@ def test_latex_has_balanced_environments(folder: Path) -> None:
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no record"):
+    with pytest.raises(UserError, match="no bench records found"):
         write_reports(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

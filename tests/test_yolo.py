@@ -89,7 +89,7 @@ def test_the_file_is_found_among_others(pets: Path) -> None:
         ("names: [cat, dog]\n", "has no train, val or test"),
         ("train: images/train\nnames: 3\n", "not a YOLO data.yaml"),
         ("train: images/train\n", "not a YOLO data.yaml"),
-        ("train: images/train\nnames: [cat]\n", r"dog_1.txt, line 1: '1 0.1 .* is not the number of a class"),
+        ("train: images/train\nnames: [cat]\n", r"dog_1.txt, line 1: '1 0.1 .* is not a class number"),
         ("train: gone\nnames: [cat, dog]\n", "'gone' is not in its folder"),
         ("train: /\nnames: [cat, dog]\n", "'/' is not in its folder; --allow-outside"),
         ("train: ../..\nnames: [cat, dog]\n", "is not in its folder"),

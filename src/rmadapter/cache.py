@@ -148,7 +148,7 @@ class Cache:
         """
         source = self.source(images, first, augmented=augmented)
         if not source.views:
-            raise UserError("this method reads all views of its images at once: give their number, as --set views=8")
+            raise UserError("this method reads all views of its images at once: set their number, as in --set views=8")
         return encoded(source, of)
 
     def stream(

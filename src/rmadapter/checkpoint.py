@@ -174,7 +174,7 @@ def load(
             f"--method {model.method.name}"
         )
     if sha256(folder / WEIGHTS) != model.sha256:
-        raise UserError(f"{folder / WEIGHTS}: not the file that {MODEL} belongs to; the folder is damaged")
+        raise UserError(f"{folder / WEIGHTS}: does not match {MODEL}; the folder is damaged")
     check_sums(folder)
     tensors = _tensors(folder / WEIGHTS)
     loaded = _backbone(folder, backbone, model.backbone, device)
@@ -207,8 +207,8 @@ def _backbone(folder: Path, given: Backbone | str | None, wanted: BackboneName, 
         given = load_backbone(name)
     if given.digest != wanted.digest:
         raise UserError(
-            f"{folder} was trained on {wanted.name} ({wanted.digest[:12]}), and {given.name} "
-            f"({given.digest[:12]}) has other weights: load it with the backbone that it was trained on"
+            f"{folder} was trained on {wanted.name} ({wanted.digest[:12]}), but {given.name} "
+            f"({given.digest[:12]}) has other weights: load it with the backbone it was trained on"
         )
     return given.to(find_device(device))
 
@@ -221,9 +221,7 @@ def _check_surroundings(folder: Path, model: Model, backbone: Backbone) -> None:
         part = "image transform"
     else:
         return
-    raise UserError(
-        f"{folder}: the {part} of its backbone {backbone.name} has changed since; restore that, or fit again"
-    )
+    raise UserError(f"{folder}: the {part} of its backbone {backbone.name} has changed since; restore it, or fit again")
 
 
 def _transform(backbone: Backbone) -> Transform:
@@ -245,12 +243,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         found = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged or no safetensors file ({error})") from None
+        raise UserError(f"{file}: damaged or not a safetensors file ({error})") from None
     for name, tensor in found.items():
         if tensor.is_floating_point() and tensor.element_size() < 2:
-            raise UserError(f"{file}: {name[:100]!r} is in {tensor.dtype}, in which nothing is trained; fit again")
+            raise UserError(f"{file}: {name[:100]!r} is in {tensor.dtype}, which training never uses; fit again")
         if not tensor.isfinite().all():
-            raise UserError(f"{file}: {name[:100]!r} holds what is not a finite number; fit again")
+            raise UserError(f"{file}: {name[:100]!r} holds numbers that are not finite; fit again")
     return found
 
 
@@ -287,7 +285,7 @@ def _load_old(folder: Path, backbone: Backbone | str | None, settings: Mapping[s
         raise UserError(f"{folder / 'classes.json'}: holds no class names")
     labels = record.get("labels", classes) if isinstance(record, dict) else classes
     if not isinstance(labels, list) or len(labels) != len(classes):
-        raise UserError(f"{folder}: classes.json and run.json are not of the same run; the folder is damaged or mixed")
+        raise UserError(f"{folder}: classes.json and run.json are from different runs; the folder is damaged or mixed")
     task = configured(Task(), {name: value for name, value in config.items() if name in ("templates",)})
     own = {name: value for name, value in config.items() if name not in COMMON}
     method = configured(load_method("rmadapter", own), settings)

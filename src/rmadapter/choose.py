@@ -35,9 +35,9 @@ ERRORS = 2  # standard errors; by chance alone, one of several candidates is oft
 class Auto:
     """Settings of the choice."""
 
-    minutes: float = option(10.0, "time for the choice; who would take longer is left out", gt=0)
+    minutes: float = option(10.0, "minutes for the choice; methods that would take longer are left out", gt=0)
     candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, the preferred first", min_length=1)
-    effort: str = option("normal", "of the candidates")
+    effort: str = option("normal", "effort of the candidates")
 
     def method(self, name: str) -> Method:
         return load_method(name, effort=self.effort)
@@ -77,7 +77,7 @@ def requested(
     if auto and (method or name) == AUTO:
         return asked(values, effort, data)
     if flags.get("minutes") is not None:
-        raise UserError("--minutes limits the choice of --method auto; without that, --effort says how long it trains")
+        raise UserError("--minutes limits the choice of --method auto; other methods train as long as --effort says")
     return request.Request.make(values, method or name or DEFAULT, effort, data)
 
 
@@ -97,12 +97,12 @@ def choose(folds: Folds, auto: Auto) -> Choice:
         try:
             found = folds.answers(auto.method(name), name, deadline=deadline)
         except (OutOfTime, NotApplicable, UserError) as error:
-            reasons[name] = str(error) or "would not be done in time"
+            reasons[name] = str(error) or "would not finish in time"
             continue
         right[name], seconds[name] = found.table.argmax(1) == labels, round(found.seconds, 1)
     if not right:
         name, reason = next(iter(reasons.items()))
-        raise UserError(f"auto: no candidate can be asked; the first, {name}: {reason}")
+        raise UserError(f"auto: no candidate could be judged; the first, {name}: {reason}")
     hits = np.stack(list(right.values()))
     by = dict(zip(right, behind(hits).T.tolist(), strict=True))
     rows = []

@@ -124,9 +124,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "fitted_")
         if isinstance(names, str):
-            raise UserError(f"class names come as a list: [{names!r}]")
+            raise UserError(f"give class names as a list: [{names!r}]")
         if not len(names):
-            raise UserError("class names []: give at least one")
+            raise UserError("no class names: give at least one")
         prompts = tuple(prompt_names(names).values())
         self.fitted_.score(prompts)  # complains now rather than at the first image
         self.class_names_, self.classes_ = prompts, np.array(list(names))
@@ -164,7 +164,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             images, labels = found, [found.written[label] for label in found.labels]
         images, wanted = image_list(images), np.asarray(labels)
         if wanted.shape != (len(images),):
-            raise UserError(f"{len(images)} images and {wanted.size} labels: give one label for each image")
+            raise UserError(f"{len(images)} images and {wanted.size} labels: give one label per image")
         numbers = places(wanted.tolist(), self.classes_.tolist(), self.class_names_)
         return float(np.average(self.predict_proba(images).argmax(-1) == numbers, weights=sample_weight))
 

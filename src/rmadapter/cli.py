@@ -57,12 +57,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Which = Annotated[str | None, typer.Option("--classes", help="all (the default), base (first half) or novel.")]
-Backbone = Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, hf-hub:..., or a folder.")]
+Which = Annotated[
+    str | None, typer.Option("--classes", help="all (default), base (first half) or novel (second half).")
+]
 Backbones = Annotated[
     str | None,
     typer.Option(
-        "--backbone", help="pocket (the default), ViT-B-16/openai, hf-hub:..., a folder. A,B: B if A is out of reach."
+        "--backbone", help="pocket (the default), ViT-B-16/openai, hf-hub:... or a folder; A,B: B if A is unavailable."
     ),
 ]
 
@@ -99,32 +100,35 @@ def _options(
 
 def fit(
     data: Annotated[
-        Path, typer.Argument(help="Folder of class folders, table of path,label[,split], or as docs/data.md says.")
+        Path, typer.Argument(help="Folder of class folders, table of path,label[,split], or a format in docs/data.md.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command resumes it.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the run; repeat the command to resume.")],
     method: Name = "",
     backbone: Backbones = None,
-    shots: Annotated[int | None, typer.Option(help="Training images per class, by default 16; 0 takes all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of draw, initialisation and batches, by default 1.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Training images per class; 16 by default, 0 takes all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of draw, initialisation and batches; 1 by default.")] = None,
     classes: Which = None,
-    effort: Annotated[str, typer.Option(help="fast, normal or thorough: how long it trains.")] = "normal",
-    minutes: Annotated[float | None, typer.Option(help="With --method auto: for the choice, by default 10.")] = None,
+    effort: Annotated[str, typer.Option(help="How long to train: fast, normal or thorough.")] = "normal",
+    minutes: Annotated[float | None, typer.Option(help="Minutes for --method auto to choose; 10 by default.")] = None,
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
     separator: Separator = "",
     crops: Crops = False,
-    names: Annotated[Path | None, typer.Option(help="CSV file of label,name: what prompts call a class.")] = None,
+    names: Annotated[Path | None, typer.Option(help="CSV file of label,name: class names for prompts.")] = None,
     config: Config = None,
     sets: Sets = None,
-    folds: Annotated[int | None, typer.Option(min=0, help="Of cross-validation, 4 where needed; 0: none.")] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=0, help="Cross-validation folds; 4 by default where needed, 0: no judgement."),
+    ] = None,
     skip_bad: SkipBad = False,
     outside: Outside = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Adapt a backbone to images; writes the model, its record and report.html."""
+    """Adapt a backbone to images; write the model, its record and report.html."""
     from rmadapter.backbones.choice import advise, first_of
     from rmadapter.choose import requested
     from rmadapter.data.images import read_images
@@ -163,9 +167,9 @@ def fit(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
+    run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")],
     data: Annotated[Path, typer.Argument(help="Folder or table of images.")],
-    split: Annotated[str, typer.Option(help="Split of the data, or heldout: what fit did not draw.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of the data, or heldout: images `fit` did not draw.")] = "test",
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
@@ -181,7 +185,7 @@ def evaluate(
     outside: Outside = False,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a run on a data set, beside the untouched backbone's."""
+    """Measure the accuracy of a run on a data set, beside the untouched backbone's."""
     from rmadapter import request
     from rmadapter.cache import Cache
     from rmadapter.checkpoint import load
@@ -208,15 +212,15 @@ def evaluate(
 
 
 def params(
-    backbone: Annotated[str, typer.Option(help="Any backbone; only its sizes count.")] = "ViT-B-16/none",
+    backbone: Annotated[str, typer.Option(help="Any backbone; only its sizes matter.")] = "ViT-B-16/none",
     method: Name = "",
-    classes: Annotated[int, typer.Option(help="Number of classes, which matters to few methods.")] = 100,
-    shots: Annotated[int, typer.Option(help="Images per class, which matter to few methods.")] = 16,
+    classes: Annotated[int, typer.Option(help="Number of classes; it matters to few methods.")] = 100,
+    shots: Annotated[int, typer.Option(help="Images per class; they matter to few methods.")] = 16,
     config: Config = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Number of trained parameters, and how many of them inference needs."""
+    """Count the trained parameters, and how many of them inference needs."""
     from rmadapter.backbones import load_backbone
     from rmadapter.choose import requested
 
@@ -229,8 +233,8 @@ def params(
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed for everything random.")] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -247,10 +251,10 @@ def demo(
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it, without a question.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it without asking.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Activations of frozen blocks that commands with --set disk_cache=GB left on this disk, and their removal."""
+    """List or remove the activations of frozen blocks that --set disk_cache=GB left on this disk."""
     from datetime import datetime
 
     from rmadapter.store import Store, place
@@ -270,7 +274,7 @@ def cache(
 
 
 def doctor(as_json: Json = False) -> None:
-    """What this machine and installation can do."""
+    """Show what this machine and installation can do."""
     from rmadapter.doctor import diagnose
 
     facts = diagnose()

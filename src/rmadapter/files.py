@@ -122,7 +122,7 @@ def user_path(path: str | Path) -> Path:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.stat(found)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{quoted(str(path))}: no path to use ({_reason(error)})") from None
+        raise UserError(f"{quoted(str(path))}: not a usable path ({_reason(error)})") from None
     return found
 
 

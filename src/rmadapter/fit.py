@@ -38,7 +38,7 @@ from rmadapter.unlabelled import wants
 from rmadapter.world import asked
 
 STATE = "training.safetensors"
-NOTHING = "no image was left to evaluate: add a test split, or more than one image a class"
+NOTHING = "no image was left to evaluate on: add a test split, or more than one image per class"
 
 
 def fit(
@@ -65,8 +65,8 @@ def fit(
         record = finished(out, key)
         if record and (others := record.other_images(lab.tests(task))):
             raise UserError(
-                f"{out} was judged on other images ({others[0]} classes) than there are now: choose another --out, or "
-                "ask it about them with `rmadapter eval`"
+                f"{out} was judged on different images ({others[0]} classes) from the current ones: choose "
+                "another --out, or evaluate it on them with `rmadapter eval`"
             )
         if record is None:
             save_split(few, out / SPLIT)
@@ -170,16 +170,18 @@ def evaluate_saved(
     """
     if split != "heldout" and split not in splits:
         there = ", ".join([*splits, "heldout"])
-        raise UserError(f"there is no {split} split in the data: give --split one of {there}")
+        raise UserError(f"the data has no {split} split: give --split one of {there}")
     if split == "heldout":
         if wants(fitted.method):
             raise UserError(f"{fitted.method.title} has seen the images that were not drawn: give --split test")
         shots, seed, digest = drawn(folder)
         few = few_shot(splits, shots, seed)
         if not has_digest(few, digest):
-            raise UserError(f"{folder} was trained on other images: --split heldout needs the data it was fitted to")
+            raise UserError(
+                f"{folder} was trained on different images: --split heldout needs the data it was fitted to"
+            )
     images = half(few.heldout if split == "heldout" else splits[split], classes)
     if not len(images):
-        raise UserError(f"{split}: there are no images to evaluate")
+        raise UserError(f"{split}: there are no images to evaluate on")
     seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
     return evaluate(fitted, [(Question(classes, classes=classes), images, split == "test")], cache, seed=seed)

@@ -22,7 +22,7 @@ from rmadapter.unlabelled import seen
 ZERO_SHOT = "zero-shot"
 BESIDE = {"linear-probe": LinearProbe()}  # by the name that --method takes
 WIDE = 10.0  # points to either side of an accuracy, beyond which it says little
-NOBODY = "no image is left to judge by: each is nearly the same as one that was trained on, or of its group"
+NOBODY = "no image is left to judge by: each nearly duplicates a training image or shares its group"
 LEVEL = 0.05  # of the test whether a simpler method is better
 
 
@@ -49,11 +49,11 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | No
         copies = {i for i, _ in pairs(looks(first.images.images, lab.progress), looks(train.images, lab.progress))}
         akin = {*first.images.akin(train)} - copies
         rows = [row for row in rows if row not in copies | akin]
-        text += f", without {len(copies)} nearly the same as a training image" if copies else ""
-        text += f", without {len(akin)} of a group that was trained on" if akin else ""
+        text += f", without {len(copies)} nearly identical to training images" if copies else ""
+        text += f", without {len(akin)} that share a group with training images" if akin else ""
     judgement = _judgement(text, first, rows, record.method.title, record.method.name) if rows else None
     if judgement and record.choice and score.split not in how and len(record.choice.rows) > 1:
-        doubt = f"{record.method.title} was chosen on these images, too: elsewhere it is likely to be a little worse"
+        doubt = f"{record.method.title} was also chosen on these images: it is likely to be a little worse elsewhere"
         judgement = judgement.model_copy(update={"doubts": (*judgement.doubts, doubt)})
     record = record.model_copy(update={"judgement": judgement, "notes": (*record.notes, *([] if rows else [NOBODY]))})
     return replace(done, record=record, evaluations=evaluations)
@@ -148,7 +148,7 @@ def _doubts(rated: Sequence[Rates], right: dict[str, np.ndarray], without: Seque
             f"{own.high:.0f} % is plausible; add images"
         )
     if without:
-        found.append(f"no image to judge by: {', '.join(without[:5])}{' ...' * (len(without) > 5)}")
+        found.append(f"no images to judge these classes by: {', '.join(without[:5])}{' ...' * (len(without) > 5)}")
     for other in others:
         if other.accuracy > own.accuracy and other.p is not None and other.p < LEVEL:
             found.append(

@@ -134,7 +134,7 @@ def together(
 
 def _door(folder: Path, patience: float = 1) -> AbstractContextManager[None]:
     """Who comes and goes does so one at a time."""
-    failed = f"{folder}: no folder to write to (%s): choose another"
+    failed = f"{folder}: cannot be written to (%s): choose another folder"
     return only(folder / DOOR, patience * SECONDS, _taken(folder), failed)
 
 

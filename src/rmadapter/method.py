@@ -165,7 +165,7 @@ class Fitted:
         How far it is to be trusted: docs/unfamiliar.md. Raises UserError where these images are not known.
         """
         if self.examples is None:
-            raise UserError("it does not hold what its training images looked like, as none of earlier versions does")
+            raise UserError("this model holds no features of its training images, as none of earlier versions does")
         cosines = F.normalize(features.float(), dim=-1) @ self.examples.float().T
         return (1 - cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]).clamp(min=0)  # but for rounding
 
@@ -231,7 +231,7 @@ def answers(
         logits = {name: score(states).float() for name, score in models.items()}
         found = {name: (x.sigmoid() if several else x.softmax(-1)).cpu() for name, x in logits.items()}
         if bad := [name for name, table in found.items() if not table.isfinite().all()]:
-            raise UserError(f"{bad[0]} answers with what is not a number: its training diverged, or it has a bug")
+            raise UserError(f"the answers of {bad[0]} contain NaN or infinity: its training diverged, or it has a bug")
         yield found
 
 
@@ -239,7 +239,7 @@ def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[in
     """Where the names stand among the classes that were trained. Raises NotApplicable for another name."""
     place = {name: i for i, name in enumerate(classes)}
     if new := [name for name in names if name not in place]:
-        raise NotApplicable(f"{title} knows the classes it was trained on alone, not {new[0]!r}")
+        raise NotApplicable(f"{title} only knows the classes it was trained on, not {new[0]!r}")
     return [place[name] for name in names]
 
 

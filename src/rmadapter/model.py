@@ -116,7 +116,7 @@ class AdaptedCLIP(nn.Module):
     @alpha.setter
     def alpha(self, value: float) -> None:
         if not math.isfinite(value) or value < 0:
-            raise UserError(f"alpha={value}: give a number from 0, the untouched model, upwards")
+            raise UserError(f"alpha={value}: give 0, the untouched model, or more")
         self.adapters.alpha = float(value)
 
     # ---- features ----

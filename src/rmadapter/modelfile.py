@@ -16,7 +16,7 @@ MODEL = "model.json"
 
 def _a_name(text: str) -> str:
     if not text.strip() or not is_text(text):
-        raise ValueError("empty, or with characters that no text has")
+        raise ValueError("empty, or with characters that are not text")
     return text
 
 
@@ -60,7 +60,7 @@ class Model(BaseModel):
             raise ValueError(f"{len(self.labels)} labels for {len(self.names or self.classes)} classes")
         for some in (self.classes, self.names, self.labels):
             if len({*some}) < len(some):
-                raise ValueError("a class is there twice")
+                raise ValueError("a class appears twice")
         return self
 
 

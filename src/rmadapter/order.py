@@ -36,6 +36,6 @@ def each_alone(fitted: Fitted, what: str) -> None:
     """Raises UserError for a method whose answers depend on the images before."""
     if fitted.remembers:
         raise UserError(
-            f"{what} answers each image by itself, and {fitted.method.title} learns from the images that it is asked "
+            f"{what} answers each image by itself, but {fitted.method.title} learns from the images that it is asked "
             "about: use `rmadapter predict` with all of them, or another method"
         )

@@ -134,7 +134,7 @@ def read_predictions(folder: Path, record: Record) -> list[Predictions]:
         return []
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise UserError(f"{path}: not there; only runs of this version have it, and `rmadapter fit` makes one")
+        raise UserError(f"{path}: missing; only runs of this version have it, and `rmadapter fit` makes one")
     rows: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
     try:
         head, *lines = csv.reader(io.StringIO(read_text(path, "readable CSV")))
@@ -146,7 +146,7 @@ def read_predictions(folder: Path, record: Record) -> list[Predictions]:
     keys = [(spelled(score.name), str(score.split)) for score in wanted]
     sizes = {len(row) + 2 for some in rows.values() for row in some}
     if tuple(head) != COLUMNS or {*keys} != {*rows} or sizes != {len(COLUMNS)}:
-        raise UserError(f"{path}: not what run.json belongs to; the folder is damaged or mixed")
+        raise UserError(f"{path}: does not match run.json; the folder is damaged or mixed")
     return [_read(path, record, score, rows[key]) for score, key in zip(wanted, keys, strict=True)]
 
 
@@ -157,7 +157,7 @@ def _plain(cell: str) -> str:
 
 def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Predictions:
     if len(rows) != score.images:
-        raise UserError(f"{path}: {len(rows)} images of {score.title}, and run.json has {score.images}")
+        raise UserError(f"{path}: {len(rows)} images of {score.title}, but run.json has {score.images}")
     names = _classes(path.parent, record, score, {cell for row in rows for cell in (row[1], row[2], row[4], row[6])})
     index = {label: number for number, label in enumerate(names)} | {"": -1}
     columns = list(zip(*rows, strict=True))
@@ -170,7 +170,7 @@ def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Pr
     answer, second, zero_shot = map(Guess, which, shares)
     known = all(((p >= 0) & (p <= 1)).all() for p in (answer.probability, zero_shot.probability))
     if not known or min(true.min(), answer.which.min(), zero_shot.which.min()) < 0:
-        raise UserError(f"{path}: {score.title}: an empty cell, or a probability that is not from 0 to 1")
+        raise UserError(f"{path}: {score.title}: an empty cell, or a probability outside 0 to 1")
     root = images_root(score.data or record.task.data, record.crops and not score.data)
     return Predictions(
         score=score,

@@ -29,8 +29,8 @@ def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
     counts = sorted({len(descriptions(name)) for name in names})
     if (turns := math.lcm(*counts)) > MOST:
         raise UserError(
-            f"some classes have {', '.join(map(str, counts))} descriptions, and {turns} is the first number that these "
-            f"divide: give numbers that divide one of at most {MOST}, such as the same to all"
+            f"some classes have {', '.join(map(str, counts))} descriptions, whose least common multiple, {turns}, is "
+            f"above {MOST}: give them numbers with a smaller one, such as the same to all"
         )
     return len(templates) * turns
 

@@ -94,9 +94,9 @@ class Several(Value):
     @model_validator(mode="after")
     def _one_of_each_class(self) -> Several:
         if {len(self.images), len(self.precisions), len(self.zero_shot), len(self.f1s)} != {len(self.classes)}:
-            raise ValueError("figures of other classes than it lists")
+            raise ValueError("figures for other classes than it lists")
         if len(self.intervals) not in (0, 4):
-            raise ValueError("intervals of other figures than it has")
+            raise ValueError("intervals for other figures than it has")
         return self
 
 
@@ -157,9 +157,9 @@ class Judgement(Value):
     @model_validator(mode="after")
     def _one_own_row(self) -> Judgement:
         if [row.p for row in self.rows].count(None) != 1:
-            raise ValueError("not one row of the method that was fitted")
+            raise ValueError("not exactly one row for the method that was fitted")
         if {len(row.recalls) for row in self.rows} != {len(self.classes)}:
-            raise ValueError("recalls of other classes than it lists")
+            raise ValueError("recalls for other classes than it lists")
         return self
 
     @property
@@ -286,6 +286,6 @@ def parse_record(line: str, where: str) -> Record:
         return Record.model_validate(json.loads(line))
     except ValidationError as error:
         place, reason = first_fault(error)
-        raise UserError(f"{where}: no record of a run (field {place or 'line'}: {reason})") from None
+        raise UserError(f"{where}: not a run record (field {place or 'line'}: {reason})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not readable JSON ({type(error).__name__})") from None

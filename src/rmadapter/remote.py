@@ -30,14 +30,14 @@ def run_folder(name: str | Path) -> Path:
     with told(repository):
         found = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES))
     if not Path(found, "model.json").is_file():
-        raise UserError(f"{text}: holds no model of rmadapter, for it lacks model.json")
+        raise UserError(f"{text}: holds no rmadapter model: model.json is missing")
     return Path(found)
 
 
 def check_repository(name: str) -> None:
     """Raises UserError for what is no OWNER/NAME."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) or len(name) > 96 or ".." in name or "--" in name:
-        raise UserError(f"{quoted(name)}: no name of a repository; write OWNER/NAME, as in anna/sea-horses")
+        raise UserError(f"{quoted(name)}: not a repository name; write OWNER/NAME, as in anna/sea-horses")
 
 
 @contextlib.contextmanager
@@ -52,16 +52,16 @@ def told(repository: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{repository} on the Hugging Face hub has no such revision") from error
     except errors.GatedRepoError as error:
-        raise UserError(f"{repository}: accept its conditions on its page of the hub first") from error
+        raise UserError(f"{repository}: accept its conditions on its hub page first") from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"the Hugging Face hub has no {repository!r}, or it is private: that takes {LOG_IN}") from error
+        raise UserError(f"the Hugging Face hub has no {repository!r}, or it is private: use {LOG_IN}") from error
     except errors.LocalTokenNotFoundError as error:
-        raise UserError(f"{repository}: the Hugging Face hub does not know who you are: {LOG_IN}") from error
+        raise UserError(f"{repository}: the Hugging Face hub does not know who you are: use {LOG_IN}") from error
     except errors.HfHubHTTPError as error:
         raise UserError(f"{repository}: {_refusal(error.response.status_code)}") from error
     except ValueError as error:  # of metadata, say
         raise UserError(
-            f"the Hugging Face hub does not take {repository}: {' '.join(str(error).split())[:300]}"
+            f"the Hugging Face hub does not accept {repository}: {' '.join(str(error).split())[:300]}"
         ) from error
     except Exception as error:  # whatever a network can do
         raise UserError(
@@ -71,9 +71,9 @@ def told(repository: str) -> Iterator[None]:
 
 def _refusal(status: int) -> str:
     if status == 401:
-        return f"the Hugging Face hub does not know who you are, or your token has expired: {LOG_IN}"
+        return f"the Hugging Face hub does not know who you are, or your token has expired: use {LOG_IN}"
     if status == 403:
-        return "your token may not write there; take one with the right to write, or a name of your own"
+        return "your token may not write there; use one with write access, or a name of your own"
     if status == 412:
         return "somebody else changed it at the same time; try again"
     return f"the Hugging Face hub refused with status {status}; try again later"

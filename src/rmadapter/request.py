@@ -49,7 +49,7 @@ def machine_of(values: Mapping[str, Any]) -> Machine:
         return machine
     precision, times = fastest_precision(find_device(machine.device))
     kind = "float16" if precision == "fp16" else "bfloat16"
-    note(f"precision={precision}: a product in {kind} takes {1 / times:.2g} of its time in float32 here")
+    note(f"precision={precision}: a matrix product in {kind} takes {1 / times:.2g} of its float32 time here")
     return replace(machine, precision=precision)
 
 
@@ -85,7 +85,7 @@ def split(values: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[
     for name, value in values.items():
         prefix, dot, rest = name.rpartition(".")
         if dot and prefix != method:
-            raise UserError(f"{quoted(name)}: a setting of {quoted(prefix)}, and the method is {method!r}")
+            raise UserError(f"{quoted(name)}: a setting of {quoted(prefix)}, but the method is {method!r}")
         if name not in COMMON:
             own[rest] = value
     return task, machine, own

@@ -96,7 +96,7 @@ class Lab:
         classes = half(self._few[1].train, task.classes).classes
         if len(classes) < 2:
             which = "" if task.classes == "all" else f"{task.classes} classes: "
-            raise UserError(f"{which}{classes[0]!r} is the only class: give at least two, to tell it from the others")
+            raise UserError(f"{which}{classes[0]!r} is the only class: give at least two")
         return self._few[1]
 
     def train_cache(self, task: Task) -> Cache:
@@ -125,7 +125,7 @@ class Lab:
             splits, own = self.splits(test.data or task.data), not test.data
             tested = splits.get("test") or (None if own else splits.get("all"))
             if tested is None and not own:
-                raise UserError(f"{test.data}: has no test split to be a target")
+                raise UserError(f"{test.data}: has no test split, which a target needs")
             images = self.draw(task).heldout if tested is None else tested
             key = (test.data or task.data, test.classes, None if tested else (task.shots, task.seed))
             if key not in self._tests and len(images):
@@ -195,7 +195,7 @@ def _shared(train: ImageSet, sets: list[tuple[Question, ImageSet, bool]]) -> lis
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             found.append(
                 f"train and test share the group {quoted(names[0])}{more}: {len(rows)} of {len(images)} test images "
-                f"({test.name} classes) flatter the accuracy; the judgement leaves them out"
+                f"({test.name} classes) inflate the accuracy; the judgement leaves them out"
             )
     return found
 
@@ -214,7 +214,7 @@ def learn(
     with all_seeded(task.seed):
         fitted = method.fit(backbone, shots)
     if shots.weights is not None and not fitted.trained.weighed:
-        raise UserError(f"{method.title} cannot weigh images: leave out sample_weight and class_weight")
+        raise UserError(f"{method.title} cannot weight images: leave out sample_weight and class_weight")
     return fitted
 
 

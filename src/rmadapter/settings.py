@@ -42,23 +42,23 @@ class AdapterSettings:
     first_block: Size = option(5, "first adapted block, counted from 1 in the deeper encoder")
     last_block: Size | None = option(None, "last adapted block; empty means the top one")
     alpha: float = option(0.1, "weight of the adapter's output (Eq. 14, 15); 0 is the untouched backbone", ge=0)
-    norm: Literal["none", "block"] = option("none", "adapter reads raw tokens, or the block's first LayerNorm of them")
-    cross_modal: bool = option(False, "r x r projection shared by the two encoders, as MMA has it")
+    norm: Literal["none", "block"] = option("none", "adapter input: raw tokens, or the block's first LayerNorm of them")
+    cross_modal: bool = option(False, "r x r projection shared by the two encoders, as in MMA")
     activation: Literal["gelu", "relu", "quick_gelu", "silu"] = option("gelu", "non-linearity inside the adapter")
     share: Literal["down", "up", "none"] = option("down", "projection that the two branches share (Table 5)")
     reconstruction_layers: Literal[1, 2, 3] = option(2, "linear layers of the reconstruction branch (Table 6)")
     objective: Literal["l2", "l1", "cosine"] = option("l2", "distance that reconstruction minimises")
     target: Literal["input", "frozen", "below"] = option(
-        "input", "what is reconstructed (Eq. 11): the adapter's input, the untouched encoder's, the adapter below's"
+        "input", "what to reconstruct (Eq. 11): the adapter's input, the untouched encoder's, or the adapter below's"
     )
-    target_norm: bool = option(False, "reconstruct what LayerNorm without weights makes of the target")
-    local: bool = option(True, "no gradient of reconstruction leaves its adapter, as published")
-    init: Literal["zero", "small", "kaiming"] = option("zero", "start of the up-projection")
+    target_norm: bool = option(False, "apply a LayerNorm without weights to the target")
+    local: bool = option(True, "keep reconstruction gradients inside their adapter, as published")
+    init: Literal["zero", "small", "kaiming"] = option("zero", "initialisation of the up-projection")
     decouple_scale: bool = option(False, "adapter weights get gradients as if alpha were 1 (MMA)")
 
     def __post_init__(self) -> None:
         if self.last_block is not None and self.last_block < self.first_block:
-            raise UserError(f"last_block={self.last_block} lies below first_block={self.first_block}")
+            raise UserError(f"last_block={self.last_block} is below first_block={self.first_block}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -85,7 +85,7 @@ class Machine:
     )
     compile: bool = option(False, "compile the training step with torch.compile: minutes at first, then faster")
     cache_memory: float = option(
-        4.0, "GB that frozen activations may take in memory; else a file in the run", ge=0, le=1e6
+        4.0, "GB of frozen activations kept in memory; beyond that, in a file in the run", ge=0, le=1e6
     )
     disk_cache: float = option(
         0.0, "GB of frozen activations kept on disk for later commands (`rmadapter cache`); 0: none", ge=0, le=1e6
@@ -119,7 +119,7 @@ def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
             raise UserError(f"{where}unknown field {quoted(name)}{nearest(str(name), known)}")
         parts = value if isinstance(value, (list, tuple)) else [value]
         if not all(is_text(part) for part in parts if isinstance(part, str)):
-            raise UserError(f"{where}{name}={quoted(value)}: holds a NUL or a lone surrogate, which are no text")
+            raise UserError(f"{where}{name}={quoted(value)}: holds a NUL or a lone surrogate, which is not text")
     return _replaced(owner, values, what) if values else owner
 
 
@@ -170,7 +170,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         try:
             value = _load(text)
         except ValueError:
-            raise UserError(f"--set {quoted(pair)}: the value is not readable") from None
+            raise UserError(f"--set {quoted(pair)}: the value cannot be read") from None
         # YAML reads 1e-3 as text; a number is what was meant.
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
@@ -188,7 +188,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not {kind} ({error})") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise UserError(f"{path}: a config is a list of 'field: value' lines")
+        raise UserError(f"{path}: a config must be a list of 'field: value' lines")
     return values
 
 
@@ -207,7 +207,7 @@ def _load(text: str) -> Any:
                 raise ValueError
         return yaml.safe_load(text)
     except Exception as error:  # PyYAML raises nearly anything, an AttributeError for `!!timestamp x`
-        raise ValueError(f"no YAML of few levels and without aliases: {type(error).__name__}") from None
+        raise ValueError(f"not YAML of few levels and without aliases: {type(error).__name__}") from None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

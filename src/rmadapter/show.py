@@ -31,7 +31,7 @@ def show(record: Record, as_json: bool) -> None:
         print(told(record.choice))
     if judged:
         table(*as_table(judged))
-        print(f"judged {judged.how}; interval: Wilson's")
+        print(f"judged {judged.how}; Wilson intervals")
         print(f"lowest recall: {lowest(judged)}")
     if judged and len(record.scores) == 1:
         return
@@ -96,7 +96,7 @@ def several_table(found: Several) -> tuple[list[str], list[list[str]]]:
     def cells(values: tuple[float | None, ...]) -> list[str]:
         return ["-" if value is None else f"{value:.1f}" for value in values]
 
-    rows = [["mean of the classes", "", *cells(found.means)]]
+    rows = [["mean over classes", "", *cells(found.means)]]
     columns = zip(found.precisions, found.zero_shot, found.f1s, strict=True)
     named = zip(found.classes, found.images, columns, strict=True)
     rows += [[name, f"{count:,}", *cells(figures)] for name, count, figures in named]
@@ -105,12 +105,12 @@ def several_table(found: Several) -> tuple[list[str], list[list[str]]]:
 
 def thresholded(found: Several) -> str:
     """What F1 counts, and how far the means may be off."""
-    text = f"F1 of the classes that are at least {100 * found.threshold:.0f} % probable"
+    text = f"F1 counts classes that are at least {100 * found.threshold:.0f} % probable"
     if not found.intervals:
         return text
     mine, _, f1, gain = (f"{low:.1f} to {high:.1f}" for low, high in found.intervals)
     return (
-        f"{text}. On as many other images of the kind, a mean average precision of {mine} % is plausible "
+        f"{text}. On as many other images of this kind, a mean average precision of {mine} % is plausible "
         f"(95 % interval), {gain} points more than zero-shot, and a mean F1 of {f1} %"
     )
 
@@ -118,7 +118,7 @@ def thresholded(found: Several) -> str:
 def told(choice: Choice) -> str:
     """How it came about."""
     if not choice.rows:
-        return f"auto: {choice.chosen}, for there were too few images a class to choose by"
+        return f"auto: {choice.chosen}; there are too few images per class to choose by"
     return (
         f"auto: {choice.chosen}, the first within two standard errors of the best, by {choice.folds}-fold "
         f"cross-validation of {choice.images:,} training images"

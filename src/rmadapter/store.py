@@ -116,7 +116,7 @@ class Store:
                 raise UserError(f"{self.folder}: not a folder that rmadapter made; nothing was removed")
             for path in sorted(self.folder.rglob("*")):
                 if not _known(path):
-                    raise UserError(f"{path}: not a file of rmadapter: move it elsewhere first; nothing was removed")
+                    raise UserError(f"{path}: not an rmadapter file: move it elsewhere first; nothing was removed")
             # Who reads has its file open; who writes finds the folder gone, and makes a new one the next time.
             os.replace(self.folder, self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}"))
         for gone in self.folder.parent.glob(f".{self.folder.name}.????????"):  # also of one that was killed here

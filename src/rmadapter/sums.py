@@ -45,12 +45,12 @@ def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
     for name, wanted in sums.items():
         if (folder / name).exists() and sha256(folder / name) != wanted:
             raise UserError(
-                f"{folder / name}: not the file that {SUMS} belongs to; the folder is damaged or mixed: restore the "
+                f"{folder / name}: does not match {SUMS}; the folder is damaged or mixed: restore the "
                 f"file, or delete its line in {SUMS} if you changed it yourself"
             )
     for name in needed:
         if name not in sums:
-            raise UserError(f"{folder / name}: not among the files that {SUMS} names; it belongs to another run")
+            raise UserError(f"{folder / name}: not listed in {SUMS}; it belongs to another run")
 
 
 def sign(folder: Path) -> Sign | None:
@@ -71,5 +71,5 @@ def _read(file: Path) -> dict[str, str]:
         raise UserError(f"{file}: not readable ({type(error).__name__})") from None
     found = [re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line) for line in lines]
     if not all(found):
-        raise UserError(f"{file}: not lines of a SHA-256 and a name; restore it, or delete it to go without")
+        raise UserError(f"{file}: not lines of a SHA-256 and a name; restore it, or delete it to do without")
     return {match[2]: match[1] for match in found if match}

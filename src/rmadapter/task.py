@@ -46,7 +46,7 @@ class Task:
     )
     augmentation: Literal["none", "standard"] = option("none", "test transform, or random resized crop and flip")
     views: int = option(
-        0, "augmented views kept per image, epochs for fresh ones; 0 computes them anew", ge=0, le=10_000
+        0, "augmented views kept per image; as many as epochs for fresh ones; 0 computes them anew", ge=0, le=10_000
     )
     tests: Annotated[tuple[Question, ...], FailFast()] = option((), "what to ask afterwards")
 
@@ -62,7 +62,7 @@ class Task:
 def check_views(task: Task) -> Task:
     """The task. Raises UserError for a number of views of images that are not augmented."""
     if task.views and task.augmentation == "none":
-        raise UserError(f"views={task.views}: only augmented images have views: write augmentation=standard, too")
+        raise UserError(f"views={task.views}: only augmented images have views: set augmentation=standard too")
     return task
 
 
@@ -74,6 +74,6 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
         before, braces, after = template.partition("{}")
         if not braces or set("{}") & set(before + after):
             raise UserError(
-                f'template {quoted(template)} needs exactly one {{}} for the class name, as "a photo of a {{}}."'
+                f'template {quoted(template)} needs exactly one {{}} for the class name, as in "a photo of a {{}}."'
             )
     return tuple(templates)

@@ -52,16 +52,16 @@ class Recipe:
     eps: float = option(1e-8, "term in Adam's denominator", gt=0)
     epochs: int = option(50, "passes over the training images", ge=1, le=1_000_000)
     iterations: int = option(
-        0, "steps per shot of a class, rounded up to whole epochs, instead of `epochs`", ge=0, le=1_000_000
+        0, "steps per shot of a class, rounded up to whole epochs; replaces `epochs`", ge=0, le=1_000_000
     )
     batch_size: int = option(32, "images per step", ge=1, le=WHOLE)
     schedule: Literal["epoch", "step", "twice"] = option(
-        "epoch", "the cosine moves once an epoch, as in Dassl, or once a step; twice: two of them by step, as in 2SFS"
+        "epoch", "cosine updated every epoch, as in Dassl, or every step; twice: two cosines by step, as in 2SFS"
     )
-    warmup_epochs: float = option(1.0, "warm-up in front of the cosine, constant by epoch, linear by step", ge=0)
+    warmup_epochs: float = option(1.0, "warm-up before the cosine: constant if by epoch, linear if by step", ge=0)
     warmup_rate: float = option(1e-5, "learning rate of the constant warm-up", gt=0)
-    final_rate: float = option(0.0, "learning rate where the cosine by step ends", ge=0)
-    clip_gradient: float = option(0.0, "largest gradient norm; 0 leaves gradients alone", ge=0)
+    final_rate: float = option(0.0, "learning rate at the end of a cosine by step", ge=0)
+    clip_gradient: float = option(0.0, "largest gradient norm; 0 turns clipping off", ge=0)
 
     def rate(self, step: int, per_epoch: int, epochs: int) -> float:
         """Learning rate of a step counted from 0."""

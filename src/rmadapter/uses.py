@@ -40,7 +40,7 @@ class Uses(BaseModel):
     def _says_why(self) -> Uses:
         why = {"ranked": self.tuned, "extra data": self.extra, "teacher": self.teacher, "test time": self.test_time}
         if not why[self.track]:
-            raise ValueError(f"a method of the track {self.track!r} says what it uses")
+            raise ValueError(f"a method of the track {self.track!r} must say what it uses")
         return self
 
     def given(self, settings: Mapping[str, Any]) -> Uses:

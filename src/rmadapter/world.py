@@ -29,7 +29,7 @@ NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FORMATS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
 LONG = timedelta(days=7)  # helpers wait while the first process evaluates; the launcher ends them if it dies
 LATER = 5.0  # seconds after which a helper speaks, if the launcher has not ended it by then
-ENDED = "another process of this training ended: the same command goes on where it was"
+ENDED = "another process of this training ended: run the same command again to resume"
 
 _shared: Any = None  # the method that is trained in several processes, as long as they are together
 
@@ -56,8 +56,8 @@ def enter(verb: str) -> None:
         return
     if verb != "fit":
         raise UserError(
-            f"started in several processes: {verb} runs in one; `fit` alone trains in several, and `bench --jobs` "
-            "shares runs among some"
+            f"started in several processes, but {verb} runs in one; only `fit` trains in several, and `bench --jobs` "
+            "shares runs among several"
         )
     if helps():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one says what there is to say
@@ -97,16 +97,16 @@ def share(name: str, method: Any, machine: Machine) -> Machine:
         return machine
     recipe, count, local = getattr(method, "recipe", None), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if recipe is None:
-        raise UserError(f"{name} is not trained step by step: {count} processes have nothing to share, start one")
+        raise UserError(f"{name} is not trained step by step: {count} processes have nothing to share; start one")
     if recipe.batch_size < count:
-        raise UserError(f"{name} has batch_size={recipe.batch_size}, too little for {count} processes: start fewer")
+        raise UserError(f"{name} has batch_size={recipe.batch_size}, too small for {count} processes: start fewer")
     import torch
 
     if machine.device.startswith("cuda:"):
-        raise UserError(f"device={machine.device}: of several processes each takes its own; write device=cuda")
+        raise UserError(f"device={machine.device}: each of several processes takes its own GPU; write device=cuda")
     if machine.device == "cuda" or (machine.device == "auto" and torch.cuda.is_available()):
         if local >= (there := torch.cuda.device_count()):
-            raise UserError(f"process {local} of this machine has no GPU, as there are {there}: start fewer")
+            raise UserError(f"process {local} of this machine has no GPU; there are {there}: start fewer")
         machine = replace(machine, device=f"cuda:{local}")
     elif machine.device == "auto":
         machine = replace(machine, device="cpu")  # gloo knows no Apple's GPU
@@ -144,7 +144,7 @@ def asked(key: str) -> Iterator[tuple[list[int], bool]]:
     """
     while (words := _send([]))[0] >= 0:
         if words[0] not in (_number(""), _number(key)):
-            raise UserError("it sees other images, weights or settings than the first process")
+            raise UserError("its images, weights or settings differ from those of the first process")
         yield words[1:], words[0] > 0
 
 
@@ -186,7 +186,7 @@ def begin(tensors: Iterable[Tensor], step: int) -> None:
     with _all():
         dist.all_reduce(ends, dist.ReduceOp.MAX)
     if ends[0] != -ends[1]:
-        raise UserError("the processes see different states of the training: --out has to be a folder that all share")
+        raise UserError("the processes see different states of the training: --out must be a folder that all share")
     for tensor in tensors:
         _broadcast(tensor)
 
@@ -215,5 +215,5 @@ def _all() -> Iterator[None]:
         if not helps():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process says it and ends, nobody needs to tell it
         reason = str(error).partition("\n")[0][:200]
-        lost = f"the processes of this training do not reach each other ({reason})"
+        lost = f"the processes of this training cannot reach each other ({reason})"
         raise UserError(ENDED if re.search("by peer|Broken pipe|[Cc]losed", reason) else lost) from error

@@ -48,8 +48,8 @@ class Backbone:
             if encoder.side in sides and isinstance(encoder, (WholeImage, WholeText)):
                 rest = FEATURES_ALONE if isinstance(self.text, WholeText) else (*FEATURES_ALONE, *TEXT_TOO)
                 raise UserError(
-                    f"backbone {self.name!r}: this method reaches into transformer blocks, and its {encoder.side} "
-                    f"encoder, a {encoder.kind}, has none that are known; what works with it: {', '.join(rest)}"
+                    f"backbone {self.name!r}: this method needs transformer blocks, and its {encoder.side} encoder, "
+                    f"a {encoder.kind}, has none that are known; methods that work with it: {', '.join(rest)}"
                 )
         return self
 

@@ -34,7 +34,7 @@ KNOWN = {
 ADVISED = "ViT-B-16/openai"
 BETTER = (
     f"backbone pocket is small and works offline; on photos a real CLIP is far better: --backbone {ADVISED} "
-    f"({KNOWN[ADVISED].megabytes} MB from the Hugging Face hub, once), or another one of `rmadapter backbones`"
+    f"({KNOWN[ADVISED].megabytes} MB from the Hugging Face hub, once), or another from `rmadapter backbones`"
 )
 BATCH, TIMES = 8, 5
 
@@ -48,7 +48,7 @@ def licence_of(name: str) -> str:
     """Of a backbone's weights, as far as it is known here."""
     if name in POCKETS:
         return LICENCE
-    unknown = "its publisher's, not known here: read it where the backbone comes from"
+    unknown = "its publisher's, not known here: check where the backbone comes from"
     return f"{KNOWN[name].licence} (its card on the hub)" if name in KNOWN else unknown
 
 
@@ -59,14 +59,14 @@ def first_of(names: str) -> Backbone:
     """
     wanted = [names] if user_path(names).exists() else [name.strip() for name in names.split(",")]
     if not all(wanted):
-        raise UserError(f"backbone {names!r}: write names with single commas between them")
+        raise UserError(f"backbone {names!r}: separate names with single commas")
     for name, other in zip(wanted, [*wanted[1:], ""], strict=True):
         try:
             found = load_backbone(name)
         except Unreachable as error:
             if not other:
                 raise
-            note(f"{error}; taking {other} in its place")
+            note(f"{error}; using {other} instead")
         else:
             if len(wanted) > 1:
                 note(f"backbone: {name}")

@@ -13,11 +13,13 @@ from rmadapter.errors import UserError
 
 
 def backbones(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[get NAME]", help="Fetch one now.")] = None,
-    speed: Annotated[bool, typer.Option("--speed", help="Measure those in the list, about a minute.")] = False,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[get NAME]", help="Download one now.")] = None,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Measure the speed of the listed ones; takes about a minute.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Backbones that are on this disk, and what others would fetch; any of open_clip's can be named."""
+    """List the backbones on this disk, and what others would download; most open_clip models can be named."""
     from rmadapter.backbones import load_backbone
     from rmadapter.backbones.choice import KNOWN, images_per_second
     from rmadapter.backbones.listing import listed
@@ -44,13 +46,13 @@ def backbones(
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="A checkpoint in a pickle: .pt, .bin, .pth, .ckpt.")],
-    architecture: Annotated[str, typer.Option(help="Of open_clip, as ViT-B-16 or ViT-B-16-quickgelu.")],
-    out: Annotated[Path, typer.Option("--out", help="New folder; --backbone FOLDER opens it.")],
-    digest: Annotated[str, typer.Option(help="The SHA-256 in hex that the file must have.")] = "",
+    file: Annotated[Path, typer.Argument(help="Pickled checkpoint: .pt, .bin, .pth or .ckpt.")],
+    architecture: Annotated[str, typer.Option(help="open_clip architecture, such as ViT-B-16 or ViT-B-16-quickgelu.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder, to open with --backbone FOLDER.")],
+    digest: Annotated[str, typer.Option(help="SHA-256 that the file must have, in hex.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Weights in a pickle as a folder of safetensors, without running what the pickle asks for."""
+    """Convert weights in a pickle to a folder of safetensors, without running what the pickle asks for."""
     from rmadapter.backbones.convert import convert as convert_file
 
     done = convert_file(file, architecture, out, digest)
@@ -58,5 +60,5 @@ def convert(
         print(json.dumps(done))
         return
     if done["left_out"]:
-        note(f"left out, as no weights: {', '.join(done['left_out'][:5])}")
-    print(f"{out} is ready: --backbone {out}; it was made of the file with the SHA-256 {done['sha256']}")
+        note(f"left out, not weights: {', '.join(done['left_out'][:5])}")
+    print(f"{out} is ready: --backbone {out}; made from the file with SHA-256 {done['sha256']}")

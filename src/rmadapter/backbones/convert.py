@@ -41,7 +41,7 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
         quick_gelu = bool(config.get("quick_gelu"))
         if facts["quick_gelu"] is not None and facts["quick_gelu"] != quick_gelu:
             other = f"{architecture}-quickgelu" if facts["quick_gelu"] else architecture.removesuffix("-quickgelu")
-            raise UserError(f"{file}: its activation is another one than that of {architecture}; give {other!r}")
+            raise UserError(f"{file}: its activation is not that of {architecture}; use {other!r}")
         transform = transform_of(architecture, tags)
         model = build_model(architecture, architecture, draw=False, transform=transform)
         load_weights(architecture, model, flat, shown=file, exact=True)
@@ -79,16 +79,16 @@ def _beside(out: Path) -> Iterator[Path]:
 def _check(file: Path, out: Path, digest: str) -> str:
     """The SHA-256 of the file, in hex."""
     if file.suffix.lower() == ".safetensors":
-        raise UserError(f"{file}: nothing is to be converted; take it as it is: --backbone ARCHITECTURE/{file}")
+        raise UserError(f"{file}: needs no conversion; use it as it is: --backbone ARCHITECTURE/{file}")
     with opened(file, "a checkpoint"):
         pass
     if file.suffix.lower() not in PICKLES:
-        raise UserError(f"{file}: no pickled checkpoint by its name; known are {', '.join(PICKLES)}")
+        raise UserError(f"{file}: not named like a pickled checkpoint; known suffixes are {', '.join(PICKLES)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: is there already, and not an empty folder; give a new --out")
+        raise UserError(f"{out}: already exists and is not an empty folder; give a new --out")
     found = sha256(file)
     if digest and found != digest.lower():
-        raise UserError(f"{file}: has the SHA-256 {found}, not {digest[:80]}; it is another file, and was not opened")
+        raise UserError(f"{file}: has SHA-256 {found}, not {digest[:80]}; it is a different file and was not opened")
     return found
 
 
@@ -101,9 +101,9 @@ def _read(file: Path, flat: Path) -> dict[str, Any]:
             command, cwd=flat.parent, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"{file}: was not read within {seconds} seconds, and no checkpoint takes so long") from None
+        raise UserError(f"{file}: was not read within {seconds} seconds, and no checkpoint takes that long") from None
     if done.returncode == 3:
-        raise UserError(f"{file}: tried to do something else than to be read, and was stopped; delete it")
+        raise UserError(f"{file}: tried to do more than be read and was stopped; delete it")
     try:
         facts: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -49,7 +49,7 @@ def clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, A
     """As `Family.build` has it."""
     if config.text_config.vocab_size != CLIP_VOCABULARY:
         raise UserError(
-            f"{file}: a vocabulary of {config.text_config.vocab_size}; only CLIP's own of {CLIP_VOCABULARY} can be read"
+            f"{file}: a vocabulary of {config.text_config.vocab_size}; only CLIP's, of {CLIP_VOCABULARY}, is supported"
         )
     return _clip(config, file)
 
@@ -136,5 +136,5 @@ def _clip(config: Any, file: Path, **pooling: Any) -> tuple[nn.Module, dict[str,
 def _quick_gelu(file: Path, *towers: Any) -> bool:
     acts = [one.hidden_act for one in towers]
     if len(set(acts)) > 1 or acts[0] not in ("quick_gelu", "gelu"):
-        raise UserError(f"{file}: activations {' and '.join(map(str, acts))}; must be quick_gelu or gelu, one for all")
+        raise UserError(f"{file}: activations {' and '.join(map(str, acts))}; all must be quick_gelu, or all gelu")
     return acts[0] == "quick_gelu"

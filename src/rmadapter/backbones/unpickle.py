@@ -48,7 +48,7 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if sum(entry.file_size for entry in archive.infolist()) > MOST * os.path.getsize(path) + 2**20:
-                raise Refused("its archive unpacks to far more than it is")
+                raise Refused("its archive unpacks to far more than its size")
         if any(name.endswith("/constants.pkl") for name in names):
             return _scripted(path)
     found = torch.load(path, map_location="cpu", weights_only=True)
@@ -78,7 +78,7 @@ def _table(found: Any) -> dict[str, Any]:
 def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
     """Without the prefixes that wrappers give to all names; of a teacher and a student, the teacher."""
     if not all(isinstance(name, str) for name in tensors):
-        raise Refused("its weights have names that are no text")
+        raise Refused("its weights have names that are not text")
     if any(name.startswith("student.") for name in tensors):
         tensors = {name: value for name, value in tensors.items() if name.startswith("teacher.")}
     while prefix := next((one for one in PREFIXES if tensors and all(name.startswith(one) for name in tensors)), ""):
@@ -133,7 +133,7 @@ def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
         raise Refused("it holds no weights")
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise Refused(f"{name[:100]!r} is no plain tensor")
+            raise Refused(f"{name[:100]!r} is not a plain tensor")
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MOST * size + 2**20:
         raise Refused("its tensors claim to be far larger than the file")
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
@@ -189,11 +189,11 @@ def main(source: str, target: str, seconds: str) -> None:
     except Refused as error:
         facts = {"error": str(error)}
     except MemoryError:
-        facts = {"error": "it wants more memory than a file of its size may"}
+        facts = {"error": "it needs more memory than a file of its size may"}
     except pickle.UnpicklingError as error:
         facts = {"error": _reason(error)}
     except Exception as error:  # what a damaged file makes torch raise
-        facts = {"error": f"it is damaged, or no checkpoint of torch ({type(error).__name__})"}
+        facts = {"error": f"it is damaged or not a torch checkpoint ({type(error).__name__})"}
     print(json.dumps(facts))
 
 
@@ -210,7 +210,7 @@ def _save(tensors: dict[str, Any], target: str) -> None:
 def _reason(error: Exception) -> str:
     """What torch found, without its advice to open the file all the same."""
     asked = re.search(r"GLOBAL (\S{1,100})", str(error))
-    return f"it asks for {asked[1]}, and tensors alone are taken" if asked else "it holds other things than tensors"
+    return f"it asks for {asked[1]}, but only tensors are accepted" if asked else "it holds things other than tensors"
 
 
 if __name__ == "__main__":

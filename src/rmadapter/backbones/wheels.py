@@ -53,14 +53,14 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     if result.returncode:
         reason = (result.stderr.strip() or "pip failed").splitlines()[-1]
         raise UserError(
-            f"{name} could not be fetched ({reason}); check the connection, or put its wheel into a folder and name "
-            f"that in PIP_FIND_LINKS"
+            f"{name} could not be fetched ({reason}); check the connection, or put its wheel into a folder and set "
+            f"PIP_FIND_LINKS to it"
         )
     file = next(folder.glob(f"{wheel.project.replace('-', '_')}-*.whl"))
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != wheel.sha256:
         raise UserError(
-            f"{file.name} has the SHA-256 {found}, not {wheel.sha256}: this is another file, so it is not used; "
+            f"{file.name} has the SHA-256 {found}, not {wheel.sha256}: this is a different file, so it is not used; "
             f"run 'pip cache purge' and check where pip fetches from"
         )
     return file

@@ -52,7 +52,7 @@ class Board:
         for job in self.jobs:
             found = record_at(self.out / job.path)
             if found is None and _foreign(self.out / job.path):
-                raise UserError(f"{self.out / job.path} is no record of this version: {CHOOSE}")
+                raise UserError(f"{self.out / job.path} is not a run record of this version: {CHOOSE}")
             if found and found.status in ANSWERED:
                 searched = {name: found.method.settings.get(name) for name in job.searched}
                 pairs = (
@@ -61,7 +61,7 @@ class Board:
                     ({"precision": found.precision, "--crops": found.crops}, common),
                 )
                 if other := next(filter(None, (_difference(*pair) for pair in pairs)), ""):
-                    raise UserError(f"{self.out / job.path} is a run with another {other}: {CHOOSE}")
+                    raise UserError(f"{self.out / job.path} was run with a different value of {other}: {CHOOSE}")
 
 
 def record_at(path: Path) -> Record | None:

@@ -34,26 +34,34 @@ class Asked(NamedTuple):
 
 def _asked(
     protocol: Annotated[str, typer.Argument(help="base-to-novel, cross-dataset, domain-generalization, few-shot, ...")],
-    datasets: Annotated[str, typer.Option(help="Names or folders below --root, as a,b; pacs/photo; paper: its 11.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of results; the same command goes on where it was.")],
-    methods: Annotated[str, typer.Option(help="As `rmadapter methods` lists them, package:Class, file.py:Class.")] = "",
-    backbone: Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ..., a folder.")] = None,
+    datasets: Annotated[
+        str, typer.Option(help="Names or folders below --root: a,b or pacs/photo; paper: the paper's 11.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")],
+    methods: Annotated[str, typer.Option(help="Names from `rmadapter methods`, package:Class or file.py:Class.")] = "",
+    backbone: Annotated[
+        str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ... or a folder.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3",
-    shots: Annotated[str, typer.Option(help="Images per class; by default 16, of few-shot 1,2,4,8,16.")] = "",
+    shots: Annotated[str, typer.Option(help="Images per class; by default 16, for few-shot 1,2,4,8,16.")] = "",
     root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
-    templates: Annotated[str, typer.Option(help='"dataset" for each data set\'s own, or one prompt with {}.')] = "",
-    axes: Annotated[str, typer.Option(help="Of sensitivity: rank,alpha,...")] = "",
-    per_set: Annotated[bool, typer.Option("--per-set", help="Also with the authors' constants of each set.")] = False,
-    tune: Annotated[int, typer.Option(min=0, help="Also with the best of so many settings, by folds.")] = 0,
+    templates: Annotated[
+        str, typer.Option(help='"dataset" for each data set\'s own, or one prompt template with {}.')
+    ] = "",
+    axes: Annotated[str, typer.Option(help="For sensitivity: rank,alpha,...")] = "",
+    per_set: Annotated[
+        bool, typer.Option("--per-set", help="Also run with the authors' constants for each data set.")
+    ] = False,
+    tune: Annotated[int, typer.Option(min=0, help="Also run with the best of this many settings, by folds.")] = 0,
     config: Config = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="A method's setting, or one common to all."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the cores, and the GPUs in turn.")] = 1,
-    jobs_per_gpu: Annotated[int, typer.Option(min=0, help="So many for each GPU, in place of --jobs.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the cores, and use the GPUs in turn.")] = 1,
+    jobs_per_gpu: Annotated[int, typer.Option(min=0, help="Processes per GPU, instead of --jobs.")] = 0,
     shard: Annotated[
-        str, typer.Option(help="2/8: the second of eight parts; auto: that of a Slurm array's task.")
+        str, typer.Option(help="2/8: the second of eight parts; auto: the part of this Slurm array task.")
     ] = "",
     engine: Engine = "local",
     address: Address = "",
@@ -101,7 +109,7 @@ def _asked(
         own = {name: values for name, values in own.items() if name not in elsewhere_set}
         note(f"part {number} of {count}: {len(planned)} of {len(every)} runs")
     elif parts.in_array(os.environ):
-        note("a task of an array without --shard auto: all tasks work on all runs together, each on what is free")
+        note("a task of an array without --shard auto: all tasks share all runs, each taking what is free")
     wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops, search)
     return Asked(wanted, workers(wanted.machine.device, jobs, jobs_per_gpu), as_json, elsewhere)
 
@@ -132,16 +140,16 @@ def bench(asked: Asked) -> None:
     failed = [record for record in records if record.status == "failed"]
     if failed:
         first = f"{failed[0].task.data}, {failed[0].method.name}, seed {failed[0].task.seed}: {failed[0].reason}"
-        raise UserError(f"{len(failed)} of {len(records)} runs failed ({first}); the same command tries them again")
+        raise UserError(f"{len(failed)} of {len(records)} runs failed ({first}); the same command retries them")
 
 
 @_with_options
 def plan(asked: Asked) -> None:
-    """What `bench` with the same options would cost: runs, hours and disk, from a few steps of each method."""
+    """Estimate the cost of `bench` with the same options: runs, hours and disk, from a few steps of each method."""
     from rmadapter.bench.cost import cost
 
     if asked.plan.tune:
-        raise UserError("plan does not know what a search costs: leave out --tune, and count up to 4 fits a trial")
+        raise UserError("plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per trial")
     found = cost(asked.plan, asked.processes)
     if asked.as_json:
         print(json.dumps(asdict(found)))
@@ -181,19 +189,23 @@ def common_and_own(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
             values.setdefault(method, {})[own] = value
         elif name not in COMMON or name in PLANNED:
             common = ", ".join(other for other in COMMON if other not in PLANNED)
-            raise UserError(f"--set {name}: write METHOD.{name} for a method's setting; common to all are {common}")
+            raise UserError(f"--set {name}: write METHOD.{name} for a method's setting; the common ones are {common}")
     task = {name: value for name, value in given.items() if name in TASK}
     return task, {name: value for name, value in given.items() if name in MACHINE}, values
 
 
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder that `bench` wrote, a file of records, or a run of `fit`.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; a run's is in its own.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare with the paper's figures; 1 if one is off.")] = False,
-    tolerance: Annotated[float, typer.Option(help="Points that a figure may be off.")] = 1.0,
+    results: Annotated[Path, typer.Argument(help="Folder written by `bench`, file of records, or run of `fit`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report; a run's report goes into its own.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the paper's figures; exit code 1 if one is off.")
+    ] = False,
+    tolerance: Annotated[float, typer.Option(help="Points by which a figure may be off.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Tables, figures and one page of everything that was measured; or the page of one run again."""
+    """Write tables, figures and one page of everything measured; or rewrite the page of one run."""
     if (results / "model.json").is_file():
         _page_again(results, out, check, as_json)
         return
@@ -226,7 +238,7 @@ def _page_again(run: Path, out: Path | None, check: bool, as_json: bool) -> None
     from rmadapter.fit import page_again
 
     if out is not None or check:
-        raise UserError(f"{run}: a run's report is written into its folder, and knows no --out and no --check")
+        raise UserError(f"{run}: a run's report is written into its own folder: leave out --out and --check")
     page = page_again(run)
     print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
 
@@ -239,7 +251,7 @@ def _numbers(name: str, text: str) -> list[int]:
     try:
         return [int(part) for part in _list(text)]
     except ValueError:
-        raise UserError(f"--{name} {text}: write whole numbers, as 1,2,3") from None
+        raise UserError(f"--{name} {text}: write whole numbers, such as 1,2,3") from None
 
 
 def _show(records: Sequence[Record]) -> None:

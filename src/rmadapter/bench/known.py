@@ -14,10 +14,10 @@ from rmadapter.errors import UserError
 
 
 def methods(
-    backbone: Annotated[str, typer.Option(help="Whose parameters are counted.")] = "ViT-B-16/none",
+    backbone: Annotated[str, typer.Option(help="Backbone to count the parameters on.")] = "ViT-B-16/none",
     as_json: Json = False,
 ) -> None:
-    """Every method, its published settings, its number of trained parameters, and what it uses beyond the shots."""
+    """List the methods: published settings, number of trained parameters, and what each uses beyond the shots."""
     from rmadapter.backbones import load_backbone
     from rmadapter.methods import METHODS, entry_points, load_method
     from rmadapter.settings import settings_of
@@ -48,14 +48,14 @@ def methods(
 
 
 def data(
-    name: Annotated[str | None, typer.Argument(help="One data set; without it, all of them.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One data set; all of them by default.")] = None,
     root: Annotated[Path, typer.Option(help="Folder of all data sets.")] = Path("data"),
-    check: Annotated[Path | None, typer.Option(help="Say what is there below this folder.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch NAME.")] = False,
-    shots: Annotated[str, typer.Option("--list", help="16,1: a table of 2SFS's list of 16 shots, seed 1.")] = "",
+    check: Annotated[Path | None, typer.Option(help="Report what is there below this folder.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download NAME.")] = False,
+    shots: Annotated[str, typer.Option("--list", help="16,1: write 2SFS's list of 16 shots, seed 1, as a table.")] = "",
     as_json: Json = False,
 ) -> None:
-    """The paper's data sets: licence, size, how to get one, and whether what is there is complete."""
+    """List the paper's data sets: licence, size, how to get each, and whether what is there is complete."""
     from dataclasses import asdict
 
     from rmadapter.data import catalog, lists
@@ -66,7 +66,7 @@ def data(
         raise UserError(f"{'--download' if download else '--list'} needs the name of one data set")
     if shots:
         if len(drawn := _numbers("list", shots)) != 2:
-            raise UserError(f"--list {shots}: write shots and seed, as 16,1")
+            raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
         written = str(lists.write_list(chosen[0], place, *drawn))
         print(json.dumps({"table": written}) if as_json else f"table: {written}")
         return

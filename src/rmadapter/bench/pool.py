@@ -26,7 +26,7 @@ def workers(device: str, jobs: int, per_gpu: int = 0) -> int:
     if not per_gpu:
         return jobs
     if not (found := to_share(device)):
-        raise UserError("--jobs-per-gpu: there is no GPU to share: give --jobs")
+        raise UserError("--jobs-per-gpu: there is no GPU to share; give --jobs instead")
     return per_gpu * len(found)
 
 

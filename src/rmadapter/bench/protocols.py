@@ -152,12 +152,12 @@ def expand(
         raise UserError(f"{protocol} compares variants of rmadapter: leave out --methods")
     for name, given in (("datasets", datasets), ("methods", methods), ("seeds", seeds), ("shots", shots)):
         if len(set(given)) < len(given):
-            raise UserError(f"--{name} {','.join(map(str, given))}: something is named twice")
+            raise UserError(f"--{name} {','.join(map(str, given))}: a value is given twice")
     for name, numbers in (("seeds", seeds), ("shots", shots)):
         if any(number < 0 for number in numbers):
-            raise UserError(f"--{name} {','.join(map(str, numbers))}: numbers from 0 upwards are needed")
+            raise UserError(f"--{name} {','.join(map(str, numbers))}: numbers must be 0 or more")
     if not datasets or not seeds:
-        raise UserError(f"{protocol} needs at least one of --datasets and of --seeds")
+        raise UserError(f"{protocol} needs at least one data set (--datasets) and one seed (--seeds)")
     variants = _variants(protocol, axes) or [Variant("", method=method) for method in methods or METHODS]
     tasks = [
         _task(common or Task(), dataset, plan.asked, targets, k, seed, own_templates)
@@ -204,7 +204,7 @@ def _sets(protocol: str, datasets: Sequence[str], root: Path) -> Iterator[tuple[
     """(trained on, tested on besides)"""
     if protocol == "cross-dataset":
         if len(datasets) < 2:
-            raise UserError("cross-dataset needs two --datasets or more: the source, then the targets")
+            raise UserError("cross-dataset needs at least two --datasets: the source, then the targets")
         yield datasets[0], tuple(datasets[1:])
         return
     for dataset in datasets:
@@ -219,14 +219,14 @@ def _siblings(dataset: str, root: Path) -> tuple[str, ...]:
     folder = root / path.parent
     if len(path.parts) < 2 or not (root / path).is_dir():
         raise UserError(
-            f"domain-generalization trains on one domain of a folder of domains, as pacs/photo, or on imagenet; "
-            f"{root / path} is no such folder"
+            f"domain-generalization trains on one domain of a folder of domains, such as pacs/photo, or on imagenet; "
+            f"{root / path} is not such a folder"
         )
     names = sorted(
         d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".") and d.name != path.name
     )
     if not names:
-        raise UserError(f"{folder} holds no other domain than {path.name} to test on")
+        raise UserError(f"{folder} has no domain other than {path.name} to test on")
     return tuple((path.parent / name).as_posix() for name in names)
 
 

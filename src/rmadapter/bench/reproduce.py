@@ -105,7 +105,7 @@ class Wish:
             raise UserError(f"{unknown[0]}: the methods of the paper's tables are {', '.join(sorted(known))}")
         if self.task.backbone not in paper.BACKBONES:
             known = set(paper.BACKBONES)
-            raise UserError(f"--backbone {self.task.backbone}: the paper's figures are of {' or '.join(sorted(known))}")
+            raise UserError(f"--backbone {self.task.backbone}: the paper's figures use {' or '.join(sorted(known))}")
 
 
 def missing(wish: Wish) -> dict[str, str]:

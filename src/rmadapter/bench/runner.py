@@ -103,11 +103,11 @@ def check_settings(plan: Plan) -> None:
     paths = [job.path for job in plan.jobs]
     if len(set(paths)) < len(paths):
         double = next(path for path in paths if paths.count(path) > 1)
-        raise UserError(f"two of these runs would both be written to {double}: run them with different --out")
+        raise UserError(f"two of these runs would be written to {double}: run them with different --out")
     methods = sorted({job.method for job in plan.jobs})
     for method in plan.values:
         if method not in methods:
-            raise UserError(f"--set {method}.*: no run is of the method {method!r}; there are {', '.join(methods)}")
+            raise UserError(f"--set {method}.*: no run uses the method {method!r}; in use are {', '.join(methods)}")
     for job in {(job.method, job.values): job for job in plan.jobs}.values():
         plan.method(job)
 
@@ -123,23 +123,23 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
             lab.splits(name)
         if not lab.tests(job.task):
             raise UserError(
-                f"{job.task.data}: there is no test split, and no train image is left over: draw fewer shots"
+                f"{job.task.data}: there is no test split, and no training image is left over: draw fewer shots"
             )
     backbone, drawn = lab.backbone(left[0].task.backbone), {job.images for job in left}
     for job in plan.jobs:
         path = plan.out / job.path
         if job not in left and (old := read_record(path)).status == "finished":
             if old.backbone.digest != backbone.digest:
-                raise UserError(f"{path} was run on other weights than {backbone.name} has now: {CHOOSE}")
+                raise UserError(f"{path} used different weights of {backbone.name} from the current ones: {CHOOSE}")
             if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
-                raise UserError(f"{path} was run on other images than {job.task.data} has now: {CHOOSE}")
+                raise UserError(f"{path} used different images of {job.task.data} from the current ones: {CHOOSE}")
             if job.images in drawn and (others := old.other_images(lab.tests(job.task))):
-                raise UserError(f"{path} was tested on other {others[0]} images than there are now: {CHOOSE}")
+                raise UserError(f"{path} was tested on different {others[0]} images from the current ones: {CHOOSE}")
             method = plan.method(job)
             if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):
                 few = lab.draw(job.task)
                 if old.key != run_key(job.task, method, job.method, plan.machine, backbone.digest, few):
-                    raise UserError(f"{path} was run with another content of what its method learns from: {CHOOSE}")
+                    raise UserError(f"what its method learns from has changed since {path} was run: {CHOOSE}")
 
 
 def line(record: Record) -> str:
@@ -174,7 +174,7 @@ def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], 
                     future.result()
         except BrokenProcessPool:
             raise UserError(
-                "a worker process died, maybe for want of memory: start again with fewer --jobs or less cache_memory"
+                "a worker process died, perhaps out of memory: start again with fewer --jobs or less cache_memory"
             ) from None
         except BaseException:
             for process in {*multiprocessing.active_children()} - others:

@@ -23,23 +23,23 @@ def shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     number, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= number <= count:
-        raise UserError(f"--shard {quoted(text)}: write the number of the part and how many there are, as 1/8, or auto")
+        raise UserError(f"--shard {quoted(text)}: write the part and the number of parts, such as 1/8, or auto")
     return number, count
 
 
 def _task(environment: Mapping[str, str]) -> tuple[int, int]:
     """Array numbers need not begin at 0, nor follow each other."""
     if not in_array(environment):
-        raise UserError("--shard auto: this is no task of a Slurm array (sbatch --array=0-7): write --shard 1/8")
+        raise UserError("--shard auto: this is not a task of a Slurm array (sbatch --array=0-7): write --shard 1/8")
     names = ("ID", "MIN", "MAX", "STEP", "COUNT")
     try:
         place, least, most, step, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
         gaps = (most - least) // step + 1 != count
     except (KeyError, ValueError, ZeroDivisionError):
-        raise UserError("--shard auto: Slurm does not say which task of how many this is: write --shard 1/8") from None
+        raise UserError("--shard auto: Slurm does not give this task's place in its array: write --shard 1/8") from None
     if gaps:
         raise UserError(
-            "--shard auto: the numbers of this array have gaps, so that its parts cannot be told: write 0-7"
+            "--shard auto: the numbers of this array have gaps, so its parts are not clear: use --array=0-7"
         )
     return (place - least) // step + 1, count
 

@@ -31,7 +31,7 @@ from rmadapter.errors import UserError, nearest
 from rmadapter.files import user_path, write_json
 from rmadapter.locks import alone
 
-ELSEWHERE = "Elsewhere, not checked by us (parquet and webdataset may lack file names, which published shots need):"
+ELSEWHERE = "Mirrors, not checked by us (parquet and webdataset may lack the file names that published shots need):"
 
 
 def _load() -> dict[str, Dataset]:
@@ -103,9 +103,9 @@ def load_dataset(
             raise UserError(f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what to do")
         return image_sets(table, home / dataset.images, home)
     if inside := domains(home):
-        raise UserError(f"{home}: holds the domains {', '.join(inside)}; give one, such as {home.name}/{inside[0]}")
+        raise UserError(f"{home}: has the domains {', '.join(inside)}; choose one, such as {home.name}/{inside[0]}")
     sets = read_images(home, outside=outside, crops=crops)
-    one_label(any(images.several for images in sets.values()), f"{home} as a data set of the bench", CROPS)
+    one_label(any(images.several for images in sets.values()), f"{home} as a bench data set", CROPS)
     return _renamed(sets, dataset, home) if dataset else sets
 
 
@@ -120,7 +120,7 @@ def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict
     """Plain folders with the classes of the catalogue, in its order: capitals first where CoOp sorts folders."""
     names = next(iter(sets.values())).classes
     if any(re.fullmatch(r"n\d{8}", name) for name in names):
-        raise UserError(f"{home}: classes are WordNet ids: `rmadapter data {dataset.key}` says where names come from")
+        raise UserError(f"{home}: classes are WordNet ids; `rmadapter data {dataset.key}` says where to get names")
     ignored = {prompt_name(name) for name in dataset.ignored}
     kept = [i for i, name in enumerate(names) if name not in ignored]
     if dataset.reader == "class_folders":
@@ -175,14 +175,14 @@ def check(dataset: Dataset, root: Path) -> Check:
     counts: dict[str, int] = {}
     no_split = bool(dataset.split) and not (home / dataset.split).is_file()
     if no_split:
-        missing.append(f"{dataset.split}, so that splits are not those of published results")
+        missing.append(f"{dataset.split}, so the splits are not those of published results")
     try:
         if dataset.laid_out(home):
             table = table_of(dataset, home)
             missing += [text] if (text := _missing(home / dataset.images, table)) else []
             sets = image_sets(table, home / dataset.images, home)
         else:
-            missing.append("the original archive: plain folders lie here, which can be read too")
+            missing.append("the original archive (plain folders are here, and can be read too)")
             sets = load_dataset(home)
         counts = {split: len(images) for split, images in sets.items()}
         classes = len(next(iter(sets.values())).classes)
@@ -218,7 +218,7 @@ def describe(dataset: Dataset, root: Path) -> str:
     steps = [step.replace("{home}", str(home)) for step in dataset.steps]
     if dataset.split:
         steps.append(f"Put {dataset.split} ({dataset.split_url}) into {home}: the splits of published results.")
-    fetched = f"`rmadapter data {dataset.key} --root {root} --download` does it, or by hand:"
+    fetched = f"Run `rmadapter data {dataset.key} --root {root} --download`, or do it by hand:"
     facts: dict[str, Any] = {
         "images": ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items()),
         "classes": dataset.classes,

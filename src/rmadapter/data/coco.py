@@ -31,7 +31,7 @@ def coco_files(folder: Path) -> dict[str, Path]:
     for file in files:
         split = split_named(file.parent.name if file.name.startswith("_") and file.parent != folder else file.stem)
         if (other := found.setdefault(split, file)) is not file:
-            raise UserError(f"{folder}: {other.name} and {file.name} are both of the split {split!r}: keep one there")
+            raise UserError(f"{folder}: {other.name} and {file.name} are both for the split {split!r}: keep one")
     return found
 
 
@@ -55,11 +55,11 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
             image, category = row["image_id"], row["category_id"]
             if image not in listed or category not in names:
                 what = f"image {quoted(image)}" if image not in listed else f"category {quoted(category)}"
-                raise UserError(f"{where} is of {what}, which the file does not list")
+                raise UserError(f"{where} refers to {what}, which the file does not list")
             crowd = row.get("iscrowd")  # whose box is around many
             box, sides = () if crowd else row.get("bbox") or (), listed[image]
             if not isinstance(box, (list, tuple)):
-                raise UserError(f"{where}: bbox {quoted(box)} is no list of four numbers")
+                raise UserError(f"{where}: bbox {quoted(box)} is not a list of four numbers")
             size = (sides.get("width"), sides.get("height"))
             marks[files[image]].append(Mark(names[category], where, box, size))
     return marks

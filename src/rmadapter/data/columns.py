@@ -48,7 +48,7 @@ def read_rows(
     for where, cells in reader(path, lambda there: choose_columns(path, there, needed, also, named)):
         yield f"{path}, {where}", {what: _cell(cell) for what, cell in cells.items()}
     if not where:
-        raise UserError(f"{path}: has no rows below its first line")
+        raise UserError(f"{path}: has no rows after the first line")
 
 
 def frame_cells(frame: Any, chosen: Mapping[str, str]) -> dict[str, list[Any]]:
@@ -87,12 +87,12 @@ def _column(
 ) -> str | None:
     """The one of the table's columns that is named, or else has a usual name, in whatever case."""
     if not there:
-        raise UserError(f"{path}: its first line is empty; write the names of its columns there")
+        raise UserError(f"{path}: the first line is empty; write the column names there")
     wanted = (named or {}).get(what, "")
     plain = {column.strip().casefold(): column for column in reversed(there)}
     found = [wanted] if wanted in there else [plain[name] for name in USUAL[what] if name in plain and not wanted]
     if found and there.count(found[0]) > 1:
-        raise UserError(f"{path}: two of its columns are called {quoted(found[0])}: rename one")
+        raise UserError(f"{path}: two columns are called {quoted(found[0])}: rename one")
     if found or not (wanted or needed):
         return found[0] if found else None
     called = quoted(wanted) if wanted else " or ".join(USUAL[what])
@@ -108,7 +108,7 @@ def _text(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
         columns = choose(reader.fieldnames or [])
         for row in reader:
             if None in row:
-                raise UserError(f"{path}, line {reader.line_num}: more cells than columns; quote those with a comma")
+                raise UserError(f"{path}, line {reader.line_num}: more cells than columns; quote cells with commas")
             yield f"line {reader.line_num}", {what: row[column] for what, column in columns.items()}
     except csv.Error as error:
         raise UserError(f"{path}: not {kind} ({error})") from None
@@ -171,4 +171,4 @@ def pyarrow(module: str, where: str) -> Any:
     try:
         return import_module(f"pyarrow.{module}")
     except ImportError:
-        raise UserError(f"{where}: parquet needs pyarrow; `pip install pyarrow` brings it, or use CSV") from None
+        raise UserError(f"{where}: reading parquet needs pyarrow; `pip install pyarrow`, or use CSV") from None

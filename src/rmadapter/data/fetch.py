@@ -47,11 +47,11 @@ def fetch(
             error = cut
         tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
         if tries == TRIES or isinstance(error, urllib.error.HTTPError):
-            raise UserError(f"{url}: {error or 'cut'}; the same command goes on where it stopped") from error
+            raise UserError(f"{url}: {error or 'connection lost'}; run the same command again to resume") from error
     kind, _, wanted = digest.partition(":")
     if wanted and _digest(part, kind) != wanted:
         part.unlink()
-        raise UserError(f"{url}: the file has another {kind} than {wanted}, and was removed")
+        raise UserError(f"{url}: the {kind} of the file is not {wanted}, so it was removed")
     os.replace(part, path)
 
 
@@ -89,8 +89,8 @@ def remember(archive: Path, book: Path) -> None:
     if known.setdefault(archive.name, found) != found:
         archive.unlink()
         raise UserError(
-            f"{archive.name}: another file than at the first download (sha256 {found[:12]}, {book} has "
-            f"{known[archive.name][:12]}), and was removed; delete that line if the new one is right"
+            f"{archive.name}: not the file of the first download (sha256 {found[:12]}; {book} has "
+            f"{known[archive.name][:12]}), so it was removed; if the new one is right, delete that line"
         )
     write_text(book, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
 
@@ -118,11 +118,11 @@ def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = Fa
         for name, size, content in (_of_zip if archive.suffix.lower() == ".zip" else _of_tar)(archive):
             left -= size
             if left < 0:
-                raise UserError(f"{archive}: unpacked it has more than {most:,} bytes, and so is not what it says")
+                raise UserError(f"{archive}: unpacks to more than {most:,} bytes, so it is not what it says")
             path = folder / _inside(name, archive)
             path.parent.mkdir(parents=True, exist_ok=True)
             if fresh and path.exists():
-                raise UserError(f"{archive}: holds {name!r:.80} twice, or another archive in it does; unpack it first")
+                raise UserError(f"{archive}: holds {name!r:.80} twice, or an archive in it does; unpack it first")
             with content() as packed, open(path, "wb") as file:
                 shutil.copyfileobj(packed, file, CHUNK)
             if name.endswith(ARCHIVES):
@@ -138,7 +138,7 @@ def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = Fa
 def _inside(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or any(mark in name for mark in "\\:\0"):
-        raise UserError(f"{archive}: holds {name!r:.80}, which leads out of its folder; nothing of it can be trusted")
+        raise UserError(f"{archive}: holds {name!r:.80}, which leads out of its folder; nothing in it can be trusted")
     return path
 
 

@@ -82,7 +82,7 @@ def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
     counts = Counter(label for own in source.all_labels for label in own)
     for number, name in enumerate(source.classes):
         if not counts[number]:
-            raise UserError(f"class {name!r} has no train image: add some or remove the class")
+            raise UserError(f"class {name!r} has no train images: add some or remove the class")
     rng = random.Random(seed)
     chosen = _drawn(source, shots, rng)
     val = splits.get("val")
@@ -186,9 +186,9 @@ class Split(BaseModel):
         try:
             same = has_digest(few, self.digest)
         except UserError as error:
-            raise UserError(f"an image that it was trained on cannot be read any more ({error})") from None
+            raise UserError(f"an image the model was trained on can no longer be read ({error})") from None
         if not same:
-            raise UserError(f"images below {root} are no longer those that it was trained on")
+            raise UserError(f"images below {root} are no longer those the model was trained on")
         return few
 
 
@@ -198,7 +198,7 @@ def read_split(path: Path) -> Split:
         found = Split.model_validate(read_json(path))
     except ValidationError as error:
         place, reason = first_fault(error)
-        raise UserError(f"{path}: not a draw of this version ({place}: {reason})") from None
+        raise UserError(f"{path}: not a split file of this version ({place}: {reason})") from None
     labels = [label for _, label, _ in (*found.train, *(found.val or ()))] + [n for some in found.several for n in some]
     if len(found.several) not in (0, len(found.train)) or any(not 0 <= label < len(found.written) for label in labels):
         raise UserError(f"{path}: names a class that it does not list")

@@ -31,7 +31,7 @@ def read_fiftyone(path: Path, value: Mapping[str, Any]) -> Marks:
     for image in image_files(data, set()):
         stem = image.relative_to(data).with_suffix("").as_posix()
         if (other := files.setdefault(stem, image)) is not image:
-            raise UserError(f"{data}: {other.name} and {image.name} have one name in {path.name}: rename one")
+            raise UserError(f"{data}: {other.name} and {image.name} share one name in {path.name}: rename one")
     with shaped(path, KIND):
         classes, marks = value.get("classes"), {}
         for stem, target in value["labels"].items():
@@ -39,7 +39,7 @@ def read_fiftyone(path: Path, value: Mapping[str, Any]) -> Marks:
             check_inside(stem, where)
             target = target["label"] if isinstance(target, dict) else target
             if isinstance(target, int) and not (classes and 0 <= target < len(classes)):
-                raise UserError(f"{where} is of class {target}, which the file does not list")
+                raise UserError(f"{where} has class {target}, which the file does not list")
             name = str(classes[target]) if isinstance(target, int) and classes else target
             marks[files.get(stem, data / stem)] = [] if name is None else [Mark(str(name), where)]
     return marks
@@ -63,7 +63,7 @@ def read_samples(path: Path, value: Mapping[str, Any], outside: bool = False) ->
             marks = splits.setdefault(_split(where, sample.get("tags") or ()), {})
             marks.setdefault(image, []).extend(_marks(where, sample.get(field)))
     if len(splits) > 1 and any(splits.get("all", {}).values()):
-        raise UserError(f"{path}: some samples are tagged train, val or test, and others are not: tag all, or none")
+        raise UserError(f"{path}: some samples are tagged train, val or test and others are not: tag all or none")
     return splits
 
 
@@ -76,10 +76,10 @@ def _field(path: Path, samples: Sequence[Mapping[str, Any]]) -> str:
         if isinstance(value, dict) and value.get("_cls") in LABELS
     }
     if not found:
-        raise UserError(f"{path}: no sample has a label of the kinds {', '.join(sorted(LABELS))}")
+        raise UserError(f"{path}: no sample has a label of the types {', '.join(sorted(LABELS))}")
     if TRUTH not in found and len(found) > 1:
         names = ", ".join(map(quoted, [*found][:5]))
-        raise UserError(f"{path}: holds labels in the fields {names}: export one of them alone, or call it {TRUTH}")
+        raise UserError(f"{path}: has labels in the fields {names}: export only one of them, or call one {TRUTH}")
     return TRUTH if TRUTH in found else next(iter(found))
 
 

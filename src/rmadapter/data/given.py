@@ -69,9 +69,7 @@ def weighted(images: ImageSet, sample_weight: Any, class_weight: Any, shots: int
     count, labels = len(images), np.array(images.labels)
     weights = np.ones(count) if sample_weight is None else _numbers(sample_weight)
     if weights.shape != (count,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise UserError(
-            f"sample_weight: give one number from 0 upwards for each of the {count} images, and not zero for all"
-        )
+        raise UserError(f"sample_weight: give one number of at least 0 for each of the {count} images, not all zero")
     weights = weights * _of_classes(images, class_weight, labels[weights > 0], shots)[labels]
     kept = np.flatnonzero((weights > 0) | ~np.isin(labels, labels[weights > 0]))
     weights, images = weights[kept], images if len(kept) == count else images.subset(kept.tolist())
@@ -90,7 +88,7 @@ def _of_classes(images: ImageSet, given: Any, labels: np.ndarray, shots: int) ->
         raise UserError(f"class_weight={quoted(given)}: write 'balanced', or a dictionary of label -> weight")
     values = _numbers(list(given.values()))
     if not np.isfinite(values).all() or (values < 0).any() or (len(values) == len(factors) and not values.any()):
-        raise UserError("class_weight: weights are numbers from 0 upwards, and not 0 for all")
+        raise UserError("class_weight: weights must be numbers of at least 0, not all zero")
     factors[places(_plain(list(given)), images.written, images.classes)] = values
     return factors
 
@@ -112,8 +110,8 @@ def _of_lists(
     written = sorted(set(labels))
     names = tuple(str(number) for number in written)
     warnings.warn(
-        f"labels are numbers: prompts call the classes {', '.join(names[:3])}{', ...' * (len(names) > 3)}; "
-        f"class_names=[...] gives them names that the model can read",
+        f"labels are numbers, so prompts call the classes {', '.join(names[:3])}{', ...' * (len(names) > 3)}; "
+        f"class_names=[...] gives them names the model can read",
         stacklevel=4,
     )
     numbers = {label: place for place, label in enumerate(written)}
@@ -128,7 +126,7 @@ def _of_frame(frame: Any, classes: Sequence[str] | None) -> ImageSet:
     if "split" in cells:
         rows = [row for row, split in enumerate(cells["split"]) if SPLITS.get(str(split).strip().casefold()) == "train"]
         if not rows:
-            raise UserError("the DataFrame has a column of splits, and no row of it says train")
+            raise UserError("the DataFrame has a split column, but no row says train")
         cells = {what: [values[row] for row in rows] for what, values in cells.items()}
     groups = tuple("" if group is None else str(group) for group in cells.get("group", ()))
     return _of_lists(cells["image"], cells["label"], classes, groups)

@@ -58,7 +58,7 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
     """
     climbs = ".." in name and ".." in PurePath(name).parts
     if not outside and (climbs or os.path.isabs(name) or os.path.splitdrive(name)[0]):
-        raise UserError(f"{where}: {name!r:.80} lies outside of the data's folder; {ALLOW} reads such images, too")
+        raise UserError(f"{where}: {name!r:.80} lies outside the data's folder; {ALLOW} allows it")
 
 
 def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
@@ -82,7 +82,7 @@ def open_image(file: BinaryIO) -> Image.Image:
     if not size:
         raise ValueError("the file is empty, 0 bytes")
     if size > BYTES:
-        raise ValueError(f"{size:,} bytes are more than the {BYTES:,} of the largest image")
+        raise ValueError(f"{size:,} bytes; an image file may have at most {BYTES:,}")
     image = Image.open(_Metered(file, size), formats=sorted(set(formats().values())))
     check_size(image)
     factor = shrink(image)
@@ -161,7 +161,7 @@ class _Metered:
         self._reads += 1
         self._exif += data.startswith(b"Exif\0\0")
         if self._bytes < 0:
-            raise ValueError("its parts, which all are the same bytes, are larger than the file")
+            raise ValueError("its parts reuse the same bytes and are larger than the file")
         if self._exif > 1:  # Pillow would join them, and read each entry of the whole
             raise ValueError("more than one block of EXIF")
         timed = len(data) > 4096 or self._reads % 1024 == 0  # asking for the time takes longer than reading a byte

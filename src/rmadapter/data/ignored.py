@@ -17,7 +17,7 @@ def advice(name: str) -> str:
     suffix = os.path.splitext(f"x{name}" if name.startswith(".") else name)[1].lower()
     if suffix in RAW:
         return f"{suffix} is a camera's RAW format: convert it to JPEG first"
-    return f"pip install 'rmadapter[heic]' reads {suffix}" if suffix in HEIC else ""
+    return f"pip install 'rmadapter[heic]' to read {suffix}" if suffix in HEIC else ""
 
 
 def ignored_note(ignored: Counter[str]) -> str:

@@ -49,13 +49,13 @@ def read_imagefolder(
     for split, table in tables.items():
         for own, rows in scan_table(table, outside, named).items():
             if split and own not in ("all", split):
-                raise UserError(f"{table}: has images of the split {own!r}")
+                raise UserError(f"{table}: lists images of the split {own!r}")
             for row in rows:
                 name = split or (own if own != "all" else _first(row.image, table.parent))
                 found.setdefault(name, []).append(row)
     if "all" in found and len(found) > 1:
         counts = Counter({name: len(rows) for name, rows in found.items()})
-        raise UserError(f"{tables['']}: {counts['all']} of its images lie in no folder of a split, and others do")
+        raise UserError(f"{tables['']}: {counts['all']} of its images are in no split folder, but others are")
     return found
 
 

@@ -63,7 +63,7 @@ def read_images(
     left = {called[label] for rows in leading for row in rows for label in row.labels}
     classes = [name for name in written if name in left]
     if not classes:
-        raise UserError(f"{path}: not one readable image {'in train' if 'train' in good else 'in it'}")
+        raise UserError(f"{path}: no readable images{' in train' if 'train' in good else ''}")
     number = {name: i for i, name in enumerate(classes)}
     numbers = {raw: number[name] for raw, name in called.items() if name in left}
     broken = {split: [row.image for row in rows if row.image in bad] for split, rows in found.items()}
@@ -85,7 +85,7 @@ def _filled(empty: ImageSet, rows: Rows, numbers: Mapping[str, int], skipped: Se
         empty,
         images=tuple(row.image for row, _ in kept),
         labels=tuple(own[0] for _, own in kept),
-        skipped=(*skipped, *(f"{relative(image, empty.root)}: no train image of its class" for image in lost)),
+        skipped=(*skipped, *(f"{relative(image, empty.root)}: no train images of its class" for image in lost)),
         groups=tuple(row.group for row, _ in kept),
         several=tuple(own for _, own in kept) if several else (),
     )

@@ -71,7 +71,7 @@ class ImageSet:
         if text and classes is None:
             classes = sorted({str(label) for label in labels}, key=order)
         if classes is None or not (text or numbers):
-            raise UserError("labels are class names, or whole numbers together with classes=[name, ...]")
+            raise UserError("labels must be class names, or whole numbers with classes=[name, ...]")
         names = tuple(prompt_names(classes).values())
         found = places(labels, classes if text else range(len(classes)), names)
         spelled = dict(zip(found, labels, strict=True)) if text else {}
@@ -131,14 +131,15 @@ class ImageSet:
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
 
 
-CROPS = "; of annotations, --crops (crops=True) cuts out the boxes"  # which have one label each
+CROPS = "; for annotations, --crops (crops=True) cuts out the boxes"  # which have one label each
 
 
 def one_label(several: object, what: str, advice: str = "") -> None:
     """Raises UserError for what takes one label per image, where images have several. advice: what else would help."""
     if several:
         raise UserError(
-            f"{what}: takes one label per image, and here images have several (docs/data.md says what can){advice}"
+            f"{what}: needs one label per image, but images here have several "
+            f"(docs/data.md says what takes several){advice}"
         )
 
 

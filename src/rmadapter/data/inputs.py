@@ -53,11 +53,11 @@ def find_images(
     for word in words:
         for name in _lines() if word == "-" else [word]:
             if URL.match(name):
-                raise UserError(f"{name!r:.200}: a web address; fetch the image first, as with `curl -O`")
+                raise UserError(f"{name!r:.200}: a web address; fetch the image first, for example with `curl -O`")
             _add(found, name, column, outside, none, crops)
     if not found.files and not none:
         why = f" ({found.note})" if found.note else ""
-        raise UserError(f"{', '.join(words)[:200]}: no image of a kind that is read here{why}")
+        raise UserError(f"{', '.join(words)[:200]}: no images in a supported format{why}")
     return found
 
 

@@ -84,5 +84,5 @@ def _file(path: Path, where: str, written: str, upload: str, outside: bool) -> P
             if (folder / each).is_file():
                 return folder / each
     if URL.match(name):
-        raise UserError(f"{where}: {name!r:.200} is a web address, and no {base!r:.80} lies beside the file")
+        raise UserError(f"{where}: {name!r:.200} is a web address, and there is no {base!r:.80} beside the file")
     return path.parent / base

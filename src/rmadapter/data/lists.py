@@ -45,14 +45,14 @@ def _read(dataset: Dataset, home: Path, shots: int, seed: int, split: str) -> li
     """(path from the data set's folder, class name) of a list."""
     file = home / "split_fewshot" / f"shot_{shots}-seed_{seed}_{split}.jsonl"
     if not file.is_file():
-        raise UserError(f"{file}: not there; 2SFS's script scripts/download_splits.sh puts it there (see docs/data.md)")
+        raise UserError(f"{file}: not found; 2SFS's scripts/download_splits.sh puts it there (see docs/data.md)")
     rows = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
         try:
             item = json.loads(line)
             path, label = str(item["_impath"]), str(item["_classname"])
         except (ValueError, TypeError, KeyError):
-            raise UserError(f"{file}, line {number}: no image of a few-shot list (_impath, _classname)") from None
+            raise UserError(f"{file}, line {number}: not an entry of a few-shot list (_impath, _classname)") from None
         rows.append((_below(dataset, home, path, f"{file}, line {number}"), label))
     return rows
 

@@ -71,7 +71,7 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
 def class_name(written: str, where: str) -> str:
     """A class's name out of a file of annotations. Raises UserError for what cannot be one."""
     if not written.strip() or len(written) > MOST or not is_text(written):
-        raise UserError(f"{where}: {quoted(written)} is no name of a class: plain text of 1 to {MOST} characters")
+        raise UserError(f"{where}: {quoted(written)} is not a class name: use plain text of 1 to {MOST} characters")
     return written.strip()
 
 
@@ -86,7 +86,7 @@ def _shares(mark: Mark) -> tuple[float, float, float, float]:
             if inside[0] < inside[2] and inside[1] < inside[3]:
                 return inside  # type: ignore[return-value]
     box_, size = quoted(list(mark.box)), " x ".join(str(side)[:20] for side in mark.size)
-    raise UserError(f"{mark.where}: the box {box_} (left, top, width, height) lies nowhere in an image of {size}")
+    raise UserError(f"{mark.where}: the box {box_} (left, top, width, height) covers nothing in an image of {size}")
 
 
 def cut(image: Path, boxes: Sequence[tuple[float, float, float, float]]) -> list[Path]:

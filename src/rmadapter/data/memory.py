@@ -32,7 +32,7 @@ def open_object(data: Any, columns: Mapping[str, str] | None = None) -> Source |
         return _frame(data, columns)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (Mapping, bytes)):
         return _pairs(data)
-    raise UserError(f"{type(data).__name__}: no data; give a path, a DataFrame, a Dataset or (image, label) pairs")
+    raise UserError(f"{type(data).__name__} is not data; give a path, a DataFrame, a Dataset or (image, label) pairs")
 
 
 def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, ImageSet]:
@@ -81,9 +81,9 @@ def _pairs(data: Any) -> Source | dict[str, ImageSet]:
         try:
             image, label = data[i]
         except (TypeError, ValueError):
-            raise UserError(f"item {i} of the data is no pair of an image and a label") from None
+            raise UserError(f"item {i} of the data is not an (image, label) pair") from None
         if hasattr(image, "detach"):
-            raise UserError(f"item {i} of the data holds a tensor: make the data set without a transform")
+            raise UserError(f"item {i} of the data holds a tensor: create the data set without a transform")
         images.append(image)
         labels.append(label if isinstance(label, str) or names is None else _name(label, names))
     return {"all": ImageSet.from_lists(images, labels)}

@@ -48,9 +48,9 @@ def prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None,
     for raw in written:
         name = " ".join(given[nfc(raw)].split()) if given and nfc(raw) in given else default_name(raw)
         if not (is_text(raw) and is_text(name)):
-            raise UserError(f"{where}class {quoted(raw)}: its name is not UTF-8, or holds a NUL: rename it")
+            raise UserError(f"{where}class {quoted(raw)}: its name is not UTF-8 or contains a NUL: rename it")
         if not name:
-            raise UserError(f"{where}class {raw!r} leaves an empty name: give it a word")
+            raise UserError(f"{where}class {raw!r} has an empty prompt name: give it a word")
         if (twin := first.setdefault(name.casefold(), raw)) != raw or raw in names:
             raise UserError(f"{where}classes {twin!r} and {raw!r} are both called {name!r}: rename one or merge them")
         names[raw] = name
@@ -111,7 +111,7 @@ def check_known(given: Mapping[str, str], written: Sequence[Label], where: str |
     """Raises UserError for a name that is given to what is no class."""
     known = {nfc(str(label)) for label in written}
     if lost := next((label for label in given if label not in known), None):
-        raise UserError(f"{where}: names {quoted(lost)}, which is no class of the data{nearest(lost, known)}")
+        raise UserError(f"{where}: names {quoted(lost)}, which is not a class of the data{nearest(lost, known)}")
 
 
 def nfc(text: str) -> str:

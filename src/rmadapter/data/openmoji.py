@@ -104,7 +104,7 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
     """
     out = Path(out)
     if out.exists():
-        raise UserError(f"{out} exists already; name a new folder for the images")
+        raise UserError(f"{out} already exists; choose a new folder for the images")
     font = _font(size, style)
     with whole(out) as root:
         for split, pictograms in split_pictograms(seed).items():

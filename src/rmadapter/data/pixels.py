@@ -40,7 +40,7 @@ def load_image(source: ImageSource) -> Image.Image:
         with reading("the image given"):
             return _rgb(source)
     if not isinstance(source, (str, os.PathLike)):
-        raise UserError(f"an image is a path, a PIL image or a NumPy array, not {type(source).__name__}")
+        raise UserError(f"an image must be a path, a PIL image or a NumPy array, not {type(source).__name__}")
     with reading(str(source)), plain_file(source) as file:
         return read_image(file, str(source))
 
@@ -63,7 +63,7 @@ def reading(name: str) -> Iterator[None]:
         raise UserError(f"{name}: {error}; make it smaller or leave it out") from None
     except Image.UnidentifiedImageError:
         more = f"; {hint}" if (hint := advice(name)) else ""
-        raise UserError(f"{name}: not an image of a kind that is read here{more}") from None
+        raise UserError(f"{name}: not an image in a supported format{more}") from None
     except Exception as error:  # on broken files Pillow's readers raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{name}: not a readable image ({reason})") from error

@@ -53,7 +53,7 @@ def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
         raise UserError(f"{source}: {'names no image' if not names else f'no image has the label {gap}'}")
     classes = tuple(" ".join(names[label].replace("_", " ").split()) for label in range(len(names)))
     if wrong := [name for name in classes if not name or not is_text(name)]:
-        raise UserError(f"{source}: a class is called {quoted(wrong[0])}: give it a name of plain text")
+        raise UserError(f"{source}: a class is called {quoted(wrong[0])}: give it a plain-text name")
     return {
         split: ImageSet(tuple(images / path for path, _, _ in rows), tuple(row[1] for row in rows), classes, images)
         for split, rows in table.items()
@@ -185,7 +185,7 @@ def flowers_matlab(home: Path, dataset: Dataset) -> Table:
     labels = [_number(label, file) for label in variable(file, "labels")]
     given = {label: isinstance(names, dict) and isinstance(names.get(str(label)), str) for label in set(labels)}
     if unnamed := [label for label in labels if not given[label]]:
-        raise UserError(f"{home / dataset.order}: has no name for the class {unnamed[0]}")
+        raise UserError(f"{home / dataset.order}: has no name for class {unnamed[0]}")
     rows = [(dataset.file.format(file=i + 1), label - 1, names[str(label)]) for i, label in enumerate(labels)]
     return dict(zip(SPLITS, divide(by_label(rows), [0.5, 0.2], home), strict=True))
 
@@ -223,7 +223,7 @@ def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:
         if line.strip():
             match = re.fullmatch(pattern, line.strip())
             if match is None:
-                raise UserError(f"{path}, line {number}: {quoted(line.strip())} does not look like {pattern}")
+                raise UserError(f"{path}, line {number}: {quoted(line.strip())} does not match {pattern}")
             yield match
 
 
@@ -241,5 +241,5 @@ def _number(value: Any, where: Path) -> int:
         if number < 1 or (not isinstance(value, str) and number != value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where}: {quoted(value)} is no number of a class, counted from 1") from None
+        raise UserError(f"{where}: {quoted(value)} is not a class number, counted from 1") from None
     return number

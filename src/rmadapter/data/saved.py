@@ -80,7 +80,7 @@ def read_dataset(
                 raise UserError(f"{where}: has a split {quoted(name)}: call it train, val or test")
             splits.setdefault(SPLITS.get(name, name), []).append(row)
     if not splits:
-        raise UserError(f"{home}: not one labelled image in it")
+        raise UserError(f"{home}: no labelled images")
     return Source(cache_folder() / "images", splits, ignored)
 
 
@@ -115,7 +115,7 @@ def _saved(folder: Path) -> dict[str, Any]:
     try:
         found = library.load_from_disk(str(folder))
     except Exception as error:  # on broken files it raises nearly anything
-        raise UserError(f"{folder}: not a readable folder of save_to_disk ({type(error).__name__})") from None
+        raise UserError(f"{folder}: not a readable save_to_disk folder ({type(error).__name__})") from None
     return {**found} if isinstance(found, Mapping) else {"all": found}
 
 
@@ -177,7 +177,5 @@ def _library(where: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError(
-            f"{where}: a data set of `datasets`; pip install 'rmadapter[data]' brings what reads it"
-        ) from None
+        raise UserError(f"{where}: reading this needs the library `datasets`; pip install 'rmadapter[data]'") from None
     return datasets

@@ -88,7 +88,7 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
     """
     ignored = Counter() if ignored is None else ignored
     if (real := root.resolve()).parts[:2] in SYSTEM:
-        raise UserError(f"{root}: {real.parts[1]} is a folder of the system, which holds no images")
+        raise UserError(f"{root}: {real.parts[1]} is a system folder, which holds no images")
     inside = _folders(root)
     splits = [folder for folder in inside if folder.name.casefold() in SPLITS]
     if not splits or (len(splits) < len(inside) and not any(_folders(folder) for folder in splits)):
@@ -111,7 +111,7 @@ def _count(folder: Path, ignored: Counter[str]) -> None:
     for path in listed(folder):
         if path.is_file() and path.name != CLASSNAMES:
             image = path.suffix.lower() in formats() and not path.name.startswith(".")
-            ignored["images outside of class folders" if image else _kind(path)] += 1
+            ignored["images outside class folders" if image else _kind(path)] += 1
 
 
 def _kind(path: Path) -> str:
@@ -129,7 +129,7 @@ def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
     rows: Rows = []
     for folder in classes:
         if (below := _folders(folder)) and all(inner.name.casefold() in SPLITS for inner in below):
-            raise UserError(f"{folder}: holds splits, so it is a data set and not a class: give that folder instead")
+            raise UserError(f"{folder}: holds splits, so it is a data set, not a class: give that folder instead")
         seen = barred - ({folder.resolve()} if not folder.is_symlink() else set())
         rows += [Row(folder.name, image) for image in image_files(folder, seen, ignored) or [folder]]
     _count(parent, ignored)

@@ -28,8 +28,8 @@ LARGEST = 2**29  # bytes of a file of labels; COCO's own, of its train images of
 UNREAD = ("segmentation", "mask", "rle")  # most of such a file, and dropped while it is read
 LISTS = (*SUFFIXES, *ANNOTATED, ".txt")  # files that may hold labels
 KNOWN = (
-    "a folder of class folders; a table of path,label[,split] (.csv, .tsv, .parquet, .jsonl); a JSON file of COCO, "
-    "Label Studio or FiftyOne; a YOLO data.yaml; a .zip or .tar file; or a folder that `datasets` saved"
+    "a folder of class folders; a table of path,label[,split] (.csv, .tsv, .parquet, .jsonl); a COCO, "
+    "Label Studio or FiftyOne JSON file; a YOLO data.yaml; a .zip or .tar file; or a folder saved by `datasets`"
 )
 
 
@@ -50,7 +50,7 @@ def open_source(
     if os.path.isdir(path):  # which never raises, however long the name
         return _folder(path, outside, columns, crops)
     if not os.path.isfile(path) or not is_source(path):
-        what = "of no known format" if os.path.exists(path) else "no such file or folder"
+        what = "unknown format" if os.path.exists(path) else "no such file or folder"
         raise UserError(f"{path}: {what}; give {KNOWN}")
     if path.suffix.lower() in SUFFIXES:
         only_boxes(path, crops)
@@ -134,7 +134,7 @@ def _folder(folder: Path, outside: bool, columns: Mapping[str, str] | None, crop
 def _json(file: Path, outside: bool) -> dict[str, Marks]:
     if os.path.isfile(file) and (size := os.path.getsize(file)) > LARGEST:
         raise UserError(
-            f"{file}: {size:,} bytes, and of labels {LARGEST:,} are read; leave out what is not needed, as with "
+            f"{file}: has {size:,} bytes, and labels may have {LARGEST:,}; leave out what is not needed, as with "
             f"`jq -c 'del(.annotations[].segmentation)' {file.name} > small.json`"
         )
     value = read_json(file, LARGEST, UNREAD)
@@ -146,7 +146,7 @@ def _json(file: Path, outside: bool) -> dict[str, Marks]:
         return read_samples(file, value, outside)
     if is_label_studio(value):
         return {"all": read_label_studio(file, value, outside)}
-    what = "neither a COCO file, nor an export of Label Studio, nor FiftyOne's labels.json or samples.json"
+    what = "not a COCO file, a Label Studio export, or FiftyOne's labels.json or samples.json"
     raise UserError(f"{file}: {what}")
 
 
@@ -161,7 +161,7 @@ def _source(root: Path, marks: Mapping[str, Marks], crops: bool, whole: bool = T
     splits = {split: rows_of(own, root, crops, ignored) for split, own in marks.items()}
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
-        raise UserError(f"{root}: not one labelled image in it ({ignored_note(ignored) or 'nor any other'})")
+        raise UserError(f"{root}: no labelled images ({ignored_note(ignored) or 'nor any others'})")
     if whole:
         _unlisted(root, {image for own in marks.values() for image in own}, ignored)
     return Source(cache_folder() / "crops" if crops else root, splits, ignored)
@@ -172,13 +172,13 @@ def _unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None:
     others: Counter[str] = Counter()
     known = {os.path.abspath(image) for image in listed}
     if count := sum(os.path.abspath(image) not in known for image in image_files(root, set(), others)):
-        ignored["images that no label names"] = count
+        ignored["images without an entry"] = count
     ignored.update({kind: count for kind, count in others.items() if kind not in LISTS})
 
 
 def only_boxes(path: Path, crops: bool) -> None:
     if crops:
-        raise UserError(f"{path}: --crops (crops=True) is for boxes, as of COCO, YOLO and Label Studio; here are none")
+        raise UserError(f"{path}: --crops (crops=True) needs boxes (COCO, YOLO, Label Studio); there are none here")
 
 
 def _no_columns(path: Path, columns: Mapping[str, str] | None) -> None:

@@ -22,9 +22,9 @@ def checked(given: Any, where: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, texts in given.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"{where}: class {quoted(name)} has what is no list of texts, or an empty text")
+            raise UserError(f"{where}: class {quoted(name)} needs a list of texts, none of them empty")
         if key(name) in found:
-            raise UserError(f"{where}: class {quoted(name)} is there in two spellings: put its texts into one list")
+            raise UserError(f"{where}: class {quoted(name)} appears in two spellings: put its texts into one list")
         found[key(name)] = texts
     return found
 

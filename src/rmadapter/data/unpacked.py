@@ -50,7 +50,7 @@ def unpacked(archive: Path) -> Path:
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); set RMADAPTER_CACHE elsewhere") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); point RMADAPTER_CACHE elsewhere") from None
     return folder
 
 

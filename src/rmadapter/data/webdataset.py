@@ -86,7 +86,7 @@ def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, str]:
     if (file := folder / f"{stem}.json").is_file():
         fields: Any = read_json(file)
         if not isinstance(fields, dict):
-            raise UserError(f"{file}: {quoted(fields)} has no field {', '.join(FIELDS)}")
+            raise UserError(f"{file}: {quoted(fields)} has none of the fields {', '.join(FIELDS)}")
         value = next((fields[name] for name in FIELDS if fields.get(name) is not None), "")
         return _named(str(value).strip(), names, file), ".json"
     return "", ""

@@ -69,7 +69,7 @@ def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -
             path = Path(os.path.normpath(base / name))
             if path.exists() and (outside or path.is_relative_to(home)):
                 return path
-    raise UserError(f"{file}: {quoted(written)} is not in its folder; {ALLOW} reads such images, too")
+    raise UserError(f"{file}: {quoted(written)} is not in its folder; {ALLOW} allows images elsewhere")
 
 
 def _marks(image: Path, classes: Mapping[int, str], home: Path) -> list[Mark]:
@@ -93,7 +93,7 @@ def _marks(image: Path, classes: Mapping[int, str], home: Path) -> list[Mark]:
             try:
                 name, points = classes[int(cells[0])], [float(cell) for cell in cells[1:]]
             except (KeyError, ValueError):
-                raise UserError(f"{where}: {quoted(line)} is not the number of a class and its box") from None
+                raise UserError(f"{where}: {quoted(line)} is not a class number and a box") from None
             found.append(Mark(name, where, _box(points, where)))
     return found
 
@@ -104,6 +104,6 @@ def _box(points: list[float], where: str) -> tuple[float, ...]:
         x, y, width, height = points
         return x - width / 2, y - height / 2, width, height
     if len(points) < 6 or len(points) % 2:
-        raise UserError(f"{where}: {len(points)} numbers behind the class are neither a box nor a polygon")
+        raise UserError(f"{where}: {len(points)} numbers after the class are neither a box nor a polygon")
     across, down = points[::2], points[1::2]
     return min(across), min(down), max(across) - min(across), max(down) - min(down)

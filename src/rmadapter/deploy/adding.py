@@ -20,7 +20,7 @@ class Naming:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / TOWER).is_file():
-            raise UserError("this model knows no other classes; `rmadapter export RUN --text` makes one that does")
+            raise UserError("this model takes no other classes; `rmadapter export RUN --text` makes one that does")
         import onnxruntime
         import tokenizers
 
@@ -39,9 +39,9 @@ class Naming:
         """Append a class, and its label to the others. Raises UserError for one that is there, or has no name."""
         name = prompt_name(label)
         if not name or OR in label:
-            raise UserError(f"class {label!r}: give it one name, of at least a word")
+            raise UserError(f"class {label!r}: give one name of at least one word")
         if key(label) in {key(other) for other in labels}:
-            raise UserError(f"class {label!r}: is there already")
+            raise UserError(f"class {label!r} already exists")
         (weights,) = self._session.run(None, {TOKENS: self.tokens(name)})
         self.weights = np.concatenate([self.weights, weights])
         labels.append(label)

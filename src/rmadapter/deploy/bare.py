@@ -20,7 +20,7 @@ def last_part(path: str) -> str:
 
 def bare_reason(text: str) -> str:
     """A sentence of why there is no figure, unless it could name a file."""
-    return "not kept, for it may name a file" if "/" in text or "\\" in text else text
+    return "left out, as it may name a file" if "/" in text or "\\" in text else text
 
 
 def libraries(versions: Mapping[str, str]) -> dict[str, str]:

@@ -29,16 +29,16 @@ for label, probability in model.predict(["cat.jpg"], top=3)[0]:
 - method: {title} ({source})
 - backbone: {backbone} (weights {digest})
 - licence of the weights: {licence}; of predict.py: MIT
-- input `pixels`: float32 [batch, 3, {size}, {size}], made as preprocess.json says; output `probabilities`: \
+- input `pixels`: float32 [batch, 3, {size}, {size}], prepared as preprocess.json says; output `probabilities`: \
 [batch, {classes}], in the order of labels.json{features}
-- {file} has the SHA-256 {sha256}; it stands in SHA256SUMS, beside those of what else is loaded
+- {file} has the SHA-256 {sha256}; SHA256SUMS lists it with those of the other files that are loaded
 
-## What it is worth
+## How good it is
 
 {numbers}
-Before it was written, it was asked about {images} images ({asked}): {same:.1f} % of its answers are those of the \
-fitted model, and the largest difference between two probabilities is {difference:.1e}.{kept} All of this stands in \
-export.json, with the versions that made it.
+Before it was written, it was compared with the fitted model on {images} images ({asked}): {same:.1f} % of the answers \
+are the same, and probabilities differ by at most {difference:.1e}.{kept} All of this is in export.json, with the \
+versions that made it.
 """
 
 FORMS = {"openvino": "OpenVINO", "torch": "a graph of torch", "litert": "LiteRT"}
@@ -49,8 +49,8 @@ PAGE = """
 python -m http.server
 ```
 
-serves it as a web page at http://localhost:8000; any server of files does. Images never leave the browser. Its \
-engine, onnxruntime-web, has the MIT licence. The same folder answers on a command line, too:
+serves it as a web page at http://localhost:8000; any file server will do. Images never leave the browser. Its \
+engine, onnxruntime-web, has the MIT licence. The same folder also works on the command line:
 """
 
 
@@ -65,7 +65,7 @@ def card(facts: dict[str, Any], record: Record | None, size: int) -> str:
         precision=facts["precision"],
         page=PAGE if facts["to"] == "web" else "",
         form=FORMS.get(facts["to"], f"ONNX of opset {facts['opset']}"),
-        needs="without this package" if facts["to"] == "torch" else "without torch",
+        needs="without rmadapter" if facts["to"] == "torch" else "without torch",
         features=FEATURES if facts["embeddings"] else "",
         file=facts["files"][0],
         megabytes=facts["bytes"] / 1e6,

@@ -15,21 +15,23 @@ SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch, litert (phones), or web: a page.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (onnx, openvino), bf16 (openvino).")] = "fp32",
-    out: Annotated[Path | None, typer.Option("--out", help="New folder, by default RUN-onnx and so on.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Images to compare on, by default the run's own.")] = None,
-    embeddings: Annotated[bool, typer.Option("--embeddings", help="Give the features of images, too.")] = False,
-    text: Annotated[bool, typer.Option("--text", help="Let classes be added by name; gives features, too.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Keep a model that differs by more than it may.")] = False,
+    run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch, litert (phones) or web (a page).")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (onnx, openvino) or bf16 (openvino).")] = "fp32",
+    out: Annotated[Path | None, typer.Option("--out", help="New folder; by default RUN-onnx and so on.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images to compare on; by default the run's own.")] = None,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="Output image features, too.")] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="Allow classes to be added by name; outputs features, too.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Keep a model that differs by more than allowed.")] = False,
     method: Name = "",
     backbone: Its = None,
     outside: Outside = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """A folder that answers as the run does, without torch; compared before it is written."""
+    """Export a run to a folder that answers as the run does, without this package; compared before it is written."""
     from rmadapter.checkpoint import load
     from rmadapter.deploy import export as exporting
     from rmadapter.deploy.parity import HEADER, Parity
@@ -56,19 +58,24 @@ def export(
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the Hugging Face hub, new or a run's.")],
-    private: Annotated[bool, typer.Option("--private", help="Make it one that nobody else sees.")] = False,
-    to: Annotated[Path | None, typer.Option("--to", help="New folder for what would go; nothing is sent.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="Weights in 16 bits.")] = False,
+    run: Annotated[Path, typer.Argument(help="Folder written by `fit`.")],
+    repository: Annotated[
+        str,
+        typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub: new, or one that holds a run."),
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="New folder for what would be sent; nothing is sent.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store weights in 16 bits.")] = False,
     examples: Annotated[
-        bool, typer.Option("--examples", help="Features of the training images, too: for `predict --unfamiliar`.")
+        bool, typer.Option("--examples", help="Include features of the training images, for `predict --unfamiliar`.")
     ] = False,
-    licence: Annotated[str, typer.Option(help="Of what was trained, as the hub calls it: apache-2.0.")] = "unknown",
+    licence: Annotated[
+        str, typer.Option(help="Licence of what was trained, as the hub calls it: apache-2.0.")
+    ] = "unknown",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """A run on the Hugging Face hub, with a model card and without file names; `hf:OWNER/NAME` is a run, too."""
+    """Push a run to the Hugging Face hub, with a model card and no file names; `hf:OWNER/NAME` then works as a run."""
     from rmadapter.deploy.push import Wishes
     from rmadapter.deploy.push import push as pushed
 

@@ -60,7 +60,7 @@ def _torch(file: Path, threads: int) -> Engine:
     examples = [part for name, part in inside.items() if "/sample_inputs/" in name]
     weights = [weight for setting in settings for weight in setting["config"].values()]
     if len(settings) != 2 or len(examples) != 1 or examples[0].file_size or any(w["use_pickle"] for w in weights):
-        raise UserError(f"{file}: not a graph without pickles, as `export` has torch write it")
+        raise UserError(f"{file}: not a graph without pickles, as `export` writes it")
     if threads:
         torch.set_num_threads(threads)
     program = torch.export.load(str(file))

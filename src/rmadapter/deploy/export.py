@@ -51,20 +51,20 @@ TARGETS = {
 def check_wishes(out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False) -> None:
     """Before anything costs time. Raises UserError for a folder that exists, and for what is unknown or missing."""
     if to not in TARGETS:
-        raise UserError(f"--to {to}: write one of {', '.join(TARGETS)}")
+        raise UserError(f"--to {to}: choose one of {', '.join(TARGETS)}")
     if os.path.lexists(out):
-        raise UserError(f"{out}: is there already; choose another --out, or delete it")
+        raise UserError(f"{out}: already exists; choose another --out, or delete it")
     target = TARGETS[to]
     if precision not in target.precisions:
-        raise UserError(f"--precision {precision}: write one of {', '.join(target.precisions)} for --to {to}")
+        raise UserError(f"--precision {precision}: choose one of {', '.join(target.precisions)} for --to {to}")
     if text and to != "onnx":
-        raise UserError("--text goes with --to onnx alone")
+        raise UserError("--text only works with --to onnx")
     if embeddings and to == "litert":
-        raise UserError("--embeddings does not go with --to litert")
+        raise UserError("--embeddings does not work with --to litert")
     modules = (*target.modules, *["nncf"] * (to == "openvino" and precision == "int8"))
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         extra = to if to in ("openvino", "litert") else "export"
-        raise UserError(f"export needs {', '.join(missing)}; `pip install 'rmadapter[{extra}]'` brings what is missing")
+        raise UserError(f"export needs {', '.join(missing)}; run `pip install 'rmadapter[{extra}]'`")
 
 
 def export(
@@ -97,7 +97,7 @@ def _questions(run: Path, saved: Saved, data: Path | None, outside: bool, precis
 
     asked = questions(run, saved, data, outside, int8.ASKED if precision == "int8" else graph.ASKED)
     if precision == "int8" and not asked.labels:
-        raise UserError(f"{run}: int8 is judged by accuracy, and the run's images are not there; give others: --data")
+        raise UserError(f"{run}: int8 is judged by accuracy, but the run's images are missing; give others with --data")
     return asked
 
 
@@ -164,7 +164,7 @@ def _write_model(
     write_sums(stage, (*files, LABELS, TRANSFORM, *more))
     parity = compare(saved, Model(stage), asked, embeddings, text)
     if (fault := parity.fault(LIMITS[precision])) and not force:
-        raise UserError(f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it all the same")
+        raise UserError(f"{saved.fitted.method.title} in {precision}: {fault}; --force keeps it anyway")
     record = read_record(run / RECORD) if (run / RECORD).is_file() and (run / WEIGHTS).is_file() else None
     return {
         "format": 1,
@@ -185,7 +185,7 @@ def _write_model(
 
 
 def _header() -> str:
-    return f"Written by rmadapter {metadata.version('rmadapter')}, of whose own code it consists; MIT licence"
+    return f"Written by rmadapter {metadata.version('rmadapter')} from its own code; MIT licence"
 
 
 def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Answers(nn.Module):
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
         one_label(fitted.known.several, "export and serve")
-        each_alone(fitted, "what export and serve make of a run")
+        each_alone(fitted, "an exported or served run")
         with torch.no_grad():
             self.fitted, self.found = fitted, fitted.for_classes(tuple(names))
             self.features = _features(fitted, names, self.found) if embeddings else None
@@ -70,7 +70,7 @@ def _features(fitted: Fitted, names: Sequence[str], found: ToLogits) -> Callable
         return untouched
     other = fitted.for_classes((*names, "something else"))
     if not isinstance(other, Cosines):
-        raise NotApplicable(f"{fitted.method.title} has no features of images to give: leave --embeddings out")
+        raise NotApplicable(f"{fitted.method.title} has no image features to give: leave out --embeddings and --text")
     return other.features
 
 
@@ -84,7 +84,7 @@ def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> Any
 
 def program(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> torch.export.ExportedProgram:
     """The same as torch's own graph."""
-    return _traced(Answers(fitted, names, embeddings), _program, "a graph of torch")
+    return _traced(Answers(fitted, names, embeddings), _program, "a torch graph")
 
 
 def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
@@ -99,7 +99,7 @@ def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
             return make(module, pixels[:1], None)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{fitted.method.title} does not become {what} ({reason})") from error
+            raise UserError(f"{fitted.method.title} cannot be exported as {what} ({reason})") from error
 
 
 def _program(module: nn.Module, pixels: Tensor, batch: Any) -> torch.export.ExportedProgram:
@@ -159,7 +159,7 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
     def convert(module: Answers, pixels: Tensor, batch: Any) -> Any:
         return litert_torch.convert(module, (pixels[:1],))
 
-    _traced(Answers(fitted, names), convert, "a graph of LiteRT").export(str(file))
+    _traced(Answers(fitted, names), convert, "a LiteRT graph").export(str(file))
 
 
 def write_openvino(folder: Path, precision: str) -> None:

@@ -77,16 +77,21 @@ class Parity:
     def fault(self, limit: Limit) -> str:
         """What is beyond a limit, or ""."""
         if not 1 - self.same <= limit.others:  # as a comparison with what is not a number fails
-            return f"{100 * (1 - self.same):.1f} % of its answers are others"
+            return f"{100 * (1 - self.same):.1f} % of its answers differ"
         if not self.difference <= limit.difference:
-            return f"a probability differs by {self.difference:.1g}, and {limit.difference:g} is allowed"
+            return f"a probability differs by {self.difference:.1g}, more than the {limit.difference:g} allowed"
         if self.features is not None and not self.features <= limit.difference:
-            return f"a number of the features differs by {self.features:.1g}, and {limit.difference:g} is allowed"
+            return f"a feature value differs by {self.features:.1g}, more than the {limit.difference:g} allowed"
         if self.added is not None and not self.added <= limit.difference:
-            return f"with a class more a probability differs by {self.added:.1g}, and {limit.difference:g} is allowed"
+            return (
+                f"with one more class a probability differs by {self.added:.1g}, "
+                f"more than the {limit.difference:g} allowed"
+            )
         if self.before is not None and self.after is not None and not self.before - self.after <= limit.loss:
             lost, allowed = self.before - self.after, limit.loss
-            return f"it loses {lost:.1f} points of accuracy ({self.before:.1f} % before), and {allowed} is allowed"
+            return (
+                f"it loses {lost:.1f} points of accuracy ({self.before:.1f} % before), more than the {allowed} allowed"
+            )
         return ""
 
     def row(self) -> list[str]:
@@ -188,7 +193,7 @@ def _of(data: Path, source: Source, saved: Saved, drawn: set[str], most: int) ->
     random.Random(0).shuffle(known)
     good = [row for row in known[:most] if not complaint(row.image)]
     if not good:
-        raise UserError(f"{data}: holds no readable image of the model's classes that it was not trained on")
+        raise UserError(f"{data}: no readable image of the model's classes that it was not trained on")
     title = f"{'test' if 'test' in there else 'held out'} images of {data.name}"
     return Questions(title, [row.image for row in good], [places[key(row.label)] for row in good])
 

@@ -56,7 +56,7 @@ def push(
     check_repository(repository)
     if to is not None:
         if os.path.lexists(to):
-            raise UserError(f"{to}: is there already; choose another --to, or delete it")
+            raise UserError(f"{to}: already exists; choose another --to, or delete it")
         with whole(to) as stage:
             return {"folder": str(to), **_written(stage, run, repository, wishes)}
     with tempfile.TemporaryDirectory() as place:
@@ -71,7 +71,7 @@ def _written(folder: Path, run: Path, repository: str, wishes: Wishes) -> dict[s
         raise UserError(f"{run}: not a finished run of this version; `rmadapter fit DATA --out {run}` makes one")
     model, record = read_model(run / MODEL), None
     if sha256(run / WEIGHTS) != model.sha256:
-        raise UserError(f"{run / WEIGHTS}: not the file that {MODEL} belongs to; the folder is damaged")
+        raise UserError(f"{run / WEIGHTS}: does not match {MODEL}; the folder is damaged")
     check_sums(run)
     tensors = read_tensors(run / WEIGHTS)
     if not wishes.examples:
@@ -124,12 +124,10 @@ def _opened(api: Any, repository: str, private: bool) -> tuple[str | None, set[s
     info = api.model_info(repository)
     there = {file.rfilename for file in info.siblings or ()}
     if there - THE_HUBS and info.library_name != LIBRARY:
-        raise UserError(
-            f"{repository} is there already and holds something else than a run of {LIBRARY}; choose another name"
-        )
+        raise UserError(f"{repository} already exists and is not a run of {LIBRARY}; choose another name")
     if private and not info.private:
         raise UserError(
-            f"{repository} is there already and public, which --private does not change: make it private on its page "
-            f"of the hub, or choose another name"
+            f"{repository} already exists and is public, which --private does not change: make it private on its "
+            f"page of the hub, or choose another name"
         )
     return info.sha, there

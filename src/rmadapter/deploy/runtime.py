@@ -81,7 +81,7 @@ class Model:
         folder = Path(folder)
         graph = graph or next((name for name in ENGINES if (folder / name).is_file()), GRAPH)
         if not (folder / graph).is_file():
-            raise UserError(f"{folder}: no exported model; it lacks {graph}")
+            raise UserError(f"{folder}: not an exported model; {graph} is missing")
         check_sums(folder)
         try:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
@@ -90,7 +90,7 @@ class Model:
         except UserError:
             raise
         except ModuleNotFoundError as error:
-            raise UserError(f"{error.name} is missing; `pip install {error.name}` brings it") from None
+            raise UserError(f"{error.name} is missing; run `pip install {error.name}`") from None
         except Exception as error:  # of a damaged file, either engine raises types of its own
             raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
         self.batch, self.folder = batch or BATCH, folder
@@ -102,7 +102,7 @@ class Model:
         try:
             self.naming = self.naming or Naming(self.folder)
         except ModuleNotFoundError as error:
-            raise UserError(f"{error.name} is missing; `pip install {error.name}` brings it") from None
+            raise UserError(f"{error.name} is missing; run `pip install {error.name}`") from None
         self.naming.add(label, self.labels)
 
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
@@ -176,7 +176,7 @@ def _files(words: Sequence[str]) -> list[Path]:
     for word in words:
         found += image_files(Path(word), set()) if os.path.isdir(word) else [Path(word)]
     if not found:
-        raise UserError(f"{', '.join(words)[:200]}: no image in it")
+        raise UserError(f"{', '.join(words)[:200]}: no images found")
     return found
 
 

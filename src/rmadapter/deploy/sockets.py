@@ -28,7 +28,7 @@ def bound(host: str, port: int) -> socket.socket:
         return found
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose another") from None
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another") from None
 
 
 def address(listening: socket.socket) -> str:

@@ -56,7 +56,7 @@ class Tower(nn.Module):
         with torch.no_grad():
             weights_of(self.fitted, NAMES[:1])
         if not self.tokenizer.asked:
-            raise NotApplicable(f"{fitted.method.title} asks another model about a class name: leave --text out")
+            raise NotApplicable(f"{fitted.method.title} asks another model about a class name")
         self.templates = [text.replace(NAMES[0], "{}") for text in self.tokenizer.asked]
         self.example = fitted.backbone.tokenizer(self.tokenizer.asked)
 
@@ -70,7 +70,7 @@ def weights_of(fitted: Fitted, names: Sequence[str]) -> Cosines:
     """Raises NotApplicable."""
     found = fitted.for_classes(tuple(names))
     if not isinstance(found, Cosines):
-        raise NotApplicable(f"{fitted.method.title} does not compare images with class features alone")
+        raise NotApplicable(f"{fitted.method.title} does not score images by class features alone")
     return found
 
 
@@ -93,7 +93,9 @@ def write_text(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the text encoder of {fitted.method.title} does not become a graph ({reason})") from error
+        raise UserError(
+            f"the text encoder of {fitted.method.title} cannot be exported as a graph ({reason})"
+        ) from error
     scale = float(fitted.backbone.logit_scale) / fitted.temperature
     write_json(folder / PROMPTS, {"templates": tower.templates, "scale": scale})
     np.save(folder / KNOWN, known.weights[:-1].detach().cpu().numpy())
@@ -107,7 +109,9 @@ def check_words(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
     for name in (*names, *ODD):
         texts = [template.replace("{}", name) for template in naming.templates]
         if not np.array_equal(naming.tokens(name), backbone.tokenizer(texts).numpy()):
-            raise UserError(f"the tokenizer of {backbone.name} cannot be written: it reads {name[:50]!r} otherwise")
+            raise UserError(
+                f"the tokenizer of {backbone.name} cannot be exported: the copy reads {name[:50]!r} differently"
+            )
 
 
 def tokenizer_of(backbone: Backbone) -> Any:
@@ -121,7 +125,7 @@ def tokenizer_of(backbone: Backbone) -> Any:
         return _clip(own)
     inner = getattr(getattr(own, "tokenizer", None), "backend_tokenizer", None)
     if type(own) is not HFTokenizer or inner is None or own.tokenizer_mode or own.strip_sep_token:
-        raise UserError(f"the tokenizer of {backbone.name} is of a kind that --text cannot write")
+        raise UserError(f"the tokenizer of {backbone.name} is of a kind that --text cannot export")
     found = Tokenizer.from_str(inner.to_str())
     found.enable_truncation(own.context_length)
     found.enable_padding(

@@ -34,7 +34,7 @@ def engine() -> Path:
             _fetch(Path(folder))
             os.replace(Path(folder, TARBALL), place)
     if base64.b64encode(hashlib.sha512(place.read_bytes()).digest()).decode() != INTEGRITY:
-        raise UserError(f"{place}: is not the file that it should be; delete it to fetch it again")
+        raise UserError(f"{place}: not the expected file; delete it to fetch it again")
     return place
 
 
@@ -42,7 +42,7 @@ def _fetch(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
-            f"--to web takes {NAME} {VERSION} from npm, which is not there: install Node.js, or put {TARBALL} into "
+            f"--to web takes {NAME} {VERSION} from npm, which is not installed: install Node.js, or put {TARBALL} into "
             f"{cache_folder()}"
         )
     command = [npm, "pack", f"{NAME}@{VERSION}", "--pack-destination", str(folder), "--ignore-scripts", "--silent"]
@@ -58,8 +58,8 @@ def write_page(folder: Path) -> None:
     if (folder / BESIDE).exists():
         size = (folder / BESIDE).stat().st_size
         raise UserError(
-            f"--to web: the model takes {size / 1e9:.1f} GB, and a page holds less than 2; "
-            "give --precision fp16, or leave --to out"
+            f"--to web: the model takes {size / 1e9:.1f} GB, but a page holds less than 2; "
+            "give --precision fp16, or leave out --to"
         )
     with tarfile.open(engine()) as archive:
         for name in ENGINE:

@@ -15,10 +15,10 @@ PAGE = "explain.html"
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
+    run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")],
     images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, tables, archives, COCO, YOLO ...")],
-    out: Annotated[Path | None, typer.Option("--out", help=f"Folder of {PAGE}, which shows the images.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Where the run's training images lie by now.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help=f"Folder for {PAGE}, which shows the images.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Where the run's training images are now.")] = None,
     image_column: ImageColumn = "",
     crops: Crops = False,
     outside: Outside = False,
@@ -27,14 +27,14 @@ def explain(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Why a run answers so: the two best classes and the nearest training images."""
+    """Explain a run's answers: the two best classes and the nearest training images."""
     from rmadapter.data.inputs import find_images
     from rmadapter.explain.cards import write_page
     from rmadapter.explain.why import explain_images
 
     page = out / PAGE if out else None
     if page and page.exists():
-        raise UserError(f"{page}: is there already; choose another --out, or delete it")
+        raise UserError(f"{page}: already exists; choose another --out, or delete it")
     inputs = find_images(images, image_column, outside, crops=crops)
     if inputs.note:
         note(inputs.note)

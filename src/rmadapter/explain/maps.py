@@ -71,7 +71,7 @@ def trace(fitted: Fitted, pixels: Tensor, names: Sequence[str] | None = None) ->
     encoder = fitted.backbone.image
     entered: list[Tensor] = []
     if fitted.remembers:
-        raise NotApplicable(f"what {fitted.method.title} answers depends on other images, too")
+        raise NotApplicable(f"the answers of {fitted.method.title} depend on other images, too")
     if encoder.opaque:
         raise NotApplicable(f"the blocks of {fitted.backbone.name} do not show what they attend to")
     with torch.no_grad():

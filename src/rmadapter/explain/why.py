@@ -64,7 +64,7 @@ def explain_images(
     (MAP): docs/explain.md. Raises UserError as `load`, and for an unreadable image.
     """
     if data and not user_path(data).exists():
-        raise UserError(f"{data}: not there; --data says where the run's training images lie by now")
+        raise UserError(f"{data}: does not exist; give the location of the run's training images with --data")
     folder = user_path(run_folder(run))
     saved = load(folder, backbone, method=method)
     fitted, found = saved.fitted, list[Explanation]()
@@ -98,7 +98,7 @@ def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neigh
     """The images behind `Fitted.examples`, in their order; none where the run does not say."""
     examples, split = saved.fitted.examples, folder / "split.json"
     if examples is None or not split.is_file() or not (folder / RECORD).is_file():
-        note(f"{folder}: does not say which images it was fitted to; no neighbours are shown")
+        note(f"{folder}: does not record its training images; no neighbours are shown")
         return []
     record, drawn = read_record(folder / RECORD), read_split(split)
     middle = (len(drawn.classes) + 1) // 2
@@ -107,7 +107,7 @@ def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neigh
     listed = zip(drawn.train, labels, strict=True)
     rows = kept([(name, own) for (name, label, _), own in listed if label in wanted[record.task.classes]])
     if len(rows) != len(examples):
-        raise UserError(f"{split}: lists other images than the model was fitted to; the folder is damaged or mixed")
+        raise UserError(f"{split}: does not list the images the model was fitted to; the folder is damaged or mixed")
     root = images_root(data or record.task.data, record.crops)
     return [Neighbour(name, root / name, "; ".join(str(drawn.written[i]) for i in own), 0.0) for name, own in rows]
 

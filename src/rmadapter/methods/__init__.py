@@ -94,11 +94,11 @@ def load_method(name: str, values: Mapping[str, Any] | None = None, effort: str 
     method = found() if isinstance(found, type) else found
     for wanted in ("title", "source", "fit", "restore", "parameters"):
         if not hasattr(method, wanted):
-            raise UserError(f"method {name!r} has no {wanted!r}: docs/your_method.md says what a method is")
+            raise UserError(f"method {name!r} has no {wanted!r}: see docs/your_method.md")
     if not is_dataclass(method):
-        raise UserError(f"method {name!r} is no dataclass: docs/your_method.md says what a method is")
+        raise UserError(f"method {name!r} is not a dataclass: see docs/your_method.md")
     if not isinstance(getattr(method, "uses", None), Uses | None):
-        raise UserError(f"method {name!r}: its `uses` is no rmadapter.Uses: docs/your_method.md says what that is")
+        raise UserError(f"method {name!r}: its `uses` is not an rmadapter.Uses: see docs/your_method.md")
     return configured(_with_effort(method, effort), values or {}, name)
 
 
@@ -109,12 +109,12 @@ def _find(name: str) -> Any:
     if (point := entry_points().get(name)) is not None:
         return point.load()
     if name == AUTO:
-        raise UserError("auto chooses a method, which `fit` and FewShotClassifier do alone: name one here")
+        raise UserError("auto only works with `fit` and FewShotClassifier: name a method here")
     place, colon, attribute = name.rpartition(":")
     if not colon:
         known = [*METHODS, *entry_points()]
         raise UserError(
-            f"unknown method {quoted(name)}{nearest(name, known)}; from outside: file.py:Class, package:Class"
+            f"unknown method {quoted(name)}{nearest(name, known)}; for your own, write file.py:Class or package:Class"
         )
     try:
         module_ = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
@@ -148,7 +148,7 @@ def check_labels(method: Any, images: ImageSet) -> None:
         from rmadapter.data.imageset import CROPS
 
         raise UserError(
-            f"{getattr(method, 'title', AUTO)} learns one label per image, and here images have several: --method "
+            f"{getattr(method, 'title', AUTO)} learns one label per image, but images here have several: --method "
             f"{', '.join(SEVERAL)} can{CROPS}"
         )
 
@@ -172,6 +172,6 @@ def explain_effort(name: str, effort: str) -> str:
     """What an effort changes, in a sentence."""
     plain, other = (getattr(load_method(name, effort=e), "recipe", None) for e in ("normal", effort))
     if plain is None or other is None:
-        return f"effort {effort}: {name} is not trained step by step, so that nothing changes"
+        return f"effort {effort}: {name} is not trained step by step, so nothing changes"
     what = "iterations" if plain.iterations else "epochs"
     return f"effort {effort}: {getattr(other, what)} {what} instead of {getattr(plain, what)}"

@@ -117,8 +117,8 @@ class UpdatedCLIP(Learner):
         if encoder.opaque:
             kind = type(encoder.blocks[0]).__name__
             raise UserError(
-                f"CLIP-LoRA changes query, key and value, and backbone {self.backbone.name!r} has blocks ({kind}) "
-                f"that cannot be taken apart; take another one, as 'ViT-B-16/openai'"
+                f"CLIP-LoRA changes query, key and value, but the blocks ({kind}) of backbone {self.backbone.name!r} "
+                f"cannot be taken apart; use another, such as 'ViT-B-16/openai'"
             )
         return nn.ModuleList(
             nn.ModuleList(LowRank(encoder.width, rank, scale, self.dropout) for _ in range(3)) for _ in encoder.blocks
@@ -176,7 +176,7 @@ class CLIPLoRA(ModuleMethod):
 
     def module(self, backbone: Backbone, seed: int = 1) -> UpdatedCLIP:
         if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise UserError(f"rank={self.rank}, dropout={self.dropout}: give a rank from 1 and a dropout below 1")
+            raise UserError(f"rank={self.rank}, dropout={self.dropout}: give a rank above 0 and a dropout below 1")
         return UpdatedCLIP(backbone, self.rank, self.alpha / math.sqrt(self.rank), self.dropout, seed)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:

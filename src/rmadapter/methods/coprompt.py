@@ -148,5 +148,5 @@ class CoPrompt(ModuleMethod):
 @cache
 def _note() -> None:
     """Once a process."""
-    text = "CoPrompt without generated descriptions compares classes with the run's own class prompts instead"
+    text = "without generated descriptions, CoPrompt compares classes with the run's own class prompts"
     note(f"{text}; name a file of descriptions in coprompt.descriptions")

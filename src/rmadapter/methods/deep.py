@@ -25,7 +25,7 @@ def check_room(backbone: Backbone, method: str) -> None:
     """Raises UserError when there is no room for further tokens among those of an image."""
     if backbone.image.opaque:
         raise UserError(
-            f"{method} adds tokens to an image's own, and the blocks of {backbone.name} take no more than those of the "
+            f"{method} adds tokens to an image's own, but the blocks of {backbone.name} only take those of its "
             f"patches; choose another method or a plain ViT"
         )
 

@@ -49,7 +49,7 @@ class Descriptions:
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if not self.descriptions:
-            raise UserError(f"{self.title}: name a file of texts about the classes, --set descriptions=FILE")
+            raise UserError(f"{self.title} needs a file of texts about the classes: --set descriptions=FILE")
         texts = read_texts(self.descriptions)
         listed = zip(shots.classes, texts_of_all(texts, shots.classes, self.descriptions), strict=True)
         own = [self._whole(name, some) for name, some in listed]

@@ -77,7 +77,7 @@ class HierarchicalPrompts(deep.Prompted):
         super().__init__(backbone)
         deep.check_room(backbone, method.title)
         if method.turn >= method.depth:
-            raise UserError(f"hicropl.turn={method.turn}: it lies below depth={method.depth}")
+            raise UserError(f"hicropl.turn={method.turn}: give a number below depth={method.depth}")
         n = method.n_ctx
         sides: dict[str, Any] = {"text": backbone.text, "image": backbone.image}
         depths = {side: min(method.depth, encoder.depth) for side, encoder in sides.items()}

@@ -58,7 +58,7 @@ class LinearProbe:
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if len(shots.classes) < 2:
-            raise UserError("linear probe: one class leaves nothing to tell apart; give at least two")
+            raise UserError("linear probe: there is only one class; give at least two")
         views, labels = F.normalize(shots.features(), dim=-1), shots.labels
         weights = torch.ones(len(labels)) if shots.weights is None else shots.weights
         parts = held_out(shots) if self.search_steps else []

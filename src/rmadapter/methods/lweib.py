@@ -118,8 +118,8 @@ class Convolutions(nn.Module):
         for encoder in self.encoders.values():
             if encoder.opaque or not all(view.hidden for view in encoder.views):  # type: ignore[union-attr]
                 raise UserError(
-                    f"{title} reaches into attention and MLP of each block, and {backbone.name} has blocks that cannot "
-                    f"be taken apart; choose another method or a plain ViT"
+                    f"{title} changes attention and MLP of each block, but the blocks of {backbone.name} cannot be "
+                    f"taken apart; choose another method or a plain ViT"
                 )
         with seeded(seed):
             self.layers = nn.ModuleDict({side: nn.ModuleList(self._stack(side)) for side in SIDES})
@@ -276,5 +276,5 @@ class LwEIB:
 @cache
 def _note() -> None:
     """Once a process."""
-    text = "LwEIB without generated descriptions asks about classes with the run's own class prompts instead"
+    text = "without generated descriptions, LwEIB asks about classes with the run's own class prompts"
     note(f"{text}; name a file of descriptions in lweib.descriptions")

@@ -40,8 +40,8 @@ class Projector(Learner):
         self.first = backbone.image.depth
         if (found := backbone.image.projection) is None:
             raise UserError(
-                f"ProLIP trains the linear projection behind the image encoder, and {backbone.name} has none: take "
-                f"another method, as 'clip-adapter'"
+                f"ProLIP trains the linear projection after the image encoder, but {backbone.name} has none: use "
+                f"another method, such as 'clip-adapter'"
             )
         start, bias = found
         self.weight = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format))

@@ -121,7 +121,7 @@ class SkipTuning(ModuleMethod):
 
     def module(self, backbone: Backbone, seed: int = 1) -> TunedCLIP:
         if self.skipped == 1:
-            raise UserError("skipped=1 leaves no block to be trained: give a smaller share, as 0.75")
+            raise UserError("skipped=1 leaves no block to train: give a smaller share, such as 0.75")
         return TunedCLIP(backbone, self.skipped)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:

@@ -47,8 +47,8 @@ class Refiner(Learner):
         self.first, self.alpha, size = backbone.image.depth, method.alpha, backbone.embedding_size
         if backbone.image.opaque or backbone.image.read_index is None or backbone.image.projection is None:
             raise UserError(
-                f"TextRefiner reads what the class token attends to and projects every token, and the image encoder of "
-                f"{backbone.name!r} has no such token, block or projection; take another method, as 'coop'"
+                f"TextRefiner reads what the class token attends to and projects every token, but the image encoder of "
+                f"{backbone.name!r} has no such token, block or projection; use another method, such as 'coop'"
             )
         self.ctx = context_vectors(backbone, method.context, method.tokens, seed)
         with seeded(seed):

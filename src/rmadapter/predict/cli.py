@@ -28,20 +28,23 @@ SHOWN = 20  # images in a table
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME.")],
+    run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")],
     images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, tables, archives; - for stdin.")],
-    names: Annotated[str | None, typer.Option("--names", help='Other class names, as "cat,dog,zebra".')] = None,
+    names: Annotated[str | None, typer.Option("--names", help='Other class names, such as "cat,dog,zebra".')] = None,
     top: Annotated[int, typer.Option(min=1, help="Answers per image.")] = 5,
-    out: Annotated[Path | None, typer.Option("--out", help="File of answers: .csv, .jsonl or .parquet.")] = None,
-    sort_into: Annotated[Path | None, typer.Option(help="Copy the images into a folder a label below this.")] = None,
-    move: Annotated[bool, typer.Option("--move", help="With --sort-into: move them.")] = False,
-    link: Annotated[bool, typer.Option("--link", help="With --sort-into: link to them.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="File for the answers: .csv, .jsonl or .parquet.")] = None,
+    sort_into: Annotated[
+        Path | None, typer.Option(help="Copy the images into one folder per label below this one.")
+    ] = None,
+    move: Annotated[bool, typer.Option("--move", help="With --sort-into: move the images instead.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="With --sort-into: link to the images instead.")] = False,
     unsure: Annotated[float, typer.Option(min=0, max=1, help='Below this probability the label is "unsure".')] = 0.0,
     zero_shot: Annotated[
-        bool, typer.Option("--zero-shot/--no-zero-shot", help="Ask the untouched backbone, too, which takes its time.")
+        bool,
+        typer.Option("--zero-shot/--no-zero-shot", help="Also ask the untouched backbone, which takes extra time."),
     ] = True,
     unfamiliar: Annotated[
-        bool, typer.Option("--unfamiliar", help="Tell how unlike the training images each one is.")
+        bool, typer.Option("--unfamiliar", help="Report how unlike the training images each image is.")
     ] = False,
     image_column: ImageColumn = "",
     crops: Crops = False,
@@ -49,13 +52,13 @@ def predict(
     outside: Outside = False,
     method: Name = "",
     backbone: Its = None,
-    jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: workers.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: number of workers.")] = 1,
     engine: Engine = "local",
     address: Address = "",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """The most probable classes of images, shown, in a file, or as folders of sorted images."""
+    """Predict the most probable classes of images: on screen, in a file, or by sorting the images into folders."""
     from rmadapter.checkpoint import load
     from rmadapter.data.imageset import one_label
     from rmadapter.data.inputs import find_images
@@ -65,7 +68,7 @@ def predict(
     from rmadapter.predict.stream import Asker
 
     if (ray := is_ray(engine, address, jobs)) and (out is None or sort_into):
-        raise UserError("--engine ray writes a file of answers: give --out, and no --sort-into")
+        raise UserError("--engine ray writes a file of answers: give --out, not --sort-into")
     run = run_folder(run)
     saved = load(run, backbone, method=method)
     asked, labels = _classes(saved, names)
@@ -74,7 +77,7 @@ def predict(
     except NotApplicable as error:
         raise UserError(f"--names: {error}") from None
     if unfamiliar and saved.fitted.examples is None:
-        raise UserError(f"{run}: --unfamiliar compares with training images, which it does not hold; fit again")
+        raise UserError(f"{run}: --unfamiliar needs features of the training images, which it does not hold; fit again")
     several = saved.fitted.known.several
     one_label(several and sort_into, "--sort-into")
     sorter = _sorter(sort_into, move, link, labels, unsure)
@@ -111,8 +114,8 @@ def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
     if ray:
         each_alone(fitted, "a worker of --engine ray")
     if path and (partial := path.with_name(path.name + PARTIAL)).exists():
-        raise UserError(f"{partial}: unfinished, and {fitted.method.title} cannot go on; delete it to start again")
-    note(f"{fitted.method.title} learns from these images in their order; the next call starts anew")
+        raise UserError(f"{partial}: unfinished, and {fitted.method.title} cannot resume; delete it to start again")
+    note(f"{fitted.method.title} learns from these images in their order; the next call starts afresh")
 
 
 def _found(inputs: Inputs) -> Inputs:
@@ -138,12 +141,12 @@ def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], un
     from rmadapter.predict.sorting import Sorter
 
     if unsure and UNSURE in labels:
-        raise UserError(f"a class is labelled {UNSURE!r} already: leave out --unsure, or choose other --names")
+        raise UserError(f"a class is already labelled {UNSURE!r}: leave out --unsure, or choose other --names")
     if move and link:
-        raise UserError("--move and --link: choose one of them")
+        raise UserError("--move and --link: give only one of them")
     if root is None:
         if move or link:
-            raise UserError("--move and --link belong to --sort-into DIR")
+            raise UserError("--move and --link need --sort-into DIR")
         return None
     how: Literal["copy", "move", "link"] = "move" if move else "link" if link else "copy"
     return Sorter(root, [*labels, *([UNSURE] if unsure else [])], how)

@@ -65,7 +65,7 @@ class OutFile:
     def open(self) -> None:
         """Begin, or go on. Raises UserError where the file is there already, and where another is being written."""
         if os.path.lexists(self.path):
-            raise UserError(f"{self.path}: is there already; choose another --out, or delete it")
+            raise UserError(f"{self.path}: already exists; choose another --out, or delete it")
         head = json.dumps({"what": WHAT, "key": self.key}) + "\n"
         if not self.partial.exists():
             with atomic(self.partial) as temporary:
@@ -74,8 +74,8 @@ class OutFile:
         with opened(self.partial) as file:
             if file.readline(1000) != head.encode():
                 raise UserError(
-                    f"{self.partial}: holds answers of another run or with other settings; go on with the command that "
-                    "it comes from, or delete it"
+                    f"{self.partial}: holds answers from another run or other settings; resume it with the command "
+                    "that began it, or delete it"
                 )
         self._cut()
         self.done.update(row["image"] for row in self.rows())
@@ -119,7 +119,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); the same command goes on from here") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); run the same command again to resume") from None
 
 
 # Formats
@@ -180,7 +180,7 @@ FORMATS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
 def _format(path: Path) -> Callable[[Path, Sequence[str], Iterable[Row]], None]:
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise UserError(f"--out {path}: write a name that ends in {', '.join(FORMATS)}")
+        raise UserError(f"--out {path}: give a name that ends in {', '.join(FORMATS)}")
     if suffix == ".parquet":
         pyarrow("parquet", f"--out {path}")
     return FORMATS[suffix]

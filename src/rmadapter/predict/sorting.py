@@ -46,17 +46,17 @@ class Sorter:
         for folder in searched:
             if folder.resolve() in (here, *here.parents):
                 raise UserError(
-                    f"{self.root}: lies in {folder}, whose images are read: choose another folder to sort into"
+                    f"{self.root}: lies in {folder}, which is searched for images: choose another folder to sort into"
                 )
         if self.how == "copy":
             return
         homes = {folder: folder.resolve() for folder in {image.parent for image in images}}
         cache = cache_folder().resolve()
         if inside := next((folder for folder, home in homes.items() if cache in home.parents), None):
-            raise UserError(f"{inside}: out of an archive, its images can only be copied: leave out --{self.how}")
+            raise UserError(f"{inside}: images from an archive can only be copied: leave out --{self.how}")
         every = Counter(homes[image.parent] / image.name for image in images)  # one spelling each
         if self.how == "move" and every.total() > len(every):
-            raise UserError(f"{every.most_common(1)[0][0]}: is given twice, and can be moved once")
+            raise UserError(f"{every.most_common(1)[0][0]}: is given twice, but can only be moved once")
 
     def place(self, image: Path, label: str) -> Path:
         """A path for an image that no other has, with a suffix where its name is taken."""
@@ -95,7 +95,7 @@ class Sorter:
             if self.how == "move":
                 image.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"{image}: cannot be brought to {place} ({error.strerror or error})") from None
+            raise UserError(f"{image}: cannot be placed at {place} ({error.strerror or error})") from None
 
 
 def _renamed(image: Path, place: Path) -> bool:

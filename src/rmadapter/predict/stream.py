@@ -80,4 +80,4 @@ def _hinted(stream: Iterator[T]) -> Iterator[T]:
     try:
         yield from stream
     except UserError as error:
-        raise UserError(f"{error}; --skip-bad goes on without such files") from None
+        raise UserError(f"{error}; --skip-bad leaves out such files") from None

@@ -30,16 +30,18 @@ from rmadapter.remote import run_folder
 
 
 def add(
-    run: Annotated[Path, typer.Argument(help="Folder that `fit` wrote, or hf:OWNER/NAME; it stays as it is.")],
-    what: Annotated[list[str], typer.Argument(help="Names of new classes; or a folder or table of images of any.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the new run.")],
+    run: Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME; it stays unchanged.")],
+    what: Annotated[
+        list[str], typer.Argument(help="Names of new classes; or a folder or table of images of any classes.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the new run.")],
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
     crops: Crops = False,
-    old_data: Annotated[Path | None, typer.Option(help="Where the run's own images lie by now.")] = None,
-    shots: Annotated[int | None, typer.Option(min=0, help="New images per class, by default as for the run.")] = None,
+    old_data: Annotated[Path | None, typer.Option(help="Where the run's own images are now.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="New images per class; by default as for the run.")] = None,
     method: Name = "",
     backbone: Its = None,
     skip_bad: SkipBad = False,
@@ -47,7 +49,7 @@ def add(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """A run that knows more: classes by name alone, or trained again with more images."""
+    """Extend a run: with classes by name alone, or trained again with more images."""
     from rmadapter.checkpoint import load
     from rmadapter.data.sources import is_source
     from rmadapter.runs.grow import add_images, add_names
@@ -72,7 +74,7 @@ def add(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that `fit` wrote; all are compared with the first.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders written by `fit`; all are compared with the first.")],
     data: Annotated[Path, typer.Option("--data", help="Folder or table of images that no run was trained on.")],
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
     crops: Crops = False,
@@ -83,16 +85,16 @@ def compare(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Runs on one test set, image by image: accuracies, differences and whether they may be chance."""
+    """Compare runs on one test set, image by image: accuracies, differences and whether they may be chance."""
     from rmadapter.checkpoint import load
     from rmadapter.data.images import read_images
     from rmadapter.runs.compare import compare as compared
 
     if len(runs) < 2:
-        raise UserError("one run: give at least two to compare")
+        raise UserError("only one run: give at least two to compare")
     splits = read_images(data, skip_bad=skip_bad, outside=outside, crops=crops)
     if split not in splits:
-        raise UserError(f"there is no {split} split in the data: give --split one of {', '.join(splits)}")
+        raise UserError(f"the data has no {split} split: give --split one of {', '.join(splits)}")
     images = splits[split]
     if images.ignored:
         note(images.ignored)

@@ -39,9 +39,9 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
     try:
         saved.fitted.score(tuple(called.values()))
     except NotApplicable as error:
-        raise UserError(f"{error}; `rmadapter add RUN FOLDER` trains it again with images of new classes") from None
+        raise UserError(f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes") from None
     if (out / MODEL).exists():
-        raise UserError(f"{out} holds a model already: choose another --out")
+        raise UserError(f"{out} already holds a model: choose another --out")
     save(out, saved.fitted, saved.name, tuple(called), tuple(called.values()))
     return tuple(called)
 
@@ -67,7 +67,7 @@ def add_images(
     the old data is gone or has changed, when a class would be there twice, and when `out` holds another run.
     """
     if not (run / RECORD).is_file():
-        raise UserError(f"{run}: a model that was saved by itself does not say which images it was fitted to")
+        raise UserError(f"{run}: a model saved on its own does not record its training images; give a run of `fit`")
     record = read_record(run / RECORD)
     shots = record.task.shots if shots is None else shots
     home = _home(run, record, old)
@@ -106,7 +106,7 @@ def _readable(source: Source) -> Source:
 def _home(run: Path, record: Record, old: Path | None) -> Path:
     home = user_path(old or record.task.data)
     if not home.exists():
-        raise UserError(f"{run}: its data {str(home)!r} is not there; --old-data says where it lies now")
+        raise UserError(f"{run}: its data {str(home)!r} is missing; give its new location with --old-data")
     return home
 
 
@@ -117,7 +117,7 @@ def _grown(
     try:
         few = read_split(run / "split.json").images(opened.root)
     except UserError as error:
-        raise UserError(f"{run}: {error}; --old-data says where its data lies now") from None
+        raise UserError(f"{run}: {error}; give the new location of its data with --old-data") from None
     kept = {key(str(label)): str(label) for label in saved.labels}  # those that it was trained on
     there = opened.splits
     groups = {row.image: row.group for rows in there.values() for row in rows}
@@ -134,7 +134,7 @@ def _grown(
     trained = seen | {_content(row.image) for row in more}
     labels = {row.label for row in [*train, *more]}
     if lost := next((row.label for row in tests if row.label not in labels), None):
-        raise UserError(f"{data}: class {lost!r} has test images and none to train on: add some, or remove it")
+        raise UserError(f"{data}: class {lost!r} has test images but none to train on: add some, or remove it")
     tested = [row for row in dict.fromkeys(tests) if _content(row.image) not in trained]
     splits = {"train": [*train, *more], "val": val, "test": tested}
     return [(split, row) for split, rows in splits.items() for row in rows], (len(train), len(more))

@@ -58,7 +58,7 @@ class Worker:
         from rmadapter import __version__
 
         if __version__ != self.expected.version:
-            raise UserError(f"node {self.node}: has rmadapter {__version__}, and {self.expected.version} is asked for")
+            raise UserError(f"node {self.node}: has rmadapter {__version__}, but needs {self.expected.version}")
         self.lab = self.plan.lab()
         if not self.plan.out.is_dir():  # no shared path: what memory cannot hold is computed anew
             self.lab.folder = None
@@ -67,14 +67,14 @@ class Worker:
         try:
             backbone = self.lab.backbone(job.task.backbone)
             if backbone.digest != self.expected.backbone:
-                raise UserError(f"its {backbone.name} has other weights than that of the process which asks")
+                raise UserError(f"its {backbone.name} has different weights from those where the command runs")
             for name in _names(job):
                 if name not in self.checked and _digests(self.lab, name) != self.expected.data[name]:
-                    raise UserError(f"its {name} holds other images than that of the process which asks")
+                    raise UserError(f"its {name} holds different images from those where the command runs")
                 self.checked.add(name)
             self.plan.method(job)  # its file may be missing
         except UserError as error:
-            raise UserError(f"node {self.node}: {error}; every node needs data and backbone by the same path") from None
+            raise UserError(f"node {self.node}: {error}; every node needs data and backbone at the same path") from None
         return made(job, self.plan, self.lab, self.known)
 
 

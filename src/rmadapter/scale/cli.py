@@ -18,19 +18,21 @@ SHOWN = 10  # trials in the table
 
 
 def tune(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders, table, or as docs/data.md says.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of results; the same command goes on where it was.")],
+    data: Annotated[Path, typer.Argument(help="Folder of class folders, table, or a format in docs/data.md.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")],
     method: Name = "",
-    trials: Annotated[int, typer.Option(min=2, help="How many settings are tried, the given ones first.")] = 20,
+    trials: Annotated[int, typer.Option(min=2, help="Number of settings to try, the given ones first.")] = 20,
     search: Annotated[
         list[str] | None,
         typer.Option("--search", metavar="FIELD[=LOW..HIGH]", help="What to try; also FIELD=A,B,C. May be repeated."),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Of the shots, by which each is judged.")] = 4,
-    backbone: Annotated[str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ..., a folder.")] = None,
-    shots: Annotated[int | None, typer.Option(help="Training images per class, by default 16; 0 takes all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of draw, folds, training and proposals, by default 1.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: workers.")] = 1,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the shots, to judge each setting by.")] = 4,
+    backbone: Annotated[
+        str | None, typer.Option(help="pocket (the default), ViT-B-16/openai, ... or a folder.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Training images per class; 16 by default, 0 takes all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of draw, folds, training and proposals; 1 by default.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="With --engine ray: number of workers.")] = 1,
     engine: Engine = "local",
     address: Address = "",
     crops: Crops = False,
@@ -41,7 +43,7 @@ def tune(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Settings that do better than the published ones, on folds of the training images."""
+    """Search for settings that do better than the published ones, on folds of the training images."""
     from rmadapter.methods import DEFAULT
     from rmadapter.request import Request, read_config
     from rmadapter.scale.space import space
@@ -79,11 +81,11 @@ def _tell(found: Tuned, names: list[str], out: Path, as_json: bool) -> None:
         for trial in ordered[:SHOWN]
     ]  # fmt: skip
     table(["trial", *names, "accuracy in %", "seconds"], rows)
-    print(f"judged by {len(best.right):,} training images in folds; no test image was read by a model")
+    print(f"judged by {len(best.right):,} training images in folds; no model read a test image")
     if gain:
-        print(f"the best is {gain[0]:.1f} ± {gain[1]:.1f} points ahead of the settings as given")
+        print(f"the best is {gain[0]:.1f} ± {gain[1]:.1f} points ahead of the given settings")
         if gain[0] <= 2 * gain[1]:
-            note("within two standard errors, chance alone may explain that: it is no reason to leave what was given")
+            note("that is within two standard errors, so it may be chance alone: no reason to leave the given settings")
     print("\n".join(f"{what}: {place}" for what, place in places.items()))
 
 

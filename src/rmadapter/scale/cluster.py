@@ -16,7 +16,7 @@ from rmadapter.console import STOPPED
 from rmadapter.errors import UserError, nearest
 
 T = TypeVar("T")
-Engine = Annotated[str, typer.Option(help="local, or ray: on a cluster, which the extra `ray` brings.")]
+Engine = Annotated[str, typer.Option(help="local, or ray: on a Ray cluster; needs the extra `ray`.")]
 Address = Annotated[str, typer.Option(help="HOST:PORT of a Ray cluster, or auto; by default one is started here.")]
 ENGINES = ("local", "ray")
 PAUSE = 0.5  # seconds between two looks at what the workers have done
@@ -28,9 +28,9 @@ def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
     if engine not in ENGINES:
         raise UserError(f"--engine {engine!r}{nearest(engine, ENGINES)}")
     if address and engine != "ray":
-        raise UserError("--address belongs to --engine ray")
+        raise UserError("--address needs --engine ray")
     if workers > 1 and engine != "ray":
-        raise UserError("--jobs belongs to --engine ray")
+        raise UserError("--jobs needs --engine ray")
     return engine == "ray"
 
 
@@ -41,7 +41,7 @@ def ray_module() -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray needs Ray: `pip install 'rmadapter[ray]'` brings it") from None
+        raise UserError("--engine ray needs Ray: run `pip install 'rmadapter[ray]'`") from None
     return ray
 
 
@@ -142,8 +142,8 @@ def _count(lost: Counter[Any], work: Any, error: Exception) -> None:
     """None is the start of a worker, which counts until anything goes well."""
     lost[work] += 1
     if lost[work] >= TRIES:
-        what = "their start" if work is None else f"this, maybe for want of memory: {work}"
-        raise UserError(f"{TRIES} workers died over {what} ({str(error).strip().splitlines()[-1].strip()[:300]})")
+        what = "while starting" if work is None else f"on this, perhaps out of memory: {work}"
+        raise UserError(f"{TRIES} workers died {what} ({str(error).strip().splitlines()[-1].strip()[:300]})")
 
 
 def at_home(folder: Path, threads: float) -> str:

@@ -42,7 +42,7 @@ class Model:
 
         asker = Asker(load(self.run, self.backbone, method=self.method).fitted, self.names, self.labels, self.top)
         if digest(asker) != self.digest:
-            raise UserError(f"{self.run}: another model than that of the process which asks")
+            raise UserError(f"{self.run}: a different model from the one where the command runs")
         return asker
 
 
@@ -65,7 +65,7 @@ class Answering:
         try:
             self.asker = model.asker()
         except UserError as error:  # as a row: an actor that does not start would be started again for ever
-            self.complaint = f"node {node}: {error}; every node needs the run and the images by the same path"
+            self.complaint = f"node {node}: {error}; every node needs the run and the images at the same path"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         if self.asker is None:
@@ -134,6 +134,6 @@ def _answers(lines: Sequence[dict[str, Any]], bad: list[tuple[Path, str]] | None
             best = tuple((label, share) for label, share in line.pop("best"))
             yield Answer(image, best, **{**line, "labels": tuple(line["labels"])})
         elif bad is None:
-            raise UserError(f"{line['bad']}; --skip-bad goes on without such files")
+            raise UserError(f"{line['bad']}; --skip-bad leaves out such files")
         else:
             bad.append((image, line["bad"]))

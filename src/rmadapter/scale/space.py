@@ -41,9 +41,7 @@ def optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError(
-            "tune needs Optuna: `pip install 'rmadapter[ray]'` brings it, and so does optuna alone"
-        ) from None
+        raise UserError("tune needs Optuna: run `pip install 'rmadapter[ray]'` or `pip install optuna`") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -60,7 +58,7 @@ def space(method: Any, name: str, asked: Iterable[str] = ()) -> dict[str, Any]:
         field for field, (kind, _) in known.items() if kind is float and values[field] > 0 and field not in LEFT
     ]
     if not wanted:
-        raise UserError(f"{name} has no setting that is tried by default: name some, as --search rank=4,8,16")
+        raise UserError(f"{name} has no settings to try by default: name some, such as --search rank=4,8,16")
     found = {}
     for text in wanted:
         field, equals, given = text.partition("=")
@@ -113,7 +111,7 @@ def _derived(field: str, value: Any, kind: Any, limits: Mapping[str, float]) -> 
     if get_origin(kind) is Literal:
         return distributions.CategoricalDistribution(get_args(kind))
     if kind not in AROUND or not value:
-        raise UserError(f"--search {field}: say what to try, as {field}=LOW..HIGH or {field}=A,B,C")
+        raise UserError(f"--search {field}: write what to try as {field}=LOW..HIGH or {field}=A,B,C")
     low = max(kind(value / AROUND[kind]), limits.get("ge", 0), 1 if kind is int else 0)
     high = min(kind(value * AROUND[kind]), limits.get("le", float("inf")), limits.get("lt", float("inf")))
     if kind is int:
@@ -133,12 +131,12 @@ def _given(text: str, given: str, kind: Any) -> Any:
     if not dots:
         choices = tuple(parse_overrides([f"x={part}"])["x"] for part in given.split(",") if part.strip())
         if not choices or any(isinstance(choice, (list, dict)) for choice in choices):
-            raise UserError(f"--search {quoted(text)}: write LOW..HIGH, or values as A,B,C")
+            raise UserError(f"--search {quoted(text)}: write LOW..HIGH or A,B,C")
         return distributions.CategoricalDistribution(choices)
     numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
     if not (numbers and all(map(math.isfinite, ends)) and ends[0] < ends[1]):
-        raise UserError(f"--search {quoted(text)}: write two numbers, the smaller one first, as 0.01..1")
+        raise UserError(f"--search {quoted(text)}: write two numbers, the smaller first, such as 0.01..1")
     if kind is int and not all(isinstance(end, int) for end in ends):
-        raise UserError(f"--search {quoted(text)}: write whole numbers, as 4..32")
+        raise UserError(f"--search {quoted(text)}: write whole numbers, such as 4..32")
     make = distributions.IntDistribution if kind is int else distributions.FloatDistribution
     return make(*ends, log=ends[0] > 0)

@@ -59,7 +59,7 @@ class Search:
         one_label(folds.images.several, "tune")
         check_labels(self.request.method, folds.images)
         if not folds:
-            raise UserError(f"{task.data}: too few images a class for folds, which judge the trials: give more shots")
+            raise UserError(f"{task.data}: too few images per class for the folds that judge trials: give more shots")
         return folds
 
 
@@ -72,7 +72,7 @@ class Tuned:
         """Of equal ones the first. Raises UserError where no trial could be judged."""
         judged = [trial for trial in self.trials if trial.right]
         if not judged:
-            raise UserError(f"no trial could be judged; the first: {self.trials[0].reason}")
+            raise UserError(f"no trial could be judged; the first failed: {self.trials[0].reason}")
         return max(judged, key=lambda trial: trial.right.count("1"))
 
     @property
@@ -93,7 +93,7 @@ def judged(search: Search, folds: Folds, number: int, params: dict[str, Any]) ->
     except (UserError, NotApplicable) as error:
         return Trial(number, params, reason=" ".join(str(error).split()))
     if not np.isfinite(found.table).all():
-        return Trial(number, params, reason="answers with what is not a number")
+        return Trial(number, params, reason="its answers contain NaN or infinity")
     hits = found.table.argmax(1) == np.array(folds.judged.labels)
     return Trial(number, params, "".join("01"[int(hit)] for hit in hits), round(found.seconds, 2))
 
@@ -149,11 +149,11 @@ def _read(file: Path, head: Mapping[str, Any]) -> list[Trial]:
         return []
     found = read_json(file)
     if not isinstance(found, dict) or any(found.get(name) != head[name] for name in KEPT):
-        raise UserError(f"{file}: another search, or one on other images: choose another --out, or delete it")
+        raise UserError(f"{file}: a different search, or one on different images; choose another --out, or delete it")
     try:
         return [Trial(**{f.name: trial[f.name] for f in fields(Trial)}) for trial in found["trials"]]
     except (KeyError, TypeError):
-        raise UserError(f"{file}: damaged: choose another --out, or delete it") from None
+        raise UserError(f"{file}: damaged; choose another --out, or delete it") from None
 
 
 def _write(out: Path, head: Mapping[str, Any], trials: Collection[Trial]) -> None:
@@ -206,9 +206,9 @@ class Judge:
         try:
             self.folds = self.search.make_folds()
             if _head(self.search, self.folds, {})["key"] != self.key:
-                raise UserError("its data or backbone are others than those of the process which asks")
+                raise UserError("its data or backbone differ from those where the command runs")
         except UserError as error:
-            raise UserError(f"node {self.node}: {error}; every node needs data and backbone by the same path") from None
+            raise UserError(f"node {self.node}: {error}; every node needs data and backbone at the same path") from None
 
     def do(self, work: tuple[int, dict[str, Any]]) -> Trial:
         return judged(self.search, self.folds, *work)

@@ -51,7 +51,7 @@ def tuned(method: Any, job: Job, lab: Lab) -> tuple[Any, str, float]:
     """
     ranges, folds = space(method, job.method, job.searched), Folds.make(job.task, lab, FOLDS)
     if not folds:
-        raise UserError(f"{job.task.data}: too few images a class for folds, which judge the trials: give more shots")
+        raise UserError(f"{job.task.data}: too few images per class for the folds that judge trials: give more shots")
     search = Search(Request(job.task, lab.machine, method, job.method))
     study = Study(ranges, job.task.seed, (), 1)
     trials = [study.tell(judged(search, folds, *study.ask(number))) for number in range(job.trials)]

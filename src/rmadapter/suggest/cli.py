@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.console import Its, Json, Quiet, SkipBad, note, table
+from rmadapter.console import Json, Quiet, SkipBad, note, table
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,23 +21,26 @@ def suggest(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN POOL...", help="Folder that `fit` wrote, and files, folders, tables, archives, COCO ..."
+            metavar="RUN POOL...", help="Folder written by `fit`, then files, folders, tables, archives, COCO ..."
         ),
     ],
-    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 50,
-    start: Annotated[bool, typer.Option("--start", help="Without a run: the images to label first.")] = False,
-    names: Annotated[str, typer.Option("--names", help='With --start: the classes, as "cat,dog,zebra".')] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="File .csv of the list; its page lies beside it.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of images to suggest.")] = 50,
+    start: Annotated[bool, typer.Option("--start", help="Without a run: suggest the images to label first.")] = False,
+    names: Annotated[str, typer.Option("--names", help='With --start: the classes, such as "cat,dog,zebra".')] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help=".csv file for the list; its page is written beside it.")
+    ] = None,
     rule: Annotated[
-        str, typer.Option("--rule", help="margin, entropy, coverage, typicality, mix, random; balanced at the start.")
+        str,
+        typer.Option("--rule", help="margin, entropy, coverage, typicality, mix or random; balanced with --start."),
     ] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 1,
-    backbone: Its = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for everything random.")] = 1,
+    backbone: Annotated[str | None, typer.Option(help="With --start any; else the run's, if a folder.")] = None,
     skip_bad: SkipBad = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """What to label next, or first, from images without labels."""
+    """Suggest which unlabelled images to label next, or first."""
     from rmadapter.suggest.propose import first_images, suggest_images
 
     files = _files(out) if out else None
@@ -48,13 +51,13 @@ def suggest(
         )
     else:
         if names:
-            raise UserError("--names belongs to --start: a run has its own classes")
+            raise UserError("--names needs --start: a run has its own classes")
         if len(words) < 2:
-            raise UserError("name a run and the images to choose from; without a run, --start")
+            raise UserError("name a run and the images to choose from, or give --start")
         run, *pool = words
         found = suggest_images(run, pool, n, rule=rule, seed=seed, backbone=backbone, skip_bad=skip_bad)
     if len(found.suggestions) < n:
-        note(f"{len(found.suggestions)} images instead of {n}: the pool has no more that are new")
+        note(f"{len(found.suggestions)} images instead of {n}: the pool has no more new ones")
     _tell(found, files, " ".join(words if start else words[1:]), as_json)
 
 
@@ -64,7 +67,7 @@ def _files(out: Path) -> tuple[Path, Path]:
         raise UserError(f"{out}: give --out a name that ends in .csv")
     for file in (out, out.with_suffix(".html")):
         if file.exists():
-            raise UserError(f"{file}: is there already; choose another --out, or delete it")
+            raise UserError(f"{file}: already exists; choose another --out, or delete it")
     return out, out.with_suffix(".html")
 
 
@@ -90,4 +93,4 @@ def _tell(found: Suggested, files: tuple[Path, Path] | None, pool: str, as_json:
     if files:
         print(f"list: {files[0]}\npage: {files[1]}")
     elif len(found.suggestions) > FIRST:
-        print("--out suggest.csv writes all, and a page with the images")
+        print("--out suggest.csv writes all of them, and a page with the images")

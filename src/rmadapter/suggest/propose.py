@@ -85,9 +85,9 @@ def first_images(
     """
     chosen = _known(rule or DEFAULT_FIRST, FIRST)
     if chosen == "balanced" and not names:
-        raise UserError("rule balanced: give the names of the classes, --names cat,dog (names=[...])")
+        raise UserError("rule balanced needs the names of the classes: --names cat,dog (names=[...])")
     if names and len(set(names)) < 2:
-        raise UserError("one class name: give at least two, there is nothing to tell it from")
+        raise UserError("only one class name: give at least two")
     loaded = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
     prompts = tuple(prompt_names(names, where="--names: ").values()) if names else ()
     fitted = ZeroShot().restore(loaded, Known(prompts or ("image",)), {})
@@ -133,7 +133,7 @@ def _look(
     for _, text in bad or []:
         note(f"left out: {text}")
     if not images:
-        raise UserError("not one readable image in the pool")
+        raise UserError("no readable image in the pool")
     table = torch.cat(tables).numpy().astype(float) if tables else np.empty((0, 0))
     return _Seen(images, torch.cat(features), table, labels)
 
@@ -147,7 +147,7 @@ def _picked(seen: _Seen, rule: str, rules: Mapping[str, Any], n: int, seed: int,
     if len(examples):
         fresh = np.flatnonzero((1 - (seen.unit @ examples.T).max(1).values > SAME).numpy())
     if not len(fresh):
-        raise UserError("every image of the pool is one that the run was fitted to: give others")
+        raise UserError("the run was fitted to every image of the pool: give others")
     together = groups(looks([seen.images[i] for i in fresh]))
     table = seen.table[fresh] if len(seen.table) else seen.table
     found = pick(rules[rule], Pool(seen.unit[fresh].numpy(), examples.numpy(), table, seed), n, together)

@@ -13,13 +13,13 @@ from rmadapter.suggest.propose import Suggested
 COLUMNS = ("image", "rank", "score", "label", "probability", "label_2", "probability_2")
 MOST = 300  # images on the page
 MEANINGS = {
-    "margin": "The model is least sure which of two classes these are.",
+    "margin": "The model is least sure which of two classes these belong to.",
     "entropy": "The model is least sure what these are.",
-    "coverage": "Each is as far as can be from all that are labelled or stand before it.",
-    "typicality": "Each stands for a cluster of images, the large ones that have no label yet first.",
-    "mix": "Images that the model is unsure about, of different kinds.",
-    "balanced": "Typical images, as many of each class as the untouched model thinks.",
-    "random": "Drawn by chance.",
+    "coverage": "Each is as far as possible from all labelled images and those listed before it.",
+    "typicality": "Each represents a cluster of images; large clusters without labels come first.",
+    "mix": "Different kinds of images that the model is unsure about.",
+    "balanced": "Typical images, equally many of each class as the untouched model sees them.",
+    "random": "Drawn at random.",
 }
 
 

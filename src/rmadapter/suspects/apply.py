@@ -95,13 +95,13 @@ def _in_class_folders(found: Mapping[str, Rows], root: Path) -> bool:
 
 def _check(path: Path, target: Path, folders: bool) -> None:
     if os.path.lexists(target):
-        raise UserError(f"{target}: is there already; choose another --out, or delete it")
+        raise UserError(f"{target}: already exists; choose another --out, or delete it")
     if not folders and target.suffix.lower() != ".csv":
         raise UserError(
-            f"--out {target}: the data has groups, or is no folder of class folders, so write a name that ends in .csv"
+            f"--out {target}: the data has groups or is not a folder of class folders; give a name that ends in .csv"
         )
     if path.is_dir() and path.resolve() in target.resolve().parents:
-        raise UserError(f"{target}: lies in {path}, which stays as it is; choose another --out")
+        raise UserError(f"{target}: lies in {path}, which must stay unchanged; choose another --out")
 
 
 def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, str]:
@@ -117,12 +117,12 @@ def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, s
         some = [i for i in places.get(cells["image"], []) if not given or label_cell(rows[i].label).strip() == given]
         if not some:
             like = f" with the label {quoted(given)}" if given and cells["image"] in places else ""
-            raise UserError(f"{where}: {quoted(cells['image'])} is no training image of {data}{like}")
+            raise UserError(f"{where}: {quoted(cells['image'])} is not a training image of {data}{like}")
         label = _label(cells["decision"], cells.get("suggested", ""), classes, where)
         for i in some:
             new = rows[i].label if label is None else label
             if found.setdefault(i, new) != new:
-                raise UserError(f"{where}: {quoted(cells['image'])} was decided otherwise above")
+                raise UserError(f"{where}: {quoted(cells['image'])} has a different decision above; keep one")
     return found
 
 
@@ -134,12 +134,14 @@ def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str
     if (word.casefold(), colon) == (DROP, ""):
         return DROP_IT
     if word.casefold() != RELABEL:
-        raise UserError(f"{where}: decision {quoted(decision)}: write {KEEP}, {DROP}, {RELABEL} or {RELABEL}:CLASS")
+        raise UserError(
+            f"{where}: unknown decision {quoted(decision)}: write {KEEP}, {DROP}, {RELABEL} or {RELABEL}:CLASS"
+        )
     wanted = name if colon else suggested
     if not wanted:
-        raise UserError(f"{where}: nothing is suggested there: write {RELABEL}:CLASS")
+        raise UserError(f"{where}: no label is suggested here: write {RELABEL}:CLASS")
     if wanted not in classes:
-        raise UserError(f"{where}: {quoted(wanted)} is no class of the data{nearest(wanted, classes)}")
+        raise UserError(f"{where}: {quoted(wanted)} is not a class of the data{nearest(wanted, classes)}")
     return classes[wanted]
 
 
@@ -164,7 +166,7 @@ def _names_beside(target: Path, given: dict[str, str]) -> None:
     """The prompt names, where a list is read with them."""
     names = target.with_name(CLASSNAMES)
     if names.exists() and classnames_json(target.parent, False) != given:
-        raise UserError(f"{names}: holds other names than those of this data; write the list to another folder")
+        raise UserError(f"{names}: holds different names from this data's; write the list to another folder")
     write_json(names, given)
 
 

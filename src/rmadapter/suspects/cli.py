@@ -31,11 +31,14 @@ METHOD = "linear-probe"
 
 def suspects(
     data: Annotated[Path, typer.Argument(help="Folder of class folders, or table of path,label[,split].")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder, or .csv, of the list and its page.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder or .csv file for the list and its page.")] = None,
     apply: Annotated[
-        Path | None, typer.Option("--apply", help="Decided suspects.csv: write a cleaned copy or list to --out.")
+        Path | None,
+        typer.Option("--apply", help="suspects.csv with your decisions: write a cleaned copy or list to --out."),
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="What judges labels, as `rmadapter methods` lists.")] = METHOD,
+    method: Annotated[
+        str, typer.Option("--method", help="What judges the labels: one of `rmadapter methods`.")
+    ] = METHOD,
     backbone: Annotated[str | None, typer.Option(help="As for `fit`; pocket is the default.")] = None,
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
@@ -46,7 +49,7 @@ def suspects(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Training images with a wrong label, copies, and images that are broken or odd; and a data set without them."""
+    """Find training images with a wrong label, copies, and broken or odd images; or write a data set without them."""
     from rmadapter.settings import parse_overrides
     from rmadapter.suspects.apply import apply_decisions
     from rmadapter.suspects.find import find_suspects
@@ -54,14 +57,14 @@ def suspects(
     columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
     if apply:
         if out is None:
-            raise UserError("--apply: say where the cleaned copy goes, with --out")
+            raise UserError("--apply: name the cleaned copy with --out")
         _tell_cleaned(out, vars(apply_decisions(data, apply, out, columns=columns, outside=outside)), as_json)
         return
     files = _files(out, data) if out else None
     settings = {**({"backbone": backbone} if backbone else {}), **parse_overrides(sets or [])}
     found = find_suspects(data, method, settings, columns=columns, outside=outside, progress=not quiet)
     if not found.judged:
-        note("no label was judged: that takes two images a class that are no copies")
+        note("no label was judged: judging takes two images per class that are not copies")
     if files:
         _write(found, files, data, method, as_json)
     else:
@@ -79,7 +82,7 @@ def _files(out: Path, data: Path) -> tuple[Path, Path]:
     files = listed, listed.with_suffix(".html")
     for file in files:
         if file.exists():
-            raise UserError(f"{file}: is there already; choose another --out, or delete it")
+            raise UserError(f"{file}: already exists; choose another --out, or delete it")
     return files
 
 
@@ -114,7 +117,7 @@ def _show(found: Found, as_json: bool) -> None:
         table(["image", "given", "suggested", "confidence", "reasons"], rows)
     print(f"{len(found.suspects):,} of {found.total:,} images: {_counted(found)}")
     if found.suspects:
-        print("--out FOLDER writes all as suspects.csv, and a page with the images")
+        print("--out FOLDER writes all of them to suspects.csv, and a page with the images")
 
 
 def _tell_cleaned(out: Path, facts: dict[str, Any], as_json: bool) -> None:

@@ -125,7 +125,7 @@ def training(splits: Mapping[str, Any], path: Path) -> Any:
     """What is trained on, of `read_images` or `open_source`. Raises UserError where nothing is."""
     found = splits.get("train", splits.get("all"))
     if not found:
-        raise UserError(f"{path}: no train images: the data has only {', '.join(splits)}; add a train split")
+        raise UserError(f"{path}: no training images: the data has only {', '.join(splits)}; add a train split")
     return found
 
 

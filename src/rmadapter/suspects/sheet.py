@@ -18,14 +18,14 @@ COLUMNS = ("image", "given", "suggested", "confidence", "reasons", "neighbours",
 MOST, SMALL = 60, 96  # suspects of one kind on the page; pixels of the longer side of a neighbour
 MEANINGS = {
     "broken": "Files that cannot be read.",
-    "two labels": "The same picture, or nearly, under different labels: at least one of them is wrong.",
-    "wrong label": "Another class is confidently more probable than the label. The surest ones come first.",
-    "same file": "Byte for byte another training image of the same class, and so without use.",
-    "nearly the same": "Another size, a mirror image or a neighbour in a burst of an image of the same class.",
+    "two labels": "The same or nearly the same picture under different labels: at least one of them is wrong.",
+    "wrong label": "Another class is confidently more probable than the label. The clearest cases come first.",
+    "same file": "Byte-for-byte copies of another training image of the same class, so of no use.",
+    "nearly the same": "An image of the same class resized, mirrored or from the same burst.",
     "one colour": "Hardly anything to see.",
     "tiny": "Far smaller than the other images.",
     "blurred": "Far less sharp than the other images.",
-    "unlike": "The hundredth of all images that is farthest from others, as the untouched model sees them.",
+    "unlike": "The 1 % of all images that are farthest from others, as the untouched model sees them.",
 }
 
 

@@ -12,7 +12,7 @@ async function call(method, path, body) {
     throw Error("The server does not answer: is its terminal still open?");
   });
   const found = await response.json().catch(() => null);
-  if (!response.ok) throw Error(found?.error ?? `The server answered with an error (${response.status}): its terminal says more.`);
+  if (!response.ok) throw Error(found?.error ?? `The server answered with an error (${response.status}): see its terminal.`);
   return found;
 }
 const ask = (name, wanted = {}) => call("POST", `api/${name}`, JSON.stringify(wanted));
@@ -93,16 +93,16 @@ function drawJob(job) {
   for (const id of ["go", "alone"]) $(id).disabled = Boolean(busy);
   if (focused && !busy) $("go").focus();
   if (!job) return;
-  const place = job.place ? `${job.what} waits for ${job.place} other${job.place === 1 ? "" : "s"} on this machine.` : "";
+  const place = job.place ? `${job.what} is waiting for ${job.place} other${job.place === 1 ? "" : "s"} on this machine.` : "";
   const bar = $("work").querySelector("progress");
   if (job.share === null) bar.removeAttribute("value");
   else bar.value = job.share;
   $("far").textContent = place || `${job.what}: ${job.told || "starting"}`;
-  const ends = { done: `${job.what} is done.`, failed: job.told, stopped: `${job.what} was stopped; everything is as it was before.` };
+  const ends = { done: `${job.what} is done.`, failed: job.told, stopped: `${job.what} was stopped; nothing has changed.` };
   if (!busy) told.textContent = ends[job.state];
   else if (Date.now() - spoken > SPOKEN) {
     spoken = Date.now();
-    told.textContent = place || `${job.what} ${job.share === null ? "goes on" : percent(job.share, 0)}`;
+    told.textContent = place || `${job.what} ${job.share === null ? "continues" : percent(job.share, 0)}`;
   }
   $("notes").hidden = !job.notes.length;
   $("notes").lastElementChild.replaceChildren(...job.notes.map((note) => element("li", {}, note)));
@@ -111,17 +111,17 @@ function drawJob(job) {
 function drawJudged(found) {
   const before = found?.rows.find((row) => row.name.startsWith("before")), after = found?.rows.at(-1);
   $("verdict").textContent = after
-    ? `${percent(after.accuracy / 100)} are right${before && before !== after ? ` instead of ${percent(before.accuracy / 100)} before` : ""}.`
-    : "Nobody knows yet: it was not judged on images whose class is known.";
+    ? `${percent(after.accuracy / 100)} are right${before && before !== after ? `, compared with ${percent(before.accuracy / 100)} before` : ""}.`
+    : "Not known yet: it was not tested on images whose class is known.";
   $("rates").hidden = !after;
   $("rates").tBodies[0].replaceChildren(...(found?.rows ?? []).map((row) => element("tr", {}, element("td", {}, row.name),
     element("td", {}, percent(row.accuracy / 100)), element("td", {}, `${row.low.toFixed(1)} to ${row.high.toFixed(1)}`))));
   $("how").textContent = after ? `${found.images} images, judged ${found.how}.` : "";
   $("doubts").replaceChildren(...[...(found?.doubts ?? []), ...(found?.notes ?? [])].map((text) => element("li", {}, text)));
   $("mistakes").hidden = !found?.mistakes;
-  $("mistakes").textContent = `${found?.mistakes} wrong, the surest first`;
+  $("mistakes").textContent = `${found?.mistakes} wrong, the most confident first`;
   $("wrong").replaceChildren(...(found?.wrong ?? []).map((one) => element("li", {},
-    ...(one.src ? [element("img", { src: one.src, alt: "" })] : []), own(one.true), ", called ", own(one.answer),
+    ...(one.src ? [element("img", { src: one.src, alt: "" })] : []), own(one.true), ", taken for ", own(one.answer),
     ` (${percent(one.probability, 0)})`, element("div", { className: "soft" }, own(one.name)))));
   $("report").hidden = !found?.report;
 }
@@ -130,10 +130,10 @@ function drawTargets({ targets, exports }) {
   $("targets").replaceChildren(...Object.entries(targets).map(([to, about]) => {
     if (exports.includes(to))
       return element("a", { className: "button", href: `download/${to}`, download: "" }, `Download it ${about}`);
-    const button = element("button", { type: "button" }, `Make it ${about}`);
+    const button = element("button", { type: "button" }, `Export it ${about}`);
     button.addEventListener("click", () => doing("get", async () => {
       await ask("export", { to });
-      return "It is being made.";
+      return "The export has begun.";
     }));
     return button;
   }));
@@ -149,14 +149,14 @@ function draw(state) {
     element("label", {}, element("input", { type: "radio", name: "method", value, checked: !i }), text))));
   part("base", state.base, (base) => {
     $("base").hidden = !base;
-    $("base").textContent = "A classifier is open. Images that you add here are joined to those that it knows, and it learns from all of them.";
+    $("base").textContent = "A classifier is open. Images that you add here join those it was trained on, and it learns from all of them.";
     $("methods").hidden = Boolean(base);
   });
   part("job", state.job, drawJob);
   part("model", state.model, (model) => {
     for (const id of ["judge", "try", "more", "get"]) $(id).hidden = !model;
     $("answers").replaceChildren();
-    $("known").firstElementChild.textContent = `What it knows (${model?.labels.length})`;
+    $("known").firstElementChild.textContent = `Classes it knows (${model?.labels.length})`;
     $("known").lastElementChild.replaceChildren(...(model?.labels ?? []).map((label) => element("li", {}, own(label))));
   });
   part("get", state, drawTargets);
@@ -187,7 +187,7 @@ const start = (which, section, take) => doing(section, () => which.start(take));
 const takeZip = (files) => files.length && doing("images", async (say) => {
   say(`Reading ${files[0].name} …`);
   const { opened, bad } = await put("zip", files[0]);
-  return [opened ? `${opened} is open.` : "The images are here.", leftOut(bad)].filter(Boolean).join("\n");
+  return [opened ? `${opened} is open.` : "The images were added.", leftOut(bad)].filter(Boolean).join("\n");
 });
 const tryThem = (files) => doing("try", (say) => each(files, say, async (file) => {
   const found = await put("ask", file), name = file.name ?? "camera image";
@@ -221,7 +221,7 @@ $("train").querySelector("form").addEventListener("submit", (event) => {
 });
 $("alone").addEventListener("click", () => doing("train", async () => {
   await ask("names");
-  return "The classifier is ready: it knows these classes by their names.";
+  return "The classifier is ready: it recognises these classes by their names.";
 }));
 $("stop").addEventListener("click", () => doing("train", () => ask("stop")));
 $("files").addEventListener("change", () => tryThem([...$("files").files]));

@@ -37,7 +37,7 @@ export class Camera {
       await this.video.play();
     } catch {
       this.stop();
-      throw Error("There is no camera that this page may use.");
+      throw Error("No camera is available to this page.");
     }
     this.box.hidden = false;
     this.box.querySelector(".shoot").focus();

@@ -10,10 +10,10 @@ ort.env.wasm.numThreads = self.crossOriginIsolated ? navigator.hardwareConcurren
 export async function decode(source) {
   const options = { imageOrientation: "from-image", premultiplyAlpha: "none", colorSpaceConversion: "none" };
   const bitmap = await createImageBitmap(source, options).catch(() => {
-    throw Error("is no image that this browser can read");
+    throw Error("is not an image that this browser can read");
   });
   const { width, height } = bitmap;
-  if (width * height > LARGEST) throw Error(`has ${width} x ${height} pixels, which is too large: make it smaller`);
+  if (width * height > LARGEST) throw Error(`has ${width} x ${height} pixels, which is too many: make it smaller`);
   if (Math.max(width, height) > LONGEST * Math.min(width, height))
     throw Error(`has ${width} x ${height} pixels: more than ${LONGEST} times as long as wide`);
   const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d", { willReadFrequently: true });
@@ -37,7 +37,7 @@ async function bytes(name) {
 async function checked(name, sums) {
   const found = await bytes(name), digest = await crypto.subtle?.digest("SHA-256", found);
   const sum = digest && [...new Uint8Array(digest)].map((each) => each.toString(16).padStart(2, "0")).join("");
-  if (sum && !sums.includes(sum)) throw Error(`${name} is damaged: copy the folder again, or export it once more.`);
+  if (sum && !sums.includes(sum)) throw Error(`${name} is damaged: copy the folder again, or export it again.`);
   return found;
 }
 

@@ -73,7 +73,7 @@ async function watch() {
     state.textContent = "The camera is on.";
   } catch {
     stop();
-    state.textContent = "There is no camera that this page may use.";
+    state.textContent = "No camera is available to this page.";
   }
 }
 
@@ -100,7 +100,7 @@ export async function start() {
   camera.addEventListener("click", watch);
   shoot.addEventListener("click", async () => take([await frame()]));
 
-  known.firstChild.textContent = `What it knows (${labels.length})`;
+  known.firstChild.textContent = `Classes it knows (${labels.length})`;
   known.lastChild.replaceChildren(...labels.map((label) => element("li", own(label))));
   known.hidden = files.disabled = camera.disabled = false;
   state.textContent = "Ready.";

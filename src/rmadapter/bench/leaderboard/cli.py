@@ -15,11 +15,11 @@ from rmadapter.errors import UserError
 
 
 def leaderboard(
-    results: Annotated[Path, typer.Argument(help="Folder that `bench` wrote, or a file of records.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the page.")],
+    results: Annotated[Path, typer.Argument(help="Folder written by `bench`, or a file of records.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page.")],
     as_json: Json = False,
 ) -> None:
-    """One page of everything that was measured, by track, beside what papers print."""
+    """Write one page of everything measured, by track, beside what papers print."""
     from rmadapter.bench.leaderboard.page import write_leaderboard
 
     written = write_leaderboard(results, out)
@@ -28,22 +28,24 @@ def leaderboard(
 
 def reproduce(
     root: Annotated[Path, typer.Option(help="Folder of the data sets.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of results; the same command goes on where it was.")],
-    tables: Annotated[str, typer.Option(help="Of the paper, by number.")] = "1,2,3,4,5,6",
-    methods: Annotated[str, typer.Option(help="Some of the tables' methods, by default all.")] = "",
+    out: Annotated[Path, typer.Option("--out", help="Folder for results; repeat the command to resume.")],
+    tables: Annotated[str, typer.Option(help="Tables of the paper, by number.")] = "1,2,3,4,5,6",
+    methods: Annotated[str, typer.Option(help="Some of the tables' methods; all by default.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3",
-    backbone: Annotated[str, typer.Option(help="The paper's.")] = "ViT-B-16/openai",
-    per_set: Annotated[bool, typer.Option("--per-set", help="Also with the authors' constants of each set.")] = False,
+    backbone: Annotated[str, typer.Option(help="Backbone; the paper's by default.")] = "ViT-B-16/openai",
+    per_set: Annotated[
+        bool, typer.Option("--per-set", help="Also run with the authors' constants for each data set.")
+    ] = False,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="As of `bench`.")
+        list[str] | None, typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="As for `bench`.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, as of `bench`.")] = 1,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what would be run, and run nothing.")] = False,
-    tolerance: Annotated[float, typer.Option(help="Points that a figure may be off.")] = 1.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, as for `bench`.")] = 1,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would run, without running it.")] = False,
+    tolerance: Annotated[float, typer.Option(help="Points by which a figure may be off.")] = 1.0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run the paper's tables and judge each printed figure: within, off by, or not run. 1 if one is off."""
+    """Run the paper's tables and judge each printed figure: within, off by, or not run; exit code 1 if one is off."""
     from rmadapter.bench import reproduce as work
     from rmadapter.bench.cli import _list, _numbers, common_and_own
     from rmadapter.request import machine_of
@@ -57,7 +59,7 @@ def reproduce(
     )  # fmt: skip
     absent = work.missing(wish)
     for key, why in absent.items():
-        note(f"{key} is not complete ({why}); `rmadapter data {key} --root {root}` says how to get it")
+        note(f"{key} is incomplete ({why}); `rmadapter data {key} --root {root}` says how to get it")
     made = work.plans(wish, absent)
     if plan:
         rows = [{"table": t, "data set": d, "runs": n, "finished": f} for t, d, n, f in work.outline(made)]
@@ -71,7 +73,7 @@ def reproduce(
     _tell(judged, as_json, out / work.VERDICTS)
     if failed := [record for record in records if record.status == "failed"]:
         told = f"{len(failed)} of {len(records)} runs failed ({failed[0].reason})"
-        raise UserError(f"{told}; the same command tries them again")
+        raise UserError(f"{told}; the same command retries them")
     if any(row["within"] is False for row in judged):
         raise typer.Exit(1)
 

@@ -40,7 +40,7 @@ def write_leaderboard(results: Path, out: Path) -> dict[str, Any]:
     found = sorted(read_records(results).finished, key=cell)
     made = boards(found)
     if not made:
-        raise UserError(f"{results}: no run of methods is finished; a leaderboard has nothing to show")
+        raise UserError(f"{results}: no finished run of a method, so a leaderboard has nothing to show")
     summary = {"runs": len(found), "boards": [_facts(board) for board in made], "contradictions": contradictions()}
     with alone(out):  # two at once would leave files of both
         write_text(out / "records.jsonl", "".join(record.line() for record in found))
@@ -92,7 +92,7 @@ def _about(board: Board) -> str:
         f"{name} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
         for name, value in board.group.shared.items()
     )
-    where = f"over {', '.join(board.sets)}" if board.sets else "empty, as no data set has all methods"
+    where = f"over {', '.join(board.sets)}" if board.sets else "empty, because no data set has all methods"
     return f"The first table is {where}. All runs share: {shared}; weights {board.group.backbone.digest[:8]}."
 
 

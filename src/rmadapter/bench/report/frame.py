@@ -34,7 +34,7 @@ def records(results: str | Path) -> Any:
                 rows += [{"file": where, **row} for row in _rows(record)]
                 seen.add(record.line())
     if not rows:
-        raise UserError(f"{results}: holds no record of a run; `rmadapter fit` and `bench` write them below --out")
+        raise UserError(f"{results}: no run records found; `rmadapter fit` and `bench` write them below --out")
     return pandas.DataFrame(rows)
 
 

@@ -50,7 +50,7 @@ def read_records(results: Path) -> Results:
             found.append((where, record))
     if not found:
         why = f" ({notes[0]})" if notes else ""
-        raise UserError(f"{results}: holds no record of the bench{why}; `rmadapter bench ... --out FOLDER` writes them")
+        raise UserError(f"{results}: no bench records found{why}; `rmadapter bench ... --out FOLDER` writes them")
     finished: Finished = {}
     for where, record in found:
         old = finished.setdefault(cell(record), (where, record)) if record.status == "finished" else None
@@ -76,7 +76,7 @@ def _tested_elsewhere(finished: Finished) -> list[str]:
                 sets[(record.task.data, score.name, score.split, *drawn)][score.digest].append(key)
     fewer = [key for sides in sets.values() for key in _fewer(sides)[0]]
     gone = [finished.pop(key) for key in dict.fromkeys(fewer)]
-    return [f"{where}: tested on other images of {r.task.data} than the runs that stay; left out" for where, r in gone]
+    return [f"{where}: tested on other images of {r.task.data} than the runs kept; left out" for where, r in gone]
 
 
 def _set_otherwise(finished: Finished) -> list[str]:
@@ -100,8 +100,8 @@ def _set_otherwise(finished: Finished) -> list[str]:
         for key in fewer:
             where, record = finished.pop(key)
             apart = [f"{name}={settings[key][name]}" for name in common if settings[key][name] != settings[usual][name]]
-            what = f"{record.method.name} with {', '.join(apart)}, unlike the runs that stay"
-            notes.append(f"{where}: {what}; left out, give it a folder of its own")
+            what = f"{record.method.name} with {', '.join(apart)}, unlike the runs kept"
+            notes.append(f"{where}: {what}; left out, put it in a folder of its own")
     return notes
 
 
@@ -114,7 +114,7 @@ def _fewer(sides: Mapping[str, list[Cell]]) -> tuple[list[Cell], Cell]:
 def lines(results: Path) -> Iterator[tuple[str, str]]:
     """(where it stands, text) of all that may be a record."""
     if not user_path(results).exists():
-        raise UserError(f"{results}: not there; give the folder that `rmadapter bench ... --out` wrote, or its records")
+        raise UserError(f"{results}: not found; give the folder that `rmadapter bench ... --out` wrote, or its records")
     paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
     for path in paths:
         where = path.relative_to(results).as_posix() if path != results else path.name
@@ -134,7 +134,7 @@ def lines(results: Path) -> Iterator[tuple[str, str]]:
 def fault(record: Record) -> str:
     """Why a record is none of the bench's, if so."""
     if record.protocol not in PROTOCOLS:
-        return f"a run of {record.protocol!r}, which is no protocol of the bench"
+        return f"a run of {record.protocol!r}, which is not a protocol of the bench"
     needed = "all" if record.protocol in ("few-shot", *TRANSFER) else "base"
     missing = record.status == "finished" and record.metric(needed) is None
-    return f"finished without an accuracy on {needed} classes" if missing else ""
+    return f"finished, but without an accuracy on {needed} classes" if missing else ""

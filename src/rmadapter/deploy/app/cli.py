@@ -28,25 +28,27 @@ ORIGIN = re.compile(rf"https?://{HOST.pattern}(:\d+)?", re.IGNORECASE)
 
 
 def app(
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets others in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
-    backbone: Annotated[str, typer.Option(help="As of `fit`; all classifiers of the page are on it.")] = "pocket",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
+    backbone: Annotated[str, typer.Option(help="As for `fit`; every classifier on the page uses it.")] = "pocket",
     runs: Annotated[Path | None, typer.Option(help="Folder of runs that the page may open.")] = None,
-    keep_hours: Annotated[float, typer.Option(min=0.01, help="Then what somebody left alone is removed.")] = 12.0,
+    keep_hours: Annotated[
+        float, typer.Option(min=0.01, help="Hours without activity after which a visitor's data is removed.")
+    ] = 12.0,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Name that others open the page by; may be repeated.")
+        list[str] | None, typer.Option(help="Host name by which others open the page; may be repeated.")
     ] = None,
     allow_frame: Annotated[
-        list[str] | None, typer.Option(help="Site that may show it in a frame, as https://huggingface.co.")
+        list[str] | None, typer.Option(help="Site that may show the page in a frame, such as https://huggingface.co.")
     ] = None,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """A page on which somebody who writes no code makes a classifier."""
+    """Serve a page for making a classifier without writing code."""
     check_extra()
     if runs is not None and not user_path(runs).is_dir():
-        raise UserError(f"{runs}: no folder of runs")
+        raise UserError(f"{runs}: not a folder of runs")
     others = checked("--allow-host", allow_host or (), HOST, "anna-photos.hf.space")
     frames = checked("--allow-frame", allow_frame or (), ORIGIN, "https://huggingface.co")
     with bound(host, port) as door:
@@ -63,7 +65,7 @@ def app(
         where = f"{address(door)}/"
         if others or not is_loopback(host):
             its = " or ".join((where, *others))
-            note(f"anybody who reaches {its} can use this page, this machine's time and its disk: there is no login")
+            note(f"anyone who reaches {its} can use this page, this machine's time and its disk: there is no login")
         print(json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)", flush=True)
         if browser:
             webbrowser.open(where)
@@ -73,14 +75,14 @@ def app(
 def check_extra() -> None:
     """Raises UserError where the extra is missing."""
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
-        raise UserError(f"app needs {', '.join(missing)}; `pip install 'rmadapter[app]'` brings what is missing")
+        raise UserError(f"app needs {', '.join(missing)}; run `pip install 'rmadapter[app]'`")
 
 
 def checked(option: str, words: Sequence[str], form: re.Pattern[str], example: str) -> Sequence[str]:
     """Raises UserError for a word of another form."""
     for word in words:
         if not form.fullmatch(word):
-            raise UserError(f"{option} {quoted(word)}: write it as {example}, with nothing before or behind")
+            raise UserError(f"{option} {quoted(word)}: write it as {example}, with nothing before or after")
     return words
 
 

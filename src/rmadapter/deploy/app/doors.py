@@ -30,9 +30,9 @@ def refusal(method: str, host: str, origin: str | None, names: Collection[str]) 
     """
     name = _part(f"//{host}", "hostname")
     if name not in names and name != "localhost" and not _is_number(name):
-        return "Open this page by the address that the terminal shows."
+        return "Open this page at the address that the terminal shows."
     if method not in READING and origin is not None and _part(origin, "netloc") != host:
-        return "Another site's page sent this, which is not allowed."
+        return "Another site's page sent this request, which is not allowed."
     return ""
 
 

@@ -112,7 +112,7 @@ class Jobs:
             self._end(job, code, lines)
         except Exception:
             traceback.print_exc()
-            job.told, job.state = "The server has a bug: its terminal says more.", "failed"
+            job.told, job.state = "The server has a bug: see its terminal.", "failed"
         finally:
             if job.state != "done":
                 for left in (job.out, job.out.with_name(f".{job.out.name}.part")):
@@ -166,5 +166,5 @@ def _reason(code: int, lines: Sequence[str]) -> str:
         return said[-1].removeprefix("rmadapter: ")
     print("\n".join(lines), file=sys.stderr)
     if code < 0:
-        return f"The system ended it (signal {-code}), as when memory runs out: try fewer images, or another method."
-    return f"It ended with exit code {code}, which is a bug: the server's terminal says more."
+        return f"The system killed it (signal {-code}), as when memory runs out: try fewer images, or another method."
+    return f"It ended with exit code {code}, which is a bug: see the server's terminal."

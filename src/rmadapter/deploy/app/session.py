@@ -26,11 +26,11 @@ from rmadapter.task import TEMPLATES
 
 METHODS = {
     AUTO: "Choose for me: tries several and takes the best",
-    "linear-probe-pair": "Quick: learns your classes and no others",
-    "rmadapter": "Slow: also takes further classes by name alone",
+    "linear-probe-pair": "Quick: learns only your classes",
+    "rmadapter": "Slow: also accepts new classes by name alone",
 }
 TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
-BUSY = "Something is at work already: wait for it, or stop it."
+BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 
 
@@ -166,7 +166,7 @@ class Session:
             self._idle()
             called = prompt_names([*self.shelf.classes])
             if len(called) < 2:
-                raise UserError("give at least two classes: there is nothing to tell one class from")
+                raise UserError("give at least two classes: a classifier needs something to tell apart")
             known = Known(tuple(called.values()), TEMPLATES)
             with self.shared.lock:
                 fitted = load_method("zero-shot").restore(self.shared.backbone, known, {})
@@ -181,7 +181,7 @@ class Session:
             self._idle()
             saved, out = self._model(), self._new("model")
             if len(saved.labels) + len(names) > MOST_CLASSES:
-                raise UserError(f"{MOST_CLASSES:,} classes are the most that this page takes")
+                raise UserError(f"this page takes at most {MOST_CLASSES:,} classes")
             with self.shared.lock:
                 add_names(saved, [*map(spelled, names)], out)
             self._take(out)
@@ -210,7 +210,7 @@ class Session:
 
     def report(self) -> Path:
         if self.run is None or not (self.run / PAGE).is_file():
-            raise UserError("there is no report: only a classifier that was trained here has one")
+            raise UserError("there is no report: only training writes one")
         return self.run / PAGE
 
     def export(self, to: str) -> None:
@@ -231,7 +231,7 @@ class Session:
             assert self.run is not None
             folder = self.exports.get(what) if what in TARGETS else self.run
             if folder is None:
-                raise UserError(f"{quoted(what)}: not made yet")
+                raise UserError(f"{quoted(what)}: not exported yet")
             more: dict[str, Path] = {}
             if what == "images":
                 self.shelf.write()

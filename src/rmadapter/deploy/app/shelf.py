@@ -56,9 +56,7 @@ class Shelf:
         label = spelled(written)
         label = next((known for known in self.classes if key(known) == key(label)), label)
         if label not in self.classes and len(self.classes) == MOST_CLASSES:
-            raise UserError(
-                f"{MOST_CLASSES:,} classes are the most that this page takes: use the command line for more"
-            )
+            raise UserError(f"this page takes at most {MOST_CLASSES:,} classes: use the command line for more")
         self.classes.setdefault(label, [])
         return label
 
@@ -84,8 +82,8 @@ class Shelf:
         size = path.stat().st_size
         if len(self) >= MOST_IMAGES or self._bytes + size > MOST_BYTES:
             raise UserError(
-                f"{name}: {MOST_IMAGES:,} images and {MOST_BYTES / 1e9:.0f} GB are the most that this page takes: use "
-                f"the command line for more"
+                f"{name}: this page takes at most {MOST_IMAGES:,} images and {MOST_BYTES / 1e9:.0f} GB: use the "
+                f"command line for more"
             )
         label = self.add_class(label)
         self._count, self._bytes = self._count + 1, self._bytes + size
@@ -115,7 +113,7 @@ class Shelf:
         """The list that `fit` reads. Raises UserError where two classes have no image to learn from."""
         learnt = [label for label, shots in self.classes.items() if any(shot.split in ("", "train") for shot in shots)]
         if len(learnt) < 2:
-            raise UserError("give images of at least two classes: there is nothing to tell one class from")
+            raise UserError("give images of at least two classes: a classifier needs something to tell apart")
         splits = any(shot.split for shots in self.classes.values() for shot in shots)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -133,7 +131,7 @@ def spelled(written: str) -> str:
     """A class's name without odd spaces. Raises UserError for none, a very long one, and what no tokenizer takes."""
     label = " ".join(written.split())
     if not is_text(label) or len(label) > LONGEST:
-        raise UserError(f"{quoted(label)}: a class's name is a text of at most {LONGEST} characters")
+        raise UserError(f"{quoted(label)}: a class name must be text of at most {LONGEST} characters")
     prompt_names([label])
     return label
 
@@ -162,7 +160,7 @@ def unzipped(archive: Path, folder: Path) -> Path:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{archive.name}: not a readable zip file ({error})") from None
     if count > 2 * MOST_IMAGES:
-        raise UserError(f"{archive.name}: holds {count:,} files, and {2 * MOST_IMAGES:,} are the most")
+        raise UserError(f"{archive.name}: holds {count:,} files, and at most {2 * MOST_IMAGES:,} are allowed")
     folder.mkdir(parents=True)
     try:
         unpack(archive, folder, MOST_ZIP)

@@ -26,7 +26,7 @@ from rmadapter.errors import UserError
 ASSETS = Path(__file__).parents[2] / "assets/app"
 MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
 MINUTE = 60.0  # between two looks at who has gone
-ENDED = "This page was left alone for too long, or the server was started again: reload it."
+ENDED = "This page was idle for too long, or the server was restarted: reload it."
 # A report may be of a run that somebody sent: it is shown, and nothing in it runs.
 SEALED = {"Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"}
 
@@ -92,14 +92,14 @@ def _names(session: Session, wanted: dict[str, Any]) -> None:
 def _list(wanted: dict[str, Any], field: str) -> list[str]:
     value = wanted.get(field)
     if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
-        raise UserError(f"{field}: write at least one")
+        raise UserError(f"{field}: give at least one")
     return value
 
 
 def _text(wanted: dict[str, Any], field: str) -> str:
     value = wanted.get(field)
     if not isinstance(value, str):
-        raise UserError(f"{field}: is missing")
+        raise UserError(f"{field} is missing")
     return value
 
 
@@ -128,9 +128,9 @@ def _answered(answer: Callable[[Session, dict[str, Any]], Any]) -> Callable[[Req
             try:
                 wanted = json.loads(body or b"{}")
             except (ValueError, RecursionError):
-                raise UserError("the request is no JSON") from None
+                raise UserError("the request is not JSON") from None
             if not isinstance(wanted, dict):
-                raise UserError("the request is no JSON object")
+                raise UserError("the request is not a JSON object")
         return JSONResponse(await run_in_threadpool(answer, _session(request), wanted))
 
     return endpoint
@@ -172,7 +172,7 @@ async def _bounded(request: Request, most: int) -> AsyncIterator[bytes]:
     async for part in request.stream():
         size += len(part)
         if size > most:
-            raise UserError(f"more than the {most:,} bytes that this page takes at once")
+            raise UserError(f"larger than the {most:,} bytes that this page takes at once")
         yield part
 
 

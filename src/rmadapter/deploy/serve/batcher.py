@@ -98,7 +98,7 @@ class Batcher:
             pixels, wanted = np.stack([item.pixels for item in items]), any(item.features for item in items)
             probabilities, *features = self.served.ask(pixels, wanted)
             if not np.isfinite(probabilities).all():
-                raise ArithmeticError("the model answers with what is not a number")
+                raise ArithmeticError("the model's answers contain NaN or infinity")
             rows = [
                 Row(probabilities[i], features[0][i] if features and item.features else None)
                 for i, item in enumerate(items)

@@ -51,9 +51,9 @@ async def images_of(request: Request, limits: Limits) -> list[Given]:
     else:
         raise HTTPException(415, HOW)
     if not found:
-        raise HTTPException(400, f"no image came; {HOW}")
+        raise HTTPException(400, f"no images received; {HOW}")
     if len(found) > limits.images:
-        raise HTTPException(400, f"{len(found)} images, and a request may have {limits.images}: send several")
+        raise HTTPException(400, f"{len(found)} images, but a request may have only {limits.images}: send several")
     return found
 
 

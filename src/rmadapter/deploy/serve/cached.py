@@ -17,7 +17,7 @@ from rmadapter.sums import check_sums, sha256
 def cached(folder: Path, wish: Wish) -> Path:
     """The export of a run, made now if it is not there. Raises UserError as `load` and `export`."""
     if not (folder / MODEL).is_file():
-        raise UserError(f"{folder}: no run that --engine {wish.engine} can be made of; `rmadapter fit` makes one")
+        raise UserError(f"{folder}: not a run that --engine {wish.engine} can serve; `rmadapter fit` makes one")
     check_sums(folder)
     # model.json holds the digests of the weights and of the backbone
     own = user_path(wish.method.rpartition(":")[0])  # the file of a method from outside
@@ -29,7 +29,7 @@ def cached(folder: Path, wish: Wish) -> Path:
         from rmadapter.deploy.export import check_wishes, export
 
         check_wishes(place, wish.engine, "fp32")
-        note(f"{folder}: exported for {wish.engine} and compared, once; the cache keeps it")
+        note(f"{folder}: exporting it for {wish.engine} and comparing, once; the cache keeps it")
         saved = load(folder, wish.backbone, method=wish.method, device="cpu")
         place.parent.mkdir(parents=True, exist_ok=True)
         export(folder, saved, place, to=wish.engine, embeddings=answers_of(saved)[1])

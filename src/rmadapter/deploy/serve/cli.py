@@ -27,27 +27,33 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def serve(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs or exports; NAME=FOLDER names.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of them.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Folders of runs or exports; NAME=FOLDER names one.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     engine: Annotated[str, typer.Option(help="torch, onnx or openvino; by default torch, or the export's.")] = "",
-    threads: Annotated[int, typer.Option(min=0, help="Of each model; 0: as the engine likes.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images a model is asked about at once, at most.")] = 16,
+    threads: Annotated[int, typer.Option(min=0, help="Threads per model; 0 leaves it to the engine.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Most images sent to a model in one batch.")] = 16,
     wait: Annotated[float, typer.Option(min=0, max=1000, help="Milliseconds to wait for a batch to fill.")] = 3.0,
-    queue: Annotated[int, typer.Option(min=1, help="Images of a model that wait at most; beyond, 429.")] = 256,
-    images: Annotated[int, typer.Option(min=1, help="Images of a request, at most.")] = 64,
-    body: Annotated[float, typer.Option(min=0.001, max=10_000, help="MB of a request, at most.")] = 32.0,
-    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="For a body to come, and for an answer.")] = 30.0,
-    cors: Annotated[list[str] | None, typer.Option(help="Origin of web pages that may ask; may be repeated.")] = None,
-    log: Annotated[bool, typer.Option("--log", help="A line on stderr for each request.")] = False,
+    queue: Annotated[int, typer.Option(min=1, help="Most images waiting for a model; beyond that, status 429.")] = 256,
+    images: Annotated[int, typer.Option(min=1, help="Most images per request.")] = 64,
+    body: Annotated[float, typer.Option(min=0.001, max=10_000, help="Most MB per request.")] = 32.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="Most seconds for a body to arrive, and for an answer.")
+    ] = 30.0,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="Origin of web pages that may send requests; may be repeated.")
+    ] = None,
+    log: Annotated[bool, typer.Option("--log", help="Print a line on stderr for each request.")] = False,
     method: Name = "",
     backbone: Its = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Answer over HTTP what images show; the key that requests must show is RMADAPTER_API_KEY."""
+    """Classify images over HTTP; requests must carry the key in RMADAPTER_API_KEY, if set."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise UserError(f"serve needs {', '.join(missing)}; `pip install 'rmadapter[serve]'` brings what is missing")
+        raise UserError(f"serve needs {', '.join(missing)}; run `pip install 'rmadapter[serve]'`")
     from rmadapter.deploy.serve import listen
     from rmadapter.deploy.serve.limits import Limits
     from rmadapter.deploy.serve.served import Wish, open_served
@@ -80,7 +86,7 @@ def named(words: Sequence[str]) -> dict[str, Path]:
         if not NAME.fullmatch(name):
             raise UserError(f"{word}: give it a name of letters, digits, dots, _ and -, as in birds={folder}")
         if name in found:
-            raise UserError(f"{word}: {name} is {found[name]} already; give one of them another name: NAME={folder}")
+            raise UserError(f"{word}: {name} is already {found[name]}; give one of them another name: NAME={folder}")
         found[name] = user_path(run_folder(folder))
     return found
 

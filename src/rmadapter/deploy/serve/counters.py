@@ -26,7 +26,7 @@ class Counters:
         self.batches = Histogram(
             "rmadapter_batch_images", "Images asked about at once.", ["model"], registry=registry, buckets=IMAGES
         )
-        self.queue = Gauge("rmadapter_queue_images", "Images taken, not answered yet.", ["model"], registry=registry)
+        self.queue = Gauge("rmadapter_queue_images", "Images accepted but unanswered.", ["model"], registry=registry)
         self.reloads = Counter("rmadapter_reloads", "Of changed models.", ["model", "outcome"], registry=registry)
 
     def text(self) -> bytes:

@@ -61,7 +61,7 @@ class Door:
         headers = Headers(scope=scope)
         if self._key and scope["path"] not in FREE and not any(self._opens(key) for key in keys(headers)):
             more = {"WWW-Authenticate": "Basic"}  # whose password is the key, so that a browser asks for it
-            return JSONResponse({"error": "this server wants its key, as X-API-Key"}, 401, more)
+            return JSONResponse({"error": "this server needs its key in the header X-API-Key"}, 401, more)
         length = headers.get("content-length", "")
         if length.isdigit() and len(length) < 20 and int(length) > self._limits.bytes:
             return JSONResponse({"error": self._too_large()}, 413)
@@ -86,7 +86,7 @@ class Door:
             if mine > self._limits.bytes:
                 raise HTTPException(413, self._too_large())
             if self._held > BODIES * self._limits.bytes:
-                raise HTTPException(429, "too many bodies are being read: try again", LATER)
+                raise HTTPException(429, "too many request bodies at once: try again", LATER)
             return message
 
         try:

@@ -25,7 +25,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.images > self.queue:
-            raise UserError(f"--images {self.images}: more than --queue {self.queue} could never be taken")
+            raise UserError(f"--images {self.images}: must not exceed --queue {self.queue}")
 
     @property
     def bytes(self) -> int:

@@ -22,8 +22,8 @@ from rmadapter.deploy.serve.service import LATER, Answered, Service
 from rmadapter.deploy.serve.status import status_page
 from rmadapter.errors import UserError
 
-Top = Annotated[int, Query(ge=1, description="Answers an image.")]
-SkipBad = Annotated[bool, Query(description="Answer the other images; bad ones have an error in place of an answer.")]
+Top = Annotated[int, Query(ge=1, description="Answers per image.")]
+SkipBad = Annotated[bool, Query(description="Answer the other images; bad ones get an error instead of an answer.")]
 router = APIRouter()
 
 
@@ -119,7 +119,7 @@ async def _answered(
         with anyio.fail_after(seconds):
             given = await images_of(request, service.limits)
     except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {seconds:g} s", {"Connection": "close"}) from None
+        raise HTTPException(408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}) from None
     try:
         with anyio.fail_after(seconds):
             found = await service.answer(name, given, features, skip_bad)

@@ -115,7 +115,7 @@ def _grey(folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int
     """The first answer, which is the slowest one."""
     found = ask(np.zeros((1, 3, size, size), np.float32))
     if not all(np.isfinite(part).all() for part in found):
-        raise UserError(f"{folder}: answers with what is not a number; fit again")
+        raise UserError(f"{folder}: its answers contain NaN or infinity; fit again")
     return found
 
 

@@ -73,7 +73,7 @@ class Service:
         """The name of the model where there is one. Raises HTTPException where there are several."""
         if len(self._models) > 1:
             known = ", ".join(sorted(self._models))
-            raise HTTPException(400, f"several models are served: add ?model= and one of {known}")
+            raise HTTPException(400, f"several models are served: add ?model= with one of {known}")
         return next(iter(self._models))
 
     async def answer(
@@ -85,7 +85,7 @@ class Service:
         too many images wait already.
         """
         if name not in self._models:
-            raise HTTPException(404, f"no model {name!r:.100}{nearest(name, self._models)}")
+            raise HTTPException(404, f"unknown model {name!r:.100}{nearest(name, self._models)}")
         batcher = self._models[name]
         if features and not batcher.served.features:
             raise HTTPException(404, f"{name} gives no features: its method has none, or its export lacks --embeddings")
@@ -105,7 +105,7 @@ class Service:
         try:
             batcher.take(count)
         except Full:
-            raise HTTPException(429, "too many images are waiting already: try again", LATER) from None
+            raise HTTPException(429, "too many images are waiting: try again", LATER) from None
         try:
             yield
         finally:

@@ -53,10 +53,10 @@ class Watch:
             served = await asyncio.to_thread(open_served, wish)
         except Exception as error:  # whatever is wrong with the new one, the old one is not to be lost
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self._tell(name, "refused", f"not loaded again, the old one answers on: {reason}")
+            self._tell(name, "refused", f"not reloaded, the old one keeps answering: {reason}")
         else:
             self._service.put(name, served)
-            self._tell(name, "loaded", "loaded again")
+            self._tell(name, "loaded", "reloaded")
 
     def _tell(self, name: str, outcome: str, text: str) -> None:
         self._service.counters.reloads.labels(name, outcome).inc()

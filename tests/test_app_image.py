@@ -1,0 +1,30 @@
+"""A browser trains on a small set in a running application, asks it, and the whole page becomes a picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
+pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
+
+from PIL import Image
+
+from pages import needs_browser
+from rmadapter.backbones import Backbone
+from test_app_page import serving
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import app_image
+
+
+@needs_browser
+def test_a_picture_of_the_whole_page(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    with serving(tiny_clip) as address:
+        app_image.main(address, tmp_path / "page.png", colors, ("red", "blue"), ("red/0.png", "blue/0.png"))
+    with Image.open(tmp_path / "page.png") as shot:
+        assert shot.width == app_image.WIDTH
+        assert shot.height > 1500, "the sections that a training opens"

@@ -1,0 +1,54 @@
+"""The image of docs/app.md: the application after a training on pictograms, in a headless Chromium.
+
+rmadapter app --backbone pocket
+python tools/app_image.py http://127.0.0.1:8080 docs/app.png pictograms
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from browser import Tab, tab
+from PIL import Image
+
+CLASSES = ("animal", "building", "face", "fruit or vegetable", "vehicle")
+ASKED = ("building/post-office.png", "animal/t-rex.png", "animal/chipmunk.png")
+WIDTH = 1265
+
+
+def main(address: str, out: Path, data: Path, classes: Sequence[str] = CLASSES, asked: Sequence[str] = ASKED) -> None:
+    """data: a folder with train/ and test/."""
+    with tempfile.TemporaryDirectory() as home:
+        for name in classes:
+            shutil.copytree(data / "train" / name, Path(home, "zipped", name))
+        packed = shutil.make_archive(str(Path(home, "train")), "zip", Path(home, "zipped"))
+        with tab(Path(home, "browser")) as page:
+            page("Emulation.setDeviceMetricsOverride", width=WIDTH, height=800, deviceScaleFactor=1, mobile=False)
+            page.go(address)
+            page.until("document.querySelectorAll('#methods input').length === 3")
+            _choose(page, "#zip", packed)
+            page.until(f"document.querySelectorAll('#classes > li').length === {len(classes)}")
+            page.script("document.querySelector('[value=linear-probe-pair]').click()")
+            page.script("document.getElementById('go').click()")
+            page.until("document.querySelector('#rates tbody tr') !== null", seconds=600)
+            _choose(page, "#files", *(str((data / "test" / name).resolve()) for name in asked))
+            page.until(f"document.querySelectorAll('#answers > li').length === {len(asked)}")
+            height = page.script("document.documentElement.scrollHeight")
+            page("Emulation.setDeviceMetricsOverride", width=WIDTH, height=height, deviceScaleFactor=1, mobile=False)
+            page.shot(Path(home, "page.png"))
+        with Image.open(Path(home, "page.png")) as shot:
+            shot.convert("RGB").quantize(64).save(out, optimize=True)  # a third of the size
+
+
+def _choose(page: Tab, selector: str, *files: str) -> None:
+    root = page("DOM.getDocument")["root"]["nodeId"]
+    field = page("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+    page("DOM.setFileInputFiles", nodeId=field, files=list(files))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
