@@ -49,7 +49,7 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
         ("path,label\n", {"group": "patient"}, r"\(path, label\) is called 'patient'$"),
         ("path,label\n", {"label": "Label"}, "is called 'Label'$"),
         ("path,label\n", {"labels": "x"}, "unknown kind 'labels'; did you mean 'label'"),
-        ("path,label\n", {}, "has no rows after the first line"),
+        ("path,label\n", {}, "has no rows of data"),
         ("", {}, "the first line is empty"),
         ('path,label\n"a,b\n', {}, "not a readable CSV file"),
     ],

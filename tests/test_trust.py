@@ -150,7 +150,7 @@ def test_names_of_text_encoders_stay_inside(model: Path, tmp_path: Path, name: A
     outside = shutil.copytree(model, tmp_path / "outside")
     shutil.copytree(outside / "bert", tmp_path / "roberta-base")
     text(model, hf_model_name=name.format(outside=outside) if isinstance(name, str) else name)
-    refused(model, "hf_model_name leads out of the folder|hf_model_name is a plain value")
+    refused(model, "hf_model_name leads out of the folder|hf_model_name must be a plain value")
 
 
 def test_relative_names_that_stay_inside_are_read(model: Path) -> None:
@@ -182,6 +182,11 @@ def test_broken_links_and_pipes_are_refused(model: Path, tmp_path: Path) -> None
     refused(model, r"b\.json is not a plain file")
 
 
+def test_a_config_that_is_no_table(model: Path) -> None:
+    (model / "open_clip_config.json").write_text('[{"model_cfg": {}}]')
+    refused(model, "a model_cfg with a vision_cfg and a text_cfg is missing")
+
+
 @pytest.mark.parametrize(
     ("place", "fields", "words"),
     [
@@ -191,7 +196,7 @@ def test_broken_links_and_pipes_are_refused(model: Path, tmp_path: Path) -> None
         (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}, "bpe_path' is not a field"),
         (("model_cfg", "text_cfg"), {"tokenizer_kwargs": {"gguf_file": "x"}}, "gguf_file' is not a field"),
         (("model_cfg", "text_cfg"), {"norm_kwargs": {"device": "meta"}}, "norm_kwargs.device' is not a field"),
-        (("model_cfg", "text_cfg"), {"width": {"a": 1}}, "width is a plain value, not a table"),
+        (("model_cfg", "text_cfg"), {"width": {"a": 1}}, "width must be a plain value, not a table"),
         (("preprocess_cfg",), {"mean": [{"a": 1}]}, "preprocess_cfg.mean must be a list of plain values"),
         ((), {"model_cfg": []}, "a model_cfg with a vision_cfg and a text_cfg is missing"),
     ],

@@ -90,10 +90,10 @@ def test_the_file_is_found_among_others(pets: Path) -> None:
         ("train: images/train\nnames: 3\n", "not a YOLO data.yaml"),
         ("train: images/train\n", "not a YOLO data.yaml"),
         ("train: images/train\nnames: [cat]\n", r"dog_1.txt, line 1: '1 0.1 .* is not a class number"),
-        ("train: gone\nnames: [cat, dog]\n", "'gone' is not in its folder"),
-        ("train: /\nnames: [cat, dog]\n", "'/' is not in its folder; --allow-outside"),
-        ("train: ../..\nnames: [cat, dog]\n", "is not in its folder"),
-        ("path: /\ntrain: tmp\nnames: [cat, dog]\n", "'tmp' is not in its folder"),
+        ("train: gone\nnames: [cat, dog]\n", "'gone' was not found in its folder"),
+        ("train: /\nnames: [cat, dog]\n", "'/' was not found in its folder; --allow-outside"),
+        ("train: ../..\nnames: [cat, dog]\n", "was not found in its folder"),
+        ("path: /\ntrain: tmp\nnames: [cat, dog]\n", "'tmp' was not found in its folder"),
     ],
 )
 def test_files_that_say_nothing_clear(pets: Path, yaml: str, words: str) -> None:
@@ -112,7 +112,7 @@ def test_lines_that_are_no_box(pets: Path, line: str) -> None:
 def test_outside_where_it_is_allowed(pets: Path, tmp_path: Path) -> None:
     (pets / "sub").mkdir()
     (pets / "sub" / "data.yaml").write_text("train: ../images/val\nnames: [cat, dog]\n")
-    with pytest.raises(UserError, match="not in its folder"):
+    with pytest.raises(UserError, match="not found in its folder"):
         read_yolo(pets / "sub" / "data.yaml")
     (image,) = read_yolo(pets / "sub" / "data.yaml", outside=True)["train"]
     assert image == pets / "images/val/dog_2.png"

@@ -207,7 +207,9 @@ def _load(text: str) -> Any:
                 raise ValueError
         return yaml.safe_load(text)
     except Exception as error:  # PyYAML raises nearly anything, an AttributeError for `!!timestamp x`
-        raise ValueError(f"not YAML of few levels and without aliases: {type(error).__name__}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"not YAML of at most {MOST_LEVELS} levels without aliases{where}") from None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

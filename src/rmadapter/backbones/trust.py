@@ -126,12 +126,12 @@ def check_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_fields(file: Path, value: Any, place: str = "") -> None:
-    if isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
+    if place and isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
         raise UserError(f"{file}: {place} must be a list of plain values")
     if not isinstance(value, dict):
         return
     if place not in KNOWN:
-        raise UserError(f"{file}: {place} is a plain value, not a table")
+        raise UserError(f"{file}: {place} must be a plain value, not a table")
     for name, part in value.items():
         inner = f"{place}.{name}".lstrip(".")
         if name not in KNOWN[place]:

@@ -48,7 +48,7 @@ def read_rows(
     for where, cells in reader(path, lambda there: choose_columns(path, there, needed, also, named)):
         yield f"{path}, {where}", {what: _cell(cell) for what, cell in cells.items()}
     if not where:
-        raise UserError(f"{path}: has no rows after the first line")
+        raise UserError(f"{path}: has no rows of data")
 
 
 def frame_cells(frame: Any, chosen: Mapping[str, str]) -> dict[str, list[Any]]:

@@ -88,7 +88,8 @@ def open_image(file: BinaryIO) -> Image.Image:
     factor = shrink(image)
     need = _cost(image) + 4 * image.width * image.height // factor**2
     if need > MEMORY:
-        raise ValueError(f"{image.format} of {_sides(image)} pixels takes {need / 1e6:,.0f} MB of memory to decode")
+        what = f"{image.format} of {_sides(image)} pixels takes {need / 1e6:,.0f} MB to decode"
+        raise ValueError(f"{what}, of {MEMORY / 1e6:,.0f} allowed")
     if image.format in ("JPEG", "MPO"):
         _check_scans(file, image)
         image.draft(image.mode, (image.width // factor, image.height // factor))
@@ -139,7 +140,8 @@ def _check_scans(file: BinaryIO, image: Image.Image) -> None:
         last = block[-1:]
     file.seek(here)
     if count * image.width * image.height > SCANS:
-        raise ValueError(f"a JPEG of {_sides(image)} pixels in {count} scans")
+        most = SCANS // (image.width * image.height)
+        raise ValueError(f"a JPEG of {_sides(image)} pixels in {count} scans, of {most} allowed")
 
 
 class _Metered:

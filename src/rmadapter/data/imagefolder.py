@@ -49,7 +49,7 @@ def read_imagefolder(
     for split, table in tables.items():
         for own, rows in scan_table(table, outside, named).items():
             if split and own not in ("all", split):
-                raise UserError(f"{table}: lists images of the split {own!r}")
+                raise UserError(f"{table}: lists images of the split {own!r}; move them out of the folder of {split!r}")
             for row in rows:
                 name = split or (own if own != "all" else _first(row.image, table.parent))
                 found.setdefault(name, []).append(row)

@@ -69,7 +69,8 @@ def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -
             path = Path(os.path.normpath(base / name))
             if path.exists() and (outside or path.is_relative_to(home)):
                 return path
-    raise UserError(f"{file}: {quoted(written)} is not in its folder; {ALLOW} allows images elsewhere")
+    there = f"; {ALLOW} allows images elsewhere" if not outside else ""
+    raise UserError(f"{file}: {quoted(written)} was not found in its folder{there}")
 
 
 def _marks(image: Path, classes: Mapping[int, str], home: Path) -> list[Mark]:
