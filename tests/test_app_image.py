@@ -14,11 +14,16 @@ from PIL import Image
 
 from pages import needs_browser
 from rmadapter.backbones import Backbone
+from rmadapter.data import openmoji
 from test_app_page import serving
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import app_image
+
+
+def test_what_it_shows_are_pictograms() -> None:
+    assert {*app_image.CLASSES, *(name.partition("/")[0] for name in app_image.ASKED)} <= openmoji.CLASSES.keys()
 
 
 @needs_browser

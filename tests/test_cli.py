@@ -183,7 +183,7 @@ def test_what_predict_refuses(
     probe = tmp_path / "probe"
     fit = ["fit", colors, "--backbone", tiny_clip.name, "--method", "linear-probe", "--set", "device=cpu"]
     assert rmadapter(*fit, "--out", probe).code == 0
-    refused(rmadapter("predict", probe, image, *its, "--names", "red,zebra"), "--names: linear probe knows", "'zebra'")
+    refused(rmadapter("predict", probe, image, *its, "--names", "red,zebra"), "--names: linear probe only", "'zebra'")
 
 
 def test_several_processes_of_one_command_are_refused(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_what_lies_in_it(exported: Path, saved: Saved) -> None:
     assert "/" not in facts["backbone"]["name"]  # of a folder: whose it was is nobody's business
     assert {"onnx", "onnxruntime", "torch"} <= set(facts["versions"])
     page = (exported / "README.md").read_text()
-    for text in (facts["sha256"], "RMAdapter: 4 classes", "licence of the weights", "100.0 % of its answers"):
+    for text in (facts["sha256"], "RMAdapter: 4 classes", "licence of the weights", "100.0 % of the answers"):
         assert text in page
     assert "{" not in page.replace("{label}: {probability:.1%}", "")
 

@@ -70,7 +70,7 @@ def test_what_is_refused_is_a_sentence(client: TestClient) -> None:
     for path, status, told in (
         ("/predict?top=0", 422, "query.top: "),
         ("/predict?skip_bad=perhaps", 422, "query.skip_bad: "),
-        ("/models/tox/predict", 404, "no model 'tox'; did you mean 'toy'?"),
+        ("/models/tox/predict", 404, "unknown model 'tox'; did you mean 'toy'?"),
         ("/nowhere", 404, "Not Found"),
         ("/health", 405, "Method Not Allowed"),
     ):

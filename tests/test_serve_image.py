@@ -26,7 +26,7 @@ def test_a_page_with_answers(tmp_path: Path) -> None:
             heard = page.heard()
             assert ("button", "What is it?") in heard
             assert ("heading", "toy") in heard
-            assert "<b>1</b> image answered" in page.script("document.documentElement.outerHTML")
+            assert "<b>1</b> image classified" in page.script("document.documentElement.outerHTML")
     with Image.open(tmp_path / "page.png") as shot:
         assert shot.width > 850
         assert shot.height > 300

@@ -28,7 +28,7 @@ def test_a_fault_is_told_with_its_status() -> None:
         client = TestClient(create_app(service))
         answer = client.post("/?model=other", files=[("files", ("a.png", b""))])
         assert answer.status_code == 404
-        assert "no model &#39;other&#39;" in answer.text
+        assert "unknown model &#39;other&#39;" in answer.text
 
 
 def test_no_script_nothing_from_elsewhere_and_a_policy_that_says_so() -> None:
