@@ -33,8 +33,8 @@ class Results:
 def read_records(results: Path) -> Results:
     """The records of a file of lines, or of every *.json and *.jsonl below a folder.
 
-    What is no record is left out with a note; of two finished records of one cell the later counts, with a note.
-    Raises UserError when nothing is there.
+    What is no record is left out with a note, and so is a run tested on other images, or with other settings, than most
+    of its like; of two finished records of one cell the later counts, with a note. Raises UserError where nothing is.
     """
     found: list[tuple[str, Record]] = []
     notes = []
