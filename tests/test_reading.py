@@ -113,3 +113,12 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
     plain = MethodName(name="coprompt", settings={**texts[0].method.settings, "descriptions": ""})
     both = [run.model_copy(update={"method": one}) for run, one in zip(texts, (plain, described), strict=True)]
     assert len(read_records(write(tmp_path / "tracks", *both)).finished) == 2
+
+
+def test_half_against_half_does_not_depend_on_where_the_runs_were_found(tmp_path: Path) -> None:
+    runs = [record("mma", "a", seed, VALUES) for seed in (1, 2)]
+    methods = [MethodName(name="mma", settings={"alpha": alpha}) for alpha in (0.1, 9.5)]
+    runs = [run.model_copy(update={"method": one}) for run, one in zip(runs, methods, strict=True)]
+    one, other = write(tmp_path / "one", *runs), write(tmp_path / "other", *reversed(runs))
+    assert read_records(one).finished == read_records(other).finished
+    assert len(read_records(one).finished) == 1

@@ -106,9 +106,9 @@ def _set_otherwise(finished: Finished) -> list[str]:
 
 
 def _fewer(sides: Mapping[str, list[Cell]]) -> tuple[list[Cell], Cell]:
-    """The keys of all sides but the largest, and one of that; of sides of one size the later counts as larger."""
-    *fewer, most = sorted(sides.values(), key=len)
-    return [key for keys in fewer for key in keys], most[0]
+    """The keys of all sides but the largest, and one of that; among sides of one size their names decide."""
+    *fewer, most = sorted(sides, key=lambda side: (len(sides[side]), side))
+    return [key for side in fewer for key in sides[side]], sides[most][0]
 
 
 def lines(results: Path) -> Iterator[tuple[str, str]]:
