@@ -11,11 +11,11 @@ from rmadapter.html import template
 
 
 def test_it_escapes_and_refuses() -> None:
-    page = template("suggest.html.j2", count=str, percent=str)
+    page = template("suggest.html.j2", percent=str)
     with pytest.raises(UndefinedError):
         page.render()
     assert template("report.css").render().startswith(":root")
-    fault = template("serve.html.j2", count=str).render(
+    fault = template("serve.html.j2").render(
         models={}, requests=0, images=0, asked="", answers=[], fault="<b>&", version="1"
     )
     assert "<strong>&lt;b&gt;&amp;</strong>" in fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -50,6 +51,8 @@ def test_the_page_shows_images_labels_and_neighbours_and_runs_nothing(tmp_path: 
     page = Page(tmp_path / "s.html")
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert "3 of 4 training images deserve a look." in page.text
+    write_page(tmp_path / "one.html", replace(found, suspects=found.suspects[:1]), "photos", "", tmp_path / "s.csv")
+    assert "1 of 4 training images deserves a look." in Page(tmp_path / "one.html").text
     assert shlex.join(["rmadapter", "suspects", f"photos {EVIL}", "--apply", f"{tmp_path / 's.csv'}"]) in page.text
     assert f"labelled cat, looks like {EVIL} (94 %)" in page.text.replace("\N{NO-BREAK SPACE}", " ")
     sources = [value for value in page.values("src") if value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -38,12 +39,21 @@ def test_the_page_shows_images_and_runs_nothing(tmp_path: Path) -> None:
     page = Page(tmp_path / "s.html")
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert "2 of 10 images to label." in page.text
-    assert "Rule: margin. 3 images that the run was fitted to were left out. 1 near-duplicates" in page.text
+    assert "Rule: margin. 3 images that the run was fitted to were left out." in page.text
+    assert "1 near-duplicate of another was left out." in page.text
     [source] = page.values("src")
     assert source.startswith("data:image/jpeg;base64,")
     assert "not readable" in page.text
     assert "=cat 70" in page.text
     assert "://" not in (tmp_path / "s.html").read_text("utf-8")
+
+
+def test_one_is_told_as_one(tmp_path: Path) -> None:
+    found = example(tmp_path, count=1)
+    shown.write_page(tmp_path / "s.html", replace(found, pool=1, known=1, copies=2), "a run", tmp_path / "s.csv")
+    text = Page(tmp_path / "s.html").text
+    assert "1 of 1 image to label." in text
+    assert "1 image that the run was fitted to was left out. 2 near-duplicates of others were left out." in text
 
 
 def test_every_rule_is_explained() -> None:

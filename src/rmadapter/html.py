@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 
+@cache
 def template(name: str, escape: bool = True, **filters: Any) -> Any:
-    """A template of the package, which escapes what it is given, for HTML, and refuses what it is not given."""
+    """A template of the package, which escapes what it is given, for HTML, and refuses what it is not given.
+
+    filters: besides those of Jinja2 and `count`, a number with its thousands marked. One template is one object.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -16,5 +21,5 @@ def template(name: str, escape: bool = True, **filters: Any) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
+    environment.filters.update(filters, count=lambda number: f"{number:,}")
     return environment.get_template(name)

@@ -46,7 +46,7 @@ def write_page(
         for number, some in zip(answered, found, strict=True)
     ]
     changes = {part["number"]: part["change"] for part in panels}
-    html = template("report.html.j2", percent=percent, count=lambda n: f"{n:,}", duration=plots.duration).render(
+    html = template("report.html.j2", percent=percent, duration=plots.duration).render(
         record=record,
         judged=record.judgement and as_table(record.judgement),
         choice=record.choice and (*choice_table(record.choice), told(record.choice)),

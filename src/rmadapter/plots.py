@@ -80,7 +80,7 @@ def loss_terms(history: Sequence[Mapping[str, float]], prefix: str = "loss") -> 
 
 
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     # At most 300 points, each the mean of its stretch; the bold line is a running mean over a tenth of them.
     stretches = np.array_split(np.arange(len(steps)), min(300, len(steps)))
@@ -98,8 +98,7 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth:
         subs = (1, 2, 5) if y.max() < 300 * y.min() else (1,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs) if wide else MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(axis="y", which="minor", length=0)
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4))
         if values.min() >= 0:

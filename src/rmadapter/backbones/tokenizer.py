@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,14 @@ def files_of(place: Path) -> list[Path]:
     return sorted(file for file in place.iterdir() if file.name in FILES or file.suffix == ".model")
 
 
+@cache
+def _of_clip(settings: str) -> Any:
+    """CLIP's own, by its settings as JSON, read once: its vocabulary takes as long as a small model."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(**json.loads(settings))
+
+
 def load_tokenizer(name: str, text: Mapping[str, Any], place: Path | None = None) -> Tokenizer:
     """By open_clip's `text_cfg` of a model: CLIP's own, or a Hugging Face one whose files lie in `place`.
 
@@ -40,7 +49,7 @@ def load_tokenizer(name: str, text: Mapping[str, Any], place: Path | None = None
     files: list[Path] = []
     try:
         if place is None:
-            split: Any = open_clip.SimpleTokenizer(**settings)
+            split: Any = _of_clip(json.dumps(settings))
         else:
             check_folder(place, pickles=False)
             files = files_of(place)

@@ -25,7 +25,7 @@ def write_page(path: Path, found: Sequence[Explanation], run: str) -> None:
         neighbours = [{**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in one.neighbours]
         heat = None if one.heat is None else thumbnail(overlay(one))
         cards.append({**vars(one), "neighbours": neighbours, "src": thumbnail(one.image), "heat": heat})
-    html = template("explain.html.j2", percent=percent, count=lambda n: f"{n:,}").render(cards=cards, run=run, map=MAP)
+    html = template("explain.html.j2", percent=percent).render(cards=cards, run=run, map=MAP)
     write_text(path, html)
 
 

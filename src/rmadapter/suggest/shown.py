@@ -36,7 +36,7 @@ def write_page(path: Path, found: Suggested, pool: str, table: Path) -> None:
     """The page, atomically; it needs no network and no script. pool: as it names the images. table: the list."""
     some = found.suggestions[:MOST]
     cards = [{"src": thumbnail(one.image), **one._asdict()} for one in some]
-    html = template("suggest.html.j2", percent=percent, count=lambda n: f"{n:,}").render(
+    html = template("suggest.html.j2", percent=percent).render(
         found=found, cards=cards, pool=pool, table=table.name, meaning=MEANINGS[found.rule]
     )
     write_text(path, html)

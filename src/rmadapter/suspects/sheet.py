@@ -55,7 +55,7 @@ def _written(text: str) -> str:
 
 def write_page(path: Path, found: Found, data: str, method: str, table: Path) -> None:
     """The page, atomically; it needs no network and no script. data, method: as it names them. table: the list."""
-    html = template("suspects.html.j2", percent=percent, count=lambda n: f"{n:,}").render(
+    html = template("suspects.html.j2", percent=percent).render(
         data=data,
         method=method,
         table=table.name,

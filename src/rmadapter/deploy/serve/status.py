@@ -24,7 +24,7 @@ def status_page(
     """asked: the model that answered. answers: of each image its name, what is wrong with it, and its best classes.
     fault: why there are none."""
     counters = service.counters
-    html = template("serve.html.j2", count=lambda number: f"{number:,}").render(
+    html = template("serve.html.j2").render(
         models={name: served.facts for name, served in service.models.items()},
         requests=counters.total("rmadapter_requests"),
         images=counters.total("rmadapter_images", outcome="answered"),
