@@ -27,7 +27,7 @@ GONE = 0  # in place of a status: the connection ended without one
 
 
 class Client:
-    """One connection, which is opened again when it has ended."""
+    """One connection, which is reopened after it has ended."""
 
     def __init__(self, address: str) -> None:
         self.connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
@@ -50,7 +50,7 @@ def _json(text: bytes) -> Any:
 
 
 def form(*files: bytes) -> tuple[bytes, str]:
-    """A body of these files, and its type."""
+    """A multipart body of these files, and its content type."""
     edge = "3d6b6a416f9b"
     head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'.encode()
     body = b"".join(head + data + b"\r\n" for data in files) + f"--{edge}--\r\n".encode()
@@ -58,7 +58,7 @@ def form(*files: bytes) -> tuple[bytes, str]:
 
 
 def metrics(address: str) -> dict[str, float]:
-    """Those without labels, as `process_cpu_seconds_total`."""
+    """The server's metrics without labels, such as `process_cpu_seconds_total`."""
     with closing(http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)) as connection:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
@@ -66,7 +66,7 @@ def metrics(address: str) -> dict[str, float]:
 
 
 def threads(count: int, work: Callable[[int], None]) -> None:
-    """Ends when all have. Raises what one of them raised."""
+    """Run `work` in threads and wait for all. Raises what one of them raised."""
     faults: list[BaseException] = []
 
     def safe(number: int) -> None:
@@ -85,7 +85,7 @@ def threads(count: int, work: Callable[[int], None]) -> None:
 
 
 def closed_loop(address: str, bodies: Sequence[tuple[bytes, str]], concurrency: int) -> list[tuple[int, Any]]:
-    """Each body once; every client sends the next one as soon as it has its answer."""
+    """Send each body once; every client sends the next one as soon as it has its answer."""
     turns, found = itertools.count(), [(GONE, None)] * len(bodies)
 
     def work(_: int) -> None:
@@ -101,8 +101,8 @@ def closed_loop(address: str, bodies: Sequence[tuple[bytes, str]], concurrency: 
 def open_loop(
     address: str, bodies: Sequence[tuple[bytes, str]], rate: float, seconds: float, concurrency: int
 ) -> tuple[list[float], Counter[int]]:
-    """So many requests a second, whether or not earlier ones are answered: seconds of each, from when it was to be
-    sent, and statuses."""
+    """Send `rate` requests a second, whether or not earlier ones are answered. Returns the seconds of each, from its
+    scheduled time, and statuses."""
     total, turns = max(int(rate * seconds), 1), itertools.count()
     spent, statuses = [0.0] * total, Counter[int]()
     started = time.perf_counter() + 0.2
@@ -190,7 +190,7 @@ def _damaged(data: bytes, rng: random.Random) -> bytes:
 
 @cache
 def png(width: int, height: int, told: tuple[int, int] | None = None) -> bytes:
-    """Grey, and small however many pixels it has. told: its size as the header has it."""
+    """A grey PNG, small however many pixels it has. told: the size that its header claims."""
     file = io.BytesIO()
     Image.new("L", (width, height)).save(file, "PNG", compress_level=9)
     data = bytearray(file.getvalue())

@@ -31,7 +31,7 @@ OPTIONS = {"classes": (50, "class names in the prompts"), "batch": (16, "images 
 
 
 def arguments(description: str | None, *names: str, **defaults: Any) -> argparse.ArgumentParser:
-    """Options that every benchmark has, and of those in OPTIONS the ones that are named."""
+    """A parser of the options that every benchmark has, and of the named ones of OPTIONS."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="ViT-B-16/none", help="any name that load_backbone understands")
     parser.add_argument("--seed", type=int, default=0, help="of images, labels, class names and adapters")
@@ -82,7 +82,7 @@ def class_names(count: int, seed: int) -> list[str]:
 
 
 def noise(count: int, classes: int, size: int, seed: int) -> ImageSet:
-    """Images of noise, of the classes in turn: what a pixel shows does not change the work."""
+    """Images of noise, of the classes in turn: the values of pixels do not change the work."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
     return ImageSet(tuple(pixels), tuple(i % classes for i in range(count)), tuple(class_names(classes, seed)))
 
@@ -98,7 +98,7 @@ def interleaved(
     warm_up: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every call of each run, taken in turns after one round of warming up; a round may name a run often.
+    """Seconds of every call of each run, taken in turns after a warm-up round; a round may contain a run several times.
 
     budget: seconds after which no further round starts, once there are three. clock: `time.process_time` for seconds of
     the processor.
@@ -143,7 +143,7 @@ def peak_beyond(before: float | None, run: Run) -> float | None:
 
 
 def in_fresh_process(script: str, options: argparse.Namespace, *more: str) -> Any:
-    """Run a benchmark with the same and further options in a process of its own; returns the JSON it prints."""
+    """Run a benchmark with these and further options in a process of its own, and return the JSON it prints."""
     names = [name for name in ("backbone", "batch", "seed", "threads", "allocator") if hasattr(options, name)]
     same = [text for name in names for text in (f"--{name}", str(getattr(options, name)))]
     done = subprocess.run([sys.executable, script, *same, *more], stdout=subprocess.PIPE, text=True, check=True)

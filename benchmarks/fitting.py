@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from parity import untrained
 
-RATE, SPREAD = 1e-9, 0.05  # too small a step to move anything; noise on all that is trained, so that it counts
+RATE, SPREAD = 1e-9, 0.05  # a step too small to move anything; noise on all that is trained, so that it has an effect
 
 
 def shots_for(backbone: Backbone, classes: int, batch: int, seed: int, precision: str = "fp32") -> Shots:
-    """Images of noise, as many as a step takes: what a pixel shows does not change the work."""
+    """Images of noise, as many as a step takes: the values of pixels do not change the work."""
     machine = Machine(device="cpu", precision=precision)  # type: ignore[arg-type]
     cache = Cache(backbone, machine, seed=seed, progress=False)
     return Shots(noise(batch, classes, backbone.image_size, seed), cache, seed=seed, progress=False)
@@ -53,7 +53,7 @@ class Fit:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def loss(self, states: States | None = None) -> Tensor:
-        """states: of the shots, where they are not the source's."""
+        """The loss on all shots. states: of the shots, instead of the source's."""
         kind = FORMATS[self.shots.machine.precision]
         images = self.source.batch(self.rows) if states is None else states
         batch = Batch(0, self.rows, self.shots.labels, images, torch.Generator().manual_seed(self.shots.seed))
@@ -76,7 +76,7 @@ class Fit:
 
 
 class Spent(NamedTuple):
-    """Seconds of the same thing, done several times: of the clock, and of all processors."""
+    """Seconds of repeated calls: of the clock, and of all processors."""
 
     wall: list[float]
     cpu: list[float]

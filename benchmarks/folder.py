@@ -2,11 +2,11 @@
 
     python benchmarks/folder.py --backbone pocket --json
 
-The whole command `rmadapter fit FOLDER`, in a process of its own as a user starts it, of each method and number format
+The whole command `rmadapter fit FOLDER`, in a process of its own as a user starts it, for each method and number format
 in turns. Parts: `start` (Python, imports and the backbone, timed in another process), `decode` (the files of shots and
 test images, read by themselves), `frozen` (encoding the shots as far as nothing is trained), `train`, `evaluate` (test
 images, adapted and untouched), and `rest`: choosing the shots, checks, the report, saving. The time of decoding is
-taken off `frozen` and `evaluate`. With --repeat 1 nothing is warmed up.
+subtracted from `frozen` and `evaluate`. With --repeat 1 nothing is warmed up.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def row(name: str, found: list[dict[str, float]], own: dict[str, float]) -> dict[str, Any]:
-    """The medians of one command, taken apart; own: what was timed by itself."""
+    """The medians of one command, split into its parts. own: what was timed by itself."""
     each = {key: statistics.median(one[key] for one in found) for key in found[0]}
     parts = {
         "start": own["start"],
@@ -100,7 +100,7 @@ def decode(files: list[Path], preprocess: Any) -> None:
 
 
 def write_data(folder: Path, options: argparse.Namespace) -> dict[str, list[Path]]:
-    """JPEG files of smooth noise, which take about as many bytes as photographs, in a folder a split and class."""
+    """JPEG files of smooth noise, which take about as many bytes as photographs, in a folder per split and class."""
     rng, size, written = np.random.default_rng(options.seed), tuple(options.pixels), dict[str, list[Path]]()
     for split, count in (("train", options.shots), ("test", options.tests)):
         written[split] = []

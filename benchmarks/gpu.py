@@ -4,10 +4,10 @@
 
 A training step (forward, backward, optimizer; batch 16 and 128, 50 and 1,000 classes) by the backbone's own forward in
 float32 with hooks, by the lean one in float32, bfloat16 and float16 (scaled), and compiled; and encoding images with
-adapters in these formats. Each has seconds (median, and the least), images a second, memory on the card, and the share
-that its necessary work (work.py) is of the best rate of large square products of that format in the same run. What does
-not fit, or what the card lacks, says so in its row. After 20 minutes it ends with what it has. No GPU has run it yet;
-`--device cpu` runs all of it, too.
+adapters in these formats. Each row has seconds (median and least), images per second, memory on the card, and the rate
+of its necessary work (work.py) as a share of the best rate of large square products of that format in the same run. The
+row of what does not fit, or of what the card lacks, says so. After 20 minutes it ends with what it has. No GPU has run
+it yet; `--device cpu` runs all of it, too.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def every(options: argparse.Namespace, device: torch.device, peaks: dict[str, fl
 
 
 def frozen(step: Step) -> tuple[States, States]:
-    """With all prompts in one chunk, as their work is counted."""
+    """Frozen states with all prompts in one chunk, as their work is counted."""
     model = step.model
     return model.frozen(step.images), model.backbone.text.frozen(step.tokens, model.first("text"))
 
 
 def training(step: Step, variant: str, name: str) -> Callable[[], object]:
-    """A function that does one step, as `minimise` does it; what is frozen is computed here, and held in the format."""
+    """A function that does one step, as in `minimise`. Frozen states are computed here, and held in the format."""
     model, kind, device = step.model, FORMATS[name], step.images.device
     if variant == "reference":
         inputs = step.untouched()

@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py --out docs/results/benchmarks
 
-Processor seconds, of which other processes take little, and memory of each part, all in one process: `text` (class
+Processor seconds, which other processes disturb little, and memory of each part, all in one process: `text` (class
 features of the untouched encoder), `step` (a training step of RMAdapter, with what is computed once for it), `answers`
-(of images whose features are there), `page` (predictions.csv and report.html), `scan` (reading a folder of images and
+(on images with known features), `page` (predictions.csv and report.html), `scan` (reading a folder of images and
 checking each), `frozen` (decoding and encoding them), `predict` (answers from files, nothing kept), `duplicates`
 (near-duplicates). An exponent is the slope of log seconds, or of log MB beyond what the process held before, against
 the log of what grows, between the last two points: 1 is linear. Classes and templates are measured with --backbone,
@@ -50,13 +50,13 @@ POINTS: dict[str, tuple[int, ...]] = {
     "templates": (1, 4, 20, 80),
 }
 AXES = {"classes": "classes", "images": "images", "templates": "templates, 100 classes"}
-ASKED, KINDS, TEMPLATE_CLASSES = 256, 10, 100  # images asked about many classes, classes of many images
+ASKED, KINDS, TEMPLATE_CLASSES = 256, 10, 100  # images of many classes; classes of many images and of templates
 TINY = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-PAIRS = 10_000  # images up to which near-duplicates are looked for here: each is compared with each
+PAIRS = 10_000  # the most images to look for near-duplicates in: each is compared with each
 Row = dict[str, Any]
 
 
@@ -70,13 +70,13 @@ def main() -> None:
             points.append(point)
             found[study] = {"points": points, "exponents": exponents(study, points), **about}
             if options.out:
-                save(found, options.out)  # the last point takes as long as all others, and may be one too many
+                save(found, options.out)  # the last point takes as long as all others, and may be too much
     if options.json or not options.out:
         print(json.dumps(found, indent=1))
 
 
 def measured(**parts: Callable[[], Any]) -> Row:
-    """Processor seconds of each part, its seconds by the clock, MB beyond what was held before it; and the most MB that
+    """Processor seconds, seconds by the clock and MB beyond what was held before, of each part; and the most MB that
     the process held."""
     row: Row = {}
     most = 0.0
@@ -93,7 +93,7 @@ def measured(**parts: Callable[[], Any]) -> Row:
 
 
 def exponents(study: str, points: Sequence[Row]) -> dict[str, float]:
-    """Of each part that took long enough, or enough memory, at the last two points to be more than chance."""
+    """The exponent of each part that took enough time or memory at the last two points to be more than chance."""
     if len(points) < 2:
         return {}
     a, b = points[-2:]
@@ -182,7 +182,7 @@ def tiny(folder: Path) -> Backbone:
 
 
 def write_images(folder: Path, there: int, count: int) -> None:
-    """More JPEGs of noise beside those that are there."""
+    """Add JPEGs of noise to those that are there."""
     for i in range(there, count):
         place = folder / f"kind {i % KINDS}" / f"{i}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def write_images(folder: Path, there: int, count: int) -> None:
 
 
 def training_step(backbone: Backbone, names: Sequence[str], options: argparse.Namespace) -> None:
-    """With what is computed once for it."""
+    """One training step, with what is computed once for it."""
     step = Step(backbone, 2, options.batch, options.seed)
     text = step.model.frozen_text(backbone.tokenizer([f"a photo of a {name}." for name in names]).to(backbone.device))
     step.model(step.labels, step.frozen()[0], text)["loss"].backward()
@@ -208,7 +208,7 @@ def predicted(backbone: Backbone, images: ImageSet) -> None:
 
 
 def written(images: ImageSet, count: int) -> None:
-    """What a run writes of its answers, which are drawn here."""
+    """Write what a run writes of its answers, which are random here."""
     drawn = np.random.default_rng(0)
     shape = (count, len(images.classes))
     e = Evaluation("all classes", images, drawn.random(shape, np.float32), drawn.random(shape, np.float32))
@@ -227,7 +227,7 @@ STUDIES: dict[str, Any] = {"classes": study_classes, "images": study_images, "te
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
-    """growth.json, with the studies that are there already and were not made again, and one plot of them all."""
+    """Write growth.json, with the studies in it that were not made again, and one plot of them all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "growth.json"
     every = {**(json.loads(file.read_text()) if file.exists() else {}), **found}

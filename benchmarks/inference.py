@@ -3,10 +3,10 @@
     python benchmarks/inference.py --backbone ViT-B-16/none --batches 1 8 --repeat 3 --json
     python benchmarks/inference.py --backbone pocket --json
 
-All take pixels and give probabilities. The reference is open_clip's own encoder in float32 with class features that are
-there already; with adapters it is RMAdapter in the blocks of its defaults, untrained. Single images are asked more
-often, for their latency. Weights of 8 bits are those of the first way in deploy/int8.py. OpenVINO is left out where it
-is not installed, and its 8 bits without NNCF.
+All take pixels and give probabilities. The reference is open_clip's own encoder in float32 with class features computed
+beforehand; with adapters it is untrained RMAdapter in its default blocks. Single images are repeated more often, for
+their latency. 8-bit weights are those of the first way in deploy/int8.py. OpenVINO is left out if it is not installed,
+and its 8-bit form without NNCF.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REFERENCE, ADAPTED = "open_clip, torch fp32", "rmadapter, torch fp32"
 TORCH = ("torch bf16", "torch bf16 autocast", "torch compiled")
 EXPORTS = ("onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino bf16", "openvino int8")
 KEYS = ("engine", "adapters", "threads", "batch", "images_per_cpu_second", "images_per_second", "times", "difference")
-MORE = 5  # times as many single images
+MORE = 5  # times as many repeats for single images
 Ask = Callable[[np.ndarray], np.ndarray]  # pixels [B, 3, H, W] -> probabilities [B, C]
 
 
@@ -66,7 +66,7 @@ def fitted(backbone: Backbone, adapters: bool, options: argparse.Namespace) -> F
 
 
 def write(folder: Path, model: Fitted, pixels: np.ndarray, names: list[str]) -> None:
-    """Exported forms, each in a folder of its name."""
+    """Write the exported forms, each into a folder of its name."""
     found = graph.trace(model, model.classes)
     for name in names:
         place, precision = folder / name, name.split()[1]
@@ -112,7 +112,7 @@ def _torch(name: str, backbone: Backbone, weights: Tensor) -> Ask:
 def measure(
     options: argparse.Namespace, asks: dict[Kind, Ask], pixels: np.ndarray, threads: int
 ) -> list[dict[str, Any]]:
-    """Figures of one batch. times: as many images a CPU second as the reference. difference: of the largest of a
+    """Figures of one batch. times: images per CPU second relative to the reference. difference: the largest of a
     probability from torch's in float32, with adapters or without."""
     outputs = {kind: ask(pixels) for kind, ask in asks.items()}
     spent: dict[Kind, list[float]] = {kind: [] for kind in asks}
@@ -144,7 +144,7 @@ def measure(
 
 
 def peak_of(options: argparse.Namespace) -> float | None:
-    """MB that loading an engine and asking it about one image takes, in this process."""
+    """MB that loading an engine and classifying one image takes, in this process."""
     name, adapters, folder = options.peak
     before = held()
 

@@ -3,8 +3,8 @@
     python benchmarks/overhead.py --json
 
 Parameters, processor time of a training step and peak memory, with the branch and with lambda_image_rec =
-lambda_text_rec = 0, by the lean and by the reference forward pass, all four in turns. Beside
-them what the paper reports.
+lambda_text_rec = 0, by the lean and by the reference forward pass, all four in turns; beside them, what the paper
+reports.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def compare(
     variant: str, spent: dict[str, list[float]], peaks: dict[str, float | None], weights: float
 ) -> dict[str, float | None]:
-    """Figures of one forward pass; percent by which the branch raises them, of time the median over rounds."""
+    """Figures of one forward pass, and by what percent the branch raises them; for time, the median over rounds."""
     more, less = (spent[f"{variant}:{kind}"] for kind in KINDS)
     ratio = statistics.median(a / b for a, b in zip(more, less, strict=True))
     high, low = (peaks[f"{variant}:{kind}"] for kind in KINDS)

@@ -1,16 +1,16 @@
-"""A training step of every method: time, memory, and for those that run transformer blocks the lean against the plain.
+"""A training step of every method: time, memory and, if it runs transformer blocks, the lean pass against the plain.
 
     python benchmarks/peers.py --backbone pocket --json
     python benchmarks/peers.py --backbone ViT-B-16/none --methods maple mmrl clip-lora
 
 Each method trains on noise in a process of its own. Batch sizes are those of the published settings, up to --largest.
-A step is forward, backward and optimizer. A method on frozen features trains a few steps, whose median is all there
-is. One that runs blocks, of a text encoder with causal attention, takes the same step in turns: lean, lean in bfloat16
-(as `precision=bf16` trains) and `reference`, where nothing is cut, shared or kept: whole prompts, and images from their
-pixels on (`whole.py`; RMAdapter's and MMA's is the backbone's own forward with hooks). Features of the untouched
-encoders, with which a loss compares, are given to all. Weights and batch are the same, and so must be loss and
-gradients, whose largest relative difference is told. Ratios are of processor seconds, which other processes disturb
-less than the clock; `operations` are those that the reference executes over those that lean executes, counted by torch.
+A step is forward, backward and optimizer. For a method on frozen features, only the median of a few steps is measured.
+One that runs blocks, of a text encoder with causal attention, takes the same step in turns: lean, lean in bfloat16 (as
+`precision=bf16` trains) and `reference`, where nothing is cut, shared or kept: whole prompts, and images from their
+pixels on (`whole.py`; RMAdapter's and MMA's is the backbone's own forward with hooks). All are given the features of
+the untouched encoders that a loss compares with. Weights and batch are the same, and so must be loss and gradients,
+whose largest relative difference is reported. Ratios are of processor seconds, which other processes disturb less than
+the clock; `operations` are those that the reference executes over those that lean executes, counted by torch.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ IN_BLOCKS = (
     *("coop", "cocoop", "kgcoop", "tcp", "maple", "promptsrc", "coprompt", "mmrl", "mmrl-plus-plus", "clip-lora"),
     *("mma", "rmadapter"),
 )
-NO_DROPOUT = 1e-9  # takes the way of dropout, and drops nothing: both passes then compute the same
+NO_DROPOUT = 1e-9  # runs the code of dropout, but drops nothing: both passes then compute the same
 KEYS = ("method", "parameters", "batch", "step_seconds", "bf16_seconds", "reference_seconds", "ratio", "peak_mb")
 
 
 def main() -> None:
     parser = arguments(__doc__, "classes", backbone="pocket", repeat=5)
-    most = [name for name in METHODS if name != "zero-shot-descriptions"]  # which needs texts about its classes
+    most = [name for name in METHODS if name != "zero-shot-descriptions"]  # it needs texts about its classes
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=most)
     parser.add_argument("--largest", type=int, default=128, help="images per step at most")
     parser.add_argument("--only", choices=list(METHODS), help="only print the figures of one method")
@@ -73,12 +73,12 @@ def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[
     """Figures of some steps; batch and seconds are None for a method that takes none."""
     method = quick(name)
     batch, steps = settings_of(method).get("batch_size"), STEPS
-    if batch == WHOLE:  # what its paper has at most: 16 shots a class
+    if batch == WHOLE:  # the most that its paper has: 16 shots per class
         batch, steps = 16 * options.classes, 1
     count = max(steps * (batch or 1), options.classes)
     images = noise(count, options.classes, backbone.image_size, options.seed)
     shots = Shots(images, Cache(backbone, progress=False), seed=options.seed, progress=False)
-    fitted: list[Fitted] = [method.fit(backbone, shots)]  # warms up, and leaves the activations there
+    fitted: list[Fitted] = [method.fit(backbone, shots)]  # warms up, and fills the cache of activations
     before = held()
     most = peak_beyond(before, lambda: fitted.append(method.fit(backbone, shots)))
     return {

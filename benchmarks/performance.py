@@ -39,7 +39,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
 
 
 def share(row: dict[str, Any], kind: str) -> float:
-    """Of the machine's rate of products that the least work of a step reaches."""
+    """The share of the machine's rate of products that the least work of a step reaches."""
     return float(row["least_operations"] / row[f"{kind}_gflops"] / 1e9 / row[f"{kind}_seconds"])
 
 

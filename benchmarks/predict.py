@@ -3,7 +3,7 @@
     python benchmarks/predict.py --backbone pocket --json
 
 In turns, over the same JPEG files: `file`, all that `rmadapter predict FOLDER --out answers.csv` does after loading the
-model; `model`, the part of it that is the model's, adapted and untouched, on tensors that are there already; `predict`
+model; `model`, the model's part of it, adapted and untouched, on tensors in memory; `predict`
 (`Fitted.probabilities`); its parts, `decode` (files to image tensors, one after the other), `encode` (image tensors
 through the untouched encoder) and `prompts` (class weights); and `twice`, the way of version 0.1, which decoded and
 encoded every image for the adapted features, by hooks, and again for the frozen ones. All ways must give the same

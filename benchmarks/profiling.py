@@ -2,8 +2,8 @@
 
     python benchmarks/profiling.py --backbone ViT-B-16-quickgelu/none --methods mma rmadapter --classes 200 --json
 
-By torch's profiler, whose own overhead is in it: shares are told, not seconds. Kinds are those of `KINDS`; what none of
-them names is `other`.
+By torch's profiler, whose own overhead is included, so that shares are shown, not seconds. Kinds are those of `KINDS`;
+all else is `other`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measure(options: Any, name: str, kind: str) -> dict[str, Any]:
 
 
 def kind_of(operation: str) -> str:
-    """Of an operation by the profiler's name, such as `aten::addmm` or `aten::_softmax_backward_data`."""
+    """The kind of an operation, by the profiler's name, such as `aten::addmm` or `aten::_softmax_backward_data`."""
     name = operation.rpartition("::")[2].strip("_")
     kinds = {word: kind for kind, words in KINDS.items() for word in words}
     return kinds.get(name) or next((kind for word, kind in kinds.items() if len(word) > 3 and word in name), "other")

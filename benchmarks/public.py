@@ -1,13 +1,13 @@
-"""A whole training step of the authors' public code, out of your own clone, beside the same step here.
+"""A whole training step of the authors' public code, from your own clone, beside the same step here.
 
     git clone https://github.com/ZjjConan/Multi-Modal-Adapter
     python benchmarks/public.py mma --upstream Multi-Modal-Adapter --classes 50 200 --out public.json
 
 All in one process, with the same threads and allocator. First a step of theirs and one of ours are compared: logits,
 loss and gradients from the same weights. Then, in turns: theirs, ours in float32, ours in bfloat16 (`precision=bf16`).
-A step is forward, backward and optimizer, of the method's own batch, on a ViT-B/16 of random weights. Theirs is
-imported as `tools/parity.py` does it and runs as it stands, in float32 (`.half()` does nothing); it gets images as
-tensors, ours what training keeps of them: frozen activations. A clone's code is run: read it first.
+A step is forward, backward and optimizer, on a batch of the method's own size, on a ViT-B/16 of random weights. Theirs
+is imported as in `tools/parity.py` and runs unchanged, in float32 (`.half()` does nothing); it gets images as tensors,
+ours gets what training keeps of them: frozen activations. A clone's code is run: read it first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from peer import Peer, Sizes
 from upstream import theirs
 
 PROMPTED, FIRST = 9, {"mma": 5}  # as published, in encoders of 12 blocks; MMRL's first block is 6
-SQUARE, ROUNDS = 2048, 5  # of products that tell the machine's rate
+SQUARE, ROUNDS = 2048, 5  # of products that measure the machine's rate
 TEMPLATES = 2  # of PromptSRC's 60, which are encoded before the first step
 KEYS = ["method", "classes", "batch", "public_seconds", "fp32_seconds", "bf16_seconds", "fp32_ratio", "bf16_ratio"]
 
@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def peer_on(name: str, backbone: Backbone) -> Peer:
-    """The authors' trainer for all of a backbone, configured as published."""
+    """The authors' trainer for a whole backbone, configured as published."""
     depth = backbone.text.depth
     first = min(FIRST.get(name, 6), depth)
     return replace(MAKERS[name](Sizes(depth, first, min(PROMPTED, depth))), prepare=few_templates)
@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     """Figures of one number of classes. Raises UserError as `theirs`."""
     backbone, name = load_backbone(options.backbone), options.method
     clip: Any = backbone.model
-    clip.logit_scale.data.fill_(np.log(100))  # some authors' code has it written out
+    clip.logit_scale.data.fill_(np.log(100))  # some authors hard-coded it
     peer = peer_on(name, backbone)
     batch = options.batch or settings_of(load_method(name))["batch_size"]
     settings = peer.settings(SimpleNamespace(IMAGENET_TEMPLATES=["a photo of a {}."]))  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     row["differences"] = differences(name, peer, found, plain, pixels, options.upstream)
     for kind, one in spent.items():
         row |= one.figures(kind)
-    least = row["public_least_seconds"]  # which other processes disturb less than the median
+    least = row["public_least_seconds"]  # other processes disturb it less than the median
     row |= {f"{kind}_ratio": least / row[f"{kind}_least_seconds"] for kind in fits}
     return row | limits(backbone, method, plain)
 

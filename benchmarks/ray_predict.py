@@ -1,11 +1,11 @@
-"""What Ray costs in bulk prediction: seconds an image of the local engine, and of one and two workers of a cluster.
+"""What Ray costs in bulk prediction: seconds per image of the local engine, and of one and two workers of a cluster.
 
     python benchmarks/ray_predict.py --backbone pocket --images 1024 --json
 
-All answer the same JPEG files with the same run, one after the other, and once before that the first 64 of them a
-worker: what both calls need, Ray's workers and the run, is taken away as `start`, and the seconds of the others are
-divided by their number. `share` is the local engine's seconds over the cluster's: 1 where Ray costs nothing with one
-worker. Measure on a machine that does nothing else: of processes that are gone Ray does not tell what they used.
+All answer the same JPEG files with the same run, one after the other. Each answers the first 64 files per worker once
+before that: these seconds are `start`, with what both calls need, Ray's workers and the run. They are subtracted, and
+the rest is divided by the number of the other files. `share` is the local engine's seconds over the cluster's: 1 if Ray
+costs nothing with one worker. Measure on an idle machine: Ray does not tell what ended processes used.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def timed(workers: int, asker: Any, files: Sequence[Path]) -> dict[str, Any]:
-    """Seconds an image; a number of workers of 0 is the local engine."""
+    """Seconds per image. workers: 0 for the local engine."""
     few = BATCH * max(workers, 1)
     start, whole = spent(asker, files[:few]), spent(asker, files)
     return {"workers": workers, "start": start, "seconds": (whole - start) / (len(files) - few)}

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --study classes shots size depth --out docs/results/benchmarks
 
-Time and peak memory of a training step by both forward passes; with shots, seconds and memory of the frozen activations
-and seconds of an epoch. What is not varied is ViT-B/16 at 224 pixels, 50 classes, batch 16, adapters from block 5 on.
+Time and peak memory of a training step by both forward passes; for shots, seconds and memory of the frozen activations
+and seconds of an epoch. The rest is fixed: ViT-B/16 at 224 pixels, 50 classes, batch 16, adapters from block 5 on.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def parsed(parser: argparse.ArgumentParser, studies: Iterable[str]) -> argparse.Namespace:
-    """Options with which of the studies are made, at which points, and where the result goes; set up."""
+    """Read the options, with the studies to make, their points and the folder for the result, and set up."""
     parser.add_argument("--study", choices=list(studies), nargs="+", default=list(studies))
     parser.add_argument("--points", type=int, nargs="+", help="other points than the usual ones, for a single study")
     parser.add_argument("--out", type=Path, help="folder for the JSON and the picture; a study there is replaced")
@@ -123,7 +123,7 @@ STUDIES: dict[str, Any] = {
 
 
 def save(found: dict[str, Any], folder: Path) -> None:
-    """scaling.json, with the studies that are there already and were not made again, and one plot of them all."""
+    """Write scaling.json, with the studies in it that were not made again, and one plot of them all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scaling.json"
     before = json.loads(file.read_text()) if file.exists() else {}

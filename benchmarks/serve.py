@@ -1,12 +1,12 @@
-"""An HTTP server beside `predict` of the same images, on the same engine and machine.
+"""An HTTP server beside `predict` on the same images, engine and machine.
 
     python benchmarks/serve.py --backbone pocket --engine torch onnx --minutes 10 --json
 
-In turns: `predict`, files to probabilities in this process; `serve`, the same files, one a request, by clients that
-each send the next one when they have their answer, to `rmadapter serve` in a process of its own. All answers must be
+In turns: `predict`, files to probabilities in this process; `serve`, the same files, one per request, to `rmadapter
+serve` in a process of its own, by clients that each send the next one when they have their answer. All answers must be
 the same. CPU seconds are those of the process that answers: the clients, which run in this one, take theirs from the
-same cores. Then `latency`: requests at half that rate, whether or not earlier ones are answered, from when each was to
-be sent. Then, with --minutes, `soak`: as many clients as before and four hostile ones; every answer is compared, and
+same cores. Then `latency`: requests at half that rate, whether or not earlier ones are answered, timed from when each
+was due. Then, with --minutes, `soak`: as many clients as before and four hostile ones; every answer is compared, and
 memory is that of the server at the start, in the middle and at the end.
 """
 
@@ -42,7 +42,7 @@ from rmadapter.modelfile import MODEL
 
 KEYS = ("run", "seconds", "images_per_second", "cpu_seconds_per_image")
 BODY = 4  # MB that the server takes
-NEAR = {"torch": 1e-5, "onnx": 1e-4, "openvino": 1e-4}  # of a probability, to `predict` on the same engine
+NEAR = {"torch": 1e-5, "onnx": 1e-4, "openvino": 1e-4}  # difference of a probability from `predict` on the same engine
 Answers = list[tuple[str, float]]
 
 
@@ -138,7 +138,7 @@ def asker(options: argparse.Namespace, folder: Path, files: Sequence[Path]) -> C
 
 @contextmanager
 def server(options: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """Its address."""
+    """Start a server; yields its address."""
     words = ["serve", folder, "--port", "0", "--threads", options.threads, "--body", BODY]
     code = "from rmadapter.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, words), "--backbone", options.backbone]
@@ -186,7 +186,7 @@ def latency(
 def soak(
     options: argparse.Namespace, engine: str, address: str, asked: Sequence[tuple[Any, tuple[str, float]]], photo: bytes
 ) -> dict[str, Any]:
-    """Full load, hostile clients among it. asked: bodies and their answers. photo: a JPEG to spoil."""
+    """Full load, including hostile clients. asked: bodies and their answers. photo: a JPEG to spoil."""
     started = time.monotonic()
     until, kinds, statuses = started + 60 * options.minutes, dict[str, Counter[int]](), Counter[int]()
     memory, wrong = list[tuple[float, float]](), [0] * options.concurrency
@@ -218,7 +218,7 @@ def soak(
     threads(len(jobs) + 1, lambda number: jobs[number](number) if number < len(jobs) else watch())
 
     def around(part: float) -> float:
-        """Median of a tenth of the looks: one of them may see a large image while it is decoded."""
+        """Median of a tenth of the samples: a single one may catch a large image while it is decoded."""
         near = sorted(memory, key=lambda one: abs(one[0] - part * 60 * options.minutes))
         return statistics.median(mb for _, mb in near[: len(near) // 10 + 1])
 

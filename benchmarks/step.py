@@ -22,8 +22,8 @@ MIXED = "mixed"  # the lean pass in bfloat16, as training has it
 
 
 class Step:
-    """Images are noise: what a pixel shows does not change the work. Adapters start with random weights in all places,
-    so that every gradient is there to be compared, and the learning rate is too small to move them.
+    """A training step on images of noise, whose pixel values do not change the work. All adapter weights start random,
+    so that every gradient can be compared, and the learning rate is too small to move them.
 
     chunk: prompts that the reference encodes at once, each chunk again in the backward pass; 0 for all, once.
     fields: settings of the method.
@@ -42,7 +42,7 @@ class Step:
         self._kept: dict[str, Any] = {}
 
     def frozen(self) -> tuple[States, States]:
-        """Of images and prompts, computed once."""
+        """Frozen states of images and prompts, computed once."""
         if "frozen" not in self._kept:
             (text,) = self.model.frozen_text(self.tokens)
             self._kept["frozen"] = self.model.frozen(self.images), text
@@ -57,7 +57,7 @@ class Step:
         return self._kept["untouched"]
 
     def prepare(self, variant: str) -> None:
-        """What training computes once."""
+        """Compute what training computes once."""
         self.untouched() if variant == "reference" else self.frozen()
 
     def loss(self, variant: str) -> Tensor:
@@ -71,7 +71,7 @@ class Step:
         return self.model.reference(self.labels, self.images, self.tokens, self.untouched())["loss"]
 
     def _reference_in_chunks(self) -> Tensor:
-        """`AdaptedCLIP.reference`, where only a chunk of the prompts is in memory at once."""
+        """`AdaptedCLIP.reference`, with only a chunk of the prompts in memory at once."""
         parts = [checkpoint(self._encode, "text", part, use_reentrant=False) for part in self.tokens.split(self.chunk)]
         features = torch.cat([part[0] for part in parts])
         errors = [torch.cat(e) for e in zip(*(p[1] for p in parts), strict=True)]
@@ -110,7 +110,7 @@ class Step:
         return step
 
     def gradients(self, variant: str) -> dict[str, Tensor]:
-        """Of every adapter parameter."""
+        """The gradient of every adapter parameter."""
         self.model.zero_grad()
         self.loss(variant).backward()
         return {n: p.grad.clone() for n, p in self.model.adapters.named_parameters() if p.grad is not None}

@@ -2,11 +2,11 @@
 
     python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 1000 --json
 
-A step is forward, backward and optimizer; `mixed` is lean in bfloat16, as `precision=bf16` trains. As in training,
-frozen activations are there already for the lean pass, and untouched features for the reference. In one run and in
-turns: lean step, mixed step, reference step, large square products (the best in float32 is the machine's rate) and
-products of the step's own shapes. `matmul_share` is the share of that rate which the lean step's necessary work
-(work.py) reaches. Peak memory is that of one step in a fresh process, beyond the loaded model and with its inputs.
+A step is forward, backward and optimizer; `mixed` is lean in bfloat16, as `precision=bf16` trains. As in training, the
+lean pass is given frozen activations, and the reference untouched features. In one run and in turns: lean step, mixed
+step, reference step, large square products (the best in float32 is the machine's rate) and products of the step's own
+shapes. `matmul_share` is the share of that rate that the lean step's necessary work (work.py) reaches. Peak memory is
+that of one step in a fresh process, beyond the loaded model and with its inputs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_step(options: argparse.Namespace, classes: int) -> Step:
 
 
 def free_memory() -> float:
-    """Bytes; endless where the system does not tell."""
+    """Bytes; infinite if the system does not tell."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else float("inf")
 
 
@@ -125,7 +125,7 @@ def encode_prompts(step: Step) -> float:
 
 
 def product(rows: int, inner: int, columns: int, kind: torch.dtype = torch.float32) -> Run:
-    """A matrix product [rows, inner] @ [inner, columns] into memory that is there already."""
+    """A matrix product [rows, inner] @ [inner, columns] into preallocated memory."""
     a, b, out = (torch.rand(shape).to(kind) for shape in ((rows, inner), (inner, columns), (rows, columns)))
     return lambda: torch.mm(a, b, out=out)
 

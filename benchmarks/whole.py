@@ -1,8 +1,8 @@
-"""The plain forward pass of any method: what its lean one leaves out is computed, and nothing is kept from before.
+"""The plain forward pass of any method: it computes what the lean one leaves out, and keeps nothing from before.
 
-Within `whole()` the encoders give every method whole prompts, padding and shared beginnings and all, and every token
-of the top block. It is the same code of the same method, and no straw man: attention is torch's fused one, frozen
-weights need no gradient, and the operations are those of open_clip's own forward (`tests/test_whole.py`).
+Within `whole()` the encoders give every method whole prompts, including padding and shared beginnings, and every token
+of the top block. The method's own code runs, and it is no straw man: attention is torch's fused one, frozen weights
+need no gradient, and the operations are those of open_clip's own forward (`tests/test_whole.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Whole:
 
     @classmethod
     def of(cls, tokens: Tensor, lengths: Tensor, read: Tensor, causal: bool, share: bool = True) -> Whole:
-        """As `layouts.pack`; lengths and share do not matter."""
+        """As `layouts.pack`; lengths and share are ignored."""
         assert causal, "only prompts under causal attention"
         count, width = tokens.shape
         positions, starts = torch.arange(width).repeat(count), width * torch.arange(count)
@@ -56,7 +56,7 @@ class Whole:
 
 
 def _whole_tokens(self: ClipText, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """In place of `real_tokens`: padding counts, too."""
+    """A replacement for `real_tokens` in which padding counts, too."""
     return torch.full((len(tokens),), tokens.shape[1]), REAL_TOKENS(self, tokens)[1]
 
 
@@ -72,12 +72,12 @@ def whole() -> Iterator[None]:
 
 
 class _There(Exception):
-    """Raised inside a forward pass that is where it should go."""
+    """Raised to stop a forward pass at the block that it should reach."""
 
 
 @torch.no_grad()
 def image_states(encoder: ImageEncoder, pixels: Tensor, known: States) -> States:
-    """What enters the block whose states are known, from pixels on, or the features where none is."""
+    """What enters the block of the known states, computed from pixels, or the features if they are of no block."""
     if known.first is None:
         return replace(known, features=encoder.visual(pixels))
     seen: list[Tensor] = []
@@ -94,7 +94,7 @@ def image_states(encoder: ImageEncoder, pixels: Tensor, known: States) -> States
 
 
 class Plain:
-    """A method before its first step, as `Fit` has it, and steps that leave nothing out."""
+    """A method before its first step, as in `Fit`, and steps that leave nothing out."""
 
     def __init__(self, method: Any, shots: Shots) -> None:
         self.hooked = "forward" in settings_of(method)  # has a plain pass of its own
@@ -116,7 +116,7 @@ class Plain:
 
     @torch.no_grad()
     def _frozen_text(self) -> None:
-        """The blocks below MMRL's, whose result it keeps."""
+        """Run the text blocks below MMRL's, whose result MMRL keeps."""
         encoder = self.backbone.text
         x = encoder.stem(self.prompts) if self.first > 1 else torch.empty(0)
         for i in range(1, self.first):

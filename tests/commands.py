@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-import typer
+from typer.main import get_command
 
 from rmadapter.bench.cli import common_and_own
 from rmadapter.bench.protocols import AXES, PROTOCOLS
@@ -16,11 +17,17 @@ from rmadapter.settings import parse_overrides
 PLACEHOLDERS = ("NAME", "package:Class", "file.py:Class")
 
 
-def assert_parses(words: list[str], whole: bool = True) -> None:
-    """By the command line's own parser, and then by the classes that take settings and names of methods."""
+@cache
+def parser() -> Any:
+    """The command line's own, which Typer makes anew for every call: half a second."""
     from rmadapter.cli import app
 
-    group: Any = typer.main.get_command(app)
+    return get_command(app)
+
+
+def assert_parses(words: list[str], whole: bool = True) -> None:
+    """By the command line's own parser, and then by the classes that take settings and names of methods."""
+    group = parser()
     if words[0] in {option for parameter in group.params for option in (*parameter.opts, "--help")}:
         return
     verb, *arguments = words

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+import commands
 from rmadapter import cli
 from rmadapter.record import read_record
 
@@ -32,6 +33,7 @@ def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
     def call(*words: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["rmadapter", *map(str, words)])
+        monkeypatch.setattr("typer.main.get_command", lambda app: commands.parser())
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             cli.main()

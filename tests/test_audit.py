@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,3 +109,9 @@ def test_without_an_answer_it_is_skipped(
     assert "no answer within 2 seconds" in capsys.readouterr().out
     assert audit.main(["--vulnerability-service", "osv", "--osv-url", "http://127.0.0.1:1/"]) == 0
     assert "Connection refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer", ["", "[]", "{}", '{"dependencies": []}'])
+def test_an_answer_of_another_shape_is_no_answer(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=answer, stderr=""))
+    assert isinstance(audit.ask([audit.CANARY], []), str)

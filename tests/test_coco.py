@@ -88,6 +88,7 @@ def change(**more: Any) -> Callable[[dict[str, Any]], None]:
         (change(images=[]), "annotation 0 refers to image 500, which"),
         (change(annotations=[[1]]), "not a COCO file"),
         (lambda value: value["images"].append(dict(value["images"][0])), "two images have the id 500"),
+        (lambda value: value["categories"].append({"id": 17, "name": "yeti"}), "two categories have the id 17"),
         (lambda value: value["images"][0].update(file_name="../x.png"), r"image 500: '../x.png' lies outside"),
         (lambda value: value["images"][0].update(file_name="/x.png"), "lies outside"),
         (lambda value: value["images"][0].update(file_name="http://x/y.png"), "is a web address"),

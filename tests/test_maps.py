@@ -68,6 +68,13 @@ def test_rollout_by_hand() -> None:
     assert_same_float32(CANDIDATES["attention rollout"](hand([first, top]), torch.tensor([0]))[0].flatten(), rows[1:])
 
 
+def test_appended_tokens_are_no_patches() -> None:
+    torch.manual_seed(0)
+    top = torch.rand(1, 3, 1, 7)
+    found = CANDIDATES["attention rollout"](hand([top]), torch.tensor([0]))
+    assert_same_float32(found[0].flatten(), top.mean(1)[0, 0, 1:5] / 2)
+
+
 def test_relevance_by_hand() -> None:
     torch.manual_seed(0)
     layers = [torch.rand(1, 2, 5, 5, requires_grad=True), torch.rand(1, 2, 1, 5, requires_grad=True)]
@@ -82,11 +89,13 @@ def test_relevance_by_hand() -> None:
     assert_same_float32(found[0].flatten(), rows[1:])
 
 
-def test_grad_cam_by_hand() -> None:
+@pytest.mark.parametrize("appended", [0, 2])
+def test_grad_cam_by_hand(appended: int) -> None:
+    """Also where a method appends tokens of its own, which are no patches."""
     torch.manual_seed(0)
-    tokens, slope = torch.randn(1, 5, 3, requires_grad=True), torch.randn(1, 5, 3)
+    tokens, slope = torch.randn(1, 5 + appended, 3, requires_grad=True), torch.randn(1, 5 + appended, 3)
     found = hand([], tokens, (tokens * slope).sum()[None, None])
-    patches, slopes = tokens[0, 1:].detach(), slope[0, 1:]
+    patches, slopes = tokens[0, 1:5].detach(), slope[0, 1:5]
     drawn = CANDIDATES["Grad-CAM"](found, torch.tensor([0]))[0].flatten()
     assert_same_float32(drawn, (patches @ slopes.mean(0)).clamp(min=0))
 

@@ -83,6 +83,11 @@ def test_of_its_own_data_what_was_not_drawn(
     held = questions(finished, saved, None, False, 100)
     assert held.title == "held out images of colors"
     assert len(held.images) == 4 * (6 - 4)
+    given = questions(finished, saved, tmp_path / "colors", False, 100)  # the same, named by the user
+    assert (given.title, given.labels) == (held.title, held.labels)
+    assert [Path(str(image)).name for image in given.images] == [Path(str(image)).name for image in held.images]
+    other = questions(finished, saved, shutil.copytree(tmp_path / "colors", tmp_path / "other"), False, 100)
+    assert (other.title, len(other.images)) == ("images of other", 4 * 6)
     drawn = training(finished)
     assert len(drawn) == 4 * 4
     assert not {Path(str(image)).resolve() for image in held.images} & {Path(str(i)).resolve() for i in drawn}

@@ -21,12 +21,12 @@ def written(path: Path, columns: dict[str, list[object]], group: int = 2) -> Pat
 CONTENTS: list[object] = [b"zero", b"one", b"two", None, b"four"]
 
 
-@pytest.mark.parametrize("kind", ["bytes", "struct"])
-def test_rows_become_files_in_their_order(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "name"), [("bytes", "a.parquet"), ("struct", "a.parquet"), ("bytes", "B.PARQUET")])
+def test_rows_become_files_in_their_order(tmp_path: Path, kind: str, name: str) -> None:
     cells = CONTENTS if kind == "bytes" else [{"bytes": cell, "path": "x.png"} for cell in CONTENTS]
-    path = written(tmp_path / "a.parquet", {"label": [0, 1, 2, 3, 4], "image": cells})
+    path = written(tmp_path / name, {"label": [0, 1, 2, 3, 4], "image": cells})
     rows = rows_of(str(path))
-    assert [row.name for row in rows] == [f"a.parquet#{number}" for number in range(5)]
+    assert [row.name for row in rows] == [f"{name}#{number}" for number in range(5)]
     bad: list[tuple[Path, str]] = []
     plain = tmp_path / "plain.png"
     (folder := tmp_path / "folder").mkdir()

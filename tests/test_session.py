@@ -249,6 +249,22 @@ def test_a_job_finds_a_backbone_that_was_named_from_here(
         words.clear()
 
 
+def test_a_zip_with_a_broken_list_of_images_leaves_everything_as_it_was(
+    session: Session, shared: Shared, colors: Path
+) -> None:
+    session.open("colours")
+    bring(session, colors / "train", "red", "blue")
+    before = session.state()
+    assert shared.runs is not None
+    with zipfile.ZipFile(session.folder / "a.zip", "w") as file:
+        for path in (shared.runs / "colours").iterdir():
+            file.write(path, f"model/{path.name}")
+        file.writestr("images.csv", "path,label\nfiles/1.png,\n")
+    with pytest.raises(UserError, match="label"):
+        session.take_zip(session.folder / "a.zip")
+    assert session.state() == before
+
+
 def test_a_damaged_zip_is_told_by_its_own_name(session: Session) -> None:
     archive = session.folder / "a.zip"
     with zipfile.ZipFile(archive, "w") as file:

@@ -1,10 +1,10 @@
-"""Known holes in what the package depends on, in the versions that are installed here, by pip-audit.
+"""Known vulnerabilities in the package's dependencies, in the versions that are installed here, by pip-audit.
 
     python tools/audit.py [arguments of pip-audit, as --vulnerability-service osv]
 
-Ends with 1 for a hole that another release closes, and names those that none does. What it cannot ask, it leaves out
-and says so: without a network nothing fails. A release that everybody knows to have holes is asked about, too: silence
-about it means that nobody answers.
+Exits with 1 for a vulnerability that another release fixes; those without a fix are only named. What it cannot check,
+it skips and says so: without a network nothing fails. It also checks a release that is known to be vulnerable: no
+finding on it means that the service does not answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS, PATIENCE = 60, 5  # for all, and for each answer
 
 
 def installed(declared: str) -> dict[str, str]:
-    """Name -> version of what a requirement depends on, and of what that does; without itself."""
+    """Name -> version of a requirement's dependencies and theirs, without the requirement itself."""
     found: dict[str, str] = {}
     todo, seen = [Requirement(declared)], set[str]()
     while todo:
@@ -65,9 +65,9 @@ def ask(lines: list[str], words: list[str]) -> list[dict[str, Any]] | str:
             found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
         except subprocess.TimeoutExpired:
             return f"no answer within {SECONDS} seconds"
-        except ValueError:
+        except (ValueError, KeyError, TypeError):  # no JSON, or of another shape
             return (done.stderr.strip() or "no answer").splitlines()[-1]
-    canary = next(one for one in found if one["name"] == Requirement(CANARY).name)
+    canary = next((one for one in found if one["name"] == Requirement(CANARY).name), {})
     if not canary.get("vulns"):
         return f"nobody knows a hole in {CANARY} ({canary.get('skip_reason', 'no reason given')})"
     return [one for one in found if one is not canary]

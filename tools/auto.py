@@ -33,7 +33,7 @@ CHOOSING = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")  # on whic
 
 
 def accuracies(lines: Sequence[Mapping[str, Any]], order: Sequence[str] = CANDIDATES) -> dict[Task, dict[str, float]]:
-    """Test accuracies of each task that has all candidates: of each one, of what `auto` takes, and of the best."""
+    """Test accuracies on each task that has all candidates: of each of them, of what `auto` takes, and of the best."""
     tasks: dict[Task, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for line in lines:
         tasks[line["data"], line["shots"], line["seed"]][line["candidate"]] = line
@@ -49,7 +49,7 @@ def accuracies(lines: Sequence[Mapping[str, Any]], order: Sequence[str] = CANDID
 
 
 def regrets(found: Mapping[Task, Mapping[str, float]], shots: int | None = None) -> dict[str, dict[str, float]]:
-    """Points behind the best in hindsight, by set, over its shots and seeds: name -> set -> points."""
+    """Points behind the best in hindsight, averaged over a set's shots and seeds: name -> set -> points."""
     parts: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (data, few, _), values in found.items():
         if shots in (None, few):
@@ -59,8 +59,8 @@ def regrets(found: Mapping[Task, Mapping[str, float]], shots: int | None = None)
 
 
 def show(found: Mapping[Task, Mapping[str, float]]) -> None:
-    """Points behind the best in hindsight over the sets for choosing, over the others and over all, by shots; and how
-    many more than `auto`, with the 95 % interval over sets."""
+    """Print points behind the best in hindsight over the sets for choosing, the others and all, by shots; and how many
+    more than `auto`, with the 95 % interval over sets."""
     for title, wanted in (("for choosing", [True]), ("other", [False]), ("all", [True, False])):
         some = {task: values for task, values in found.items() if (task[0] in CHOOSING) in wanted}
         shots = sorted({task[1] for task in some})
@@ -80,7 +80,7 @@ def show(found: Mapping[Task, Mapping[str, float]]) -> None:
 
 
 def trial(lab: Lab, data: str, shots: int, seed: int, name: str, folds: Folds | None) -> tuple[dict[str, Any], Folds]:
-    """One candidate: which images it names over the folds (bits in hexadecimal) and how many of the test split."""
+    """One candidate: which images it gets right over the folds (bits in hexadecimal), and its test accuracy."""
     wanted = Request.make({"shots": shots, "seed": seed}, name, data=data)
     folds = folds or Folds.make(wanted.task, lab, FOLDS)
     found = folds.answers(wanted.method, name)

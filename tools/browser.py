@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through a pipe by its own protocol: keys to press, and what is heard and seen then."""
+"""A headless Chromium, driven through a pipe by its own protocol: press keys, and get what is then heard and seen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATE = "document.getElementById('state').textContent"  # of an exported page
 
 @contextmanager
 def served(folder: Path, types: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The address of a folder on this machine. types: suffix -> MIME type, where it is not to be the usual one."""
+    """Serve a folder on this machine; yields the address. types: suffix -> MIME type, instead of the usual one."""
 
     class Handler(SimpleHTTPRequestHandler):
         extensions_map = SimpleHTTPRequestHandler.extensions_map | dict(types or {})
@@ -68,7 +68,7 @@ class Tab:
             self(f"{domain}.enable")
 
     def __call__(self, method: str, seconds: float = 120, **parameters: Any) -> dict[str, Any]:
-        """What a command of the protocol returns; what happens meanwhile goes to `events`."""
+        """Send a command of the protocol and return its result; events in the meantime go to `events`."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
@@ -91,7 +91,7 @@ class Tab:
         return json.loads(line)
 
     def event(self, method: str, seconds: float = 30) -> dict[str, Any]:
-        """Parameters of the first such event that is not asked for yet."""
+        """Parameters of the first such event that was not returned before."""
         until = time.monotonic() + seconds
         while True:
             for event in self.events:
@@ -125,7 +125,7 @@ class Tab:
             self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
     def heard(self) -> list[tuple[str, str]]:
-        """Role and name of whatever a screen reader is told of, in order."""
+        """Role and name of everything that a screen reader gets, in order."""
         nodes = self("Accessibility.getFullAXTree")["nodes"]
         told = [node for node in nodes if not node["ignored"]]
         return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told]

@@ -2,10 +2,10 @@
 
     python tools/choose_defaults.py caltech101 rsscn7 --root DATA --grid grid.yaml --out results.jsonl
 
-What is chosen with it is reported on other data sets: see docs/defaults.md. The logit scale is a number that backbones
-differ in (15 to 100) and that changes no zero-shot answer, but moves the cross-entropy against the other terms of the
-loss. The grid file is a list of {setting: value} mappings, "method: mma" among them if wanted. Finished lines are kept:
-start it again to go on.
+What is chosen with it is reported on other data sets: see docs/defaults.md. The logit scale differs between backbones
+(15 to 100) and changes no zero-shot answer, but shifts the cross-entropy against the other terms of the loss. The grid
+file is a list of {setting: value} mappings, which may contain "method: mma". Finished lines are kept: start it again to
+go on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rmadapter.run import Lab, run_task
 
 
 def rescaled(name: str, scale: float) -> Backbone:
-    """A backbone of its own with another logit scale; 0 leaves it."""
+    """A new backbone with another logit scale; 0 keeps the scale."""
     backbone = load_backbone(name)
     if not scale:
         return backbone
@@ -37,7 +37,7 @@ def rescaled(name: str, scale: float) -> Backbone:
 
 
 def trial(lab: Lab, data: str, seed: int, backbone: str, shots: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Train on the base classes once; both halves by the untouched and by the adapted backbone."""
+    """Train on the base classes once; test both halves with the untouched and with the adapted backbone."""
     values = {name: value for name, value in fields.items() if name != "method"}
     common = {"backbone": backbone, "seed": seed, "shots": shots, "classes": "base"}
     wanted = Request.make({**values, **common}, fields.get("method", "rmadapter"), data=data)

@@ -1,10 +1,10 @@
-"""Writes one folder of images in every format that is read, and looks whether each gives the same images and labels.
+"""Write one folder of images in every supported format, and check that each gives the same images and labels.
 
     python tools/every_format.py DATA/trashnet
 
-A row is a format: images and classes found; MB of its files; seconds to open it, in which every image is decoded once
-to check it, and then seconds to decode all of them; and whether pixels and labels are those of the folder. What is held
-in memory has no files. All of it goes to a temporary folder, the cache of what is unpacked included.
+A row is a format: images and classes found; MB of its files; seconds to open it, which decodes every image once to
+check it, and then seconds to decode all of them; and whether pixels and labels are those of the folder. Formats in
+memory have no files. Everything goes to a temporary folder, including the cache of unpacked files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rmadapter.data.images import ImageSet, load_image, read_images
 
 
 def digest(sets: Mapping[str, ImageSet]) -> str:
-    """Of labels and pixels, in whatever order and split they come."""
+    """A digest of labels and pixels, whatever their order and split."""
     every = []
     for part in sets.values():
         for source, label in zip(part.images, part.labels, strict=True):
@@ -38,7 +38,7 @@ def digest(sets: Mapping[str, ImageSet]) -> str:
 
 
 def row(name: str, shots: Shots, expected: str, place: Path) -> dict[str, Any]:
-    """What came of a format; place: an empty folder, in which its own folder is made."""
+    """The row of a format. place: an empty folder, in which its own folder is made."""
     form = FORMATS[name]
     if form.needs and importlib.util.find_spec(form.needs) is None:
         return {"format": name, "skipped": f"needs {form.needs}"}

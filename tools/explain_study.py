@@ -4,8 +4,8 @@
     python tools/explain_study.py --out docs/results/explain.jsonl --tables
 
 The patches of test images are covered with the mean colour, the most important first (deletion), or all but the most
-important (insertion); what counts is the mean probability of the class that was answered: high on insertion, low on
-deletion. The score is their difference. Controls: patches in random order, and those in the middle first. A line is one
+important (insertion). A good map keeps the mean probability of the predicted class high on insertion and low on
+deletion; the score is their difference. Controls: patches in random order, and those in the middle first. A line is one
 image; the sets take turns. Finished lines are kept: start it again to go on.
 """
 
@@ -52,7 +52,7 @@ def curves(fitted: Fitted, pixels: Tensor, target: int, order: Tensor, side: int
 
 
 def maps(fitted: Fitted, pixels: Tensor, target: int, seed: int) -> tuple[dict[str, Tensor], int]:
-    """Of one image [3, H, W], every map [S, S]; and S."""
+    """Every map [S, S] of an image [3, H, W], and S."""
     found = trace(fitted, pixels[None])
     drawn = {name: make(found, torch.tensor([target]))[0] for name, make in CANDIDATES.items()}
     drawn["occlusion"] = occlusion(fitted, pixels, target, found.side)
@@ -63,7 +63,7 @@ def maps(fitted: Fitted, pixels: Tensor, target: int, seed: int) -> tuple[dict[s
 
 
 class Study:
-    """A model fitted to one set, and the test images that it is asked about, in random order."""
+    """A model fitted to one set, and the test images to explain, in random order."""
 
     def __init__(self, lab: Lab, data: str, name: str, images: int) -> None:
         wanted = Request.make({"shots": SHOTS, **METHODS[name]}, name, data=data)
@@ -95,19 +95,19 @@ def mean(lines: Sequence[Line], data: str, method: str, name: str) -> tuple[floa
 
 
 def ahead(lines: Sequence[Line], method: str, name: str, of: str) -> list[float]:
-    """By set, how much more the difference is than that of another map."""
+    """By set, by how much the score of a map exceeds that of another one (`of`)."""
     sets = dict.fromkeys(line["data"] for line in lines)
     return [mean(lines, data, method, name)[2] - mean(lines, data, method, of)[2] for data in sets]
 
 
 def better(lines: Sequence[Line], method: str, name: str, of: str) -> bool:
-    """Whether by more than the 95 % interval over sets."""
+    """Whether a map is ahead of another one by more than the 95 % interval over sets."""
     points = ahead(lines, method, name, of)
     return fmean(points) > confidence_interval(points)
 
 
 def tables(lines: Sequence[Line]) -> str:
-    """The tables of docs/explain.md, one a method."""
+    """The tables of docs/explain.md, one per method."""
     sets, parts = list(dict.fromkeys(line["data"] for line in lines)), []
     for method in dict.fromkeys(line["method"] for line in lines):
         heads = [method, "insertion", "deletion", "more than random", "more than centre", *sets]

@@ -1,4 +1,4 @@
-"""Images with one label each, written in every format that is read: by hand where the format is plain text."""
+"""Write images with one label each in every supported format: by hand if the format is plain text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmadapter.data.images import ImageSet, load_image
 
 
 class Shot(NamedTuple):
-    """file: where it lies. name: of one part, alone among all images."""
+    """An image and its label. name: a file name, unique among all images."""
 
     file: Path
     name: str
@@ -29,7 +29,7 @@ Shots = Sequence[Shot]
 
 
 def shots_of(sets: Mapping[str, ImageSet]) -> list[Shot]:
-    """split: train where there are none."""
+    """The images of all splits; without splits, all are train."""
     found = [
         (Path(str(image)), str(part.written[label]), "train" if split == "all" else split)
         for split, part in sets.items()
@@ -59,7 +59,7 @@ def written(path: Path, value: Any) -> Path:
     return path
 
 
-# Each writes below an empty folder, and returns what `read_images` is given
+# Each function writes below an empty folder, and returns the argument for `read_images`.
 
 
 def class_folders(shots: Shots, home: Path) -> Path:
@@ -129,7 +129,7 @@ def hub_parquet(shots: Shots, home: Path) -> Path:
 
 
 def coco(shots: Shots, home: Path) -> Path:
-    """With a box around the whole of each image."""
+    """COCO, with a box around the whole of each image."""
     copied(shots, lambda shot: home / "images" / shot.name)
     names, images, boxes = labels_of(shots), [], []
     for i, shot in enumerate(shots):
@@ -230,7 +230,7 @@ def arrays(shots: Shots, home: Path) -> Any:
 
 
 class Format(NamedTuple):
-    """write: see above. needs: the module without which it cannot be read. words: for `read_images`."""
+    """write: see above. needs: the module required to read it. words: keyword arguments of `read_images`."""
 
     write: Callable[[Shots, Path], Any]
     needs: str = ""

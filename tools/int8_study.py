@@ -1,12 +1,12 @@
-"""What weights of 8 bits cost and save: a linear probe of each data set, every way of `deploy/int8.py`, test images.
+"""What 8-bit weights cost and save: a linear probe of each data set, by every way of `deploy/int8.py`, on test images.
 
     python tools/int8_study.py grocery pacs/photo --root DATA --out docs/results/int8.jsonl
 
     python tools/int8_study.py --show docs/results/int8.jsonl
 
-A line is one data set: the ways of `--to onnx`, and that of `--to openvino` where NNCF is installed. Which of them an
-export to ONNX would take follows from training images alone. Finished lines are kept: start it again to go on. CPU
-seconds are of one thread.
+A line is one data set: the ways of `--to onnx`, and that of `--to openvino` if NNCF is installed. Training images alone
+decide which of them an export to ONNX would take. Finished lines are kept: start it again to go on. CPU seconds are of
+one thread.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _stage(stage: Path, saved: Saved) -> None:
 def compare(
     model: Model, stage: Path, training: np.ndarray, test: np.ndarray, labels: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """training, test: pixels [N, 3, H, W]. Rows of fp32 and of each way; the one that an export takes is marked."""
+    """Rows of fp32 and of each way, with the one that an export takes marked. training, test: pixels [N, 3, H, W]."""
     (known, _), (wanted, seconds) = asked(model, training), asked(model, test)
     rows, found = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
     for way in candidates(stage, training, (PLAIN, *WAYS)):
@@ -119,7 +119,7 @@ def _row(
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: of each set what an export takes, and the means of each way over all sets."""
+    """Markdown: what an export takes for each set, and the means of each way over all sets."""
     rows, parts = [], []
     for line in lines:
         plain = line["rows"][0]

@@ -1,4 +1,4 @@
-"""What the studies share: words on a command line, and a file of JSON lines that each goes on with."""
+"""What the studies share: command-line options, and a file of JSON lines that each of them continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def parser(about: str | None, sets: Sequence[str], seeds: bool = True) -> argparse.ArgumentParser:
-    """Takes names of data sets (by default `sets`), --root, --out, --tables and, with `seeds`, --seeds."""
+    """A parser for names of data sets (by default `sets`), --root, --out, --tables and, with `seeds`, --seeds."""
     found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("data", nargs="*", default=[*sets], help=f"sets below --root; by default {' '.join(sets)}")
     found.add_argument("--root", type=Path, default=Path())
@@ -22,12 +22,12 @@ def parser(about: str | None, sets: Sequence[str], seeds: bool = True) -> argpar
 
 
 def kept(file: Path) -> list[dict[str, Any]]:
-    """The lines that are there; none where there is no file yet."""
+    """The lines of the file; none if it does not exist yet."""
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
 
 def keep(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines, at once."""
+    """Append lines in one write."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     with file.open("a", encoding="utf-8") as out:
         out.write(text)

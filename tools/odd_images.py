@@ -3,9 +3,9 @@
     python tools/odd_images.py --root DATA --out odd_images.jsonl
     python tools/odd_images.py --out odd_images.jsonl --tables
 
-A line is one set and seed: the share of its images that are called odd as they are; of 5 % of them that were blurred,
-how many are called so; and of as many images of another set as a hundredth is, put among them, how many are called
-unlike all others. Finished lines are kept: start it again to go on.
+A line is one set and seed: the share of its images that are called odd as they are; when 5 % of them are blurred, the
+share of these that are called so; and when images of another set are added, as a hundredth of all, the share of these
+that are called unlike all others. Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Line = Mapping[str, Any]
 
 
 def blurred(images: ImageSet, measured: np.ndarray, radius: float, seed: int) -> float:
-    """The share of blurred images that are called so among the others; measured: as `oddities.measure` has them."""
+    """The share of blurred images that are called so among the others. measured: from `oddities.measure`."""
     rows = random.Random(seed).sample(range(len(images)), round(BLURRED * len(images)))
     found = measured.copy()
     found[rows] = oddities.measure(
@@ -45,8 +45,8 @@ def blurred(images: ImageSet, measured: np.ndarray, radius: float, seed: int) ->
 
 
 def strangers(features: np.ndarray, together: np.ndarray, others: np.ndarray, seed: int) -> float:
-    """The share of strangers that are called unlike all others. features: [N, e]; together: [N], as `groups` gives
-    them; others: [M, e] of another set, of which a hundredth of N + that many is taken."""
+    """The share of strangers that are called unlike all others. features: [N, e]. together: [N], from `groups`. others:
+    [M, e], features of another set; enough of them are drawn to be a hundredth of all images."""
     count = max(len(features) // 99, 1)
     rows = random.Random(seed).sample(range(len(others)), count)
     every = np.concatenate([features, others[rows]])
@@ -55,7 +55,7 @@ def strangers(features: np.ndarray, together: np.ndarray, others: np.ndarray, se
 
 
 def table(lines: Sequence[Line]) -> str:
-    """A row a set: the mean over its seeds, in per cent."""
+    """A row per set: the mean over its seeds, in per cent."""
     heads = [*(f"called {kind} as they are" for kind in KINDS), *(f"blurred by {r} px" for r in RADII), "strangers"]
     rows = ["| % | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for data in dict.fromkeys(line["data"] for line in lines):

@@ -1,6 +1,6 @@
-"""The authors' code that `parity.py` knows: where it is, its configuration, and what our tensors are called there.
+"""The authors' code that `parity.py` can compare with: where it is, its configuration, and its names of our tensors.
 
-A method's line is made for an encoder's size: a small one, on which `parity.py` compares, or a whole ViT-B/16, on which
+A method's entry is made for an encoder size: a small one, on which `parity.py` compares, or a whole ViT-B/16, on which
 `benchmarks/public.py` takes times.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 from peer import Peer, Sizes
 from torch import Tensor, zeros
 
-ONE_TEXT = Path(__file__).with_name("one_text.json")  # of each class, as theirs and ours draw from several apart
-DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors wrote these widths into their code
+ONE_TEXT = Path(__file__).with_name("one_text.json")  # one per class, as theirs and ours draw differently from several
+DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors hard-coded these widths
 
 
 def _refined(answer: tuple[Any, tuple[Any, ...]]) -> Tensor:
-    """Of TextRefiner, whose trainer asks its memory itself."""
+    """The logits of TextRefiner, whose trainer calls its memory itself."""
     memory, (classes, images, scale, *_) = answer
     found: Tensor = scale * images @ memory(classes)[0].T
     return found
@@ -31,8 +31,8 @@ META_NET = {"down": "prompt_learner.meta_net.linear1", "up": "prompt_learner.met
 
 
 def taught_nothing(module: Any) -> None:
-    """PromptKD's trainer beside a teacher whose prompts are zeros, as ours is before its first step, and which is as
-    wide as the student: for one of 768 numbers the authors wrote a projection."""
+    """Give PromptKD's trainer a teacher whose prompts are zeros, like ours before its first step, and which is as wide
+    as the student; the authors hard-coded a projection from a width of 768."""
     names = {"image_encoder.VPT": 0, "prompt_learner.ctx": 1}
     for side, encoder in enumerate(("image_encoder", "text_encoder")):
         names |= {f"{encoder}.transformer.resblocks.{i}.VPT_shallow": side for i in range(1, DEPTH)}
@@ -66,7 +66,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         folder="ProGrad.public",
         engine="Dassl.ProGrad.pytorch/dassl/engine/trainer.py:prograd_backward_and_update",
         loss=lambda told: told["xe_loss"] + told["kl_loss"],
-        labels=(0, 0, 0, 0, 1, 1),  # whose gradient stands against the other one
+        labels=(0, 0, 0, 0, 1, 1),  # for these the gradients of the two losses conflict
     ),
     "text-refiner": lambda s: Peer(
         "xjjxmu/TextRefiner", "trainers.textrefiner:TextRefiner", "COOP",
@@ -82,7 +82,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         whole="trainable_list",
         ask=lambda trainer, pixels: (trainer.memory, trainer.model(pixels)),
         kept={"refiner.cache": lambda trainer: trainer.memory.text_fine_cache},
-        idle=("0.mid_image_trans.conv1.0.bias",),  # in front of BatchNorm
+        idle=("0.mid_image_trans.conv1.0.bias",),  # the BatchNorm after it cancels it
     ),
     "maple": lambda s: Peer(
         "muzairkhattak/multimodal-prompt-learning", "trainers.maple:MaPLe", "MAPLE",
@@ -157,7 +157,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         },
         lambda module: {"depth": s.prompted, "tau": 2.0, "weight": 1.0},
         ask=by_the_teachers_classes,
-        still=("student.down.bias",),  # which the norm behind it takes off
+        still=("student.down.bias",),  # the norm after it cancels it
         more={"DATASET": {"NAME": "Caltech101"}, "TRAINER": {"MODAL": "cross", "NAME": "PromptKD"}},
         prepare=taught_nothing,
     ),
@@ -171,8 +171,8 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             **{f"maps.text.{b}": f"{REP}_r2tproj.{b - s.first}" for b in s.blocks},
         },
         lambda module: {"first_block": s.first},
-        taken=lambda answer: answer[2],  # of both features together, as ours answers about trained classes
-        more={"DATASET": {"NAME": "Caltech101"}},  # whose prompt is "a photo of a NAME."
+        taken=lambda answer: answer[2],  # from both features together, as ours for trained classes
+        more={"DATASET": {"NAME": "Caltech101"}},  # its prompt is "a photo of a NAME."
     ),
     "mmrl-plus-plus": lambda s: Peer(
         "yunncheng/MMRL", "trainers.mmrlpp:MMRLpp", "MMRLpp",
@@ -232,7 +232,7 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         "MaxZanella/CLIP-LoRA", "lora:run_lora", "",
         {
             "encoder": "both", "position": "all", "params": ["q", "k", "v"], "r": 2, "alpha": 1, "backbone": "ViT-B/16",
-            "dropout_rate": 1e-9,  # drops nothing, and takes the way of their default, which 0 does not
+            "dropout_rate": 1e-9,  # drops nothing, but runs the code of their default, unlike 0
             "n_iters": 10**9, "shots": 1, "lr": 0.0, "eval_only": False, "save_path": None,
         },
         {

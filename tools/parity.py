@@ -1,14 +1,14 @@
-"""A method beside the code of its authors, in one process: logits, loss and gradients of their trainer, and of ours.
+"""Compare a method with its authors' code in one process: logits, loss and gradients of their trainer and of ours.
 
     git clone https://github.com/ZjjConan/Multi-Modal-Adapter
     python tools/parity.py mma --upstream Multi-Modal-Adapter
 
     python tools/parity.py --page    # the table in docs/parity.md, of all that was measured
 
-Their trainer is imported from your clone and built as it stands, on a small CLIP of random weights that our side has,
-too. What it trains gets noise and is copied into ours; then both answer about the same images and take the gradient of
-the same step. `originals.py` says what their code is, `upstream.py` what stands in for Dassl and for a GPU. A clone's
-code is run: read it first. Ends with 1 where anything differs by more than 1e-4.
+Their trainer is imported from your clone and built unchanged, on a small CLIP of random weights that our side uses too.
+What it trains gets noise and is copied into ours; then both answer the same images and take the gradient of the same
+step. `originals.py` says what their code is, `upstream.py` what stands in for Dassl and for a GPU. A clone's code is
+run: read it first. Exits with 1 if anything differs by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ DIFFERENCES = {
 }
 
 
-KEPT = "largest difference of what a step keeps besides"  # where there is such a thing
+KEPT = "largest difference of what a step keeps besides"  # if there is any
 
 
 def tiny_clip(seed: int = 0) -> Backbone:
-    """OpenAI's architecture with DEPTH blocks on either side, random weights of which none is 0, temperature 1/100."""
+    """OpenAI's architecture with DEPTH blocks per encoder, random weights that are not 0, and temperature 1/100."""
     import open_clip
 
     vision: Any = {"image_size": SIZE, "patch_size": 16, "width": WIDTHS[0], "layers": DEPTH}
@@ -82,7 +82,7 @@ def shots_of(peer: Peer, backbone: Backbone) -> Shots:
 
 
 def compare(name: str, clone: Path) -> dict[str, Any]:
-    """The differences, the sizes of what differs, and what it was measured with. Raises UserError where the clone does
+    """The differences, the sizes of what is compared, and what it was measured with. Raises UserError if the clone does
     not have the trainer, or trains other tensors."""
     peer, backbone = PEERS[name], tiny_clip()
     shots = shots_of(peer, backbone)
@@ -99,7 +99,7 @@ def compare(name: str, clone: Path) -> dict[str, Any]:
 
 
 def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tensor, clone: Path) -> dict[str, float]:
-    """Between what was found and ours, on all shots. Raises UserError where other tensors are trained."""
+    """Differences between their results and ours, on all shots. Raises UserError if other tensors are trained."""
     method, backbone, rows = load_method(name, found.settings), shots.cache.backbone, torch.arange(len(pixels))
     module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
@@ -108,7 +108,7 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
     if odd := sorted(ours.keys() ^ (found.tensors.keys() - {*peer.idle})):
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
     for own, parameter in ours.items():
-        parameter.data.copy_(found.tensors[own][0].view_as(parameter))  # a convolution of 1 x 1 is a layer of ours
+        parameter.data.copy_(found.tensors[own][0].view_as(parameter))  # their 1 x 1 convolution is our linear layer
     for own, (before, _) in found.kept.items():
         inner.get_buffer(own).copy_(before)
     fitted = method.restore(backbone, shots.known, inner.get_submodule(peer.answering).state_dict())
@@ -127,7 +127,7 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
 
 
 def untrained(method: Any, shots: Shots) -> tuple[Any, ...]:
-    """Module, loss, recipe, shots and source of images that a fit hands to `minimise`, which takes no step."""
+    """Module, loss, recipe, shots and source of images that `fit` passes to `minimise`, which takes no step here."""
     minimise = Mock(return_value=Trained())
     with ExitStack() as stack:
         for name, file in list(sys.modules.items()):
@@ -142,7 +142,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def commit(folder: Path) -> str:
-    """Of the clone; "unknown" for a folder that is none."""
+    """The commit of the clone; "unknown" for a folder that is not one."""
     asked = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
     top, head, *_ = [*subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n"), "", ""]
     return head if top and Path(top) == folder.resolve() else "unknown"
@@ -163,7 +163,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def write_page(results: Path, page: Path) -> None:
-    """Replaces what stands between the marks."""
+    """Replace what is between the marks."""
     new = f"{BEGIN}\n\n{table(read_json(results))}\n\n{END}"
     write_text(page, re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: new, read_text(page), flags=re.DOTALL))
 

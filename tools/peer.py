@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 class Sizes(NamedTuple):
-    """depth: blocks on either side. first: the lowest one with adapters or representation tokens. prompted: how many
-    have prompts."""
+    """depth: blocks of each encoder. first: the lowest one with adapters or representation tokens. prompted: number of
+    blocks with prompts."""
 
     depth: int
     first: int
@@ -26,18 +26,18 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Peer:
-    """Where the authors' code stands, its configuration, and our settings that are the same.
+    """Where the authors' code is, its configuration, and our settings that mean the same.
 
     code: module and trainer, or function. section: of Dassl's configuration; "" for code that is not built on Dassl.
-    names: of our tensors in theirs, with or without ".weight" and ".bias". settings: may read the authors' module.
-    taken: the logits in what their model answers. inner: the part of what we train that has the tensors, where it is
-    not the whole. answering: the part of that whose state answers. more: other sections, and more of the trainer's.
-    clip: the package of their CLIP. folder: of the code within the repository. engine: file and name of a function of
-    the authors' own Dassl, which trains. loss: of what their step tells. labels: of the images. prepare: is called with
-    the authors' module before anything is built. whole: the trainer's attribute with all that is trained. ask: a
-    trainer, and images, for what `taken` takes the logits from. kept: our buffers, which are not trained, and what they
-    are in a trainer. idle: tensors of theirs that nothing can move, which ours does not have. still: tensors of ours
-    whose gradient is nothing but rounding.
+    names: our tensors -> theirs, with or without ".weight" and ".bias". settings: ours; may read the authors' module.
+    taken: gets the logits from their model's answer. inner: the part of our module with the tensors, if it is not the
+    whole. answering: the part of `inner` whose state answers. more: other sections, and more of the trainer's. clip:
+    the package of their CLIP. folder: of the code within the repository. engine: file and name of a training function
+    in the authors' own Dassl. loss: from what their step returns. labels: of the images. prepare: called with the
+    authors' module before anything is built. whole: the trainer's attribute with all that is trained. ask: (trainer,
+    images) -> the answer for `taken`. kept: our buffers, which are not trained -> how to get theirs from a trainer.
+    idle: tensors of theirs that nothing can move, and that ours lacks. still: our tensors whose gradient is only
+    rounding.
     """
 
     repository: str
@@ -63,6 +63,6 @@ class Peer:
     still: tuple[str, ...] = ()
 
     def called(self, name: str) -> str:
-        """One of our tensors in their code."""
+        """The name of one of our tensors in their code."""
         head, _, leaf = name.rpartition(".")
         return self.names[name] if name in self.names else f"{self.names[head]}.{leaf}"

@@ -1,9 +1,9 @@
-"""RMAdapter+ piece by piece: one training, and what is answered with some of its pieces or without the adapters.
+"""RMAdapter+ piece by piece: one training, tested with some of its pieces or without the adapters.
 
     python tools/plus.py dtd10 sign_digits --root DATA --out docs/results/plus.jsonl
 
 A line is a data set, number of shots and seed, with the accuracies of `PIECES` on the base and novel classes. The
-adapters are trained once; what is answered follows from their features and the untouched ones. Finished lines are kept:
+adapters are trained once; the answers follow from their features and the untouched ones. Finished lines are kept:
 start it again to go on. docs/plus.md says what was found.
 """
 
@@ -31,7 +31,7 @@ from rmadapter.run import Lab, run_task
 from rmadapter.settings import Machine
 
 KEY = ("data", "backbone", "precision", "shots", "seed")
-# What is answered differently than by the whole; `adapters` False is the control without them, on the same shots.
+# Settings of the answers that differ from the whole; `adapters` False is the control without them, on the same shots.
 PIECES: dict[str, dict[str, Any]] = {
     "zero-shot": {"adapters": False, "head": 0.0, "general": ()},
     "zero-shot, 8 templates": {"adapters": False, "head": 0.0},
@@ -50,7 +50,7 @@ PIECES: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 def features(scorer: Both, images: ImageSet, cache: Cache, first: int) -> tuple[Tensor, Tensor]:
-    """Adapted and untouched, [N, e], of unit length."""
+    """Adapted and untouched features, [N, e], of unit length."""
     both = [(scorer.model.features("image", s)[0], s.features) for s in cache.stream(images, first)]
     adapted, untouched = (unit(torch.cat(list(parts))) for parts in zip(*both, strict=True))
     return adapted, untouched
@@ -81,7 +81,7 @@ def answering(
     method: RMAdapterPlus, fitted: Fitted, x: Tensor, labels: Sequence[int], fields: Mapping[str, Any],
     names: Sequence[str],
 ) -> Both:  # fmt: skip
-    """The same adapters with other fields. x: untouched unit features [N, e] of the shots, of which labels are."""
+    """The same adapters with other fields. x, labels: untouched unit features [N, e] and labels [N] of the shots."""
     values = {name: value for name, value in fields.items() if name != "adapters"}
     if not fields.get("adapters", True):
         values["adapter"] = replace(method.adapter, alpha=0.0)

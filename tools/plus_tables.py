@@ -30,7 +30,7 @@ PAIRS = tuple(("RMAdapter+", other) for other in OTHERS)
 
 
 def read(path: Path, study: Path) -> list[dict[str, Any]]:
-    """A line for each piece of each run, with its harmonic mean; and RMAdapter's out of the study of its losses."""
+    """A line for each piece of each run, with its harmonic mean; and RMAdapter's lines from the study of its losses."""
     found = []
     for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         own = {name: value for name, value in line.items() if name not in PIECES}

@@ -1,10 +1,10 @@
-"""Exported models in an environment without torch, beside `predict`: image by image, method by method.
+"""Compare exported models in an environment without torch with `predict`: image by image, method by method.
 
     python tools/prove_export.py DATA --out DIR [--images 200] [--methods rmadapter mma] [--to openvino] [--json]
 
-Each method is fitted to four shots a class of DATA (a folder with a test split), exported, and asked about test images
-by `predict` and by the export's own predict.py. The environment is made by venv and pip; its size is told. Ends with 1
-where an answer differs, or a probability by more than 1e-4.
+Each method is fitted to four shots per class of DATA (a folder with a test split) and exported; then `predict` and the
+export's own predict.py answer test images. venv and pip make the environment, whose size is reported. Exits with 1 if
+an answer differs, or a probability by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 METHODS = ("rmadapter", "mma", "mmrl", "tip-adapter-f", "clip-lora", "linear-probe")
 FIT = ("--shots", "4", "--folds", "0", "--effort", "fast", "--quiet")
-FEWER = {"clip-lora": ("--set", "iterations=5")}  # each goes through both encoders as a whole
+FEWER = {"clip-lora": ("--set", "iterations=5")}  # each passes through both encoders as a whole
 LARGEST = 1e-4
 
 
@@ -30,7 +30,7 @@ class NoPip(Exception):
 
 
 def fresh(folder: Path, needs: Path) -> Path:
-    """An environment of its own with what requirements.txt names; its interpreter. Raises NoPip."""
+    """Make an environment with the packages of requirements.txt; returns its interpreter. Raises NoPip."""
     venv.create(folder, with_pip=True)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--requirement", str(needs)]
@@ -41,7 +41,7 @@ def fresh(folder: Path, needs: Path) -> Path:
 
 
 def megabytes(folder: Path) -> float:
-    """Of all files, without pip and what came with it."""
+    """Size of all files, without pip and what came with it."""
     own = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum(path.stat().st_size for path in files if not any(part.startswith(own) for part in path.parts)) / 1e6
@@ -52,7 +52,7 @@ def rmadapter(*words: object) -> None:
 
 
 def asked(python: Path, export: Path, images: list[Path], file: Path) -> list[dict[str, str]]:
-    """Rows of the export's own answers, where there is no torch."""
+    """Rows of the export's own answers, made without torch."""
     without = subprocess.run([str(python), "-I", "-c", "import torch"], capture_output=True, check=False)
     if not without.returncode:
         raise SystemExit(f"{python} has torch")
@@ -67,7 +67,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def compare(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[str, Any]:
-    """Answers of the same images: how many are others, and the largest difference of a label's probability."""
+    """Compare answers on the same images: how many differ, and the largest difference of a label's probability."""
     if [row["image"] for row in ours] != [row["image"] for row in theirs]:
         raise SystemExit("answers to other images")
 
@@ -84,7 +84,7 @@ def compare(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[st
 def prove(
     method: str, to: str, data: Path, images: list[Path], out: Path, python: Path | None
 ) -> tuple[dict[str, Any], Path]:
-    """What was found for a method, and the interpreter, which the first one makes."""
+    """The result of a method, and the interpreter, which the first call makes."""
     run, export = out / method, out / f"{method}-{to}"
     rmadapter("fit", data, "--method", method, "--out", run, *FIT, *FEWER.get(method, ()))
     rmadapter("export", run, "--to", to, "--out", export)

@@ -1,10 +1,10 @@
-"""An exported page in Chromium beside its own predict.py: image by image, also for tall and for large ones.
+"""Compare an exported page in Chromium with its own predict.py: image by image, also for tall and for large ones.
 
     python tools/prove_page.py PAGE DATA [--images 200] [--large 40] [--json]
 
-PAGE is what `rmadapter export --to web` wrote, DATA a folder with a test split. Its images are asked about as they are;
+PAGE is what `rmadapter export --to web` wrote, DATA a folder with a test split. Its images are classified as they are;
 as tall ones, the middle strip of each, enlarged to 300 x 900 pixels; and some of them as large ones, enlarged to 25
-megapixels, as JPEG and as PNG. Ends with 1 where more than 1 answer in 200 is another one.
+megapixels, as JPEG and as PNG. Exits with 1 if more than 1 answer in 200 differs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def large(image: Image.Image) -> Image.Image:
 
 
 def compare(labels: list[str], ours: np.ndarray, theirs: list[dict[str, float]]) -> dict[str, Any]:
-    """Probabilities [N, C] of predict.py, and N answers of the page: how many are others, and by how much."""
+    """Compare probabilities [N, C] of predict.py with N answers of the page: how many differ, and by how much."""
     found = np.array([[answer[label] for label in labels] for answer in theirs])
     differences = np.abs(found - ours).max(1)
     return {
@@ -63,7 +63,7 @@ def asked(page: Tab, file: Path) -> dict[str, float]:
 def prove(
     page: Tab, model: Model, images: list[Path], folder: Path, change: Callable[[Image.Image], Image.Image], suffix: str
 ) -> dict[str, Any]:
-    """The same question to both about each image, changed; folder: what the browser sees as /images."""
+    """Compare both on each image, changed. folder: what the browser sees as /images."""
     ours, theirs = [], []
     for image in images:
         file = folder / f"image{suffix or image.suffix}"

@@ -2,10 +2,10 @@
 
     python tools/reconstruction.py dtd10 sign_digits --root DATA --out docs/results/reconstruction.jsonl
 
-Each variant is RMAdapter with some settings of its own, trained on the same shots. Two plain regularisers stand in
-place of the paper's losses: `output` is the weight of the mean square of what the adapters put out, `ema` the decay of
-the average over steps whose weights answer. At `dials`, shares of alpha, the trained model is asked once more (as
-WiSE-FT, Wortsman et al., CVPR 2022). `--logit-scale` takes a copy of the backbone with another scale, and `--shuffled`
+Each variant is RMAdapter with some settings of its own, trained on the same shots. Two plain regularisers replace the
+paper's losses: `output` is the weight of the mean square of the adapters' outputs, `ema` the decay of the average of
+the weights over steps, which then answers. At `dials`, shares of alpha, the trained model is tested once more (as in
+WiSE-FT, Wortsman et al., CVPR 2022). `--logit-scale` uses a copy of the backbone with another scale, and `--shuffled`
 one that knows nothing: the entries of each weight matrix in a random order. Besides the accuracies of both halves, a
 line has, on test images:
 
@@ -49,8 +49,8 @@ from rmadapter.settings import Machine
 from rmadapter.task import Task
 from rmadapter.train import Batch, minimise
 
-IMAGES, READ = 96, 32  # images of either half whose features are compared; of the novel half whose tokens are read
-OWN = ("method", "output", "ema", "dials")  # fields of a variant that are no settings of RMAdapter
+IMAGES, READ = 96, 32  # images of either half to compare features of; of the novel half to read tokens of
+OWN = ("method", "output", "ema", "dials")  # fields of a variant that are not settings of RMAdapter
 NO_REC = {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}
 NO_CON = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
 
@@ -62,7 +62,7 @@ def rec(weight: float, **fields: Any) -> dict[str, Any]:
 
 def combined() -> Iterator[tuple[str, dict[str, Any]]]:
     """Eight combinations of seven factors, a design of resolution III (Box and Hunter, Technometrics 1961), each with
-    reconstruction of weight 10 and without, where three of the factors mean nothing."""
+    reconstruction of weight 10 and without, where three of the factors have no effect."""
     for place, (con, norm, alpha) in enumerate(itertools.product((False, True), repeat=3), 1):
         fields: dict[str, Any] = {"lambda_image_con": 0.135, "lambda_text_con": 0.34} if con else dict(NO_CON)
         fields |= {"norm": "block" if norm else "none", "alpha": 0.3 if alpha else 0.1}
@@ -146,7 +146,7 @@ class Controlled:
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             outputs.clear()
-            average.add(model.adapters.state_dict())  # as the step before left them
+            average.add(model.adapters.state_dict())  # as the previous step left them
             terms = model(batch.labels, batch.images, text, prompts_each(shots.classes, shots.templates))
             return {**terms, "loss": terms["loss"] + self.output * torch.stack(outputs).sum()}
 
@@ -174,7 +174,7 @@ class Average:
 
 @torch.no_grad()
 def subspace(adapter: Any, tokens: Tensor) -> dict[str, float]:
-    """`kept`, `overlap` and, with a branch for it, `explained`, of the tokens [N, d] that an adapter reads."""
+    """`kept`, `overlap` and, if the adapter reconstructs, `explained`, of the tokens [N, d] that it reads."""
     rows = torch.linalg.qr(adapter.down.weight.double().T)[0]  # [d, r], orthonormal
     centred = tokens.double() - tokens.double().mean(0)
     _, principal = torch.linalg.eigh(centred.T @ centred)
@@ -190,7 +190,7 @@ def subspace(adapter: Any, tokens: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def inside(model: AdaptedCLIP, lab: Lab, task: Task) -> dict[str, float]:
-    """What is measured of a model besides its accuracy, on test images of both halves and their class names."""
+    """All measures of a model but its accuracy, on test images of both halves and their class names."""
     found: dict[str, float] = {}
     images, cache = lab.splits(task.data)["test"], lab.test_cache(task)
     for name in ("base", "novel"):
@@ -225,7 +225,7 @@ def drift(model: AdaptedCLIP, side: str, states: States) -> Tensor:
 
 @torch.no_grad()
 def shuffled(backbone: Backbone) -> Backbone:
-    """The entries of each weight matrix in another order: as large as they were, and without what was learnt."""
+    """A copy with the entries of each weight matrix in random order: as large as before, but with nothing learnt."""
     model = copy.deepcopy(backbone.model)
     generator = torch.Generator().manual_seed(0)
     for weights in model.parameters():

@@ -36,11 +36,11 @@ PAIRS = (("reconstruction", "neither"), ("both", "constraint"), ("constraint", "
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines with their harmonic mean; those of zero-shot stand in each."""
+    """The lines with their harmonic mean and that of zero-shot."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         if {"target", "target_norm", "objective"} & line["fields"].keys():
-            line.pop("explained", None)  # what is reconstructed there is something else than the input
+            line.pop("explained", None)  # there something other than the input is reconstructed
         line |= {f"{name}, %": 100 * line[name] for name in ("kept", "overlap")}
         line["hm"] = harmonic_mean(line["base"], line["novel"])
         line["zero_shot_hm"] = harmonic_mean(line["zero_shot_base"], line["zero_shot_novel"])
@@ -57,7 +57,7 @@ def by_set(lines: Lines, variant: str, figure: str) -> dict[str, float]:
 
 
 def difference(lines: Lines, one: str, other: str, figure: str) -> tuple[float, float | None, float | None, int]:
-    """one minus other over data sets that have both with the same seeds: mean, half of its interval, p, number."""
+    """one minus other over data sets that have both with the same seeds: mean, half width of the interval, p, sets."""
     runs = {(line["data"], line["seed"], line["variant"]): line[figure] for line in lines if figure in line}
     found: dict[str, list[float]] = defaultdict(list)
     for data, seed, variant in runs:
@@ -124,7 +124,7 @@ def change(mean: float, half: float | None) -> str:
 
 
 def screened(lines: Lines, variants: Sequence[str], control: str = "neither") -> str:
-    """Means over data sets, and what they differ in from a control on the same data sets."""
+    """Means over data sets, and their differences from a control on the same data sets."""
     rows, explains = [], any("explained" in line for line in lines)
     for variant in variants:
         values = {figure: by_set(lines, variant, figure) for figure in (*FIGURES, "explained")}
@@ -165,7 +165,7 @@ CALLED = {
 
 def combinations(lines: Lines) -> str:
     """HM of each combination with and without reconstruction, and what changes it: a factor's effect is the mean of the
-    four combinations that have it less that of the other four."""
+    four combinations that have it minus that of the other four."""
     pairs: dict[str, dict[str, Line]] = {}
     for line in lines:
         name, what = line["variant"].split(", ")
@@ -188,19 +188,19 @@ def combinations(lines: Lines) -> str:
 
 
 def _effect(lines: Lines, has: Mapping[str, set[str]], factor: str) -> list[str]:
-    """Of a factor on HM without and with reconstruction, and on their difference; over data sets."""
+    """The effect of a factor on HM without and with reconstruction, and on their difference, over data sets."""
     of = {what: {name: by_set(lines, f"{name}, {what}", "hm") for name in has} for what in ("none", "reconstruction")}
     sets = list(next(iter(of["none"].values())))
     sign = {name: 1.0 if factor == "all" else 2.0 if factor in own else -2.0 for name, own in has.items()}
     each = [np.array([fmean(sign[n] * of[what][n][data] for n in has) for data in sets]) for what in of]
     values = [*each, each[1] - each[0]]
-    meant = factor not in ("target", "local", "share")  # which say how to reconstruct, and nothing without it
+    meant = factor not in ("target", "local", "share")  # these say how to reconstruct, and do nothing without it
     form = ".1f" if factor == "all" else "+.1f"
     return [*(f"{d.mean():{form}}" if meant else "–" for d in each), change(values[2].mean(), half_width(values[2]))]
 
 
 def dialled(lines: Lines) -> list[dict[str, Any]]:
-    """The lines with the trained models at other dials as variants of their own."""
+    """The lines, and the trained models at other dials as variants of their own."""
     found = [dict(line) for line in lines]
     for line in lines:
         for dial in line["fields"].get("dials", ()):

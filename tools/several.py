@@ -1,11 +1,11 @@
-"""What several labels an image, and a class `other`, are worth. The tables are in docs/data.md.
+"""What several labels per image, and a class `other`, are worth. The tables are in docs/data.md.
 
     python tools/several.py --root DATA --out results.jsonl --seeds 1 2 3
     python tools/several.py --out results.jsonl --tables
 
 labels: an image is a mosaic of four fields with one to three classes of a set, and each of these is a label. other: the
-first half of a set's classes keep their names, and all others are one class more, of as many shots as each, with one
-word or another in prompts. Finished lines are kept: start it again to go on.
+first half of a set's classes keep their names, and all others become one more class, with as many shots as each of the
+rest and one of several words in prompts. Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from rmadapter.run import Lab, learn, run_task
 
 WORDS = ("other", ELSE, "thing", "object", "background", "none of these")
 FIELD = 112  # pixels of a side
-TESTED, MOST = 200, 600  # mosaics to test on; to draw shots from, at most
+TESTED, MOST = 200, 600  # mosaics to test on; at most so many to draw shots from
 Line = Mapping[str, Any]
 
 
 def mosaics(images: ImageSet, count: int, seed: int) -> ImageSet:
-    """`count` of them; in a mosaic of one class, or of two, its images are different ones where there are several."""
+    """`count` mosaics. Each field draws its image at random from its class, so that an image may repeat."""
     rng = np.random.default_rng(seed)
     of_class = [np.flatnonzero(np.array(images.labels) == label) for label in range(len(images.classes))]
     pictures, several = [], []
@@ -55,7 +55,7 @@ def mosaics(images: ImageSet, count: int, seed: int) -> ImageSet:
 
 
 def labels_lines(lab: Lab, data: str, seed: int, backbone: str) -> list[dict[str, Any]]:
-    """A line a method."""
+    """A line per method."""
     splits, found = lab.splits(data), []
     count = min(MOST, 40 * len(splits["train"].classes))
     lab.add("mosaics", {"train": mosaics(splits["train"], count, seed), "test": mosaics(splits["test"], TESTED, seed)})
@@ -70,7 +70,7 @@ def labels_lines(lab: Lab, data: str, seed: int, backbone: str) -> list[dict[str
 
 
 def other_lines(lab: Lab, data: str, seed: int, backbone: str) -> list[dict[str, Any]]:
-    """A line a method and word: shares in percent of right answers on images of named classes, and on the others."""
+    """A line per method and word: percent of right answers on images of the named classes, and on the others."""
     train, test = (_grouped(lab.splits(data)[split]) for split in ("train", "test"))
     lab.add("other", {"train": train})
     task = Request.make({"backbone": backbone, "seed": seed}, "zero-shot", data="other").task
@@ -91,7 +91,7 @@ def other_lines(lab: Lab, data: str, seed: int, backbone: str) -> list[dict[str,
 
 
 def _grouped(images: ImageSet) -> ImageSet:
-    """The second half of the classes as one, which stands last."""
+    """The images with the second half of the classes merged into one, which comes last."""
     middle = (len(images.classes) + 1) // 2
     classes = (*images.classes[:middle], "other")
     return replace(
@@ -109,7 +109,7 @@ def mean(lines: Sequence[Line], sets: Sequence[str], figure: str, **wanted: str)
 
 
 def tables(lines: Sequence[Line]) -> str:
-    """Those of docs/data.md."""
+    """The tables of docs/data.md."""
     there = [data for data in REPORT if any(line["data"] == data for line in lines)]
     rows = ["| mosaics of | mAP, zero-shot | mAP, linear probe | macro F1, zero-shot | macro F1, linear probe |"]
     rows += ["|---|---|---|---|---|"]
@@ -131,7 +131,7 @@ def tables(lines: Sequence[Line]) -> str:
 
 
 def lines_of(root: Path, data: str, seed: int, backbone: Backbone, device: str = "auto") -> list[dict[str, Any]]:
-    """Both studies of a set; of those to choose on, the second alone."""
+    """Both studies of a set; only the second for a set to choose on."""
     lab = Lab(Request.make({"device": device}).machine, root=root, keep=True, progress=False)
     lab.add_backbone(backbone)
     found = other_lines(lab, data, seed, backbone.name)

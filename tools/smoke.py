@@ -1,4 +1,4 @@
-"""Does the package work where it was installed? Asked far from its source, of a Python that has it.
+"""Does the package work where it was installed? Tested away from its source, with a Python that has it.
 
 python -m venv /tmp/fresh && /tmp/fresh/bin/pip install dist/*.whl
 python tools/smoke.py /tmp/fresh/bin/python
@@ -22,7 +22,7 @@ WHERE = "import rmadapter, sys; print(rmadapter.__file__); print(sys.prefix)"
 
 
 def draw(folder: Path, count: int = 4, size: int = 48) -> Path:
-    """A few images a class, as PPM, which takes no library to write."""
+    """A few images per class, as PPM, which needs no library to write."""
     for name, color in COLORS.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -32,7 +32,7 @@ def draw(folder: Path, count: int = 4, size: int = 48) -> Path:
 
 
 def steps(images: Path, run: Path, backbone: str) -> Iterator[list[str]]:
-    """Commands, each of which must end well."""
+    """Commands, each of which must succeed."""
     yield ["--version"]
     yield ["--help"]
     yield ["doctor", "--json"]
@@ -45,7 +45,7 @@ def steps(images: Path, run: Path, backbone: str) -> Iterator[list[str]]:
 
 
 def source_of(python: str) -> str:
-    """What is wrong with where the package comes from, or ""."""
+    """What is wrong with where the package is imported from, or ""."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([python, "-c", WHERE], capture_output=True, text=True, env=clean, cwd=tempfile.gettempdir())
     if done.returncode:

@@ -1,12 +1,12 @@
-"""What is labelling by `rmadapter suggest` worth, beside labelling at random? Its tables are in docs/suggest.md.
+"""What is labelling by `rmadapter suggest` worth, compared with random labelling? Its tables are in docs/suggest.md.
 
     python tools/suggest.py --root DATA --out docs/results/suggest.jsonl
     python tools/suggest.py --out docs/results/suggest.jsonl --tables
 
-The pool is the train split of a set. "next": one random image a class is labelled, and round by round one more a class
-on average, as a rule picks them by a model that is fitted to those before. "first": nothing is labelled yet. A line is
-one set, kind, rule and seed, with the test accuracies; of random they are the mean of DRAWS. A rule is chosen on CHOOSE
-and reported on REPORT. Finished lines are kept: start it again to go on.
+The pool is the train split of a set. "next": one random image per class is labelled; in each round a rule picks one
+more per class on average, with a model fitted to those before. "first": nothing is labelled yet. A line is one set,
+kind, rule and seed, with the test accuracies; those of random are the mean of DRAWS. A rule is chosen on CHOOSE and
+reported on REPORT. Finished lines are kept: start it again to go on.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from rmadapter.suggest.acquire import FIRST, NEXT, Pool, pick
 
 CHOOSE = ("trashnet", "rsscn7")
 REPORT = ("neu_steel", "pacs/photo", "sign_digits")
-ROUNDS, FIRSTS = (1, 2, 3, 4), (1, 3)  # images a class, on average
+ROUNDS, FIRSTS = (1, 2, 3, 4), (1, 3)  # images per class, on average
 DRAWS = 2
 KINDS = {"next": NEXT, "first": FIRST}
 KEY = ("data", "kind", "rule", "seed")
-METHOD = ZeroShotProbe(replace(ZeroShotProbe().recipe, epochs=100))  # a third of the published, for speed
+METHOD = ZeroShotProbe(replace(ZeroShotProbe().recipe, epochs=100))  # a third of the published epochs, for speed
 FALLBACK = {"next": "random", "first": "typicality"}
-POOL, TEST = 32, 25  # images a class that enter at most
+POOL, TEST = 32, 25  # at most so many images per class
 Line = Mapping[str, Any]
 
 
@@ -65,7 +65,7 @@ class Study:
         self.classes = len(self.train.classes)
 
     def fitted(self, rows: Sequence[int], seed: int) -> Fitted:
-        """To some images of the pool; classes without any are known by name."""
+        """A model fitted to some images of the pool; classes without any are known by name."""
         if not rows:
             known = Known(self.train.classes, self.task.templates)
             return ZeroShot().restore(self.lab.backbone(self.task.backbone), known, {})
@@ -82,13 +82,13 @@ class Study:
         return round(accuracy(table, self.test.labels), 3)
 
     def chosen(self, kind: str, rule: str, rows: list[int], fitted: Fitted, n: int, seed: int) -> list[int]:
-        """n further rows of the pool."""
+        """n further rows of the pool, picked by a rule."""
         left = np.setdiff1d(np.arange(len(self.unit)), np.flatnonzero(np.isin(self.together, self.together[rows])))
         pool = Pool(self.unit[left], self.unit[rows], self.table(fitted)[left], seed)
         return left[pick(KINDS[kind][rule], pool, n, self.together[left]).rows].tolist()
 
     def next(self, rule: str, seed: int) -> dict[str, Any]:
-        """Round after round, from one random image a class."""
+        """Label in rounds, starting from one random image per class."""
         draws = []
         for draw in range(DRAWS if rule == "random" else 1):
             rows = sample_shots(self.train.labels, 1, random.Random(seed))
@@ -104,7 +104,7 @@ class Study:
         return {"test": np.mean(draws, axis=0).round(3).tolist()}
 
     def first(self, rule: str, seed: int) -> dict[str, Any]:
-        """So many at once; and how many classes are among them."""
+        """Label so many at once, and count the classes among them."""
         found = []
         for number, draw in product(FIRSTS, range(DRAWS if rule == "random" else 1)):
             rows = self.chosen("first", rule, [], self.fitted([], seed), number * self.classes, 1000 * draw + seed)
@@ -117,7 +117,7 @@ class Study:
 
 
 def ahead(lines: Sequence[Line], sets: Iterable[str], kind: str, rule: str) -> list[float]:
-    """Of each set, points of accuracy more than random, the mean over seeds and numbers of images."""
+    """Points of accuracy above random for each set, the mean over seeds and numbers of images."""
     of = {tuple(line[key] for key in KEY): line["test"] for line in lines}
     first = 1 if kind == "next" else 0  # before the first round all rules have the same images
     found = []
@@ -151,7 +151,7 @@ def default(lines: Sequence[Line], kind: str) -> str:
 
 
 def classes(lines: Sequence[Line], rule: str) -> list[float]:
-    """Per cent of the classes that are among the first images, of each of FIRSTS; the mean over sets."""
+    """Per cent of the classes that are among the first images, for each of FIRSTS; the mean over sets."""
     by_set: dict[str, list[list[float]]] = {}
     for x in lines:
         if (x["kind"], x["rule"]) == ("first", rule):

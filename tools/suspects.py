@@ -4,10 +4,10 @@
     python tools/suspects.py --out docs/results/suspects.jsonl --tables
 
 A share of the training labels of a set is flipped, at random or to the class that a probe of the true labels mistakes
-it for most, and every rule ranks the images; a line is one set, kind, share and seed, with average precision and
-precision at k of each rule, where k is the number of flips. The rule is chosen on CHOOSE and reported on REPORT. With
-cleanlab installed (which the package does not need), its own results on the same probabilities stand beside. Finished
-lines are kept: start it again to go on.
+it for most, and every rule ranks the images. A line is one set, kind, share and seed, with average precision and
+precision at k of each rule, where k is the number of flips. The rule is chosen on CHOOSE and reported on REPORT. If
+cleanlab is installed (the package does not need it), its results on the same probabilities are added. Finished lines
+are kept: start it again to go on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rmadapter.suspects import rules
 
 CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
 REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")
-SHOTS = {"caltech101": 12, "grocery": 10}  # of the others all: at most 48 a class
+SHOTS = {"caltech101": 12, "grocery": 10}  # per class; the other sets use all their images, at most 48 per class
 STRENGTHS = (1.0, 3.0, 10.0)  # C of the probe
 KINDS, SHARES = ("random", "confusable"), (5, 10, 20)
 PROBES = tuple(f"probe {strength:g}" for strength in STRENGTHS)
@@ -46,7 +46,7 @@ Line = Mapping[str, Any]
 
 
 def flipped(labels: np.ndarray, target: np.ndarray | None, share: int, classes: int, seed: int) -> np.ndarray:
-    """Labels [N] of which `share` per cent are wrong. target: [C], what each class is taken for; None for any other."""
+    """Labels [N], `share` per cent of them wrong. target: [C], the wrong label of each class; None for random ones."""
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(labels), round(len(labels) * share / 100), replace=False)
     found = labels.copy()
@@ -57,7 +57,7 @@ def flipped(labels: np.ndarray, target: np.ndarray | None, share: int, classes: 
 
 
 def confusable(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[C]: the other class that images of each class get most of the mean probability for; table: [N, C]."""
+    """[C]: for each class, the other class with the highest mean probability on its images. table: [N, C]."""
     means = np.stack([table[labels == c].mean(0) for c in range(table.shape[1])])
     np.fill_diagonal(means, -1)
     return means.argmax(1)
@@ -69,7 +69,7 @@ def self_confidence(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def margin(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """0 to 1: by how much another class is more probable than the given one, their normalised margin (as above)."""
+    """0 to 1: how much more probable another class is than the given one, the normalised margin of the same paper."""
     others = table.copy()
     others[np.arange(len(labels)), labels] = -np.inf
     return (1 + others.max(1) - table[np.arange(len(labels)), labels]) / 2
@@ -81,7 +81,7 @@ RULES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def votes(near: rules.Near, labels: np.ndarray, classes: int) -> np.ndarray:
-    """[N, C]: shares of the neighbours' labels, each weighed by its cosine; zeros where there is no neighbour."""
+    """[N, C]: shares of the neighbours' labels, each weighted by its cosine; zeros for images without neighbours."""
     weights = np.clip(near.cosines, 0, None)
     table = np.zeros((len(weights), classes))
     np.add.at(table, (np.arange(len(weights))[:, None], labels[near.rows]), weights)
@@ -108,7 +108,7 @@ class Study:
         lab.train_cache(self.asked.task).expect_parts(few.train)
 
     def answers(self, labels: np.ndarray, method: Any, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [M] that were held out in turn, and answers [M, C] about them of models fitted to these labels."""
+        """Rows [M] that were held out in turn, and answers [M, C] on them by models fitted to these labels."""
         images = replace(self.images, labels=tuple(labels.tolist()))
         task = replace(self.asked.task, data=f"{self.data} {images.digest} {seed}", shots=0)  # one seed: one cache
         self.lab.add(task.data, {"train": images})
@@ -122,14 +122,14 @@ class Study:
 
     @cached_property
     def untouched(self) -> np.ndarray:
-        """[N, C] of the untouched backbone, which no label can mislead."""
+        """Probabilities [N, C] of the untouched backbone, which no label can mislead."""
         backbone, cache = self.lab.backbone(self.asked.task.backbone), self.lab.train_cache(self.asked.task)
         score = ZeroShot().restore(backbone, Known(self.images.classes), {}).score()
         return np.concatenate([part["it"].numpy() for part in answers({"it": score}, cache.stream(self.images))])
 
     @cached_property
     def target(self) -> np.ndarray:
-        """What each class is taken for by a probe of the labels as they are."""
+        """The class that a probe of the true labels mistakes each class for most."""
         labels = np.array(self.images.labels)
         rows, table = self.answers(labels, LinearProbe(search_steps=0, C=max(STRENGTHS)), "linear-probe", 1)
         return confusable(table, labels[rows])
@@ -165,7 +165,7 @@ class Study:
 
 def ranked(tables: Mapping[str, np.ndarray], given: np.ndarray) -> dict[str, np.ndarray]:
     """Scores [M], higher for a label more likely to be wrong, of every rule on every table of probabilities [M, C]; and
-    the mean place by a probe and by the neighbours."""
+    the mean rank by a probe and by the neighbours."""
     from scipy.stats import rankdata
 
     found = {f"{name}, {rule}": RULES[rule](table, given) for name, table in tables.items() for rule in RULES}
@@ -176,7 +176,7 @@ def ranked(tables: Mapping[str, np.ndarray], given: np.ndarray) -> dict[str, np.
 
 
 def cleanlab(table: np.ndarray, given: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """What cleanlab makes of the same probabilities: scores, and which labels it calls wrong; nothing without it."""
+    """cleanlab's results on the same probabilities: scores, and the labels it calls wrong; nothing without cleanlab."""
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
@@ -191,7 +191,7 @@ def cleanlab(table: np.ndarray, given: np.ndarray) -> tuple[dict[str, np.ndarray
 
 
 def caught(mask: np.ndarray, wrong: np.ndarray) -> list[float]:
-    """Precision and recall of what a rule calls wrong, and how many images that are."""
+    """Precision and recall of what a rule calls wrong, and the number of these images."""
     hits = int((mask & wrong).sum())
     return [round(hits / max(int(mask.sum()), 1), 4), round(hits / int(wrong.sum()), 4), int(mask.sum())]
 
@@ -212,7 +212,7 @@ def overall(lines: Sequence[Line], sets: Iterable[str], score: str) -> float:
 
 
 def difference(lines: Sequence[Line], one: str, other: str) -> tuple[float, float]:
-    """Of the overall average precision on the sets to report on: mean over the sets, and half the 95 % interval."""
+    """Difference in overall average precision on the sets to report on: mean, and half width of the 95 % interval."""
     there = {line["data"] for line in lines}
     d = [overall(lines, [data], one) - overall(lines, [data], other) for data in REPORT if data in there]
     return fmean(d), confidence_interval(d)
@@ -224,7 +224,7 @@ def ours(lines: Sequence[Line]) -> list[str]:
 
 
 def best(lines: Sequence[Line]) -> str:
-    """By the sets to choose on; of equal ones the first."""
+    """The best rule on the sets to choose on; the first of equal ones."""
     return max(ours(lines), key=lambda name: round(overall(lines, CHOOSE, name), 4))
 
 

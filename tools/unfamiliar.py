@@ -1,12 +1,12 @@
-"""Which score tells images that a model was not made for from those that it was? Its table is docs/unfamiliar.md.
+"""Which score tells images that a model was not made for from the others? Its tables are in docs/unfamiliar.md.
 
     python tools/unfamiliar.py --root DATA --out results.jsonl --seeds 1 2 3
     python tools/unfamiliar.py --out results.jsonl --tables
 
-RMAdapter is fitted to the base classes of a set. Known are test images of these classes; near is a test image of the
-set's novel classes, far one of another set. Every score is higher for what is less familiar. The score is chosen on
-CHOOSE and reported on REPORT, which share no image; this was fixed before the first run. Finished lines are kept: start
-it again to go on.
+RMAdapter is fitted to the base classes of a set. Test images of these classes are known, those of the set's novel
+classes near, those of another set far. Every score is higher for less familiar images. The score is chosen on CHOOSE
+and reported on REPORT, which share no image; this was fixed before the first run. Finished lines are kept: start it
+again to go on.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from rmadapter.task import TEMPLATES
 
 CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
 REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")
-RELATED = {"caltech101", "office_caltech/web", "pacs/photo"}  # which share photographs or classes
+RELATED = {"caltech101", "office_caltech/web", "pacs/photo"}  # sets that share photographs or classes
 MOST = 300  # test images of one kind, always the same ones
-TEMPERATURES = (1.0, 0.1, 0.01)  # of cosines, beside the backbone's own
+TEMPERATURES = (1.0, 0.1, 0.01)  # of cosines, besides the backbone's own
 NEIGHBOURS = (1, 4, 16)
 BASELINE = "max-softmax, adapted"
 CONTROLS = ("max-softmax, frozen", "reconstruction", "reconstruction, untrained")
@@ -48,8 +48,8 @@ Line = Mapping[str, Any]
 
 
 class Seen(NamedTuple):
-    """What a model makes of N images: features [N, e] of the adapted and of the untouched encoder, both of unit length,
-    and the reconstruction error [N]: the mean over tokens, added up over adapters."""
+    """A model's view of N images: features [N, e] of the adapted and of the untouched encoder, both of unit length, and
+    the reconstruction error [N]: the mean over tokens, summed over adapters."""
 
     adapted: Tensor
     frozen: Tensor
@@ -69,8 +69,8 @@ def look(model: AdaptedCLIP, cache: Cache, images: ImageSet) -> Seen:
 def scores(
     seen: Seen, shots: Seen, weights: Mapping[str, Tensor], scale: float, untrained: Tensor
 ) -> dict[str, Tensor]:
-    """Every score [N] of N images. weights: class features [C, e] by encoder; scale: what cosines are multiplied by;
-    untrained: reconstruction error of branches that learnt nothing."""
+    """Every score [N] of N images. weights: class features [C, e] by encoder. scale: factor of the cosines. untrained:
+    reconstruction error of untrained branches."""
     found: dict[str, Tensor] = {}
     for encoder in ("adapted", "frozen"):
         features = getattr(seen, encoder).double()  # in float32 many probabilities are 1
@@ -104,7 +104,7 @@ def apart(known: Tensor, other: Tensor) -> tuple[float, float]:
 
 @dataclass(eq=False)
 class Study:
-    """The fitted models of one process, and what it has read and seen."""
+    """The study in one process, with the images it has read and the errors of untrained branches."""
 
     lab: Lab
     backbone: str = "pocket"
@@ -124,7 +124,7 @@ class Study:
         return self._images[data, which]
 
     def lines(self, data: str, seed: int, far: Sequence[str]) -> list[dict[str, Any]]:
-        """Fit to the base classes of a set, and tell its test images from near and from far ones."""
+        """Fit to the base classes of a set, and tell their test images from near and from far ones."""
         given = {"backbone": self.backbone, "shots": self.shots, "seed": seed, "classes": "base", **self.settings}
         wanted = Request.make(given, data=data)
         few = self.lab.draw(wanted.task)
@@ -163,14 +163,14 @@ class Study:
         return model
 
     def _untrained_error(self, seed: int, cache: Cache, images: ImageSet) -> Tensor:
-        """It is the same for every set that is trained on."""
+        """Reconstruction error of untrained branches, the same for every set that is trained on."""
         if (seed, images.digest) not in self._untrained:
             self._untrained[seed, images.digest] = look(self._model(seed), cache, images).error
         return self._untrained[seed, images.digest]
 
 
 def far_of(data: str) -> list[str]:
-    """The other sets of the same half, but for those that share photographs or classes."""
+    """The other sets of the same half, except those that share photographs or classes with it."""
     group = CHOOSE if data in CHOOSE else REPORT
     return [other for other in group if other != data and not {data, other} <= RELATED]
 
@@ -179,7 +179,7 @@ def far_of(data: str) -> list[str]:
 
 
 def mean(lines: Sequence[Line], data: str, score: str, kind: str = "both", what: int = 0) -> float:
-    """kind: near, far, or both, which count the same. what: 0 the AUROC, 1 the FPR at 95 %."""
+    """The mean over lines. kind: near, far, or both with equal weight. what: 0 the AUROC, 1 the FPR at 95 %."""
     if kind == "both":
         return (mean(lines, data, score, "near", what) + mean(lines, data, score, "far", what)) / 2
     return fmean(
@@ -188,7 +188,7 @@ def mean(lines: Sequence[Line], data: str, score: str, kind: str = "both", what:
 
 
 def trained(lines: Sequence[Line], sets: Sequence[str]) -> list[str]:
-    """Those of the sets that there are lines for."""
+    """The sets for which there are lines."""
     there = {line["data"] for line in lines}
     return [data for data in sets if data in there]
 
@@ -198,18 +198,18 @@ def over(lines: Sequence[Line], sets: Sequence[str], score: str, kind: str = "bo
 
 
 def best(lines: Sequence[Line], names: Iterable[str]) -> str:
-    """By the sets to choose on; of equal ones the first."""
+    """The best score on the sets to choose on; the first of equal ones."""
     return max(names, key=lambda score: round(over(lines, CHOOSE, score), 9))
 
 
 def usable(score: str) -> bool:
-    """Whether any method can answer it, from its probabilities and the untouched encoders: what the product may have.
+    """Whether every method can give the score, from its probabilities and the untouched encoders, as the product needs.
 
-    Features of an adapted encoder and cosines of adapted classes exist in few methods; a sum may have probabilities."""
+    Few methods have features of an adapted encoder or cosines of adapted classes; a sum may use probabilities."""
     first, *second = score.split(" + ")
     if second:
         return first.startswith("max-softmax") and second[0].endswith("frozen")
-    return "reconstruction" not in score and not (score.startswith("neighbour") and score.endswith("adapted"))
+    return first.endswith("frozen") or first.startswith(("max-softmax", "MCM"))
 
 
 def family(score: str) -> str:
@@ -218,8 +218,8 @@ def family(score: str) -> str:
 
 
 def difference(lines: Sequence[Line], score: str, kind: str) -> tuple[float, float, float, float]:
-    """To the max-softmax on the sets to report on: mean, ends of Student's 95 % interval over the sets, and p of
-    Wilcoxon's test, which is 0.0625 at least for five sets, 0.125 for four."""
+    """Difference from max-softmax on the sets to report on: mean, ends of Student's 95 % interval over the sets, and p
+    of Wilcoxon's test, which is at least 0.0625 for five sets, 0.125 for four."""
     from scipy.stats import wilcoxon
 
     d = [mean(lines, data, score, kind) - mean(lines, data, BASELINE, kind) for data in trained(lines, REPORT)]

@@ -1,7 +1,7 @@
-"""The side of the authors in `parity.py` and `benchmarks/public.py`: their trainers out of a clone, on the CPU.
+"""The authors' side of `parity.py` and `benchmarks/public.py`: their trainers from a clone, on the CPU.
 
-Of Dassl, which the trainers are built on, there are stand-ins that do nothing; `.cuda()` and `.half()` do nothing
-either, so that all is float32.
+Dassl, which the trainers are built on, is replaced by stand-ins that do nothing; `.cuda()` and `.half()` do nothing
+either, so that everything is float32.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LEFT = ("clip", "clip_maple", "trainers", "dassl", "lora", "loralib", "utils", "
 
 
 class Theirs(NamedTuple):
-    """logits: [B, C]. tensors: each trained one and its gradient, by their names. kept: others, by our names, before
-    and after the step. settings: of ours, the same."""
+    """Their results. logits: [B, C]. tensors: each trained one and its gradient, by their names. kept: others, by our
+    names, before and after the step. settings: ours that mean the same as theirs."""
 
     logits: Tensor
     loss: float
@@ -49,10 +49,10 @@ def theirs(
     labels: Tensor,
     more: Iterable[None] = (),
 ) -> Theirs:
-    """What their code makes of images [B, 3, H, W] and labels [B], with noise on all that it trains.
+    """Run their code on images [B, 3, H, W] and labels [B], with noise on all that it trains.
 
-    weights: of a CLIP as OpenAI's code names them. more: after the step that is told of, one more for each of these;
-    the next one is asked for as soon as a step is done. Raises as `imported`.
+    weights: of a CLIP, named as in OpenAI's code. more: each item makes one more step after the one reported; the next
+    item is requested as soon as a step is done. Raises as `imported`.
     """
     name, code = peer.code.split(":")
     with ExitStack() as stack:
@@ -67,7 +67,7 @@ def theirs(
 
 
 class Trainer:
-    """What of Dassl's TrainerX a trainer calls: it is built on the CPU, and asked for steps at a rate of 0."""
+    """The part of Dassl's TrainerX that trainers call, on the CPU, with steps at a learning rate of 0."""
 
     device, batch_idx, num_batches = "cpu", 0, 2
     optim: Any
@@ -100,8 +100,8 @@ Step = tuple[Tensor, float, Pairs, Pairs]
 def dassl_step(
     peer: Peer, trainer: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor, more: Iterable[None]
 ) -> Step:
-    """Logits, loss, tensors and what is kept of a trainer that is a class."""
-    model = {"BACKBONE": {"NAME": "ViT-B/16"}, "INIT_WEIGHTS": ""}  # its address is looked up, and never asked
+    """Logits, loss, trained tensors and kept ones of a trainer class."""
+    model = {"BACKBONE": {"NAME": "ViT-B/16"}, "INIT_WEIGHTS": ""}  # its address is looked up, but never used
     sections = {"OPTIM": {"MAX_EPOCH": 20}, "INPUT": {"SIZE": tuple(pixels.shape[-2:])}, "MODEL": model, **peer.more}
     sections["TRAINER"] = {peer.section: peer.config, **peer.more.get("TRAINER", {})}
     built = trainer(_tree(sections), classes)
@@ -121,13 +121,13 @@ def dassl_step(
 
 
 class _Enough(Exception):
-    """Raised where a function that trains to its end has trained enough."""
+    """Raised to stop a function that would train to its end."""
 
 
 def lora_step(
     peer: Peer, run: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor, more: Iterable[None]
 ) -> Step:
-    """The same of CLIP-LoRA's function; logits are those of training."""
+    """The same for CLIP-LoRA's function; logits are those of training."""
     module, seen, tensors = sys.modules[run.__module__], [], {}
     mark, entropy = module.mark_only_lora_as_trainable, nn.functional.cross_entropy
     model = import_module("clip.clip").build_model(torch.load(""))
@@ -159,13 +159,13 @@ def lora_step(
 
 
 def _trained(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each tensor with a gradient that is not all zero, and that."""
+    """Each tensor with a gradient that is not all zero, and the gradient."""
     named = [(name, p) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
     return {name: (p.detach().clone(), p.grad.clone()) for name, p in named if p.grad is not None}
 
 
 def defined(clone: Path, file: str, name: str) -> Callable[..., Any]:
-    """A function of a file whose imports are not to be had; it may use torch. Raises UserError where it is missing."""
+    """A function of a file whose imports are not available; it may use torch. Raises UserError if it is missing."""
     path, space = clone / file, dict[str, Any](torch=torch)
     tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
     found: list[ast.stmt] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name]
@@ -188,9 +188,9 @@ def _tree(value: Any) -> Any:
 
 @contextmanager
 def imported(clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = "clip") -> Iterator[ModuleType]:
-    """A module of the clone. As long as it is used, the clone's CLIP has these weights, and what it prints is lost.
+    """A module of the clone. While it is used, the clone's CLIP has these weights, and its output is discarded.
 
-    clip: the package of that CLIP. Raises UserError where the clone has no such file, or needs a package that is not
+    clip: the package of that CLIP. Raises UserError if the clone has no such file, or needs a package that is not
     installed.
     """
     file = f"{name.replace('.', '/')}.py"
@@ -200,7 +200,7 @@ def imported(clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = 
     parts = ("metrics", "utils", "utils.tools", "optim", "optim.radam")
     stubs: dict[str, Any] = {f"dassl.{part}": MagicMock() for part in parts}
     stubs |= {"dassl": MagicMock(), "dassl.engine": engine, "dassl.engine.trainer": MagicMock(TrainerX=Trainer)}
-    stubs["plotnine"] = ModuleType("plotnine")  # which DePT's trainers import, and draw nothing with
+    stubs["plotnine"] = ModuleType("plotnine")  # DePT's trainers import it, but draw nothing
     _forget()
     with ExitStack() as stack:
         stack.callback(_forget)

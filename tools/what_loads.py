@@ -1,10 +1,10 @@
-"""Which of open_clip's architectures load, and which methods work on them, asked of tiny models with random weights.
+"""Which of open_clip's architectures load, and which methods work on them, tried on tiny models with random weights.
 
     python tools/what_loads.py --page docs/backbones.md
 
-Each architecture keeps its kind of encoders and loses its size: width, depth, patches, vocabulary. A model counts as
-adapted where RMAdapter's fast forward pass has the loss and the gradients of the model's own with hooks, in float64.
-Tokenizers of the hub, and configurations of text encoders there, have small ones of the same kind in their place.
+Each architecture keeps its kind of encoders but not its size: width, depth, patches, vocabulary. A model counts as
+adapted if RMAdapter's fast forward pass gives the loss and the gradients of the model's own with hooks, in float64.
+Tokenizers and text encoder configurations from the hub are replaced by small ones of the same kind.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from rmadapter.settings import settings_of
 START, END = "<!-- what loads -->", "<!-- end of what loads -->"
 NAMES, TEMPLATES = ("cat", "a small red car. a blue bird", "dog"), ("a photo of a {}.",)
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of the cat dog car tree house bird . , red blue small"
-LEAST = 1e-9  # relative difference in float64 of what is the same
+LEAST = 1e-9  # relative difference in float64 below which two results are the same
 SIDE, WIDTH = 64, 32
 BLOCKS = {"img_size": SIDE, "embed_dim": WIDTH, "depth": 2, "num_heads": 2}
-SMALLEST = {"vitamin": "vitamin_small_224"}  # of a kind whose first convolutions keep their width
-# What makes a trunk of timm small, by its name; the first that matches.
+SMALLEST = {"vitamin": "vitamin_small_224"}  # the smallest of a kind whose first convolutions cannot be made narrower
+# Arguments that make a timm trunk small: those of the first pattern that matches its name.
 TRUNKS: Mapping[str, Mapping[str, Any]] = {
     r"eva02_enormous|eva02|eva_giant|vit_pe_core": BLOCKS | {"patch_size": 16},
     r"vit_base_mci|vit_.*_rope": {"img_size": SIDE, "depth": 2},
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 
 def shrink(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A small model_cfg of the same kind; what it names lies in the folder."""
+    """A small model_cfg of the same kind; the files it names are written to the folder."""
     small = copy.deepcopy(dict(config))
     vision, text = small["vision_cfg"], small["text_cfg"]
     small["embed_dim"] = WIDTH
@@ -138,7 +138,7 @@ def tiny(name: str, folder: Path) -> Backbone:
 
 
 def ask(name: str) -> Found:
-    """Load a small model of an architecture, ask it, and adapt it. Raises AssertionError where something differs."""
+    """Load a small model of an architecture, run it and adapt it. Raises AssertionError if something differs."""
     with tempfile.TemporaryDirectory() as place:
         loaded = tiny(name, Path(place))
         backbone = replace(loaded, model=copy.deepcopy(loaded.model).double())
@@ -156,7 +156,7 @@ def ask(name: str) -> Found:
 
 
 def methods_on(backbone: Backbone) -> list[str]:
-    """The methods that can be set up on it; the others refuse it in a sentence."""
+    """The methods that can be set up on a backbone; the others refuse it with a message."""
     found = []
     for name in METHODS:
         own = settings_of(load_method(name))
@@ -182,7 +182,7 @@ def _images(backbone: Backbone) -> Tensor:
 
 
 def _compare(name: str, backbone: Backbone, images: Tensor, tokens: Tensor) -> None:
-    """Loss and every gradient of the fast pass and of the model's own. Raises UserError where it has no blocks."""
+    """Compare loss and gradients of the fast pass and of the model's own. Raises UserError if it has no blocks."""
     settings = {"first_block": 1, "init": "kaiming", "alpha": 0.5, "rank": 4}
     method: Any = load_method("rmadapter", settings)
     model = method.model(backbone).double().train()
@@ -208,7 +208,7 @@ def _same(what: str, found: Tensor, expected: Tensor) -> None:
 
 
 def _kind(encoder: Any) -> str:
-    """What an encoder is called in the table."""
+    """The name of an encoder in the table."""
     known = {"ClipImage": "open_clip's ViT", "ClipText": "open_clip's transformer", "BertText": "BERT family"}
     if type(encoder).__name__ == "TimmImage":
         return f"timm's {type(encoder.trunk).__name__}"
@@ -216,7 +216,7 @@ def _kind(encoder: Any) -> str:
 
 
 def rows(found: Sequence[Found]) -> Iterator[str]:
-    """A table in Markdown: architectures that have all in common share a line."""
+    """A table in Markdown; architectures that differ only in name share a line."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for one in found:
         groups.setdefault(one[1:], []).append(one.name)

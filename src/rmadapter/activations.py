@@ -1,4 +1,4 @@
-"""Frozen activations of some images that are held; `cache.Live` computes the same when they are needed."""
+"""Frozen activations of images, held in memory or in a file; `cache.Live` computes the same on demand."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Plan = list[tuple[tuple[int, ...], torch.dtype]]  # shape and number format of e
 
 @dataclass(frozen=True)
 class Held:
-    """Activations of V views of N images, view by view: features [V * N, e], and x and y as `States` has them.
+    """Activations of V views of N images, view by view: features [V * N, e], and x and y as in `States`.
 
-    contents: of the N images, as `ImageSet` has them; empty where nobody will ask.
+    contents: `ImageSet.contents` of the N images; empty if nothing looks images up by them.
     """
 
     first: int | None
@@ -31,7 +31,7 @@ class Held:
 
     @classmethod
     def of_features(cls, views: Tensor) -> Held:
-        """Features [V, N, e] that are there already."""
+        """From features [V, N, e] that are already computed."""
         nothing = torch.empty(0)
         return cls(None, Grid(None), views.device, views.flatten(0, 1), nothing, nothing, len(views))
 
@@ -44,7 +44,7 @@ class Held:
         return sum(part.numel() * part.element_size() for part in (self.features, self.x, self.y))
 
     def batch(self, rows: Tensor, epoch: int = 0) -> States:
-        """The states of some images; views are taken in turn, epoch after epoch."""
+        """The states of some images; each epoch takes the next view."""
         rows = rows + epoch % self.views * len(self)
         parts = [part[rows] if len(part) else part for part in (self.features, self.x, self.y)]
         return States(self.first, self.layout, *parts).to(self.device)
@@ -55,11 +55,11 @@ class Held:
 
 
 def size_of(plan: Plan) -> int:
-    """Bytes."""
+    """Bytes that the tensors of a plan take."""
     return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in plan)
 
 
 def cut(flat: Tensor, plan: Plan) -> list[Tensor]:
-    """The tensors of a plan out of bytes."""
+    """Cut a flat tensor of bytes into the tensors of a plan."""
     parts = flat.split([size_of([one]) for one in plan])
     return [part.view(kind).view(shape) for part, (shape, kind) in zip(parts, plan, strict=True)]

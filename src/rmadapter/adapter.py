@@ -8,8 +8,8 @@ The whole method, in torch alone. Equation numbers are the paper's; r is the ran
     x_i     = block_i(x_{i-1}) + alpha * base_i(x_{i-1})                        Eq. 14, 15
     loss    = cross-entropy + consistency + reconstruction                      Eq. 18
 
-Reconstruction is local: adapter i reconstructs its own input, and no gradient of it leaves the adapter.
-MMA (CVPR 2024) is the case without either, with a projection shared by both encoders and gradients as if alpha were 1.
+Reconstruction is local: adapter i reconstructs its own input, and its gradient does not leave the adapter.
+MMA (CVPR 2024) has cross-entropy alone, a projection shared by both encoders, and gradients as if alpha were 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDES = ("image", "text")
-ROUNDING = 1e-6  # features of unit length differ by less than this between two ways of computing them in float32
+ROUNDING = 1e-6  # two ways of computing unit features in float32 differ by less than this
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu, "quick_gel
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a constant."""
+    """The identity, with its gradient multiplied by a constant."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
@@ -52,7 +52,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 class _SquaredError(torch.autograd.Function):
     """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d], target [T, d] -> [T].
-    By autograd six tensors of [T, d] would cost more than the products; here is one, not kept. None for target."""
+    Autograd would make six [T, d] tensors, dearer than the products; here is one, not kept. None for target."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class _SquaredError(torch.autograd.Function):
 
 
 def decoupled(change: Callable[[Tensor], Tensor], x: Tensor, alpha: float) -> Tensor:
-    """alpha * change(x). Its weights get gradients as if alpha were 1, what goes on into x keeps the factor (MMA)."""
+    """alpha * change(x), its weights' gradients as if alpha were 1; the gradient of x keeps the factor (MMA)."""
     return _ScaleGradient.apply(alpha * change(_ScaleGradient.apply(x, alpha)), 1 / alpha)
 
 
@@ -87,7 +87,7 @@ class DualBranchAdapter(nn.Module):
     """One adapter beside one transformer block (Eq. 8-10).
 
     width: d, rank: r. share: the projection both branches use (Table 5). reconstruction_layers: linear layers of the
-    reconstruction branch after its down-projection (Table 6), 0 for no such branch. init: "zero" starts as the
+    reconstruction branch after its down-projection (Table 6), 0 for none. init: "zero" starts as the
     untouched backbone, "small" close to it, "kaiming" is MMA's.
     """
 
@@ -128,7 +128,7 @@ class DualBranchAdapter(nn.Module):
         return decoupled(base, x, alpha) if decouple and alpha else alpha * base(x)
 
     def reconstruction_parameters(self) -> list[nn.Parameter]:
-        """Those that the adaptation branch does not use."""
+        """The parameters that only the reconstruction branch uses."""
         return [*self.rec.parameters(), *(self.rec_down.parameters() if self.rec_down is not None else ())]
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class DualBranchAdapter(nn.Module):
         return last(hidden)
 
     def _before_last(self, x: Tensor) -> tuple[Tensor, nn.Linear]:
-        """What the last layer of the reconstruction branch reads, [..., d] -> [..., r], and that layer."""
+        """The input of the reconstruction branch's last layer, [..., d] -> [..., r], and that layer."""
         act = ACTIVATIONS[self.activation]
         hidden = act((self.down if self.rec_down is None else self.rec_down)(x))
         layers: list[Any] = [*self.rec, self.up] if self.share == "up" else list(self.rec)
@@ -248,7 +248,7 @@ class Adapters(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision is too coarse for losses; float64 stays."""
+    """x in float32, since half precision is too coarse for losses; float64 stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -268,7 +268,7 @@ def consistency(adapted: Tensor, frozen: Tensor) -> Tensor:
 
 
 class Side(NamedTuple):
-    """What the loss reads of one encoder, and the weights lambda of its two terms; 0 turns a term off.
+    """What the loss reads from one encoder, and the weights lambda of its two terms; 0 turns a term off.
 
     adapted, frozen: features [B, d] of images or class features [C, d]. errors: reconstruction error of each adapter.
     """
@@ -286,7 +286,7 @@ def loss_terms(
     """The loss and its terms (Eq. 11-13, 16-18), each a scalar with its weight lambda already in it.
 
     labels: [B]. A term that is turned off is absent. consistency_unit: "feature" is Eq. 13 and 17; "logit" multiplies
-    the differences by the logit scale, with which the gradient of the cross-entropy grows, too.
+    the differences by the logit scale, with which the gradient of the cross-entropy grows too.
     """
     x, w = (F.normalize(at_least_float32(side.adapted), dim=-1) for side in (image, text))
     terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}

@@ -1,8 +1,8 @@
 """Frozen activations of image sets: computed once, kept in memory, in a file or in the user's cache, shared by every
 method and run.
 
-Knows encoders and images, and nothing of adapters. `Cache.source` is the one place that decides whether activations
-are held or computed when they are needed.
+This module deals with encoders and images, not adapters. `Cache.source` alone decides whether activations are held or
+computed on demand.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from rmadapter.store import Store
 __all__ = ["BATCH", "FORMATS", "Cache", "Held", "Live", "Source", "encoded", "in_turn"]
 
 GB = 1e9
-BATCH = 64  # images encoded at once where no gradient is needed
+BATCH = 64  # images encoded at once when no gradient is needed
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Live:
-    """What `Held` has, read and encoded whenever it is needed. views: 0 for fresh ones in every epoch."""
+    """The same activations as `Held`, read and encoded on demand. views: 0 for fresh ones in every epoch."""
 
     cache: Cache
     images: ImageSet
@@ -61,7 +61,7 @@ class Live:
             yield self.cache.backbone.image.frozen(pixels, self.first, features=self.features or self.first is None)
 
     def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
-        """[B, 3, H, W] of some images after others."""
+        """Pixels [B, 3, H, W] of each batch of rows in turn."""
         tensors = self.cache.tensors(self.images, epoch % self.views if self.views else epoch, self.augmented)
         for pixels in batches(tensors, [rows.tolist() for rows in orders], self.cache.machine.workers):
             yield pixels.to(self.cache.device)
@@ -72,12 +72,12 @@ Source = Held | Live
 
 @dataclass(eq=False)
 class Cache:
-    """A memory of activations; the least recently used leave it when `machine.cache_memory` GB are full.
+    """A memory of activations that drops the least recently used when `machine.cache_memory` GB are full.
 
-    augmentation, views, seed: of the images that are trained on, as `Task` has them. folder: where activations that do
-    not fit into memory lie as files. hold: False computes everything when it is needed, as for images seen once, unless
-    `machine.disk_cache` keeps it for later commands. blocks: whose inputs will be asked for, which are computed in one
-    pass where all take a quarter of the memory at most.
+    augmentation, views, seed: of the training images, as in `Task`. folder: holds activations that do not fit into
+    memory, as files. hold: False computes everything on demand, for images seen once, unless `machine.disk_cache` keeps
+    it for later commands. blocks: those whose inputs will be needed; one pass computes them all if together they take
+    at most a quarter of the memory.
     """
 
     backbone: Backbone
@@ -101,7 +101,7 @@ class Cache:
         return self.backbone.device
 
     def expect_parts(self, images: ImageSet) -> None:
-        """Parts of these will be asked for: whoever asks for the first one waits for all, and nobody after that."""
+        """Announce that parts of these images will be requested: the first request then computes all of them."""
         self._whole = images
 
     def source(
@@ -109,8 +109,8 @@ class Cache:
     ) -> Source:
         """Tokens into block `first` of the image encoder, its output and the features; None for features alone.
 
-        augmented: of the training views that were asked for, if any. precision: in which tokens are held; features are
-        held in float32.
+        augmented: take the training views, if there is augmentation. precision: format in which tokens are held;
+        features are held in float32.
         """
         augmented = augmented and self.augmentation == "standard"
         views = self.views if augmented else 1
@@ -143,8 +143,8 @@ class Cache:
     ) -> Tensor:
         """Untouched features [V, N, e] of all views of all images, on the device; not normalised.
 
-        of: what is wanted instead of the states of block `first`, [B, d]. Raises UserError where every epoch has views
-        of its own.
+        of: computes what to return instead from the states of block `first`, [B, d]. Raises UserError if every epoch
+        has views of its own.
         """
         source = self.source(images, first, augmented=augmented)
         if not source.views:
@@ -154,19 +154,19 @@ class Cache:
     def stream(
         self, images: ImageSet, first: int | None = None, text: str = "evaluating", order: Tensor | None = None
     ) -> Iterator[States]:
-        """The states of all images in order, in batches. order: of their rows, where it is another."""
+        """The states of all images in batches, in their own order or in that of the rows `order`."""
         orders = in_turn(len(images)) if order is None else list(order.split(BATCH))
         yield from track(self.source(images, first).batches(0, orders), len(orders), text, self.progress)
 
     def tensors(self, images: ImageSet, view: int, augmented: bool) -> ImageTensors:
-        """Images as the encoder takes them; an augmented one depends on seed, view and its place alone."""
+        """Images as the encoder takes them; an augmented one depends only on the seed, the view and its place."""
         if not augmented:
             return ImageTensors(images, self.backbone.preprocess)
         transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
         return ImageTensors(images, transform, (self.seed, view))
 
     def _among(self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype) -> Held | None:
-        """What is held with more: features with the tokens, and some images with others, if not augmented by place."""
+        """A part of what is held: features without tokens, or some images (not augmented ones: they go by place)."""
         for (digest, block, views, format_), held in self._held.items():
             if views != augmented or first not in (block, None) or (first and kind != format_):
                 continue
@@ -187,7 +187,7 @@ class Cache:
     def _compute(
         self, images: ImageSet, first: int | None, augmented: bool, views: int, kind: torch.dtype
     ) -> Held | None:
-        """In memory, or in a file; None when neither has room."""
+        """Compute activations and hold them in memory or in a file; None if neither has room."""
         started, live, count = time.perf_counter(), Live(self, images, first, augmented, views), views * len(images)
         there = {block for digest, block, *_ in self._held if digest == images.digest}
         others = [] if augmented else sorted({*self.blocks} - {first, *there})
@@ -203,7 +203,7 @@ class Cache:
             self._find(live, blocks, stores, kind)
         elif self.folder and self.hold and size < 0.9 * shutil.disk_usage(_made(self.folder)).free:
             file = self.folder / f"frozen-{self._name(images, first, augmented, kind, images.digest)}.bin"
-            if not file.exists() or file.stat().st_size != size:  # torch would fill a short one up with zeros
+            if not file.exists() or file.stat().st_size != size:  # torch would pad a short file with zeros
                 with atomic(file) as part:
                     reserve(part, size)
                     flat = torch.from_file(str(part), shared=True, size=size, dtype=torch.uint8)
@@ -220,12 +220,12 @@ class Cache:
         return held
 
     def bytes_of(self, count: int, first: int | None) -> int:
-        """That activations of so many views take."""
+        """Bytes that activations of `count` views take."""
         return size_of(self._plan(count, [first], FORMATS[self.machine.precision])[1])
 
     def _plan(self, count: int, blocks: Sequence[int | None], kind: torch.dtype) -> tuple[Grid, Plan]:
-        """By the states of a blank image: the layout of tokens, and what so many views need, features, and x and y of
-        each block."""
+        """The layout of tokens, and the plan of `count` views: features, and x and y of each block. Found by encoding a
+        blank image."""
         blank = torch.zeros(1, 3, self.backbone.image_size, self.backbone.image_size, device=self.device)
         probes = self.backbone.image.frozen_at(blank, blocks)
         parts = [
@@ -236,12 +236,12 @@ class Cache:
         return probes[0].layout, shapes
 
     def _find(self, live: Live, blocks: Sequence[int | None], stores: list[Tensor], kind: torch.dtype) -> None:
-        """Fill the stores with what is on disk, where there is such a thing, and compute what is not."""
+        """Fill the stores from the cache on disk, if there is one, and compute what it lacks."""
         images, count, lacking = live.images, live.views * len(live), []
-        if self.store is None or " at 0x" in str(self.backbone.preprocess):  # a function, which has no lasting name
+        if self.store is None or " at 0x" in str(self.backbone.preprocess):  # a function has no lasting name
             self._fill(live, blocks, stores)
             return
-        # Views depend on the place of their image, too, and so belong to one set of images.
+        # Views also depend on the place of their image, and so belong to one set of images.
         keys = [*map(str, range(count))] if live.augmented else [content.hex() for content in images.contents]
         digest, what = images.digest if live.augmented else "", f"{self.backbone.name} on {self.device.type}: "
         wanted: list[tuple[int | None, torch.dtype, str, dict[str, Tensor]]]
@@ -259,7 +259,7 @@ class Cache:
             self.store.write(name, about, keys, parts, rows)
 
     def _fill(self, live: Live, blocks: Sequence[int | None], stores: list[Tensor], rows: Tensor | None = None) -> None:
-        """rows: of each view; None for all."""
+        """Fill the stores by encoding. rows: of each view; None for all."""
         orders = in_turn(len(live)) if rows is None else list(rows.split(BATCH))
         turns = [(view, order) for view in range(live.views) for order in orders]
         every = (pixels for view in range(live.views) for pixels in live.pixels(view, orders))
@@ -272,7 +272,7 @@ class Cache:
                     store[order + view * len(live)] = part.to(store)
 
     def _name(self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype, digest: str) -> str:
-        """Tells weights, transform, images by their digest, block, format and device, so that a stale file can never be
+        """A hash of weights, transform, the images' digest, block, format and device, so that a stale file is never
         read."""
         transform = [str(self.tensors(images, 0, augmented).transform), *([self.seed, self.views] if augmented else ())]
         parts = [self.backbone.digest, transform, digest, first, str(kind), self.device.type]
@@ -280,14 +280,14 @@ class Cache:
 
 
 def encoded(source: Source, of: Callable[[States], Tensor]) -> Tensor:
-    """What `of` makes of the states, for all views of all images of a source that has some: [V, N, d]."""
+    """Apply `of` to the states of all views of all images: [V, N, d]. The source needs a fixed number of views."""
     orders = in_turn(len(source))
     views = [source.batches(view, orders) for view in range(source.views)]
     return torch.stack([torch.cat([of(states) for states in view]) for view in views])
 
 
 def in_turn(count: int) -> list[Tensor]:
-    """All rows in batches."""
+    """All rows in order, in batches."""
     return list(torch.arange(count).split(BATCH)) if count else []
 
 

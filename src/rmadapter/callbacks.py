@@ -1,4 +1,4 @@
-"""What a training tells whoever listens, step by step and epoch by epoch: as for TensorBoard or Weights & Biases."""
+"""Callbacks that a training calls after every step and epoch, to feed TensorBoard or Weights & Biases, for example."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def _nothing(figures: Figures) -> None:
 
 @dataclass(frozen=True)
 class Callback:
-    """on_step({"step", "epoch", every term of the loss, "lr"}) after each step, which counts from 1.
+    """on_step({"step", "epoch", every term of the loss, "lr"}) is called after each step; steps count from 1.
 
-    on_epoch(the same, each term being its mean over the epoch) after its last step. What either raises ends the
-    training.
+    on_epoch(the same, with each term averaged over the epoch) is called after the epoch's last step. An exception in
+    either ends the training.
     """
 
     on_step: Callable[[Figures], object] = _nothing
@@ -27,7 +27,7 @@ class Callback:
 
 
 def tell(callbacks: Iterable[Callback], history: Sequence[Figures], per_epoch: int) -> None:
-    """After a step. history: figures of all steps so far. per_epoch: steps of an epoch."""
+    """Call the callbacks after a step. history: figures of all steps so far. per_epoch: steps of an epoch."""
     last = history[-1]
     for callback in callbacks:
         callback.on_step(dict(last))

@@ -1,7 +1,7 @@
 """A fitted method on disk, one format for all: model.safetensors, model.json, config.yaml and run.json.
 
-The backbone is named, not stored; its digest keeps a model from being put on another one. Nothing is ever unpickled,
-and SHA256SUMS tells whether the files belong together. Runs of version 0.1 (adapter.safetensors, config.yaml,
+The backbone is named, not stored; its digest prevents loading a model onto another one. Nothing is ever unpickled, and
+SHA256SUMS tells whether the files belong together. Runs of version 0.1 (adapter.safetensors, config.yaml,
 classes.json, run.json) are still read.
 """
 
@@ -38,16 +38,16 @@ from rmadapter.sums import SUMS, check_sums, sha256, write_sums
 from rmadapter.task import Task
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.yaml", "history.csv"
-IMAGES = "images.csv"  # of a run that grew, in place of a folder of data
+IMAGES = "images.csv"  # of a run that grew; it replaces a folder of data
 PAGE = "report.html"
 FILES = (WEIGHTS, MODEL, CONFIG, RECORD, HISTORY, SPLIT, PREDICTIONS, WHY, PAGE, IMAGES)
 OLD = "adapter.safetensors"
-EXAMPLES = "fitted to"  # beside the method's own tensors, none of which can be called so
+EXAMPLES = "fitted to"  # name beside the method's own tensors, none of which can have it
 
 
 class Saved(NamedTuple):
-    """labels: of the classes it answers, as the user writes them. name: of the method, as `load_method` knows it.
-    names: of those classes, as prompts have them."""
+    """A loaded model. labels: of the classes it answers, as the user writes them. names: the same as in prompts.
+    name: of the method, as `load_method` accepts it."""
 
     fitted: Fitted
     labels: tuple[Label, ...]
@@ -70,10 +70,10 @@ def save(
     *,
     half: bool = False,
 ) -> None:
-    """Write a fitted method. name: of the method, as `load_method` knows it. half: float32 numbers as float16.
+    """Write a fitted method. name: of the method, as `load_method` accepts it. half: float32 numbers as float16.
 
-    names, labels: as `Saved` has them; by default the classes that it was fitted to. A folder that has model.json is
-    complete. Raises UserError when another process is at work in the folder, and when nothing can be written there.
+    names, labels: as in `Saved`; by default the classes that it was fitted to. A folder that has model.json is
+    complete. Raises UserError if another process is at work in the folder or nothing can be written there.
     """
     with alone(Path(folder)):
         _save(Path(folder), fitted, name, labels, names, half)
@@ -89,7 +89,7 @@ def _save(
     half: bool = False,
 ) -> None:
     backbone, method = fitted.backbone, fitted.method
-    (folder / SUMS).unlink(missing_ok=True)  # of what this replaces
+    (folder / SUMS).unlink(missing_ok=True)  # of the model that this one replaces
     tensors = {**fitted.tensors, **({} if fitted.examples is None else {EXAMPLES: fitted.examples})}
     write_tensors(folder / WEIGHTS, halved(tensors) if half else tensors)
     settings = json.loads(json.dumps(settings_of(method)))
@@ -112,16 +112,16 @@ def _save(
 
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 numbers as float16."""
+    """Float32 tensors as float16, others as they are."""
     return {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
 
 
 def save_run(folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()) -> None:
     """Write a run: the model, its record, its settings for --config, and the loss of every step; the rest as in `save`.
 
-    Whoever calls holds the folder's lock. A folder that has run.json is complete.
+    The caller holds the folder's lock. A folder that has run.json is complete.
     """
-    (folder / RECORD).unlink(missing_ok=True)  # of a run that has lost its model
+    (folder / RECORD).unlink(missing_ok=True)  # of a run whose model is gone
     if history := fitted.trained.history:
         with atomic(folder / HISTORY) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for step in history for key in step)))
@@ -154,13 +154,13 @@ def load(
     folder: str | Path, backbone: Backbone | str | None = None, *,
     method: str = "", settings: Mapping[str, Any] | None = None, device: str = "auto",
 ) -> Saved:  # fmt: skip
-    """A fitted method from its folder, or from `hf:OWNER/NAME`. backbone: a loaded one, or a name, instead of what the
-    folder names.
+    """Load a fitted method from its folder, or from `hf:OWNER/NAME`. backbone: a loaded one or a name, instead of the
+    one that the folder names.
 
-    From the folder alone, only pocket and open_clip's published names are taken as the backbone: another folder or a
-    repository is the user's to name. So is a method from outside, whose code would be run: method says where it lies.
-    settings: of the method, in place of those that it was fitted with. Raises UserError for a folder that holds no
-    model, a damaged or foreign file, and another backbone than the model was fitted on.
+    A folder may name only pocket and open_clip's published backbones: the user must name any other folder or
+    repository. The same goes for a method from outside, whose code would be run: `method` must repeat its name.
+    settings: of the method, over those it was fitted with. Raises UserError for a folder without a model, a damaged or
+    foreign file, and a backbone other than the one the model was fitted on.
     """
     folder = user_path(run_folder(folder))
     if not (folder / MODEL).is_file():
@@ -214,7 +214,7 @@ def _backbone(folder: Path, given: Backbone | str | None, wanted: BackboneName, 
 
 
 def _check_surroundings(folder: Path, model: Model, backbone: Backbone) -> None:
-    """Raises UserError where the backbone has the same weights, but not the tokenizer or the image transform."""
+    """Raise UserError if the backbone has the same weights, but another tokenizer or image transform."""
     if model.tokenizer and backbone.tokenizer_digest and model.tokenizer != backbone.tokenizer_digest:
         part = "tokenizer"
     elif model.transform != _transform(backbone):
@@ -229,14 +229,14 @@ def _transform(backbone: Backbone) -> Transform:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    """float16, which only saves room, becomes float32."""
+    """The tensors of a file; float16, which only saves space, becomes float32."""
     return {
         name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in read_tensors(file).items()
     }
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """As they are stored. Raises UserError for a damaged file, and numbers that are not finite."""
+    """The tensors as stored. Raises UserError for a damaged file, 8-bit floats and numbers that are not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -253,8 +253,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def drawn(folder: Path) -> tuple[int, int, str]:
-    """Shots and seed of a run, and the digest of the images that were drawn for it. Raises UserError where there is
-    only a model."""
+    """Shots and seed of a run, and the digest of the images that were drawn for it. Raises UserError for a folder
+    with only a model."""
     if not (folder / RECORD).is_file():
         raise UserError(f"{folder}: a model that was saved by itself does not say which images it was fitted to")
     if (folder / WEIGHTS).is_file() or not (folder / OLD).is_file():
@@ -266,7 +266,7 @@ def drawn(folder: Path) -> tuple[int, int, str]:
     return task.shots, task.seed, str(old.get("split_digest", "")) if isinstance(old, dict) else ""
 
 
-# Version 0.1, which knew RMAdapter and MMA alone
+# Version 0.1, which had only RMAdapter and MMA
 
 
 def _load_old(folder: Path, backbone: Backbone | str | None, settings: Mapping[str, Any], device: str) -> Saved:

@@ -1,5 +1,5 @@
-"""`--method auto`: candidates from cheap to dear, judged on the same folds of the shots; docs/auto.md says what it is
-worth."""
+"""`--method auto`: judge candidates, from cheap to expensive, on the same folds of the shots; docs/auto.md says what it
+is worth."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rmadapter.record import Candidate, Choice
 from rmadapter.settings import STRICT, Machine, configured, option, parse_overrides
 from rmadapter.task import Task, check_views
 
-# In the order in which they are preferred and tried: the cheap ones first, and of these the best on the choosing sets.
+# In order of preference and of trial: the cheap ones first, and among these the best on the choosing sets.
 CANDIDATES = (
     "linear-probe", "linear-probe-pair", "linear-probe-zero-shot", "tip-adapter-f", "zero-shot", "zero-shot-ensemble",
     "rmadapter", "mmrl",
 )  # fmt: skip
-FOR_FEW, FEW = "linear-probe-pair", 8  # which is preferred where a class has fewer images than that
+FOR_FEW, FEW = "linear-probe-pair", 8  # preferred if classes usually have fewer images than FEW
 ERRORS = 2  # standard errors; by chance alone, one of several candidates is often ahead by one
 
 
@@ -53,12 +53,12 @@ class Asked(NamedTuple):
 
 
 def preferred(candidates: Sequence[str], images: float) -> list[str]:
-    """The candidates in their order, but for `FOR_FEW`, where a class usually has so few images."""
+    """The candidates in their order, but `FOR_FEW` first if a class usually has fewer than `FEW` images."""
     return sorted(candidates, key=lambda name: images >= FEW or name != FOR_FEW)
 
 
 def asked(values: Mapping[str, Any], effort: str = "normal", data: str = "") -> Asked:
-    """From flat names: of the task, of the machine, of `Auto`. Raises UserError for others, a method's among them."""
+    """From flat names: of the task, the machine and `Auto`. Raises UserError for others, including a method's."""
     task, machine, own = request.split(values, AUTO)
     auto = configured(Auto(effort=effort), own, AUTO)
     for name in auto.candidates:
@@ -70,7 +70,7 @@ def requested(
     method: str, config: Path | None, flags: Mapping[str, Any], sets: list[str] | None, effort: str = "normal",
     data: str = "", auto: bool = False,
 ) -> Any:  # fmt: skip
-    """What the command line asks for: a file of settings, over it the flags that were given, and over them --set."""
+    """What the command line asks for: a file of settings, overridden by flags, which --set overrides."""
     name, values = request.read_config(config)
     values |= {flag: value for flag, value in flags.items() if value is not None}
     values |= parse_overrides(sets or [])
@@ -82,10 +82,10 @@ def requested(
 
 
 def choose(folds: Folds, auto: Auto) -> Choice:
-    """The first, as they are preferred, whose accuracy over the folds is within two standard errors of the best one's.
+    """Choose the most preferred candidate whose accuracy over the folds is within two standard errors of the best.
 
-    Where there is nothing to judge by, the first of all. The standard error is that of the difference, which is paired.
-    Raises UserError when no candidate can be asked.
+    The standard error is that of the paired difference. Without folds, the most preferred candidate is chosen. Raises
+    UserError if no candidate could be judged.
     """
     candidates = preferred(auto.candidates, float(np.median(np.bincount(folds.images.labels))))
     if not folds:
@@ -117,14 +117,14 @@ def choose(folds: Folds, auto: Auto) -> Choice:
 
 
 def pick(hits: np.ndarray) -> int:
-    """hits: [K, M] bool, whether a candidate names an image; the place of the first that is within two standard errors
-    of the best."""
+    """The place of the first candidate within two standard errors of the best. hits: [K, M] bool, whether a candidate
+    names an image."""
     points, error = behind(hits)
     return int(np.flatnonzero(points <= ERRORS * error)[0])
 
 
 def behind(hits: np.ndarray) -> np.ndarray:
-    """[2, K]: by how many points each is behind the best, and the standard error of that difference."""
+    """[2, K]: how many points each candidate is behind the best, and the standard error of that difference."""
     best = hits[hits.mean(1).argmax()]
     lost = best.astype(float) - hits
     return 100 * np.stack([lost.mean(1), lost.std(1) / math.sqrt(hits.shape[1])])

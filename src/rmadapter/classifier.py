@@ -25,15 +25,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """Adapt a CLIP-like backbone to a few images per class; classify any image among any class names.
 
     backbone: a name that `load_backbone` understands. method: a name that `load_method` understands, or "auto", which
-    chooses one by cross-validation of the shots and says in `choice_` how. shots: images drawn per class, 0 for all.
-    seed: of the draw, the initialisation and the order of batches. progress: bars on stderr. class_names: what integer
-    labels 0..C-1 are called in the prompts, also for the copies that scikit-learn's ensembles fit to numbers.
+    chooses one by cross-validation of the shots and records in `choice_` how. shots: images drawn per class, 0 for all.
+    seed: of the draw, the initialisation and the order of batches. progress: bars on stderr. class_names: names of
+    integer labels 0..C-1 in the prompts, also for the copies that scikit-learn's ensembles fit to numbers.
     class_weight: label -> weight, or "balanced". Every setting of the method, the task or the machine can be given by
     name: `FewShotClassifier(rank=16, epochs=10, device="cpu")`.
 
     Images are paths, PIL images or arrays [H, W, 3]; labels are class names or integers.
     After fit: `classes_` (labels in the order of `predict_proba`'s columns), `fitted_` (Fitted), `history_`.
-    Pickled, it holds the name and digest of its backbone in place of the backbone.
+    A pickle holds the name and digest of the backbone, not the backbone.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.settings = settings
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All parameters by name, further settings among them."""
+        """All parameters by name, including further settings."""
         return {**{name: getattr(self, name) for name in OWN}, **self.settings}
 
     def set_params(self, **params: Any) -> FewShotClassifier:
-        """Set parameters by name. Raises UserError for one that is unknown, and then sets none."""
+        """Set parameters by name. Raises UserError for an unknown one, and then sets none."""
         from rmadapter.choose import Auto
         from rmadapter.methods import AUTO, load_method
         from rmadapter.request import check_names
@@ -81,12 +81,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         *,
         callbacks: Iterable[Callback] = (),
     ) -> FewShotClassifier:
-        """Train on N images and N labels; or without labels on an ImageSet, what `read_images` gave (its train images),
-        a folder, a table, or a pandas DataFrame with columns such as path and label.
+        """Train on N images and N labels; or without labels on an ImageSet, the result of `read_images` (its train
+        images), a folder, a table, or a pandas DataFrame with columns such as path and label.
 
-        class_names: in place of the classifier's own. sample_weight: [N], how much each image counts. callbacks: who is
-        told of every step of the training. Raises UserError for an unknown setting, lists of different lengths, an
-        unreadable image or an empty class, and for weights where the method has no use for them.
+        class_names: instead of the classifier's own. sample_weight: [N], how much each image counts. callbacks: called
+        after every step of the training. Raises UserError for an unknown setting, lists of different lengths, an
+        unreadable image or an empty class, and for weights if the method cannot use them.
         """
         from rmadapter.backbones.shared import shared
         from rmadapter.choose import Auto, asked, choose
@@ -120,7 +120,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def set_classes(self, names: Sequence[str]) -> FewShotClassifier:
         """Let `predict` answer these classes and no others, by name alone; nothing is trained.
 
-        Raises UserError for names that are empty or given twice, and NotApplicable where the method cannot know them.
+        Raises UserError for names that are empty or given twice, and NotApplicable if the method cannot handle them.
         """
         check_is_fitted(self, "fitted_")
         if isinstance(names, str):
@@ -133,8 +133,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def add_classes(self, names: Sequence[str]) -> FewShotClassifier:
-        """Let `predict` answer further classes, by name alone. Labels that were numbers give way to names: nobody gave
-        the new class a number. Raises as `set_classes`."""
+        """Let `predict` answer further classes, by name alone. Labels that were numbers become names, since the
+        new classes have no number. Raises as `set_classes`."""
         check_is_fitted(self, "fitted_")
         before = self.classes_.tolist() if self.classes_.dtype.kind in "US" else list(self.class_names_)
         return self.set_classes(names if isinstance(names, str) else [*before, *names])
@@ -150,13 +150,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, images: Any) -> Any:
         """The label of a single image, or an array of N labels."""
-        columns = self.predict_proba(images).argmax(-1)  # first, for it tells whether there is a model
+        columns = self.predict_proba(images).argmax(-1)  # first, as it checks whether there is a model
         best = self.classes_[columns]
         return best.item() if np.ndim(best) == 0 else best
 
     def score(self, images: Any, labels: Sequence[Any] | None = None, sample_weight: Any = None) -> float:
-        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_`, or as the prompts have them, or none
-        of an ImageSet, which has its own. Raises UserError for a label that is no class.
+        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_` or as in the prompts; None for
+        an ImageSet, which has its own. Raises UserError for a label that is no class.
         """
         check_is_fitted(self, "fitted_")
         if labels is None:
@@ -169,7 +169,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return float(np.average(self.predict_proba(images).argmax(-1) == numbers, weights=sample_weight))
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write the model (half: as float16), its settings and the classes; the backbone stays outside."""
+        """Write the model (half: as float16), its settings and the classes, but not the backbone."""
         from rmadapter.checkpoint import save
 
         check_is_fitted(self, "fitted_")
@@ -204,13 +204,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             self.fitted_ = unpack(state["fitted_"], self.settings.get("device", "auto"))
 
     def __sklearn_tags__(self) -> Any:
-        """An image is no row of numbers, so that `check_estimator` cannot make any up."""
+        """Images are not rows of numbers, so `check_estimator` cannot make any up."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = False, True, True
         return tags
 
 
-RMAdapterClassifier = FewShotClassifier  # its name in version 0.1, when it knew one method
+RMAdapterClassifier = FewShotClassifier  # its name in version 0.1, which had one method
 
 
 def _as_list(images: Any) -> tuple[bool, list[ImageSource]]:

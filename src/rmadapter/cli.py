@@ -72,7 +72,7 @@ def main() -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 2."""
     with streams(sys.argv[1:]), stoppable():
         try:
-            code = app(prog_name="rmadapter", standalone_mode=False)  # else Typer tells mistakes in a box
+            code = app(prog_name="rmadapter", standalone_mode=False)  # else Typer prints errors in a box
         except Exception as error:
             if text := mistake(error):
                 world.tell(plain(text))

@@ -1,6 +1,6 @@
 """What the command line shows: tables on stdout, progress on stderr, a bar in a terminal and lines in a pipe.
 
-And what it does where nothing can be shown, where a name would command the terminal, and when Ctrl-C ends it.
+It also handles lost output streams, names with control characters for the terminal, and Ctrl-C.
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ Its = Annotated[str | None, typer.Option("--backbone", help="The run's backbone,
 
 
 def named_columns(image: str, label: str, split: str, group: str, separator: str = "") -> dict[str, str]:
-    """Of those options what was given, as `read_images` takes it."""
+    """The column options that were given, as `read_images` takes them."""
     given = {"image": image, "label": label, "split": split, "group": group, "separator": separator}
     return {kind: name for kind, name in given.items() if name}
 
 
-STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as shells have it; seconds to clear up in
+STOPPED, GRACE = 128 + signal.SIGINT, 5  # exit code, as in shells; seconds for clearing up
 AGAIN = "rmadapter: stopped; repeat the command to start again, or to resume an unfinished `fit` or `predict --out`"
 EVERY = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0  # seconds between two lines in a pipe
 SHOW_CURSOR = b"\x1b[?25h"  # a bar hides it
-# What a terminal obeys instead of showing it, and what turns the direction of writing; a file may be called so.
+# Characters that a terminal obeys instead of showing, or that turn the direction of text; file names may hold them.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """A text whose control characters are written as in Python, but for the ends of its lines."""
+    """A text with its control characters escaped as in Python, except for newlines."""
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def command() -> str:
-    """The one that runs, for a shell."""
+    """The command that runs, quoted for a shell."""
     return shlex.join(["rmadapter", *sys.argv[1:]])
 
 
-_quiet = False  # for the command that runs; `streams` ends it
+_quiet = False  # for the command that runs; `streams` resets it
 
 
 def hush(on: bool) -> bool:
-    """Show no bars and no notes from here on; of several processes the first shows them alone."""
+    """Hide bars and notes from now on, or show them; of several processes, only the first ever shows them."""
     global _quiet
     _quiet = on or helps()
     return on
@@ -83,7 +83,7 @@ def note(text: str) -> None:
 
 
 class _Lasting(io.RawIOBase):
-    """A stream that writes on when nobody reads it any more or its disk is full: whatever is at work is finished."""
+    """A stream that goes on without a reader or on a full disk, so that work is finished; `error` keeps the failure."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -107,7 +107,7 @@ class _Lasting(io.RawIOBase):
 
 
 class _Plain(io.TextIOBase):
-    """A stream of plain text, whoever writes to it; it is no terminal."""
+    """A stream that makes whatever is written to it `plain`; it is no terminal."""
 
     encoding = "utf-8"
 
@@ -123,12 +123,12 @@ class _Plain(io.TextIOBase):
 
 @contextmanager
 def streams(words: Sequence[str] = ()) -> Iterator[None]:
-    """Within the block stdout and stderr take everything, closed or not, and so does Typer.
+    """Within the block stdout and stderr accept everything, even when closed, also from Typer.
 
-    words: of the command, which Typer quotes as they are. A block that exits well though stdout was lost exits with
-    141, as a process that SIGPIPE ended, or with 2 and a sentence.
+    words: of the command, which Typer quotes unescaped. If the block succeeds but stdout was lost, the exit code is
+    141, as of a process that SIGPIPE ended, or 2 with a message.
     """
-    for number in range(3):  # a file that is opened would take the place of a closed one, and get what is printed
+    for number in range(3):  # else a file opened later would get a closed stream's number, and what is printed
         try:
             os.fstat(number)
         except OSError:
@@ -154,14 +154,14 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within the block Ctrl-C ends the process with 130 and a sentence.
+    """Within the block Ctrl-C ends the process with exit code 130 and a message.
 
-    It does so by an exception. Where that is lost, as in a callback, or something waits for ever, the process ends all
-    the same: what a kill leaves behind is no harm to the next start.
+    It raises an exception. If that is lost, as in a callback, or something waits for ever, the process is ended all the
+    same: the next start copes with what a kill leaves behind.
     """
     teller, before, stopped = os.getpid(), sys.unraisablehook, False
 
-    def stop(*_: Any) -> None:  # Typer would swallow a KeyboardInterrupt, or say "Aborted" by its version
+    def stop(*_: Any) -> None:  # Typer swallows a KeyboardInterrupt or says "Aborted", by version
         nonlocal stopped
         stopped = True
         if hasattr(signal, "SIGALRM"):
@@ -171,7 +171,7 @@ def stoppable() -> Iterator[None]:
 
     def leave(*_: Any) -> None:
         with suppress(OSError):
-            if os.getpid() == teller:  # and not one that it started
+            if os.getpid() == teller:  # not a process that it started
                 os.write(2, SHOW_CURSOR * os.isatty(2) + f"{AGAIN}\n".encode())
         os._exit(STOPPED)
 
@@ -182,17 +182,17 @@ def stoppable() -> Iterator[None]:
 
     sys.unraisablehook = lost
     signal.signal(signal.SIGINT, stop)
-    if hasattr(signal, "SIGALRM"):  # as it ends, Python gives its handlers back, and an alarm would then kill it
+    if hasattr(signal, "SIGALRM"):  # Python restores handlers as it ends, and an alarm would then kill it
         atexit.register(signal.alarm, 0)
     try:
         try:
             yield
         except Exception:
-            if stopped:  # the first import of a compiled module makes an ImportError of it
+            if stopped:  # the first import of a compiled module turns it into an ImportError
                 raise SystemExit(STOPPED) from None
             raise
     except SystemExit as ended:
-        if ended.code == STOPPED:  # told here, as the signal may have come in the middle of a line
+        if ended.code == STOPPED:  # printed here, as the signal may have come in the middle of a line
             print(AGAIN, file=sys.stderr)
             teller = 0
         raise
@@ -201,7 +201,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _lasting(stream: Any, hostile: bool) -> tuple[Any, _Lasting | None]:
-    """A stream in place of another, and what knows whether it failed, unless somebody put the other one there."""
+    """A stream in place of another, and its `_Lasting`; None for that if the other is closed or not Python's own."""
     raw = None
     if stream is None:
         stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -222,15 +222,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     drawn = Table(*header)
     for row in rows:
         drawn.add_row(*map(plain, row))
-    width = None if sys.stdout.isatty() else 200  # a pipe has no width: let lines be as long as they are
+    width = None if sys.stdout.isatty() else 200  # a pipe has no width: allow long lines
     console = Console(width=width, markup=False, emoji=False, highlight=False)  # "[a]" or ":b:" may be a name
     console.print(drawn)
 
 
 def bar(enabled: bool = True) -> Any:
-    """A rich Progress with the time that remains, which fits into 80 columns; use it as a context manager.
+    """A rich Progress with the remaining time, which fits into 80 columns; use it as a context manager.
 
-    Into a pipe goes a line now and then, and nothing where it is not enabled.
+    In a pipe it prints a line now and then; if not enabled, nothing.
     """
     from rich import progress
     from rich.console import Console
@@ -252,7 +252,7 @@ def bar(enabled: bool = True) -> Any:
 
 
 class _Lines:
-    """What a rich Progress of one task does, in a pipe: "training: 120 of 800, 3 min left, loss 0.532"."""
+    """Replaces a rich Progress of one task in a pipe: "training: 120 of 800, 3 min left, loss 0.532"."""
 
     def __init__(self, console: Any) -> None:
         self.console = console

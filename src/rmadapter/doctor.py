@@ -1,4 +1,4 @@
-"""What this machine and this installation can do, for bug reports and for people who wonder."""
+"""What this machine and this installation can do, for bug reports and the curious."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rmadapter.machine import processor, versions
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, devices, threads, optional parts and caches, by name; of the backbones on this disk, whose licence
-    applies and which files would run code."""
+    """Versions, devices, threads, optional parts and caches, by name; for backbones on this disk, the licence and the
+    files that would run code."""
     import torch
 
     from rmadapter.backbones.pocket import pocket_place
@@ -54,7 +54,7 @@ def _backbones() -> dict[str, str]:
 
 
 def _licence(repository: Path) -> str:
-    """Where it is to be read, and what the model card in the hub's cache says; only weights come without a card."""
+    """Where to read the licence, and what the model card in the hub's cache says; bare weights have no card."""
     owner_and_name = repository.name.removeprefix("models--").replace("--", "/")
     where = f"its publisher's; read it at https://huggingface.co/{owner_and_name}"
     for card in sorted(repository.glob("snapshots/*/README.md")):

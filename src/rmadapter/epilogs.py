@@ -1,4 +1,4 @@
-"""What stands below the options of each verb's --help: commands that work, to begin with."""
+"""Examples below the options in each verb's --help: working commands to begin with."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def epilog(verb: str) -> str:
-    """As paragraphs, which Typer leaves apart."""
+    """The examples as paragraphs, which Typer keeps apart."""
     return "\n\n".join(("Examples:", *EXAMPLES.get(verb, ())))
 
 
 def register(app: typer.Typer, verbs: Iterable[Callable[..., None]]) -> None:
-    """Make commands of functions, in their order; `evaluate` is called eval."""
+    """Register functions as commands, in their order; `evaluate` is called eval."""
     for verb in verbs:
         name = "eval" if verb.__name__ == "evaluate" else verb.__name__
         app.command(name, epilog=epilog(name))(verb)

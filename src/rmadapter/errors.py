@@ -7,22 +7,22 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-MOST = 100  # words that a message lists
+MOST = 100  # known words that a message lists at most
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave us, told in one sentence that says what to do.
+    """A mistake in the user's input, described in one sentence that says what to do.
 
     The command line prints it on stderr and exits with code 2; every other exception is a bug of ours.
     """
 
 
 def mistake(error: Exception) -> str:
-    """What the user did wrong, for one line on stderr: of a UserError, or of the command line's own, "" where its help
-    has been printed. Raises the error again where it is a bug."""
+    """What the user did wrong, for one line on stderr: a UserError or a mistake in the command line; "" if help was
+    printed instead. Raises any other error again: it is a bug."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if not hasattr(error, "format_message"):  # Typer's, whose class is click's or its own by its version
+    if not hasattr(error, "format_message"):  # Typer's errors have it; their class depends on its version
         raise error
     path = getattr(getattr(error, "ctx", None), "command_path", "rmadapter")
     text = " ".join(str(error.format_message()).split()).rstrip(".")
@@ -30,7 +30,7 @@ def mistake(error: Exception) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'rank'?` when a known word is close to `word`, else `; known are ...`, of many the first ones."""
+    """`; did you mean 'rank'?` when a known word is close to `word`, else `; known are ...` (the first `MOST`)."""
     words = sorted(known)
     close = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.5)
     more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
@@ -38,7 +38,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def quoted(value: Any) -> str:
-    """A value as a message quotes it: at most 80 characters of one line, however large or deep it is."""
+    """A value as messages quote it: a line of at most 80 characters, however large or deep it is."""
     try:
         text = _SHORT.repr(value)
     except ValueError:  # Python does not print whole numbers of more than 4,300 digits
@@ -48,12 +48,12 @@ def quoted(value: Any) -> str:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 79
-_SHORT.maxlevel = 3  # six items at each level: nothing grows with what is quoted
+_SHORT.maxlevel = 3  # and six items at each level: large values cost no more
 
 
 def is_text(value: str) -> bool:
-    """Whether tokenizers, files and terminals can take it: without a NUL, and without a lone surrogate, as Python makes
-    of names that are not UTF-8."""
+    """Whether tokenizers, files and terminals accept a text: no NUL, and no lone surrogate, as Python has in names that
+    are not UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What a method and others answered about the same images."""
+"""What a method and those beside it answered about the same images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Evaluation:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What they are called: of several descriptions the first."""
+        """Names of the classes; the first description of a class that has several."""
         return tuple(descriptions(name)[0] for name in self.images.classes)
 
     @property

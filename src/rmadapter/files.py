@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever left half written, and reading those that others wrote."""
+"""Writing files so that none is ever left half written, and reading files that others wrote."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from rmadapter.errors import UserError, quoted
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST = 2**28  # bytes of a text that is read at once: the lists of the largest data sets have half of it
+LARGEST = 2**28  # bytes of the largest text that is read: lists of the largest data sets take half of that
 
-PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as `atomic` calls its temporary files
+PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
 CHUNK = 1 << 24
-ACTIVATIONS = ".activations"  # a folder in that of a run, which only an unfinished one needs
+ACTIVATIONS = ".activations"  # a folder inside a run's, needed only until the run is finished
 
 
 @contextmanager
 def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and vanishes otherwise.
+    """A temporary path beside `path`; it replaces `path` if the block succeeds, and is removed otherwise.
 
-    sync: wait until it lies on the disk; without, a power cut may take what can be made again.
-    Raises UserError when the disk is full or the folder cannot be written to.
+    sync: wait until the file is on disk; without, a power cut may lose it, so only for what can be made again.
+    Raises UserError if the disk is full or the folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,15 +55,15 @@ def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def parts(*folders: Path) -> list[Path]:
-    """What writers that were killed left in some folders, and what others are writing there now."""
+    """Temporary files in some folders: left by killed writers, or being written now."""
     found = [path for folder in folders for path in folder.glob(".*.part") if PART.fullmatch(path.name)]
     return [path for path in found if path.is_file()]
 
 
 def reserve(path: Path, size: int) -> None:
-    """Take room for the first bytes of a file. Raises OSError when there is too little.
+    """Reserve space on disk for the first `size` bytes of a file. Raises OSError if there is too little.
 
-    Where a disk fills under a file that is mapped into memory, the system ends the process without a word.
+    If the disk fills up under a file that is mapped into memory, the system ends the process without a message.
     """
     with open(path, "rb+") as file:
         if hasattr(os, "posix_fallocate"):
@@ -100,13 +100,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def shortened(name: str, end: bool = False) -> str:
-    """Its first 120 bytes, or its last: file systems take 255 of them, however many characters these are."""
+    """The first or last 120 bytes of a name: file systems allow 255 bytes, however many characters those are."""
     whole = name.encode(errors="surrogateescape")
     return (whole[-120:] if end else whole[:120]).decode(errors="ignore")
 
 
 def cache_folder() -> Path:
-    """Where downloads and archives that were unpacked once are kept; all of it can be made again."""
+    """The folder of downloads and unpacked archives; all of it can be made again."""
     if own := os.environ.get("RMADAPTER_CACHE"):
         return Path(own).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rmadapter"
@@ -116,7 +116,7 @@ def cache_folder() -> Path:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user writes it, ~ for a home. Raises UserError for one that no file can have, or that is closed."""
+    """A path as a user writes it, with ~ for home. Raises UserError for an impossible or inaccessible path."""
     try:
         found = Path(path).expanduser()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -128,7 +128,7 @@ def user_path(path: str | Path) -> Path:
 
 @contextmanager
 def plain_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A plain file, to read, at once: a pipe or a device might never answer, or never end. Raises OSError."""
+    """Open a plain file to read. Raises OSError, also for a pipe or device, which might never answer or end."""
     with open(path, "rb", opener=_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("a pipe or device, not a file")
@@ -137,7 +137,7 @@ def plain_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def opened(path: Path, kind: str = "a readable file") -> Iterator[BinaryIO]:
-    """The same. Raises UserError, which says what kind it is not."""
+    """The same, but raises UserError, which says that the file is not of this kind."""
     try:
         with plain_file(path) as file:
             yield file
@@ -148,21 +148,21 @@ def opened(path: Path, kind: str = "a readable file") -> Iterator[BinaryIO]:
 
 
 def _at_once(name: str, flags: int) -> int:
-    """Opens without waiting for somebody who writes to a pipe."""
+    """Open without waiting for the writer of a pipe."""
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_text(path: Path, kind: str = "a readable text file", most: int = LARGEST, errors: str = "strict") -> str:
-    """A plain file of UTF-8. Raises UserError, which says what kind it is not, also for more than `most` bytes."""
+    """Read a plain file of UTF-8. Raises UserError as `opened`, also for more than `most` bytes."""
     with opened(path, kind) as file:
         data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
-        if data is None or len(data) > most:  # a file of the system has no size
+        if data is None or len(data) > most:  # files of the system, as in /proc, have size 0
             raise UserError(f"{path}: not {kind} (more than {most:,} bytes)")
         return data.decode("utf-8-sig", errors)
 
 
 def read_json(path: Path, most: int = LARGEST, without: Collection[str] = ()) -> Any:
-    """Read JSON. without: keys that no object keeps, so that they take no memory. Raises UserError when it is missing,
+    """Read JSON. without: keys to drop from every object, to save memory. Raises UserError if the file is missing,
     damaged, too large or nested too deeply."""
     kind = "readable JSON"
     text = read_text(path, kind, most)
@@ -187,8 +187,8 @@ def _reason(error: Exception) -> str:
 
 
 def path_from(folder: Path, file: Path) -> str:
-    """The way from a folder to a file, with forward slashes, as the system walks it: `..` after a link leads elsewhere
-    than its text says. On another drive, the whole path."""
+    """The relative path from a folder to a file, with forward slashes. Links are resolved, as `..` after a link leads
+    elsewhere than its text says. On another drive, the whole path."""
     home, whole = os.path.realpath(folder), os.path.join(os.path.realpath(file.parent), file.name)
     try:
         return Path(os.path.relpath(whole, home)).as_posix()
@@ -197,18 +197,18 @@ def path_from(folder: Path, file: Path) -> str:
 
 
 def inert(text: str) -> str:
-    """A cell of CSV: a spreadsheet runs what begins like a formula; after an apostrophe it is text."""
+    """A cell of CSV that no spreadsheet runs: text that begins like a formula gets an apostrophe in front."""
     text = re.sub(r"[\t\r\n]", " ", text)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def inert_path(name: str) -> str:
-    """The same of a path, which still leads to its file."""
+    """The same for a path, which still leads to its file."""
     return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Lines of a CSV file."""
+    """The text of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()

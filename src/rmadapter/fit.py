@@ -1,4 +1,4 @@
-"""One task whose model is kept, with its record and report; and a kept one, asked again."""
+"""Do one task and keep its model, record and report; evaluate a kept model."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def fit(
     """Do a task, and keep the model, the record and the report in a folder.
 
     method: or how to choose one. folds: of the cross-validation that chooses, calibrates, and judges a run on all
-    classes where there are too few other images; None for 4 where one of these needs it, 0 to leave judging out. Where
-    images have several labels, it chooses the threshold, and judges nothing.
-    columns, crops: how the task's images were read, as `read_images` has them. A killed run goes on when called
-    again; a finished one is returned. Raises UserError when `out` holds another run, when another process is at work
-    there, or when nothing can be written there.
+    classes if there are too few other images; None for 4 if choosing or judging needs them, 0 for no judgement. If
+    images have several labels, it chooses the threshold (4 folds for None, none for 0) and judges nothing.
+    columns, crops: how the task's images were read, as in `read_images`. A killed run is resumed when called again; a
+    finished one is returned. Raises UserError if `out` holds another run, another process is at work there, or nothing
+    can be written there.
     """
     with alone(out):
         for left in parts(out, *out.glob(f"{ACTIVATIONS}/*")):
@@ -83,14 +83,14 @@ def fit(
             write_mistakes(out / WHY, wrong)
             write_page(out / PAGE, record, tested, done.fitted.trained.history, wrong=wrong)
             save_run(out, done.fitted, record.method.name, record, train.written)
-        # What an unfinished run alone needs, this one or one that was killed here.
+        # Only an unfinished run needs these: this one, or one that was killed here.
         (out / STATE).unlink(missing_ok=True)
         shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
     return record
 
 
 def help_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None:
-    """What the other processes of a `fit` do: every training that the first one asks for, and nothing else."""
+    """The part of `fit` in all but the first process: take part in every training that the first one begins."""
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     images, lab.folder = half(few.train, task.classes), out / ACTIVATIONS
     key = run_key(task, method, name, lab.machine, backbone.digest, few)
@@ -100,10 +100,10 @@ def help_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None
 
 
 def page_again(folder: Path) -> Path:
-    """Write the page of a finished run again from what its folder holds. Images that are gone from the data are taken
-    from the earlier page.
+    """Write the page of a finished run again from its folder. Images that are gone from the data are taken from the
+    earlier page.
 
-    Raises UserError for a folder that holds no run of this version, or a damaged one.
+    Raises UserError for a folder without a run of this version, or with a damaged one.
     """
     with alone(folder):
         check_sums(folder, [RECORD])
@@ -112,14 +112,14 @@ def page_again(folder: Path) -> Path:
         root = images_root(record.task.data, record.crops)
         wrong = read_mistakes(folder / WHY, found[0], root) if found else []
         thumbnails = thumbnails_of(page)
-        write_sums(folder, set(FILES) - {PAGE})  # which fit the folder whenever this is killed
+        write_sums(folder, set(FILES) - {PAGE})  # these fit the folder even if this is killed
         write_page(page, record, found, history, thumbnails, wrong)
         write_sums(folder, FILES)
     return page
 
 
 def _history(path: Path) -> list[dict[str, float]]:
-    """The terms of every step as `save_run` writes them. Raises UserError for what is no such table."""
+    """The loss terms of every step, as `save_run` writes them. Raises UserError for a damaged file."""
     if not path.is_file():
         return []
     try:
@@ -130,7 +130,7 @@ def _history(path: Path) -> list[dict[str, float]]:
 
 
 def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Unfinished, count: int | None) -> Outcome:
-    """The run, chosen, calibrated and judged as far as it was asked for and can be."""
+    """Choose the method, run, calibrate and judge, as far as wanted and possible. count: `folds` of `fit`."""
     several, choice = bool(lab.draw(task).train.several), None
     judged = count != 0 and task.classes == "all" and not task.tests and not several
     judging = judged and not enough(lab, task)
@@ -151,7 +151,7 @@ def _done(task: Task, method: Method | Auto, lab: Lab, name: str, unfinished: Un
 
 
 def _choice(folds: Folds, auto: Auto, unfinished: Unfinished) -> Choice:
-    """What is chosen, once: after a stop, another measurement of time might choose another method."""
+    """The choice, made once and kept: after a stop, other timings might lead to another method."""
     path = unfinished.path.parent / ACTIVATIONS / f"choice-{unfinished.key[:24]}-{len(folds)}.json"
     with suppress(UserError, ValidationError):
         return Choice.model_validate(read_json(path))
@@ -163,10 +163,10 @@ def _choice(folds: Folds, auto: Auto, unfinished: Unfinished) -> Choice:
 def evaluate_saved(
     folder: Path, fitted: Fitted, splits: Splits, split: str, classes: Half, cache: Cache
 ) -> tuple[list[Evaluation], list[Score]]:
-    """Ask a saved run about one split of a data set; the class names are the data set's own.
+    """Evaluate a saved run on one split of a data set, with the data set's class names.
 
-    split: as in the data, or "heldout": the train images that the run did not see. Raises UserError for a split that
-    is not there.
+    split: of the data, or "heldout": the train images that the run did not see. Raises UserError for a split that is
+    missing or empty, and for "heldout" if the method saw these images or was fitted to other data.
     """
     if split != "heldout" and split not in splits:
         there = ", ".join([*splits, "heldout"])

@@ -1,4 +1,4 @@
-"""Folds of the shots: an answer on each image from a model that was fitted to the others."""
+"""Folds of the shots: a model that was fitted to the other folds answers each image."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from rmadapter.order import ask_all
 from rmadapter.run import Lab, learn, learn_beside, run_key
 from rmadapter.task import Task
 
-FOLDS = 4  # into which 4, 8 and 16 shots a class go evenly
+FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
 
 
 class OutOfTime(Exception):
-    """The folds that are left would not be done in time."""
+    """The remaining folds would not be done in time."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """table: probabilities [M, C] of the images in `Folds.rows`. seconds: that it took to fit and to ask."""
+    """table: probabilities [M, C] of the images in `Folds.rows`. seconds: for fitting and evaluating."""
 
     table: np.ndarray
     seconds: float
@@ -41,8 +41,8 @@ class Answers:
 
 @dataclass(eq=False)
 class Folds:
-    """parts: rows of the shots of a task that are judged by, fold by fold; near-duplicates share a fold. Answers are
-    kept in the lab's folder, if it has one, so that what was killed goes on."""
+    """Folds of a task's shots. parts: rows to judge by, fold by fold; near-duplicates share a fold. Answers are kept in
+    the lab's folder, if it has one, so that a killed run can resume."""
 
     task: Task
     lab: Lab
@@ -52,7 +52,7 @@ class Folds:
 
     @classmethod
     def make(cls, task: Task, lab: Lab, count: int) -> Folds:
-        """At most `count`: fewer where classes are small, none where no class can do without an image."""
+        """At most `count` folds: fewer if classes are small, none if no class can spare an image."""
         images = half(lab.draw(task).train, task.classes)
         return cls(task, lab, images, split(images, count, task.seed, lab.progress))
 
@@ -61,7 +61,7 @@ class Folds:
 
     @property
     def rows(self) -> list[int]:
-        """Of the images that are judged by, M of the N shots."""
+        """Rows of the images to judge by, M of the N shots."""
         return [row for part in self.parts for row in part]
 
     @property
@@ -69,12 +69,12 @@ class Folds:
         return self.images.subset(self.rows)
 
     def answers(self, method: Method, name: str, *, beside: bool = False, deadline: float = float("inf")) -> Answers:
-        """Of models of this method. name: as `load_method` knows it. beside: as `learn_beside`. deadline: on the clock
-        `time.monotonic`; raises OutOfTime as soon as the folds that are done tell that the others will be late."""
+        """Answers of this method. name: as `load_method` accepts it. beside: as `learn_beside`. deadline: on the clock
+        `time.monotonic`; raises OutOfTime as soon as the finished folds show that the others will be late."""
         few, backbone = self.lab.draw(self.task), self.lab.backbone(self.task.backbone)
         beside = beside and self.task.augmentation != "none"
         key = run_key(self.task, method, name, self.lab.machine, backbone.digest, few)
-        parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()  # groups move rows from one to another
+        parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()  # groups move rows between folds
         key = f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * beside}"
         file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"
         if key not in self._known:
@@ -86,18 +86,18 @@ class Folds:
         return self._known[key]
 
     def temperature(self, method: Method, name: str) -> float | None:
-        """That calibrates models of this method; None without folds."""
+        """The temperature that calibrates models of this method; None without folds."""
         if not self.parts:
             return None
         return self.no_surer(metrics.temperature(self.answers(method, name).table, self.judged.labels))
 
     def no_surer(self, temperature: float) -> float:
-        """Of two images a class the models of the folds saw one, and are less sure than one that saw both: what was
-        found with them does not make it surer still."""
+        """At least 1 for two folds: with two images per class, their models saw one of them, and are less sure than the
+        model that sees both, so their temperature must not make that one surer."""
         return max(temperature, 1.0) if len(self) == 2 else temperature
 
     def threshold(self, method: Method, name: str) -> float | None:
-        """From which probability on models of this method should answer a class; None without folds."""
+        """The probability from which on models of this method should answer a class; None without folds."""
         if not self.parts:
             return None
         return metrics.best_threshold(self.answers(method, name).table, self.judged.targets())
@@ -134,16 +134,16 @@ def split(
     """Rows to judge by, fold by fold, such that the rest still has every class; near-duplicates, and images of one
     group, share a fold.
 
-    The images of each class are dealt in turn. There are no more folds than a class usually has images: each should
-    lose as many, for a model that has seen fewer images of a class answers it less often, and so would be wrong about
-    just those that are held out. A class whose images all belong together is always trained on, and so is what belongs
-    with them. together: the `groups` of the images, where somebody has them already.
+    The images of each class are dealt in turn. There are no more folds than a class usually has images: every class
+    should lose equally many, as a model that saw fewer images of a class answers it less often, and so would be wrong
+    about exactly those held out. A class whose images all belong together is always trained on, and so is everything
+    that belongs with them. together: the `groups` of the images, if already known.
     """
     if together is None:
         together = groups(looks(images.images, progress), images.groups)
     together, labels = together.tolist(), images.all_labels
     pairs = ((group, label) for group, some in zip(together, labels, strict=True) for label in some)
-    own: dict[int, list[int]] = defaultdict(list)  # of each class, what goes together, once
+    own: dict[int, list[int]] = defaultdict(list)  # class -> what belongs together, each once
     for group, label in dict.fromkeys(pairs):
         own[label].append(group)
     always = {group for some in own.values() if len(some) < 2 for group in some}

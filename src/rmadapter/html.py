@@ -1,4 +1,4 @@
-"""Templates of the package's pages, without torch and without what draws."""
+"""Templates of the package's pages; needs neither torch nor the plotting code."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 @cache
 def template(name: str, escape: bool = True, **filters: Any) -> Any:
-    """A template of the package, which escapes what it is given, for HTML, and refuses what it is not given.
+    """A template of the package. It escapes values for HTML, unless `escape` is off, and raises on missing ones.
 
-    filters: besides those of Jinja2 and `count`, a number with its thousands marked. One template is one object.
+    filters: besides Jinja2's and `count`, which marks the thousands of a number. Each template is loaded only once.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -21,17 +21,17 @@ from rmadapter.unlabelled import seen
 
 ZERO_SHOT = "zero-shot"
 BESIDE = {"linear-probe": LinearProbe()}  # by the name that --method takes
-WIDE = 10.0  # points to either side of an accuracy, beyond which it says little
+WIDE = 10.0  # points to either side of an accuracy beyond which it says little
 NOBODY = "no image is left to judge by: each nearly duplicates a training image or shares its group"
-LEVEL = 0.05  # of the test whether a simpler method is better
+LEVEL = 0.05  # significance level of the test whether a simpler method is better
 
 
 def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | None = None) -> Outcome:
-    """The outcome of a run on all classes with what it is worth: on the test split or on images that were not drawn;
-    where `enough` says that there are too few of them, on folds of the shots.
+    """Add a judgement to the outcome of a run on all classes: by the test split or by images that were not drawn; if
+    `enough` says that these are too few, by folds of the shots.
 
-    done: the run, with `BESIDE` asked along. Images nearly the same as one that was learnt from, or of its group, judge
-    nothing.
+    done: the run, with the answers of `BESIDE`. Near-duplicates of training images, and images that share a group with
+    one, do not count.
     """
     record, evaluations, few = done.record, done.evaluations, lab.draw(task)
     train = seen(method, few, few.train, lab.splits(task.data).get("test"))
@@ -60,7 +60,7 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | No
 
 
 def enough(lab: Lab, task: Task) -> bool:
-    """Whether there are other images to judge by than the shots: a test split, or as many, of every class."""
+    """Whether there are images to judge by besides the shots: a test split, or as many as the shots, of every class."""
     train = lab.draw(task).train
     for _, images, tested in lab.tests(task):
         akin = {*images.akin(train)}
@@ -71,8 +71,8 @@ def enough(lab: Lab, task: Task) -> bool:
 
 
 def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
-    """Answers on the shots, each from a model that was fitted to the other folds; those of the method itself are
-    calibrated on the other folds, too."""
+    """Answers on the shots, each from a model that was fitted to the other folds; the method's own are also calibrated
+    on the other folds."""
     found, none = folds.answers(method, name), folds.answers(load_method(ZERO_SHOT), ZERO_SHOT)
     beside = {other: folds.answers(its, other, beside=True).table for other, its in BESIDE.items()}
     own = calibrated(found.table, folds)
@@ -80,7 +80,7 @@ def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
 
 
 def calibrated(table: np.ndarray, folds: Folds) -> np.ndarray:
-    """Probabilities [M, C] over the folds, each fold's at the temperature that suits the others best."""
+    """Probabilities [M, C] over the folds, each fold at the temperature that suits the others best."""
     labels, result = np.array(folds.judged.labels), table.copy()
     which = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
     for number in range(len(folds)):
@@ -99,7 +99,7 @@ def _score(found: Evaluation) -> Score:
 
 
 def _judgement(how: str, found: Evaluation, rows: Sequence[int], title: str, name: str) -> Judgement:
-    """title, name: of the method, which stands last, and once where it is one of the others."""
+    """title, name: of the method; its row is the last, and is not repeated if it is one of the others, too."""
     names = tuple(map(str, found.images.written))
     labels, others = found.labels[rows], {ZERO_SHOT: found.zero_shot, **found.beside}
     tables = {**{other: table for other, table in others.items() if other != name}, title: found.probabilities}
@@ -139,7 +139,7 @@ def _rates(name: str, table: np.ndarray, labels: np.ndarray, right: np.ndarray, 
 
 
 def _doubts(rated: Sequence[Rates], right: dict[str, np.ndarray], without: Sequence[str]) -> list[str]:
-    """What the figures do not say by themselves."""
+    """Warnings that the figures do not give by themselves."""
     *others, own = rated
     found = []
     if (own.high - own.low) / 2 > WIDE:

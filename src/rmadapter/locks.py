@@ -1,8 +1,8 @@
-"""Who is at work in a folder: one process alone, or several together.
+"""Locks on folders: for one process alone, or for several together.
 
-A lock is the system's own, which takes it from a process that dies: a file that a killed one left blocks nobody. Where
-the system's locks do not reach other machines, it is a file that only one can create, and that its owner touches as
-long as it lives.
+A lock is the system's own, which releases it when the process dies: a lock file left by a killed process blocks nobody.
+Where the system's locks do not reach other machines, the lock is a file that only one process can create, and that its
+owner touches as long as it lives.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rmadapter.errors import UserError
 
 DOOR = ".lock"
 PRESENT = ".present.lock"
-SECONDS = 1.0  # to wait for somebody who is about to leave, or only looks in
-SOFT = "RMADAPTER_SOFT_LOCKS"  # 1 or 0, where the folder's mount is not to say which locks are taken
-LEASE = 30.0  # seconds without a sign of life, after which another machine takes a file of the dead
+SECONDS = 1.0  # to wait for a process that is about to leave or only looks in
+SOFT = "RMADAPTER_SOFT_LOCKS"  # 1 or 0: decides instead of the folder's mount which locks are used
+LEASE = 30.0  # seconds without a sign of life after which another machine takes over a lock file
 MOUNTS = Path("/proc/self/mounts")
 
 
 def claim(path: Path) -> Any:
-    """A lock as filelock has them: `acquire(timeout)` and `acquire(blocking=False)` raise its Timeout."""
+    """A lock of filelock: `acquire(timeout)` and `acquire(blocking=False)` raise its Timeout."""
     from filelock import FileLock
 
     return _lease(path) if soft(path) else FileLock(path)
 
 
-@functools.cache  # a lease of the dead is known by its not having changed since the same object looked before
+@functools.cache  # an object recognises a dead owner's lease by its not having changed since it last looked
 def _lease(path: Path) -> Any:
     try:
         from filelock import SoftFileLease
@@ -45,35 +45,35 @@ def _lease(path: Path) -> Any:
 
 
 def soft(path: Path) -> bool:
-    """Whether the system's locks in this folder hold on one machine alone, as those of NFS and Lustre by their mount's
-    options may. Where a file system has none at all, filelock knows it and does without."""
+    """Whether the system's locks in this folder only hold within one machine, as mount options of NFS and Lustre may
+    have it. If a file system has no locks at all, filelock detects that and does without."""
     if given := os.environ.get(SOFT):
         return given != "0"
     try:
         mounts = [line.split()[1:4] for line in MOUNTS.read_text().splitlines()]
     except (OSError, UnicodeDecodeError):
-        return False  # no Linux
+        return False  # not Linux
     home = os.path.realpath(path)
     above = [mount for mount in mounts if len(mount) == 3 and _holds(mount[0], home)]
     if not above:
         return False
     _, kind, options = max(
         reversed(above), key=lambda mount: len(mount[0])
-    )  # of two at one place the later one is seen
+    )  # of two mounts at one place, the later counts
     local = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}
     return kind in ("nfs", "nfs4", "lustre") and not local.isdisjoint(options.split(","))
 
 
 def _holds(mount: str, path: str) -> bool:
-    place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), mount)  # a blank is \040
+    place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), mount)  # a blank is written \040
     return os.path.commonpath([place, path]) == place
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """The only one at work in a folder, which is made when it is missing.
+    """Be the only process at work in a folder, which is created if missing.
 
-    Raises UserError when another is at work there, and when nothing can be written there.
+    Raises UserError if another process is at work there or nothing can be written there.
     """
     with _door(folder):
         if _others(folder, patient=True):
@@ -83,10 +83,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, which takes that name when the block ends well, and vanishes otherwise.
+    """A folder beside `out`; it is renamed to `out` if the block succeeds, and removed otherwise.
 
-    What a killed process left of it is removed first. Raises UserError when another process is at work on it, and
-    where nothing can be written, as on a full disk.
+    What a killed process left in it is removed first. Raises UserError if another process is at work on it or nothing
+    can be written, as on a full disk.
     """
     stage = out.with_name(f".{out.name}.part")
     try:
@@ -109,8 +109,8 @@ def whole(out: Path) -> Iterator[Path]:
 def together(
     folder: Path, first: Callable[[], object], last: Callable[[], object], only: bool = False
 ) -> Iterator[None]:
-    """One of any number at work in a folder. first: is done when nobody else is there; last: when all went well and
-    nobody else is left. only: as `alone`, which keeps everybody out, and as which it raises."""
+    """Be one of any number of processes at work in a folder. first: called if no other is there. last: called after
+    success if no other is left. only: keep all others out, and raise, as `alone`."""
     if only:
         with alone(folder):
             first()
@@ -133,15 +133,15 @@ def together(
 
 
 def _door(folder: Path, patience: float = 1) -> AbstractContextManager[None]:
-    """Who comes and goes does so one at a time."""
+    """The lock for coming and going, one process at a time."""
     failed = f"{folder}: cannot be written to (%s): choose another folder"
     return only(folder / DOOR, patience * SECONDS, _taken(folder), failed)
 
 
 @contextmanager
 def only(path: Path, patience: float, taken: UserError, failed: str) -> Iterator[None]:
-    """The only one with the lock of this name, in a folder that is made when it is missing. Raises `taken` where
-    another has it for longer than these seconds, and UserError, `failed` with the reason for %s, where it cannot be."""
+    """Be the only process with the lock file `path`, whose folder is created if missing. Raises `taken` if another has
+    it for longer than `patience` seconds, and UserError(`failed`, with the reason for %s) if locking fails."""
     from filelock import Timeout
 
     lock = claim(path)
@@ -159,7 +159,7 @@ def only(path: Path, patience: float, taken: UserError, failed: str) -> Iterator
 
 
 def _others(folder: Path, mine: Path | None = None, patient: bool = False) -> bool:
-    """Whether somebody else is present; files of the dead are removed. patient: wait until that is certain."""
+    """Whether another process is present; lock files of dead ones are removed. patient: wait until certain."""
     from filelock import Timeout
 
     for path in folder.glob(f".*{PRESENT}"):
@@ -175,13 +175,13 @@ def _others(folder: Path, mine: Path | None = None, patient: bool = False) -> bo
 
 
 def _until_dead(path: Path) -> float:
-    """Seconds after which a lock can be had if its owner is dead."""
+    """Seconds after which a lock can be acquired if its owner is dead."""
     return 1.5 * LEASE if soft(path) else 0
 
 
 def _release(lock: Any, path: Path) -> None:
-    """And remove the file while it is ours: whoever opened it before finds it gone, and looks again."""
-    if not soft(path):  # releasing a lease is removing its file
+    """Release a lock, and remove its file while it is ours: others who have it open find it gone and try again."""
+    if not soft(path):  # releasing a lease removes its file
         _remove(path)
     lock.release()
 

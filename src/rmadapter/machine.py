@@ -1,4 +1,4 @@
-"""The machine: its devices and memory, what runs on it cost, and the versions that numbers depend on."""
+"""The machine: its devices and memory, the memory that runs use, and the versions that numbers depend on."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from rmadapter.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-CLEARLY = 1.3  # times as fast: what else a step does gains less
-HOPELESS = 0.5  # times as fast: bfloat16 in software
+CLEARLY = 1.3  # times as fast: the rest of a training step gains less
+HOPELESS = 0.5  # times as fast: below it, bfloat16 is done in software
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = ("rmadapter", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow")
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the platform and every library that a number can depend on."""
+    """Versions of Python, the platform and every library that a number can depend on."""
     found = {name: metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's generator of the CPU started at a seed, and afterwards where it was before."""
+    """Seed torch's CPU generator within the block, and restore it afterwards."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -47,7 +47,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def all_seeded(seed: int) -> Iterator[None]:
-    """The same of every global generator, Python's and NumPy's among them, for code that draws from them."""
+    """The same for all global generators, including Python's and NumPy's, for code that draws from them."""
     import numpy as np
     import torch
 
@@ -64,7 +64,7 @@ def all_seeded(seed: int) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """From now on this worker process ends with the one that started it, whatever killed that one."""
+    """Make this worker process end with the one that started it, however that one ends."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -76,7 +76,7 @@ def end_with_parent() -> None:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """ "auto" is the GPU if there is one, of NVIDIA, AMD or Apple. Raises UserError for a device this machine lacks."""
+    """The device; "auto": a GPU of NVIDIA, AMD or Apple if there is one. Raises UserError if this machine lacks it."""
     import torch
 
     if name == "auto":
@@ -92,17 +92,17 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], float]:
-    """bf16 where a product of two matrices [1024, 1024] is clearly faster in it; else fp16 on a GPU of NVIDIA or AMD
-    where that is, as on those without bfloat16; else fp32. And how many times as fast bf16 or fp16 is.
+    """bf16 if a product of two matrices [1024, 1024] is clearly faster in it; else fp16 if that is, on a GPU of NVIDIA
+    or AMD, such as one without bfloat16; else fp32. And how many times as fast bf16 or fp16 is.
 
-    By the least of ten times of each; well under a second, since a processor that has no bfloat16 at all, and would
-    take half a minute, tells it by smaller ones.
+    Measured as the minimum of ten times each. It takes well under a second: smaller matrices first rule out processors
+    without any bfloat16, on which the large ones would take half a minute.
     """
     import torch
 
     def least(kind: torch.dtype, side: int = 1024) -> float:
         x, times = torch.ones(side, side, dtype=kind, device=device), []
-        for _ in range(12):  # the first two start what is started once
+        for _ in range(12):  # the first two warm up
             begun = time.perf_counter()
             (x @ x)[0, 0].item()  # waits for a GPU
             times.append(time.perf_counter() - begun)
@@ -129,37 +129,37 @@ def gpus() -> list[str]:
 
 
 def threads_each(processes: int) -> int:
-    """Threads of each of some processes that share the cores which the system gave to this one."""
+    """Threads for each of several processes that share the cores of this one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep what is freed, for this process and from now on; False with any other C library.
+    """Make glibc keep freed memory in this process from now on; False with any other C library.
 
-    Training frees and takes the same large tensors in every step. By default glibc takes each of them from the system
-    and gives it back at once, and the system then fills each of its pages with zeros anew: a third of a million pages
-    per training step of ViT-B/16 with 1,000 classes. The price is that the process stays as large as it once was.
+    Every training step allocates and frees the same large tensors. By default glibc takes each of them from the system
+    and gives it back at once, so the system fills its pages with zeros every time: a third of a million pages per
+    training step of ViT-B/16 with 1,000 classes. The price is that the process stays as large as it ever was.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD: what is smaller never comes from the system alone. M_TRIM_THRESHOLD: nothing is given back.
+        # M_MMAP_THRESHOLD: no mapping of its own for anything smaller. M_TRIM_THRESHOLD: nothing is given back.
         return bool(mallopt(-3, 2**31 - 1) and mallopt(-1, -1))
     return False
 
 
 def give_back_memory() -> None:
-    """Give what is kept back to the system, once; nothing with a C library that cannot."""
+    """Give kept memory back to the system, once; does nothing if the C library cannot."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak(device: torch.device) -> None:
-    """From now on `peak` is that of this run, where the system can tell it (Linux, CUDA)."""
+    """Make `peak` count from now on, where the system supports it (Linux, CUDA)."""
     import torch
 
     gc.collect()
-    give_back_memory()  # training keeps what it frees; that is not the next run's
+    give_back_memory()  # what training kept must not count for the next run
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ def peak(device: torch.device) -> dict[str, float | None]:
 
 
 def processor() -> str:
-    """Its name."""
+    """Name of the processor."""
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:

@@ -46,7 +46,7 @@ class Parameters(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a model is fitted to: class names, templates with one {} each, and whether an image may be of several."""
+    """What a model is fitted to: class names, templates with one {} each, and whether an image may have several."""
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] = TEMPLATES
@@ -55,11 +55,11 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Shots:
-    """All that a method sees: the shots, validation images drawn from the train split, and what is common to all.
+    """All that a method sees: the shots, validation images drawn from the val split, and what is common to all.
 
     No test image is reachable from here. templates: prompt templates, one {} each. seed: of everything random.
-    unfinished: where the training is kept while it runs. callbacks: who is told of every step. unlabelled: train images
-    of all classes of the data, of the novel ones too, for methods that ask for them; their labels say nothing.
+    unfinished: where the training is kept while it runs. callbacks: called after every step. unlabelled: train images
+    of all classes of the data, including novel ones, for methods that ask for them; their labels mean nothing.
     """
 
     images: ImageSet
@@ -82,7 +82,7 @@ class Shots:
 
     @property
     def labels(self) -> Tensor:
-        """[N], indices into `classes`; where images may have several, [N, C] in float32, 1 for each that they have."""
+        """[N], indices into `classes`; if images may have several, [N, C] in float32, 1 for each that they have."""
         if self.known.several:
             return torch.from_numpy(self.images.targets()).float().to(self.device)
         return torch.tensor(self.images.labels, device=self.device)
@@ -102,8 +102,8 @@ class Shots:
         return self.cache.machine
 
     def source(self, first: int | None = None) -> Source:
-        """Frozen activations of the shots in all their views, in the number format of the training. first: the block
-        whose input is wanted, or None."""
+        """Frozen activations of the shots in all their views, in the number format of training. first: the block
+        whose input is wanted, None for features alone."""
         return self.cache.source(self.images, first, augmented=True, precision=self.machine.precision)
 
     def features(self) -> Tensor:
@@ -115,7 +115,7 @@ class Shots:
         return self.cache.features(self.images if images is None else images)[0]
 
     def pixels(self, rows: Tensor, epoch: int, first: int | None) -> Tensor:
-        """The shots themselves, [B, 3, H, W], as `source(first)` gives their states in this epoch."""
+        """Pixels [B, 3, H, W] of the shots whose states `source(first)` gives for these rows in this epoch."""
         source = self.source(first)
         live = Live(self.cache, self.images, first, self.cache.augmentation == "standard", source.views)
         return next(live.pixels(epoch, [rows]))
@@ -123,14 +123,14 @@ class Shots:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A fitted method: everything that it needs to answer lies in `tensors`, its own fields and the backbone.
+    """A fitted method: everything that it needs to answer is in `tensors`, its own fields and the backbone.
 
-    for_classes(names) gives a function from the states of B images to logits [B, C]; it raises NotApplicable for names
-    that the method cannot know. first: the block of the image encoder whose input these states hold; None for features
-    alone. parameters: numbers that were trained. temperature: what `score` divides logits by, so that probabilities are
-    calibrated; no answer changes. threshold: from which probability on a class is answered, where there are several.
-    examples: untouched unit features [N, e], in float16, of images that it was fitted to; None where nobody kept them.
-    remembers: whether what `for_classes` gives learns from each image, so that answers depend on those before.
+    for_classes(names) returns a function from the states of B images to logits [B, C]; it raises NotApplicable for
+    names that the method cannot handle. first: the block of the image encoder whose input these states hold; None for
+    features alone. parameters: how many were trained. temperature: `score` divides logits by it to calibrate
+    probabilities; no answer changes. threshold: probability from which on a class is answered, if images may have
+    several. examples: untouched unit features [N, e], in float16, of images that it was fitted to; None if not kept.
+    remembers: whether the function of `for_classes` learns from each image, so that answers depend on earlier images.
     """
 
     method: Method
@@ -151,23 +151,23 @@ class Fitted:
         return self.known.classes
 
     def after(self, trained: Trained) -> Fitted:
-        """The same, with how it was trained."""
+        """A copy that says how it was trained."""
         return replace(self, trained=trained)
 
     def fitted_to(self, features: Tensor) -> Fitted:
-        """The same, with untouched features [N, e] of the images that it was fitted to; of very many, every so many."""
+        """A copy with untouched features [N, e] of its training images, every k-th of over `MOST_EXAMPLES`."""
         some = features[:: -(-len(features) // MOST_EXAMPLES)]
         return replace(self, examples=F.normalize(some.float(), dim=-1).half())
 
     def unfamiliar(self, features: Tensor) -> Tensor:
         """[B], from 0 up: 1 - cosine of untouched features [B, e] to the nearest image that it was fitted to.
 
-        How far it is to be trusted: docs/unfamiliar.md. Raises UserError where these images are not known.
+        How far to trust it: docs/unfamiliar.md. Raises UserError if the features of these images were not kept.
         """
         if self.examples is None:
             raise UserError("this model holds no features of its training images, as none of earlier versions does")
         cosines = F.normalize(features.float(), dim=-1) @ self.examples.float().T
-        return (1 - cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]).clamp(min=0)  # but for rounding
+        return (1 - cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]).clamp(min=0)  # against rounding
 
     def score(self, names: Sequence[str] | None = None) -> ToLogits:
         """`for_classes`, calibrated and without gradients; None for the classes that it was fitted to."""
@@ -178,7 +178,7 @@ class Fitted:
     def probabilities(
         self, images: Sequence[ImageSource], names: Sequence[str] | None = None, *, progress: bool = False
     ) -> Iterator[Tensor]:
-        """[B, C] of images in turn, each decoded and encoded once. Raises as `score`, and UserError as load_image."""
+        """[B, C] of each batch, every image decoded and encoded once. Raises as `score` and `load_image`."""
         from rmadapter.data.transforms import decoded
 
         models = {self.method.title: self.score(names)}
@@ -189,20 +189,20 @@ class Fitted:
             yield self.answers(models, pixels)[self.method.title]
 
     def answers(self, models: Mapping[str, ToLogits], pixels: Tensor) -> dict[str, Tensor]:
-        """Probabilities [B, C] of each model of pixels [B, 3, H, W], encoded once.
+        """Probabilities [B, C] that each model gives for pixels [B, 3, H, W], encoded once.
 
-        models: this one as `score` gives it, which may stand first and alone, and those that read features.
+        models: first this one, as `score` returns it, then any others that read features.
         """
         return next(answers(models, [self.states(pixels, features=len(models) > 1)], self.known.several))
 
     def states(self, pixels: Tensor, features: bool = False) -> States:
-        """Of pixels [B, 3, H, W]. features: those of the untouched encoder too, where the model does not read them."""
+        """States of pixels [B, 3, H, W]. features: include untouched features even if the model does not read them."""
         wanted = features or self.first is None
         return self.backbone.image.frozen(pixels.to(self.backbone.device), self.first, features=wanted)
 
 
 class Method(Protocol):
-    """title: for tables. source: paper, and where the values of the fields are from."""
+    """What every method has. title: for tables. source: paper, and where the values of the fields are from."""
 
     @property
     def title(self) -> str: ...
@@ -213,11 +213,11 @@ class Method(Protocol):
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted: ...
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        """What `fit` gave, from its tensors; in a fitted model too the answers come from here."""
+        """What `fit` returned, from its tensors; a freshly fitted model answers through this, too."""
         ...
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        """How many there are; the numbers of classes and shots matter to few methods."""
+        """Numbers of parameters; the numbers of classes and shots matter to few methods."""
         ...
 
 
@@ -225,8 +225,8 @@ class Method(Protocol):
 def answers(
     models: Mapping[str, ToLogits], stream: Iterable[States], several: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """Probabilities [B, C] of each model on the CPU, batch after batch: of one class or another, or with `several` of
-    each class by itself. Raises UserError where they are no numbers."""
+    """Probabilities [B, C] of each model on the CPU, batch by batch: over all classes, or with `several` for each class
+    by itself. Raises UserError if they are not finite."""
     for states in stream:
         logits = {name: score(states).float() for name, score in models.items()}
         found = {name: (x.sigmoid() if several else x.softmax(-1)).cpu() for name, x in logits.items()}
@@ -236,7 +236,7 @@ def answers(
 
 
 def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Where the names stand among the classes that were trained. Raises NotApplicable for another name."""
+    """Indices of the names among the trained classes. Raises NotApplicable for any other name."""
     place = {name: i for i, name in enumerate(classes)}
     if new := [name for name in names if name not in place]:
         raise NotApplicable(f"{title} only knows the classes it was trained on, not {new[0]!r}")
@@ -262,7 +262,7 @@ class Learner(nn.Module, ABC):
 
 
 class ModuleMethod(ABC):
-    """What is common to methods that learn one module: the trained one answers like any other with its state."""
+    """A method that learns one module: a new module that loads the trained state answers like the trained one."""
 
     @property
     @abstractmethod
@@ -274,7 +274,7 @@ class ModuleMethod(ABC):
 
     @abstractmethod
     def module(self, backbone: Backbone, seed: int = 1) -> Learner:
-        """An untrained one."""
+        """An untrained module."""
 
     @abstractmethod
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted: ...

@@ -1,6 +1,6 @@
-"""Accuracy, its spread and its calibration; and of several labels an image, average precision and F1.
+"""Accuracy, its spread and its calibration; average precision and F1 for images with several labels.
 
-Rates that go out are in percent; probabilities that come in are 0..1.
+Returned rates are in percent; probabilities passed in are 0..1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
 
 
 def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b), as base-to-novel results are summed up; 0 when either is 0."""
+    """2ab / (a + b), which sums up base-to-novel results; 0 when either is 0."""
     return float(statistics.harmonic_mean([a, b]))
 
 
@@ -49,7 +49,7 @@ def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[fl
     confidence interval (Agresti and Min, 2005, who add half an image to each of the four cells), and the p value of
     McNemar's exact test.
 
-    first, second: [N] bool, which of the same images each model names. Raises ValueError for none or other lengths.
+    first, second: [N] bool, which of the same images each model names. Raises ValueError for none or unequal lengths.
     """
     from scipy.stats import binomtest, norm
 
@@ -65,11 +65,11 @@ def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[fl
 
 
 def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How often answers are right that are so confident (Guo et al., 2017): equal-width bins, closed on the right.
+    """Accuracy by confidence (Guo et al., 2017), in equal-width bins that are closed on the right.
 
-    confidence: [N], the probability of what was answered, 0..1; right: [N], whether that is so
+    confidence: [N], the probability of each answer, 0..1; right: [N], whether the answer is right
     Returns mean confidence [bins] and accuracy [bins] in percent, NaN in empty bins, and the count [bins] of images,
-    which scikit-learn's calibration_curve does not tell.
+    which scikit-learn's calibration_curve does not return.
     """
     sure = np.asarray(confidence, dtype=np.float64)
     bin_of = np.digitize(sure, np.linspace(0, 1, bins + 1)[1:-1], right=True)
@@ -95,8 +95,8 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -
 
 
 def equal_count(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answers from the least to the most confident, in bins of as many each, or one more: mean confidence [B] and
-    accuracy [B] in percent, and Wilson's 95 % interval [B, 2]; B is `bins`, fewer where there are fewer answers."""
+    """Answers from the least to the most confident, in bins of equal count or one more: mean confidence [B] and
+    accuracy [B] in percent, and Wilson's 95 % interval [B, 2]; B is `bins`, or fewer if there are fewer answers."""
     sure, correct = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=bool)
     parts = np.array_split(np.argsort(sure, kind="stable"), max(1, min(bins, len(sure))))
     ends = [wilson(int(correct[part].sum()), len(part)) for part in parts]
@@ -105,9 +105,9 @@ def equal_count(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.
 
 
 def average_precisions(scores: ArrayLike, targets: ArrayLike) -> list[float | None]:
-    """Of each class in percent, as scikit-learn defines it, without interpolation; None for a class without images.
+    """For each class in percent, as scikit-learn defines it, without interpolation; None for a class without images.
 
-    scores: [N, C], of which the order within a class counts; targets: [N, C] of bool, whether an image has a label
+    scores: [N, C], only the order within a class counts; targets: [N, C] of bool, whether an image has a label
     """
     from sklearn.metrics import average_precision_score
 
@@ -116,7 +116,7 @@ def average_precisions(scores: ArrayLike, targets: ArrayLike) -> list[float | No
 
 
 def f1_scores(scores: ArrayLike, targets: ArrayLike, threshold: float) -> list[float | None]:
-    """Of each class in percent, where what scores at least the threshold is answered; the rest as above."""
+    """For each class in percent, when classes scoring at least the threshold are answered; the rest as above."""
     from sklearn.metrics import f1_score
 
     answered, wanted = np.asarray(scores) >= threshold, np.asarray(targets)
@@ -125,9 +125,9 @@ def f1_scores(scores: ArrayLike, targets: ArrayLike, threshold: float) -> list[f
 
 
 def best_threshold(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """The one of 0.01, 0.02, ..., 0.99 with the highest mean F1 over classes; of equal ones that nearest to 0.5.
+    """The one of 0.01, 0.02, ..., 0.99 with the highest mean F1 over classes; of equal ones, the nearest to 0.5.
 
-    probabilities, targets: [N, C] as above. One for all classes: few-shot classes have too few images for their own.
+    probabilities, targets: [N, C] as above. One for all classes: a few-shot class has too few images for its own.
     """
 
     def worth(threshold: float) -> tuple[float, float]:
@@ -138,7 +138,7 @@ def best_threshold(probabilities: ArrayLike, targets: ArrayLike) -> float:
 
 
 def platt(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike) -> tuple[float, float]:
-    """Slope and offset of the line whose sigmoid fits whether an image has a label best (Platt, 1999); never falling.
+    """Slope and offset of the line whose sigmoid best fits whether an image has a label (Platt, 1999); never falling.
 
     scores, targets: [M]; weights: [M], how much each counts
     """
@@ -155,7 +155,7 @@ def platt(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike) -> tuple[fl
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
-    """Probabilities [N, C] as they are when logits are divided by a temperature."""
+    """Probabilities [N, C] after the logits are divided by a temperature."""
     from scipy.special import softmax
 
     return softmax(_logs(probabilities) / temperature, axis=1)
@@ -164,8 +164,8 @@ def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:
 def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0) -> float:
     """The divisor of the logits with the least cross-entropy (Guo et al., 2017), between 1 / most and most.
 
-    probabilities: [N, C]; labels: [N] int. Targets are smoothed as if of one image more nothing were known (after
-    Platt, 1999), lest a few images that are all right ask for certainty. Raises ValueError as `accuracy`.
+    probabilities: [N, C]; labels: [N] int. Targets are smoothed as if there were one more image of unknown class
+    (after Platt, 1999), lest a few images that are all right demand certainty. Raises ValueError as `accuracy`.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -183,7 +183,7 @@ def temperature(probabilities: ArrayLike, labels: ArrayLike, most: float = 20.0)
 
 
 def _logs(probabilities: ArrayLike) -> np.ndarray:
-    """Finite, also of the zeros that float32 makes of what is very improbable."""
+    """Logarithms, finite even where float32 rounded a small probability to 0."""
     return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), 1e-45))
 
 
@@ -191,7 +191,7 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.ndarray:
     """Counts [n, n] over classes 0..n-1: row = true class, column = predicted class."""
     from sklearn.metrics import confusion_matrix
 
-    # Of a single class, which the novel half of three is, scikit-learn warns that there may be more.
+    # For a single class, such as the novel half of three, scikit-learn warns that there may be more.
     return confusion_matrix(labels, predictions, labels=range(max(n, 2)))[:n, :n]
 
 
@@ -205,7 +205,7 @@ def per_class_accuracy(labels: ArrayLike, predictions: ArrayLike, n: int) -> np.
 
 def confusions(labels: ArrayLike, predictions: ArrayLike, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The cells of `confusion` off its diagonal that are not 0, row by row: true class [K], predicted class [K] and
-    count [K]. Of many classes the matrix is nearly empty, and grows with their square."""
+    count [K]. With many classes the matrix is nearly empty, and it grows with their square."""
     true, said = np.asarray(labels), np.asarray(predictions)
     wrong = true != said
     places, counts = np.unique(true[wrong] * n + said[wrong], return_counts=True)

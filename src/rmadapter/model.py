@@ -79,10 +79,10 @@ class AdaptedCLIP(nn.Module):
 
     @contextmanager
     def attached(self, tape: Tape | None = None, silent: bool = False) -> Iterator[Any]:
-        """Within this block the backbone's own forward pass carries the adapters (Eq. 14, 15); yields the backbone.
+        """In this context the backbone's own forward pass carries the adapters (Eq. 14, 15); yields the backbone.
 
-        Afterwards the backbone is what it was, bit for bit, so that several models can share one. tape: takes the
-        number of each adapted block, and what its adapter read. silent: the adapters read and add nothing.
+        Afterwards the backbone is what it was, bit for bit, so that several models can share one. tape: collects the
+        number of each adapted block, and what its adapter read. silent: the adapters read but add nothing.
         """
         handles = [
             encoder.blocks[block - 1].register_forward_hook(_Hook(self, side, block, tape, silent))
@@ -106,7 +106,7 @@ class AdaptedCLIP(nn.Module):
         return self.backbone.device
 
     def first(self, side: str) -> int:
-        """The lowest adapted block of an encoder, counted from 1: what lies below it is frozen."""
+        """The lowest adapted block of an encoder, counted from 1; all below it is frozen."""
         return min(self.adapters.blocks(side))
 
     @property
@@ -136,7 +136,7 @@ class AdaptedCLIP(nn.Module):
         return self.backbone.image.frozen(images, self.first("image"))
 
     def frozen_text(self, tokens: Tensor) -> list[States]:
-        """The same of any number of prompts [C, L], in chunks of at most CHUNK."""
+        """The same for any number of prompts [C, L], in chunks of at most CHUNK."""
         return [self.backbone.text.frozen(chunk, self.first("text")) for chunk in tokens.split(CHUNK)]
 
     def features(self, side: str, states: States, reconstruct: bool = False) -> tuple[Tensor, list[Tensor]]:
@@ -187,7 +187,7 @@ class AdaptedCLIP(nn.Module):
         return class_weights(features, prompts_each(names, templates))
 
     def _text(self, chunks: Sequence[States], reconstruct: bool) -> list[tuple[Tensor, list[Tensor]]]:
-        """`features` of each chunk; of several, one at a time is kept for the gradient."""
+        """`features` of each chunk; if there are several, the gradient keeps only one at a time in memory."""
         if len(chunks) == 1:
             return [self.features("text", chunks[0], reconstruct)]
         return [checkpoint(self.features, "text", chunk, reconstruct, use_reentrant=False) for chunk in chunks]
@@ -195,7 +195,7 @@ class AdaptedCLIP(nn.Module):
     # ---- training ----
 
     def forward(self, labels: Tensor, image: States, text: Sequence[States], templates: int = 1) -> dict[str, Tensor]:
-        """Loss terms of one batch (Eq. 18) by the lean pass, from labels [B], an image's and all prompts' states."""
+        """Loss terms of one batch (Eq. 18) by the lean pass, from labels [B], and states of images and prompts."""
         x, image_errors = self.features("image", image, reconstruct=True)
         parts = self._text(text, reconstruct=True)
         w, frozen = torch.cat([part[0] for part in parts]), torch.cat([chunk.features for chunk in text])

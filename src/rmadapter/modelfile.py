@@ -1,4 +1,4 @@
-"""model.json, which lies beside the weights of a fitted method and says all that belongs to them."""
+"""model.json, which stands beside the weights of a fitted method and describes all that belongs to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Text = Annotated[str, AfterValidator(_a_name)]
 
 
 class Transform(BaseModel):
-    """How an image becomes what the backbone takes: pixels of its sides, and the mean and deviation of RGB in 0..1."""
+    """How images are prepared for the backbone: side in pixels; mean and standard deviation of RGB in 0..1."""
 
     image_size: int
     mean: tuple[float, float, float]
@@ -32,10 +32,10 @@ class Transform(BaseModel):
 
 
 class Model(BaseModel):
-    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the classes it answers,
-    where they are others; labels: the same as the user writes them. temperature: what logits are divided by. several,
-    threshold: whether an image may be of several classes, and from which probability on it is of one. tokenizer: digest
-    of the backbone's; empty in files of earlier versions."""
+    """sha256: of the weights' file. classes: those that the method was fitted to. names: of the classes it answers, if
+    they are others; labels: the same as the user writes them. temperature: logits are divided by it. several,
+    threshold: whether an image may have several classes, and the probability from which on it has one. tokenizer:
+    digest of the backbone's; empty in files of earlier versions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,7 +65,7 @@ class Model(BaseModel):
 
 
 def read_model(file: Path) -> Model:
-    """Raises UserError for a file that is none, or damaged."""
+    """Read a model.json. Raises UserError if it is missing, damaged or no such file."""
     try:
         return Model.model_validate(read_json(file))
     except ValidationError as error:

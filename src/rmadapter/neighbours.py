@@ -1,5 +1,5 @@
-"""The training images that are most like others, by the untouched features that a fitted model keeps of them; and those
-of a run's mistakes, why.json in its folder."""
+"""Nearest training images, by the untouched features that a fitted model keeps of them; for the mistakes of a run they
+are saved in its why.json."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 
 
 class Neighbour(NamedTuple):
-    """image: as split.json has it. source: the image itself, None where it is not to be had. similarity: cosine of
-    untouched features; 1 is the same."""
+    """image: as in split.json. source: the image itself; None if its path leads out of the data. similarity: cosine of
+    untouched features; 1 means identical."""
 
     image: str
     source: ImageSource | None
@@ -37,19 +37,19 @@ class Neighbour(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """image: of the set that was tested first, as predictions.csv has it. neighbours: the nearest first."""
+    """image: from the first test set, as in predictions.csv. neighbours: nearest first."""
 
     image: str
     neighbours: tuple[Neighbour, ...]
 
 
 def kept(images: Sequence[Item]) -> Sequence[Item]:
-    """Of the images that a model was fitted to, those behind `Fitted.examples`, in their order."""
+    """Those of a model's training images whose features `Fitted.examples` keeps, in order."""
     return images[:: max(-(-len(images) // MOST_EXAMPLES), 1)]
 
 
 def nearest(examples: Tensor | None, features: Tensor, count: int = SHOWN) -> list[list[tuple[int, float]]]:
-    """Of features [B, e], rows of the examples [N, e] and their cosines, the nearest first."""
+    """(row, cosine) of the nearest examples [N, e] for each of features [B, e], nearest first; none if no examples."""
     if examples is None:
         return [[] for _ in features]
     cosines = F.normalize(features.float(), dim=-1) @ examples.float().T
@@ -60,11 +60,11 @@ def nearest(examples: Tensor | None, features: Tensor, count: int = SHOWN) -> li
 def mistakes(
     fitted: Fitted, train: ImageSet, evaluations: Sequence[Evaluation], tested: Sequence[Predictions], cache: Cache
 ) -> list[Mistake]:
-    """Of the images that were tested first, at most WRONG that the model does not name, those it is surest of first;
-    and the nearest training images of each.
+    """At most WRONG images of the first test set that the model gets wrong, the most confident answers first, each with
+    its nearest training images.
 
-    train: what it was fitted to. tested: the answers of the evaluations. An image that it was fitted to, as all are
-    that folds answered, is no neighbour of itself.
+    train: what the model was fitted to. tested: the answers of the evaluations. A tested image that is also a training
+    image, as in cross-validation, is not its own neighbour.
     """
     if not tested:
         return []
@@ -109,10 +109,10 @@ class _Wrong(BaseModel):
 
 
 def read_mistakes(path: Path, found: Predictions, root: Path) -> list[Mistake]:
-    """What `write_mistakes` wrote; none where there is no such file, as of earlier versions.
+    """Read what `write_mistakes` wrote; empty if there is no file, as in runs of earlier versions.
 
-    found: the answers on the set that was tested first. root: of the training images. Raises UserError for a file that
-    does not belong to them.
+    found: the answers on the first test set. root: folder of the training images. Raises UserError for a file that does
+    not belong to them.
     """
     if not path.is_file():
         return []

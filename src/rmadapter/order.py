@@ -1,4 +1,4 @@
-"""Images asked one after the other, where the answer to one depends on those before it; and where that cannot be."""
+"""Methods whose answer to an image depends on the images before it: in which order to ask, and where to refuse them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rmadapter.method import Fitted, ToLogits, answers
 def ask_all(
     models: Mapping[str, ToLogits], fitted: Fitted, cache: Cache, images: ImageSet, seed: int, text: str = "evaluating"
 ) -> dict[str, Tensor]:
-    """Probabilities [N, C] of each model, in the order of the images. models: as `Fitted.answers` has them.
+    """Probabilities [N, C] of each model, in the order of the images. models: as for `Fitted.answers`.
 
-    A method that remembers images is asked in a random order, the same one for a seed, as they lie class by class in a
-    data set. Raises UserError as `answers`.
+    A method that remembers images sees them in a random order that depends on the seed, because data sets are sorted by
+    class. Raises UserError as `answers` does.
     """
     order = shuffled(len(images), seed) if fitted.remembers else None
     parts = list(answers(models, cache.stream(images, fitted.first, text, order), fitted.known.several))
@@ -28,12 +28,12 @@ def ask_all(
 
 
 def shuffled(count: int, seed: int) -> Tensor:
-    """[count], rows in a random order."""
+    """[count]: row numbers in random order."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def each_alone(fitted: Fitted, what: str) -> None:
-    """Raises UserError for a method whose answers depend on the images before."""
+    """Raises UserError for a method whose answers depend on earlier images."""
     if fitted.remembers:
         raise UserError(
             f"{what} answers each image by itself, but {fitted.method.title} learns from the images that it is asked "

@@ -1,4 +1,4 @@
-"""A fitted method without its backbone, as plain values: what a pickled classifier holds in place of it."""
+"""A fitted method without its backbone, as plain values: what a pickled classifier stores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmadapter.settings import settings_of
 
 @dataclass(frozen=True)
 class Packed:
-    """method, settings: as `load_method` takes them. backbone, digest: its name and SHA-256. The rest as in Fitted."""
+    """method, settings: for `load_method`. backbone, digest: its name and SHA-256. The rest: as in Fitted."""
 
     method: str
     settings: dict[str, Any]
@@ -31,7 +31,7 @@ class Packed:
 
 
 def pack(fitted: Fitted, method: str) -> Packed:
-    """method: as `load_method` knows it."""
+    """method: its name for `load_method`."""
     backbone, examples = fitted.backbone, fitted.examples
     return Packed(
         method=method,
@@ -47,7 +47,7 @@ def pack(fitted: Fitted, method: str) -> Packed:
 
 
 def unpack(packed: Packed, device: str = "auto") -> Fitted:
-    """On a device. Raises UserError when the backbone is not to be found by its name, or has other weights."""
+    """Restore it on a device. Raises UserError if the backbone cannot be loaded by its name or has other weights."""
     backbone = again(packed.backbone, packed.digest, find_device(device))
     tensors = {name: torch.from_numpy(array).to(backbone.device) for name, array in packed.tensors.items()}
     examples = None if packed.examples is None else torch.from_numpy(packed.examples).to(backbone.device)

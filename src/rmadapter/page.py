@@ -34,11 +34,11 @@ def write_page(
 ) -> None:
     """Write the page atomically; the same input gives the same bytes.
 
-    found: of those scores of the record that have an accuracy, in their order
-    history: loss terms of every step, empty for a method that is not trained step by step
-    thumbnails: for images that are gone, as `panel.thumbnails_of` has them
-    wrong: mistakes on the first set that was tested, with the nearest training images
-    Raises ValueError when scores and predictions do not belong together.
+    found: one for each score of the record that has an accuracy, in the same order
+    history: loss terms of every step; empty for a method that is not trained step by step
+    thumbnails: from `panel.thumbnails_of`, for images that no longer exist
+    wrong: mistakes on the first test set, with the nearest training images
+    Raises ValueError if scores and predictions do not match.
     """
     answered = [number for number, score in enumerate(record.scores) if score.accuracy is not None]
     panels = [
@@ -67,8 +67,8 @@ def write_page(
 
 
 def _settings(record: Record) -> list[dict[str, Any]]:
-    """Every setting with its meaning; `changed` when it is not the default, which only a method that can be loaded
-    again tells."""
+    """Every setting with its meaning; `changed` if it differs from the default, which is known only if the method can
+    be loaded again."""
     name, meaning, usual = record.method.name, documentation(Task()) | documentation(Machine()), {}
     with suppress(UserError):
         method = load_method(name)

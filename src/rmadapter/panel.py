@@ -1,4 +1,4 @@
-"""What a run's page says of one set of images: the change, images, confusions, classes and confidence."""
+"""What a run's page shows for one set of images: the change, images, confusions, classes and confidence."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rmadapter.neighbours import Mistake
 from rmadapter.predictions import Predictions
 from rmadapter.record import Score
 
-MATRIX_LIMIT = 25  # classes beyond which nobody reads a matrix, and only its largest entries are listed
-NUMBERS = 16  # classes up to which a narrow screen has room for the counts in it
-PAIRS = 15  # rows of that list
-AT_FIRST = 8  # rows of it in place of a matrix
-IN_WORDS = 3  # of the confusions
+MATRIX_LIMIT = 25  # most classes for which a matrix is readable; beyond, only its largest entries are listed
+NUMBERS = 16  # most classes for which the counts in it fit on a narrow screen
+PAIRS = 15  # most rows in the list of confusions
+AT_FIRST = 8  # of these, shown in place of a matrix
+IN_WORDS = 3  # of these, told in a sentence
 PER_OUTCOME = 6  # images shown for each outcome
 THUMBNAIL, SMALL = 160, 96  # pixels of the longer side, and of a training image
-TRAINING = -1  # its number among the sets
+TRAINING = -1  # number of the training images, which are no scored set
 OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
     ("Gained", "only the adapted model is right", (False, True)),
     ("Lost", "only the untouched model is right", (True, False)),
@@ -35,13 +35,13 @@ OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
     ("Both wrong", "", (False, False)),
 )
 
-Thumbnails = Mapping[tuple[int, str], str]  # data: addresses by number of the set and path
+Thumbnails = Mapping[tuple[int, str], str]  # (number of the set, path) -> data: address
 
 
 @dataclass(frozen=True)
 class Change:
-    """Of a score, in points, with its 95 % interval and McNemar's p; before, after: Wilson's intervals of the two
-    accuracies, in percent; ece_zero_shot, ece: calibration errors of both."""
+    """The change of a score, in points, with its 95 % interval and McNemar's p. before, after: Wilson intervals of the
+    two accuracies, in percent. ece_zero_shot, ece: their calibration errors."""
 
     points: float
     low: float
@@ -63,14 +63,14 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """What the interval says of the adapted model, after its name."""
+        """What the interval says about the adapted model; follows its name in a sentence."""
         if self.low > 0:
             return "is better than the untouched model"
         return "is worse than the untouched model" if self.high < 0 else "may be no better than the untouched model"
 
 
 def panel(number: int, score: Score, found: Predictions, thumbnails: Thumbnails) -> dict[str, Any]:
-    """All of it. number: of the score in the record."""
+    """Everything about one score. number: its index in the record."""
     pairs = _pairs(found)
     return {
         "number": number,
@@ -140,7 +140,7 @@ def _pairs(found: Predictions) -> list[dict[str, Any]]:
 
 
 def _matrix(found: Predictions) -> dict[str, Any]:
-    """rows: of each class its name, its images, and a cell for every answer: count and share of the row."""
+    """rows: for each class its name, number of images, and count and share of the row for every answer."""
     counts = metrics.confusion(found.true, found.answer.which, len(found.classes))
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
@@ -188,7 +188,7 @@ def reasons(number: int, found: Predictions, wrong: Sequence[Mistake], thumbnail
 
 
 def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
-    """The image as a data: address, its longer side of at most `side` pixels; nothing when the file has gone since."""
+    """The image as a data: address, its longer side at most `side` pixels; "" if it can no longer be read."""
     if source is None:
         return ""
     try:
@@ -202,7 +202,7 @@ def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
 
 
 def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
-    """Those that an earlier page of the run shows, so that it can be made again where its images are gone."""
+    """Thumbnails from an earlier page of the run, so that it can be rebuilt without its images."""
     if not page.is_file():
         return {}
     card = r'<\w+ class="\w+" data-set="(-?\d+)" title="([^"]*)">\s*<img src="(data:image/jpeg;base64,[\w+/=]+)"'

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Every colour is drawn in its light value and then replaced by the page's variable of that name. Blue and vermilion are
-# those of Okabe and Ito, told apart with any colour vision; vermilion is darkened to be readable as text.
+# those of Okabe and Ito, distinct for any colour vision; vermilion is darkened to be readable as text.
 COLOURS = {"ink": "#1d2129", "faint": "#c9ced6", "adapted": "#0072b2", "zero-shot": "#b84e00"}
-TERMS = {  # titles of what methods record; any other term goes by its own name
+TERMS = {  # titles of recorded terms; any other term keeps its own name
     "loss": "Total loss",
     "ce": "Cross-entropy",
     "ce_representation": "Cross-entropy of the representations",
@@ -60,8 +60,8 @@ _STYLE = {
 
 
 def loss_terms(history: Sequence[Mapping[str, float]], prefix: str = "loss") -> list[tuple[str, str]]:
-    """(title, SVG) of all that the history records and is not 0 throughout: the total loss first, the learning rate
-    last. A loss that is never negative has a log axis, which has no place for 0.
+    """(title, SVG) of each recorded term that is not 0 throughout: the total loss first, the learning rate last. A loss
+    that is never negative has a log axis, which cannot show 0.
 
     history: one mapping per step with "step". Steps with a missing or non-finite value are left out.
     """
@@ -109,9 +109,9 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth:
 
 def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], prefix: str, per_bin: int = 10) -> str:
     """SVG: accuracy against confidence, in at most 10 bins of equally many images, with Wilson's 95 % intervals; the
-    diagonal is calibrated.
+    diagonal means perfect calibration.
 
-    answers: confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted". per_bin: the fewest.
+    answers: confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted". per_bin: fewest images.
     """
     with canvas(3.9, 3.3, prefix, "Accuracy against confidence") as (axes, out):
         axes.plot([0, 100], [0, 100], color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (4, 3)))
@@ -133,7 +133,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def canvas(width: float, height: float, prefix: str, label: str) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on, and the list that holds the finished SVG afterwards; pyplot and its global state stay out."""
+    """Axes to draw on, and the list that holds the finished SVG afterwards; avoids pyplot and its global state."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -154,7 +154,7 @@ def _inline(figure: Figure, prefix: str, label: str) -> str:
     svg = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[^"]*pt"', "", svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(label)}', 1)
-    # Several plots share one page, so their ids must not meet.
+    # Several plots share one page, so their ids must not clash.
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\1{prefix}-", svg)
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name}, {colour})")

@@ -1,4 +1,4 @@
-"""predictions.csv: what a run answered on every image that it was tested on. Its page is made from it."""
+"""predictions.csv: a run's answer on every test image, from which its page is made."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ COLUMNS = (
     "zero_shot_probability",
 )  # fmt: skip
 
-ROWS = 1024  # of a table at once
-SEVERAL = ("set", "split", "image", "true", "answer")  # of several labels; and then the probability of each class
+ROWS = 1024  # of a table processed at once
+SEVERAL = ("set", "split", "image", "true", "answer")  # with several labels per image; each class's probability follows
 
 
 class Guess(NamedTuple):
-    """One for each of N images. which: indices into the classes, -1 for none. probability: 0..1, of 6 digits."""
+    """One for each of N images. which: indices into the classes, -1 for none. probability: 0..1, to 6 digits."""
 
     which: np.ndarray
     probability: np.ndarray
@@ -44,9 +44,9 @@ class Guess(NamedTuple):
 class Predictions:
     """Answers on the N images behind a score.
 
-    classes, labels: C, as a page calls them and as the user writes them. images: paths below the data. sources: the
-    images themselves, None for what is not to be had. true: [N], indices into the classes. second: of the adapted
-    model, none where there is only one class.
+    classes, labels: the C classes as a page names them, and as the user writes them. images: paths below the data.
+    sources: the images themselves, None for a path that leads out of the data. true: [N], indices into the classes.
+    second: the adapted model's second choice, none if there is only one class.
     """
 
     score: Score
@@ -61,7 +61,7 @@ class Predictions:
 
     @classmethod
     def of(cls, score: Score, e: Evaluation) -> Predictions:
-        """Raises ValueError where they do not belong together."""
+        """Raises ValueError if score and evaluation do not match."""
         if {len(e.labels), len(e.probabilities), len(e.zero_shot)} != {score.images}:
             raise ValueError(f"{len(e.probabilities)} answers on {len(e.labels)} images, and a score of {score.images}")
         best = e.probabilities.argmax(1)
@@ -79,11 +79,11 @@ class Predictions:
 
     @property
     def right(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which images [N] the untouched model names, and which the adapted one does."""
+        """Which images [N] the untouched model gets right, and which the adapted one does."""
         return self.zero_shot.which == self.true, self.answer.which == self.true
 
     def rows(self) -> Iterable[tuple[str, ...]]:
-        """Cells below `COLUMNS`."""
+        """Rows of cells, in the order of `COLUMNS`."""
         names = [*map(inert, self.labels), ""]
         columns: list[Iterable[str]] = [map(inert, self.images), (names[i] for i in self.true)]
         for guess in (self.answer, self.second, self.zero_shot):
@@ -93,8 +93,8 @@ class Predictions:
 
 
 def _second(table: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """Where the most probable [N] is but for the best one; some rows at a time, for the table may be all that memory
-    holds."""
+    """The second most probable class [N], -1 if there is only one. Works on some rows at a time, since the table may
+    nearly fill the memory."""
     if table.shape[1] < 2:
         return np.full(len(table), -1)
     found = np.empty_like(best)
@@ -110,24 +110,24 @@ def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
 
 
 def predictions(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
-    """Of those scores of a record that have an accuracy, with what is behind them in the same order. Raises ValueError
-    when they do not belong together."""
+    """One for each score of a record that has an accuracy. evaluations: of its scores with answers, in the same order.
+    Raises ValueError if they do not match."""
     asked = [score for score in record.scores if score.accuracy is not None or score.several]
     both = zip(asked, evaluations, strict=True)
-    return [Predictions.of(score, e) for score, e in both if not score.several]  # which `write_answers` writes
+    return [Predictions.of(score, e) for score, e in both if not score.several]  # `write_answers` writes the others
 
 
 def write_predictions(path: Path, found: Sequence[Predictions]) -> None:
-    """Write them atomically, as CSV whose cells no spreadsheet runs; nothing where nothing was tested."""
+    """Write them atomically, as CSV with no cell that a spreadsheet would run; no file if nothing was tested."""
     if not found:
         return
     write_text(path, csv_text(COLUMNS, (row for some in found for row in some.rows())))
 
 
 def read_predictions(folder: Path, record: Record) -> list[Predictions]:
-    """Those of a run's folder, with the images below the run's data as far as they are still there.
+    """Read those in a run's folder; their sources are the paths below the run's data, whether or not they still exist.
 
-    Raises UserError when they are missing, damaged or of another run.
+    Raises UserError if they are missing, damaged or from another run.
     """
     wanted = [score for score in record.scores if score.accuracy is not None]
     if not wanted:
@@ -151,7 +151,7 @@ def read_predictions(folder: Path, record: Record) -> list[Predictions]:
 
 
 def _plain(cell: str) -> str:
-    """A cell before `inert`."""
+    """Undo `inert`."""
     return cell[1:] if cell[:1] == "'" and inert(cell[1:]) == cell else cell
 
 
@@ -186,8 +186,8 @@ def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Pr
 
 
 def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict[str, str]:
-    """What a page calls the classes of a score, by label: those of the run's draw, or, where the score is of other
-    classes, those that occur."""
+    """A page's names for the classes of a score, by label: those of the run's draw or, if the score has other classes,
+    those that occur."""
     draw = read_split(folder / SPLIT)
     question = next((asked for asked in record.task.asked if asked.name == score.name), None)
     which = question.classes if question else "all"
@@ -199,19 +199,19 @@ def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict
 
 
 def spelled(text: object) -> str:
-    """A label or path as it comes back from the file."""
+    """A label or path as it is read back from the file."""
     return _plain(inert(str(text)))
 
 
 def source_of(root: Path, image: str) -> Path | None:
-    """A path below the data. Whoever sends a run could name any image of this machine otherwise."""
+    """The path of an image, None if it leads out of the data: a foreign run could name any image on this machine."""
     name = PurePosixPath(image)
     return None if name.is_absolute() or ".." in name.parts else root / image
 
 
 def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Evaluation]) -> None:
-    """predictions.csv of a run on several labels, atomically; nothing where it tested none. A row an image: its labels,
-    those that are answered, the most probable first and with ; between them, and the probability of each class."""
+    """Write predictions.csv of a run with several labels per image, atomically; no file if it tested none. A row holds
+    an image's labels, the answered ones (most probable first), both joined by ;, and each class's probability."""
     known = [score for score in scores if score.accuracy is not None or score.several]
     found = [(score, e) for score, e in zip(known, evaluations, strict=True) if score.several]
     if found:

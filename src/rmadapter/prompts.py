@@ -1,4 +1,4 @@
-"""From class names to logits, once for everybody: templates x names -> tokens -> class weights -> cosine logits."""
+"""From class names to logits, for all methods: templates x names -> tokens -> class weights -> cosine logits."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 
-CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again when their gradient is needed
-MOST = 100  # prompts a class that descriptions make of a template
+CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
+MOST = 100  # prompts per class and template, where classes have descriptions
 
 
 def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
-    """How many prompts each class gets: of every template as many as the numbers of descriptions all divide, so that
-    shapes are the same and each description of a class counts alike. Raises UserError where that is beyond MOST."""
+    """Number of prompts of each class: per template, the least common multiple of the classes' numbers of descriptions,
+    so that all classes have as many and each description of a class counts alike. Raises UserError above MOST."""
     counts = sorted({len(descriptions(name)) for name in names})
     if (turns := math.lcm(*counts)) > MOST:
         raise UserError(
@@ -36,8 +36,8 @@ def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
 
 
 def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Tokens [`prompts_each` * C, L] of all prompts, template by template and in it description by description, on the
-    backbone's device."""
+    """Tokens [`prompts_each` * C, L] of all prompts, by template, then description, then class, on the backbone's
+    device."""
     if not names:
         raise UserError("no class names given: name at least one class")
     known = [descriptions(name) for name in names]
@@ -47,8 +47,8 @@ def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str])
 
 
 def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Classes whose prompts, at most CHUNK, or all of a class, are encoded at once: memory does not grow with the
-    number of prompts. Raises UserError as `prompts_each`."""
+    """Split the classes so that at most CHUNK prompts, or all of one class, are encoded at once: memory does not grow
+    with the number of prompts. Raises UserError as `prompts_each` does."""
     size = max(CHUNK // prompts_each(names, templates), 1)
     for start in range(0, max(len(names), 1), size):
         yield names[start : start + size]
@@ -57,12 +57,12 @@ def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequen
 def frozen_prompts(
     backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int | None = None
 ) -> list[States]:
-    """What the untouched text encoder makes of all prompts, in chunks of at most CHUNK; first: as `States` has it."""
+    """States of all prompts in the untouched text encoder, in chunks of at most CHUNK. first: as in `States`."""
     return [backbone.text.frozen(chunk, first) for chunk in tokenize(backbone, names, templates).split(CHUNK)]
 
 
 def class_weights(features: Tensor, each: int = 1) -> Tensor:
-    """Text features [each * C, e], in the order of `tokenize`, -> normalised class features [C, e]."""
+    """Text features [each * C, e], ordered as by `tokenize`, -> normalised class features [C, e]."""
     weights = F.normalize(at_least_float32(features), dim=-1)
     if each > 1:
         weights = F.normalize(weights.unflatten(0, (each, -1)).mean(0), dim=-1)
@@ -70,15 +70,15 @@ def class_weights(features: Tensor, each: int = 1) -> Tensor:
 
 
 def learnt_weights(encode: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], each: int) -> Tensor:
-    """Normalised class features [C, e] of prompts in chunks, encode(*chunk); of several chunks, one at a time is kept
-    for the gradient."""
+    """Normalised class features [C, e] of prompts in chunks, by encode(*chunk). If there are several, each is encoded
+    again for the gradient, so that only one at a time holds activations."""
     if len(chunks) == 1:
         return class_weights(encode(*chunks[0]), each)
     return class_weights(torch.cat([checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]), each)
 
 
 def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tensor:
-    """Image features [B, e], normalised here, against class weights [C, e], over CLIP's temperature -> [B, C]."""
+    """Cosines of image features [B, e], normalised here, and class weights [C, e], times the logit scale -> [B, C]."""
     return backbone.logit_scale * F.normalize(at_least_float32(features), dim=-1) @ weights.T
 
 
@@ -89,8 +89,8 @@ def untouched(states: States) -> Tensor:
 
 @dataclass(frozen=True)
 class Cosines:
-    """What scores by `cosine_logits` alone, its parts in reach: features of the states of B images [B, e], and class
-    weights [C, e]."""
+    """A scorer that uses `cosine_logits` alone and exposes its parts. features: states of B images -> [B, e]. weights:
+    of the classes, [C, e]."""
 
     backbone: Backbone
     features: Callable[[States], Tensor]
@@ -103,7 +103,7 @@ class Cosines:
 def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Class weights [C, e] of the untouched text encoder.
 
-    The last ones are kept, for the next method that asks about the same classes; what is returned is a copy.
+    The last results are cached for the next method with the same classes; each call returns a copy.
     """
     return _zero_shot_weights(backbone, tuple(names), tuple(templates), backbone.device).clone()
 
@@ -115,7 +115,7 @@ def _zero_shot_weights(backbone: Backbone, names: tuple[str, ...], templates: tu
 
 
 def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:
-    """Unit features [S, e] of whole texts, by the untouched text encoder; what is too long for it is cut."""
+    """Unit features [S, e] of whole texts from the untouched text encoder; texts too long for it are cut."""
     chunks = backbone.tokenizer(list(texts)).to(backbone.device).split(CHUNK)
     return class_weights(torch.cat([backbone.text.frozen(chunk).features for chunk in chunks]))
 

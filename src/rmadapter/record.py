@@ -1,4 +1,4 @@
-"""What was found: a typed, versioned value, one JSON line on disk."""
+"""The record of a run: a typed, versioned value, one JSON line on disk."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 FORMAT: Literal[2] = 2
 RECORD = "run.json"  # of a run
 ANSWERED = ("finished", "not-applicable")
-LONGEST = 2**24  # bytes of a record; those with thousands of notes have a hundredth of it
+LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 
-# What may stand in a record's open places: nothing deep, and no number that cannot be computed with.
+# What a record's open fields may hold: nothing nested deeper than a list, no number too large to compute with.
 Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Plain: TypeAlias = str | bool | Annotated[int, Field(ge=-(2**63), le=2**63)] | Number | None
@@ -45,7 +45,7 @@ class BackboneName(Value):
 
 
 class MethodName(Value):
-    """name: as `load_method` understands it. settings: by flat name. uses: what one from outside says that it uses."""
+    """name: for `load_method`. settings: by flat name. uses: what an external method says that it uses."""
 
     name: str
     title: str = ""
@@ -55,10 +55,10 @@ class MethodName(Value):
 
 
 class Several(Value):
-    """What a method is worth on images that may be of several classes at once, in percent. threshold: the probability
-    from which on a class is answered. Of each class: how many images it has, the average precision of the method and
-    of the untouched backbone, and F1 at the threshold; None for a class without an image. intervals: as
-    `several.intervals` has them, of the means; none in records of an earlier version."""
+    """Results in percent on images that may belong to several classes at once. threshold: the lowest probability at
+    which a class is answered. For each class: its number of images, the average precision of the method and of the
+    untouched backbone, and F1 at the threshold; None for a class without images. intervals: of the means, from
+    `several.intervals`; empty in records of earlier versions."""
 
     threshold: Annotated[float, Field(ge=0, le=1)]
     classes: tuple[str, ...]
@@ -101,10 +101,10 @@ class Several(Value):
 
 
 class Score(Value):
-    """Accuracies on one set, in percent. data: the set's, where it is not the task's own. accuracy: None where the
-    method has no answer, for a reason, and where there are several labels an image. zero_shot: the untouched
-    backbone's. several: what it is worth there. order: seed of the order of images, where answers depend on that.
-    digest: of the images, as `ImageSet.digest`; none in records of an earlier version."""
+    """Accuracies on one set, in percent. data: the set's, if not the task's own. accuracy: None if the method has no
+    answer (reason says why), or if images have several labels. zero_shot: the untouched backbone's. several: the
+    results for several labels. order: seed of the order of images, if answers depend on it. digest: of the images, as
+    `ImageSet.digest`; empty in records of earlier versions."""
 
     name: str
     images: int = Field(ge=0, le=10**9)
@@ -128,9 +128,9 @@ class Score(Value):
 
 
 class Rates(Value):
-    """What a method is worth on N images, in percent. low, high: Wilson's 95 % interval of the accuracy. recalls: of
-    each class, None for one without images. p: of McNemar's test that it is right no more often than the method that
-    was fitted; None for that one."""
+    """Results of a method on N images, in percent. low, high: Wilson's 95 % interval of the accuracy. recalls: of each
+    class, None for one without images. p: of McNemar's exact two-sided test against the method that was fitted; None
+    for that one."""
 
     name: str
     accuracy: Percent
@@ -143,9 +143,9 @@ class Rates(Value):
 
 
 class Judgement(Value):
-    """What a run on all classes is worth. how: the images were chosen. classes: as they are labelled. majority:
-    accuracy of always answering with the most frequent class. rows: the untouched backbone, a linear probe, the method.
-    doubts: a sentence each."""
+    """How good a run on all classes is. how: how its images were chosen. classes: as labelled. majority: accuracy of
+    always answering with the most frequent class. rows: the untouched backbone, a linear probe, the method. doubts: one
+    sentence each."""
 
     how: str
     images: int = Field(ge=1, le=10**9)
@@ -169,8 +169,8 @@ class Judgement(Value):
 
 
 class Candidate(Value):
-    """A method that `auto` could have chosen: accuracy over the folds, and how far it is `behind` the best one's, with
-    the standard error of that, in points. reason: why there is none. seconds: of all fits and answers."""
+    """A method that `auto` could have chosen: its accuracy over the folds, and how far that is `behind` the best, with
+    the standard error, in points. reason: why there is no accuracy. seconds: of all fits and answers."""
 
     name: str
     title: str = ""
@@ -182,8 +182,8 @@ class Candidate(Value):
 
 
 class Choice(Value):
-    """What `auto` chose, and from what: rows in the order of preference, of which the first within two standard
-    errors of the best was taken. Without folds there was nothing to choose by, and no rows."""
+    """What `auto` chose, and from what: rows in order of preference; it took the first within two standard errors of
+    the best. Without folds there was nothing to choose by, and there are no rows."""
 
     chosen: str
     minutes: Number
@@ -195,10 +195,10 @@ class Choice(Value):
 class Record(Value):
     """One run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
 
-    key: tells all that the figures depend on. protocol: of the bench, or "fit". variant: a row of an ablation; axis,
-    value: the setting that varies. temperature: by which logits were divided, chosen on folds of the shots; None where
-    there were none. columns: of the table that its images came from, and crops: whether they are boxes of images, as
-    `read_images` has them. seconds: frozen activations, train, evaluate, search, total. command: as it was given.
+    key: hash of all that the figures depend on. protocol: of the bench, or "fit". variant: a row of an ablation; axis,
+    value: the setting that varies. temperature: divisor of the logits, chosen on folds of the shots; None without
+    folds. columns: of the table that listed the images; crops: whether they are boxes cut from images, both as for
+    `read_images`. seconds: frozen activations, train, evaluate, search, total. command: as given.
     """
 
     format: Literal[2]
@@ -237,7 +237,7 @@ class Record(Value):
 
     def metric(self, name: str, zero_shot: bool = False) -> float | None:
         """A figure in percent: the accuracy on a set by its name, "hm" of base and novel, or "average" over other data
-        sets; None where the run has none."""
+        sets; None if the run has none."""
         if name == "hm":
             halves = [self.metric(half, zero_shot) for half in ("base", "novel")]
             return None if None in halves else harmonic_mean(*halves)  # type: ignore[arg-type]
@@ -249,26 +249,26 @@ class Record(Value):
         return None if score is None else score.zero_shot if zero_shot else score.accuracy
 
     def other_images(self, sets: Iterable[tuple[Question, ImageSet, bool]]) -> list[str]:
-        """Names of the sets, as `Lab.tests` has them, that hold other images than when they were asked about."""
+        """Names of the sets whose images differ from those that were evaluated. sets: from `Lab.tests`."""
         digests = {test.name: images.digest for test, images, _ in sets}
         own = {score.name: score.digest for score in self.scores if score.split != "cross-validated"}
         return [name for name in {**own, **digests} if own.get(name) not in ("", digests.get(name))]
 
     @property
     def targets(self) -> list[str]:
-        """Names of the sets of other data than the task's own."""
+        """Names of the sets from other data than the task's own."""
         return [score.name for score in self.scores if score.data]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Every figure that there is, by name."""
+        """Every figure of the run, by name."""
         names = [*(score.name for score in self.scores), "hm", *(["average"] if len(self.targets) > 1 else [])]
         return {name: value for name in names if (value := self.metric(name)) is not None}
 
     def line(self) -> str:
-        """The record as one line of JSON: every setting, and of the rest what is not empty."""
+        """The record as one line of JSON: every setting, and everything else that is not empty."""
         full, short = self.model_dump(mode="json"), self.model_dump(mode="json", exclude_defaults=True)
-        settings = {name: full[name] for name in ("task", "precision")}  # whatever their defaults once will be
+        settings = {name: full[name] for name in ("task", "precision")}  # their defaults may change later
         return json.dumps({"format": FORMAT, **short, **settings}, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:
@@ -276,12 +276,12 @@ class Record(Value):
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file of one line. Raises UserError when it is missing, damaged or no record."""
+    """Read the record from a file of one line. Raises UserError if it is missing, damaged or no record."""
     return parse_record(read_text(path, "readable", LONGEST), str(path))
 
 
 def parse_record(line: str, where: str) -> Record:
-    """Raises UserError, naming `where`, for what is no record."""
+    """Parse a record. Raises UserError, naming `where`, if the line is none."""
     try:
         return Record.model_validate(json.loads(line))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A run on the Hugging Face hub: where `hf:OWNER/NAME` lies on this disk, and what can go wrong with a repository."""
+"""A run on the Hugging Face hub: where `hf:OWNER/NAME` is on this disk, and what can go wrong with a repository."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
 
 
 def run_folder(name: str | Path) -> Path:
-    """The folder of a run. Of `hf:OWNER/NAME`, or `hf:OWNER/NAME@REVISION`, it is a snapshot in the hub's cache,
-    brought up to date where the hub can be reached; any other name is a folder's own.
+    """The folder of a run. For `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`, it is a snapshot in the hub's cache,
+    updated if the hub can be reached; any other name is already that of a folder.
 
-    Raises UserError where there is no such repository, or no model of ours in it, and where it cannot be fetched.
+    Raises UserError if the repository does not exist, holds no model of ours, or cannot be fetched.
     """
     text = str(name)
     if not text.startswith(HUB):
@@ -35,14 +35,14 @@ def run_folder(name: str | Path) -> Path:
 
 
 def check_repository(name: str) -> None:
-    """Raises UserError for what is no OWNER/NAME."""
+    """Raises UserError unless the name has the form OWNER/NAME."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) or len(name) > 96 or ".." in name or "--" in name:
         raise UserError(f"{quoted(name)}: not a repository name; write OWNER/NAME, as in anna/sea-horses")
 
 
 @contextlib.contextmanager
 def told(repository: str) -> Iterator[None]:
-    """Within the block, whatever the hub or the way to it refuses becomes a UserError of one sentence."""
+    """Turn every error of the hub or the network within the block into a UserError of one sentence."""
     from huggingface_hub import errors
 
     try:
@@ -59,11 +59,11 @@ def told(repository: str) -> Iterator[None]:
         raise UserError(f"{repository}: the Hugging Face hub does not know who you are: use {LOG_IN}") from error
     except errors.HfHubHTTPError as error:
         raise UserError(f"{repository}: {_refusal(error.response.status_code)}") from error
-    except ValueError as error:  # of metadata, say
+    except ValueError as error:  # such as invalid metadata
         raise UserError(
             f"the Hugging Face hub does not accept {repository}: {' '.join(str(error).split())[:300]}"
         ) from error
-    except Exception as error:  # whatever a network can do
+    except Exception as error:  # networks fail in many ways
         raise UserError(
             f"the Hugging Face hub cannot be reached for {repository!r} ({type(error).__name__}); check the connection"
         ) from error

@@ -1,4 +1,4 @@
-"""Everything that a run is asked for, from one flat list of names, as --set, --config and Python give them."""
+"""The whole request for a run, built from flat names and values as --set, --config and Python give them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rmadapter.methods import DEFAULT, load_method
 from rmadapter.settings import Machine, configured, read_yaml, settings_of
 from rmadapter.task import Task, check_views
 
-TASK = tuple(f.name for f in fields(Task) if f.name not in ("data", "tests"))  # the two are no settings
+TASK = tuple(f.name for f in fields(Task) if f.name not in ("data", "tests"))  # those two are no settings
 MACHINE = tuple(f.name for f in fields(Machine))
-READING = ("device", "workers", "cache_memory", "disk_cache")  # of the machine's, where nothing is trained
-COMMON = (*TASK, *MACHINE)  # what is no method's own
+READING = ("device", "workers", "cache_memory", "disk_cache")  # machine settings that apply where nothing is trained
+COMMON = (*TASK, *MACHINE)  # what is not a method's own
 
 
 @dataclass(frozen=True)
 class Request:
-    """name: of the method, as `load_method` knows it."""
+    """name: of the method, for `load_method`."""
 
     task: Task
     machine: Machine
@@ -34,8 +34,8 @@ class Request:
     def make(
         cls, values: Mapping[str, Any] | None = None, method: str = DEFAULT, effort: str = "normal", data: str = ""
     ) -> Request:
-        """From flat names: of the task, of the machine, of the method; `METHOD.field` reaches a method's field that is
-        called as a common one. Raises UserError that names what is unknown and what to write."""
+        """Build from flat names of the task, the machine and the method; `METHOD.field` reaches a method's field whose
+        name is also a common one. Raises UserError that says what is unknown and what to write."""
         task, machine, own = split(values or {}, method)
         found = load_method(method, {}, effort)
         check_own(own, found)
@@ -43,7 +43,7 @@ class Request:
 
 
 def machine_of(values: Mapping[str, Any]) -> Machine:
-    """From flat names; `precision=auto` becomes what it means here, and a note says so. Raises as `configured`."""
+    """From flat names; `precision=auto` becomes the fastest here, and a note says so. Raises as `configured` does."""
     machine = configured(Machine(), values)
     if machine.precision != "auto":
         return machine
@@ -54,7 +54,7 @@ def machine_of(values: Mapping[str, Any]) -> Machine:
 
 
 def check_names(values: Mapping[str, Any], method: str, owner: Any) -> None:
-    """Raises UserError for a name that is none of the task, the machine or the method, whose settings `owner` holds."""
+    """Raises UserError for a name unknown to the task, the machine and the method. owner: has the method's settings."""
     check_own(split(values, method)[2], owner)
 
 
@@ -65,20 +65,20 @@ def check_own(own: Mapping[str, Any], owner: Any) -> None:
 
 
 def own_names(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a method as `make` takes them: a field that is called as a common one is named after the method."""
+    """Settings of a method as `make` takes them: those that share a name with a common one become METHOD.field."""
     return {f"{method}.{name}" if name in COMMON else name: value for name, value in settings.items()}
 
 
 def read_config(file: Path | None) -> tuple[str, dict[str, Any]]:
-    """The method that a run's config.yaml names, "" if none, and its other values; None is an empty file."""
+    """The method named in a run's config.yaml, "" if none, and its other values; None counts as an empty file."""
     values = read_yaml(file) if file else {}
-    if {"lambda_image_con", "lambda_text_con", "decouple_scale"} <= values.keys():  # of a run, which lists everything
-        values.setdefault("consistency_unit", "feature")  # before there was a choice
+    if {"lambda_image_con", "lambda_text_con", "decouple_scale"} <= values.keys():  # a run's file lists all settings
+        values.setdefault("consistency_unit", "feature")  # from before this setting existed
     return str(values.pop("method", "")), values
 
 
 def split(values: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Values of the task, of the machine, and of the method. Raises UserError for another method's."""
+    """Split values into those of the task, the machine and the method. Raises UserError for another method's."""
     task = {name: value for name, value in values.items() if name in TASK}
     machine = {name: value for name, value in values.items() if name in MACHINE}
     own: dict[str, Any] = {}

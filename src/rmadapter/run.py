@@ -40,11 +40,11 @@ Splits = Mapping[str, ImageSet]
 
 @dataclass(eq=False)
 class Lab:
-    """What the runs of one process share: the backbone, images that were read, and frozen activations.
+    """What the runs of one process share: the backbone, the images read, and frozen activations.
 
-    root: where data sets lie. outside, crops: as `load_dataset` has them. folder: for activations that memory cannot
-    hold. keep: whether those of test images are kept for the next run; a single run looks at each of them once.
-    callbacks: who is told of every step of a training. blocks: that the runs to come start at, as `Cache` has them.
+    root: folder of the data sets. outside, crops: as for `load_dataset`. folder: for activations that do not fit into
+    memory. keep: whether to keep those of test images for the next run; a single run uses each of them once.
+    callbacks: called at every step of a training. blocks: at which coming runs start, as for `Cache`.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -66,11 +66,11 @@ class Lab:
         self._test: Cache | None = None
 
     def add(self, name: str, splits: Splits) -> None:
-        """Images that are in memory, as a data set of this name."""
+        """Add images in memory as a data set of this name."""
         self._splits[name] = splits
 
     def add_backbone(self, backbone: Backbone) -> None:
-        """One that is in memory, by its name; the next other one takes its place."""
+        """Add one in memory, under its name, until another one replaces it."""
         self._backbone, self._train, self._test = backbone, None, None
 
     def splits(self, data: str) -> Splits:
@@ -79,16 +79,16 @@ class Lab:
         return self._splits[data]
 
     def backbone(self, name: str) -> Backbone:
-        """On the device; the last one is kept."""
+        """The backbone of this name, on the device; the last one is kept."""
         if self._backbone is None or self._backbone.name != name:
             self.add_backbone(load_backbone(name))
         assert self._backbone is not None
         return self._backbone.to(find_device(self.machine.device))
 
     def draw(self, task: Task) -> FewShot:
-        """The shots of a task; drawn again for the same images they are the same object, digest and all.
+        """The shots of a task. The last draw is kept: for the same shots it is the same object, digest and all.
 
-        Raises UserError for a single class, which there is nothing to tell from.
+        Raises UserError if there is only one class.
         """
         key = (task.data, task.shots, task.seed)
         if self._few is None or self._few[0] != key:
@@ -100,7 +100,7 @@ class Lab:
         return self._few[1]
 
     def train_cache(self, task: Task) -> Cache:
-        """Kept from run to run while the tasks' images are made alike, so that methods share their activations."""
+        """Kept from run to run while tasks augment images alike, so that methods share activations."""
         made = {"augmentation": task.augmentation, "views": task.views, "seed": task.seed}
         backbone = self.backbone(task.backbone)
         if self._train is None or self._train[0] != made:
@@ -110,7 +110,7 @@ class Lab:
         return self._train[1]
 
     def test_cache(self, task: Task) -> Cache:
-        """Of test images, which the frozen backbone sees alike whatever was trained: no method ever holds this."""
+        """Of images without augmentation, alike whatever was trained: test images, and the shots in `learn_beside`."""
         backbone = self.backbone(task.backbone)
         if self._test is None:
             folder = self.folder and self.folder / "test"
@@ -119,7 +119,7 @@ class Lab:
         return self._test
 
     def tests(self, task: Task) -> list[tuple[Question, ImageSet, bool]]:
-        """What is asked, its images, and whether they are of a test split; sets without an image are left out."""
+        """Each question, its images, and whether they are from a test split; sets without images are left out."""
         found = []
         for test in task.asked:
             splits, own = self.splits(test.data or task.data), not test.data
@@ -146,11 +146,11 @@ def run_task(
     task: Task, method: Method, lab: Lab, name: str = "", unfinished: Unfinished | None = None,
     beside: Mapping[str, Method] | None = None, temperature: float | None = None, threshold: float | None = None,
 ) -> Outcome:  # fmt: skip
-    """Do a task with a method. name: as `load_method` knows it. unfinished: where the training is kept meanwhile.
-    beside: methods that learn from the same shots, and whose answers the evaluations hold beside its own. temperature,
-    threshold: as `Fitted` has them.
+    """Run a task with a method. name: for `load_method`. unfinished: where the training is saved meanwhile. beside:
+    other methods, fitted to the same shots, whose answers the evaluations hold too. temperature and threshold: as
+    in `Fitted`.
 
-    Raises UserError, and NotApplicable when the method can answer nothing that is asked first.
+    Raises UserError, and NotApplicable if the method cannot answer the first question.
     """
     few, sets = lab.draw(task), lab.tests(task)
     cache, train = lab.train_cache(task), half(few.train, task.classes)
@@ -187,7 +187,7 @@ def run_task(
 
 
 def _shared(train: ImageSet, sets: list[tuple[Question, ImageSet, bool]]) -> list[str]:
-    """A sentence for each test split of the same data that shares groups with the images that are trained on."""
+    """A sentence for each test split of the same data that shares groups with the training images."""
     found = []
     for test, images, tested in sets:
         rows = [] if test.data or not tested else images.akin(train)
@@ -204,7 +204,7 @@ def learn(
     method: Method, images: ImageSet, task: Task, lab: Lab, unfinished: Unfinished | None = None,
     cache: Cache | None = None,
 ) -> Fitted:  # fmt: skip
-    """A method fitted to some training images of a task, of all its classes. cache: in place of the task's own."""
+    """Fit a method to some training images, of all classes of a task. cache: used instead of the task's own."""
     check_labels(method, images)
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     val, cache = None if few.val is None else _alone(half(few.val, task.classes)), cache or lab.train_cache(task)
@@ -219,12 +219,12 @@ def learn(
 
 
 def _alone(images: ImageSet) -> ImageSet:
-    """For a method: without the folder that they came from, and of which the test images are a part."""
+    """Images for a method: without the folder they came from, which also holds the test images."""
     return replace(images, root=None, skipped=(), ignored="")
 
 
 def learn_beside(method: Method, images: ImageSet, task: Task, lab: Lab) -> Fitted:
-    """The same of images without augmentation, whatever the task's own method sees of them."""
+    """As `learn`, without augmentation, whatever the task's own method uses."""
     return learn(method, images, task, lab, cache=None if task.augmentation == "none" else lab.test_cache(task))
 
 
@@ -232,10 +232,10 @@ def evaluate(
     fitted: Fitted, sets: list[tuple[Question, ImageSet, bool]], cache: Cache,
     beside: Mapping[str, Fitted] | None = None, seed: int = 1,
 ) -> tuple[list[Evaluation], list[Score]]:  # fmt: skip
-    """Ask the method and the untouched backbone about every image; its frozen part is computed once for the two.
+    """Evaluate the method and the untouched backbone on every image; the frozen part is computed once for both.
 
-    beside: others, of features alone, whose answers the evaluations hold too, where they know the classes. seed: of the
-    order of images, where the method remembers them. Raises NotApplicable when it has no answer on the first set.
+    beside: other methods, which read only features; the evaluations hold their answers where they know the classes.
+    seed: of the image order, if the method remembers images. Raises NotApplicable if it cannot answer the first set.
     """
     evaluations: list[Evaluation] = []
     scores: list[Score] = []
@@ -274,7 +274,7 @@ def evaluate(
 
 
 def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot | None, **found: Any) -> Record:
-    """The record of a run, whatever became of it. few: what was drawn, if anything."""
+    """The record of a run, however it ended. few: the shots, if they were drawn."""
     backbone = lab.backbone(task.backbone)
     settings, uses = json.loads(json.dumps(settings_of(method))), getattr(method, "uses", None)
     return Record(
@@ -292,7 +292,7 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
 
 
 def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, few: FewShot) -> str:
-    """Tells all that a run's figures depend on; where data and activations lie, and who computes them, do not count."""
+    """Hash of all that a run's figures depend on; not of where data and activations are, nor of what computes them."""
     asked = {**asdict(task), "data": PurePath(task.data).name, "tests": [asdict(test) for test in task.asked]}
     settings = settings_of(method)
     parts = [asked, name, settings, *named_sums(name, settings), machine.precision, backbone, *digests(method, few)]

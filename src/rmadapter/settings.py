@@ -1,7 +1,7 @@
-"""Settings: small typed groups, one documented line a field, and how flat names (--set, YAML) reach them.
+"""Settings: small typed groups, one documented line per field, and how flat names (--set, YAML) reach them.
 
-A method is a frozen dataclass whose fields are its settings; a field that is itself such a group lends it its fields,
-so that `learning_rate` reaches `recipe.learning_rate`. `Task` and `Machine` hold what is common to all methods.
+A method is a frozen dataclass whose fields are its settings. The fields of a nested group count as the method's own:
+`learning_rate` reaches `recipe.learning_rate`. `Task` and `Machine` hold the settings common to all methods.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from rmadapter.files import read_text
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-NOT_SETTINGS = ("title", "source")  # what a method is called, and where it is from
+NOT_SETTINGS = ("title", "source")  # name and origin of a method
 Size = Annotated[int, Field(ge=1, le=4096)]  # of a part of a model: a width, a rank, a depth, a number of tokens
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and how deep lists lie in it
+MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and levels of nesting
 
 
 def option(default: Any, text: str, **limits: Any) -> Any:
-    """A documented field of a group; limits as pydantic's Field has them."""
+    """A documented field of a group. limits: as for pydantic's Field."""
     return Field(default, description=text, **limits)
 
 
@@ -76,7 +76,7 @@ class LossSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class Machine:
-    """Where and how numbers are computed; of these, the number format alone may change them by more than rounding."""
+    """Where and how numbers are computed; only the number format may change them by more than rounding."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = option(
@@ -109,9 +109,9 @@ def settings_of(owner: Any) -> dict[str, Any]:
 
 
 def configured(owner: T, values: Mapping[str, Any], what: str = "") -> T:
-    """The group or method with some settings replaced. Raises UserError for one that is unknown or of another kind.
+    """The group or method with some settings replaced. Raises UserError for an unknown one or an invalid value.
 
-    what: how the owner is called in messages.
+    what: the owner's name in messages.
     """
     known, where = settings_of(owner), what and f"{what}: "
     for name, value in values.items():
@@ -148,7 +148,7 @@ def _replaced(owner: T, values: Mapping[str, Any], what: str) -> T:
 
 
 def documentation(owner: Any) -> dict[str, str]:
-    """What each setting means, by flat name, where the group says it."""
+    """What each setting means, by flat name, where it is documented."""
     found: dict[str, str] = {}
     documented = getattr(type(owner), "__pydantic_fields__", {})
     for f in fields(owner):
@@ -180,7 +180,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of flat fields. Raises UserError when it is missing or no list of 'field: value' lines."""
+    """A YAML file of flat fields. Raises UserError if it is missing or not a list of 'field: value' lines."""
     kind = "a readable config"
     text = read_text(path, kind, MOST_TEXT)
     try:
@@ -193,9 +193,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _load(text: str) -> Any:
-    """A YAML value of few levels, and without aliases, by which a few bytes can stand for gigabytes.
+    """A YAML value of few levels and without aliases, with which a few bytes can stand for gigabytes.
 
-    Raises ValueError.
+    Raises ValueError for any other text.
     """
     if len(text) > MOST_TEXT:
         raise ValueError(f"more than {MOST_TEXT:,} characters")

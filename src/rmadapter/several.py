@@ -1,21 +1,21 @@
-"""Several labels an image: how far the means of a run may be from what other images of the kind would give."""
+"""Several labels per image: how far a run's means may be from those on other images of the same kind."""
 
 from __future__ import annotations
 
 import numpy as np
 
 DRAWS = 1000
-BLOCK = 2_000_000  # weights of images that are held at once
+BLOCK = 2_000_000  # weights of images held in memory at once
 
 
 def intervals(
     scores: np.ndarray, zero_shot: np.ndarray, targets: np.ndarray, threshold: float, draws: int = DRAWS
 ) -> tuple[tuple[float, float], ...]:
     """95 % intervals, in percent, of four figures: mean average precision, that of the untouched backbone, macro F1,
-    and the first less the second.
+    and the first minus the second.
 
-    1.96 standard deviations on each side, by the bootstrap (Efron, 1979): N images drawn with replacement, `draws`
-    times from a fixed seed. Its percentiles would be too high, since an image that is drawn twice raises average
+    They reach 1.96 standard deviations to each side, by the bootstrap (Efron, 1979): N images drawn with replacement,
+    `draws` times from a fixed seed. Bootstrap percentiles would be too high, since an image drawn twice raises average
     precision. scores, zero_shot: probabilities [N, C]. targets: [N, C] of bool, whether an image has a label.
     """
 
@@ -36,7 +36,7 @@ def intervals(
 def mean_precision(weights: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """[B]: mean average precision in percent where image n counts weights[b, n] times, over classes with an image.
 
-    As scikit-learn defines it, images of one score at once. scores, targets: [N, C]
+    As in scikit-learn, images with equal scores count together. scores, targets: [N, C]
     """
     found = []
     for column, wanted in zip(scores.T, targets.T, strict=True):
@@ -50,11 +50,11 @@ def mean_precision(weights: np.ndarray, scores: np.ndarray, targets: np.ndarray)
 
 
 def mean_f1(weights: np.ndarray, answered: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """[B]: macro F1 in percent, as above. answered: [N, C] of bool."""
+    """[B]: macro F1 in percent, weighted as in `mean_precision`. answered: [N, C] of bool."""
     right, wanted, given = (weights @ table.astype(np.float32) for table in (answered & targets, targets, answered))
     return np.nanmean(_shares(2 * right, np.where(wanted > 0, wanted + given, 0)), axis=1)
 
 
 def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """In percent; NaN of nothing."""
+    """part / whole in percent; NaN where whole is 0."""
     return 100 * np.divide(part, whole, out=np.full(whole.shape, np.nan, np.float64), where=whole > 0)

@@ -1,4 +1,4 @@
-"""What the command line says of a run: tables, or the same as JSON."""
+"""What the command line says about a run: tables, or the same as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 
 
 def show(record: Record, as_json: bool) -> None:
-    """What it is worth, with its doubts, and one row per evaluated set."""
+    """Print how good a run is, with doubts about it, and one row per evaluated set."""
     judged = record.judgement
     for text in judged.doubts if judged else ():
         note(text)
@@ -48,7 +48,7 @@ def show(record: Record, as_json: bool) -> None:
 
 
 def show_score(score: Score, as_json: bool) -> None:
-    """One set alone."""
+    """Print a single set."""
     if as_json:
         print(json.dumps(_summary(score)))
     elif score.several:
@@ -58,7 +58,7 @@ def show_score(score: Score, as_json: bool) -> None:
 
 
 def _summary(score: Score) -> dict[str, Any]:
-    """A score as JSON has it."""
+    """A score for JSON."""
     return {
         "accuracy": score.accuracy,
         "zero_shot_accuracy": score.zero_shot,
@@ -76,14 +76,14 @@ def _of_several(found: Several) -> dict[str, Any]:
 
 
 def _show_several(score: Score) -> None:
-    """Nothing for a score of one label an image."""
+    """Print a score on several labels per image; nothing for any other."""
     if score.several:
         table(*several_table(score.several))
         print(f"{score.title}, {score.images:,} images; {thresholded(score.several)}")
 
 
 def _row(score: Score) -> list[str]:
-    """A score as a line below `HEADER`."""
+    """A score as a row below `HEADER`."""
     cells = [score.title, str(score.images), f"{score.chance:.1f}"]
     if score.accuracy is None or score.zero_shot is None:
         return [*cells, "-", "-", "-"]
@@ -116,7 +116,7 @@ def thresholded(found: Several) -> str:
 
 
 def told(choice: Choice) -> str:
-    """How it came about."""
+    """How `auto` came to its choice."""
     if not choice.rows:
         return f"auto: {choice.chosen}; there are too few images per class to choose by"
     return (
@@ -138,7 +138,7 @@ def choice_table(choice: Choice) -> tuple[list[str], list[list[str]]]:
 
 
 def lowest(found: Judgement, count: int = 3) -> str:
-    """The classes that the method finds least often, "ant 0 %, cat 50 %"; of equal ones, the first."""
+    """The classes with the lowest recall, as "ant 0 %, cat 50 %"; ties in the order of the classes."""
     recalls = [
         (recall, name) for recall, name in zip(found.own.recalls, found.classes, strict=True) if recall is not None
     ]

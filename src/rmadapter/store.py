@@ -1,7 +1,7 @@
-"""Frozen activations on disk, which later commands find: rows of images, and no more of them than a limit allows.
+"""Frozen activations on disk for later commands: rows of images, up to a limit in bytes.
 
-A file is named by what it holds, written atomically and never changed, so that processes need no locks: who finds that
-a file has gone computes its rows again. Nothing that goes wrong here ends a run.
+A file is named by its content, written atomically and never changed, so processes need no locks: one that finds a file
+gone computes its rows again. Nothing that goes wrong here ends a run.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from rmadapter.errors import UserError
 from rmadapter.files import PART, atomic, cache_folder, write_text
 
 GB = 1e9
-SHARD = 2**26  # bytes of a file, about: copies of it are in memory while it is written
-TAG = "CACHEDIR.TAG"  # by which programs that make backups know what to leave out (bford.info/cachedir)
+SHARD = 2**26  # bytes of a file, roughly; it is copied in memory while it is written
+TAG = "CACHEDIR.TAG"  # tells backup programs to leave this folder out (bford.info/cachedir)
 OURS = "Signature: 8a477f597d28d172789f06886806bc55\n# Of rmadapter: `rmadapter cache --clear` removes this folder.\n"
 NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
 
 
 class Rows(NamedTuple):
-    """What a file holds. about: for people. keys: what each row was made of. parts: tensors [N, ...]."""
+    """What a file holds. about: a description, for people. keys: say what each row was made from. parts: [N, ...]."""
 
     about: str
     keys: tuple[str, ...]
@@ -46,18 +46,18 @@ def place() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """limit: bytes of all files together; the least recently used ones leave it."""
+    """limit: bytes of all files together; beyond it, the least recently used are removed."""
 
     folder: Path
     limit: float = 0
 
     @classmethod
     def of(cls, gigabytes: float) -> Store | None:
-        """In the user's cache; None where nothing may be kept."""
+        """The store in the user's cache; None if nothing may be kept."""
         return cls(place(), gigabytes * GB) if gigabytes else None
 
     def read(self, name: str, keys: Sequence[str], parts: Mapping[str, Tensor]) -> list[int]:
-        """Fill in the rows [N, ...] of each part that are there under a name, each by its key; returns the others."""
+        """Fill in the rows of each part [N, ...] that are stored under a name, by their keys; return the other rows."""
         places: dict[str, list[int]] = {}
         for row, key in enumerate(keys):
             places.setdefault(key, []).append(row)
@@ -72,13 +72,13 @@ class Store:
     def write(
         self, name: str, about: str, keys: Sequence[str], parts: Mapping[str, Tensor], rows: Sequence[int]
     ) -> None:
-        """Keep some rows, and drop what was used least recently beyond the limit; nothing where they alone exceed it,
-        or where nothing can be written."""
+        """Store some rows, and remove the least recently used files beyond the limit. Does nothing if the rows alone
+        exceed it, or if nothing can be written."""
         each = sum(part[0].numel() * part.element_size() for part in parts.values()) if rows else 0
         if not each or each * len(rows) > self.limit or not self._open():
             return
         size = max(SHARD // each, 1)
-        with suppress(UserError):  # no room, or somebody clears up: then it is computed again
+        with suppress(UserError):  # disk full, or the folder was cleared: computed again later
             for some in (rows[start : start + size] for start in range(0, len(rows), size)):
                 own = {part: tensor[list(some)].contiguous() for part, tensor in parts.items()}
                 _write(self.folder / name, Rows(about, tuple(keys[row] for row in some), own))
@@ -86,7 +86,7 @@ class Store:
         total = sum(status.st_size for _, status in files)
         for file, status in files:
             if total > self.limit:
-                with suppress(OSError):  # Windows keeps what somebody reads
+                with suppress(OSError):  # Windows keeps files that are open
                     file.unlink()
                 total -= status.st_size
 
@@ -97,7 +97,7 @@ class Store:
                 yield file, file.stat()
 
     def contents(self) -> list[dict[str, Any]]:
-        """What is there, by what it is of: number of images, MB, and when it was last used, in seconds since 1970."""
+        """What is stored, by description: number of images, MB, and time of last use in seconds since 1970."""
         found: dict[str, dict[str, Any]] = {}
         for file, status in self.files():
             if rows := _read(file):
@@ -108,8 +108,8 @@ class Store:
         return sorted(found.values(), key=lambda one: one["what"])
 
     def clear(self) -> int:
-        """Remove all of it at once; returns the bytes. Raises UserError, and removes nothing, where anything lies that
-        is not of this class."""
+        """Remove everything at once; returns the bytes freed. Raises UserError, and removes nothing, if the folder
+        holds anything that this class did not write."""
         size = sum(status.st_size for _, status in self.files())
         if self.folder.exists() or self.folder.is_symlink():
             if not self._open():
@@ -117,9 +117,9 @@ class Store:
             for path in sorted(self.folder.rglob("*")):
                 if not _known(path):
                     raise UserError(f"{path}: not an rmadapter file: move it elsewhere first; nothing was removed")
-            # Who reads has its file open; who writes finds the folder gone, and makes a new one the next time.
+            # A reader has its file open; a writer finds the folder gone, and makes a new one the next time.
             os.replace(self.folder, self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}"))
-        for gone in self.folder.parent.glob(f".{self.folder.name}.????????"):  # also of one that was killed here
+        for gone in self.folder.parent.glob(f".{self.folder.name}.????????"):  # also if a process was killed here
             shutil.rmtree(gone, ignore_errors=True)
         return size
 
@@ -129,11 +129,11 @@ class Store:
         return False
 
     def _open(self) -> bool:
-        """Make the folder, which nobody else may read. False for one that is not ours."""
+        """Make the folder, readable only by this user. False if the folder is not ours."""
         with suppress(OSError, UserError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._ours() and not self.folder.is_symlink() and all(map(_known, self.folder.iterdir())):
-                self.folder.chmod(0o700)  # made by a writer whose own one was cleared away
+                self.folder.chmod(0o700)  # made by a writer after `clear` took its folder away
                 write_text(self.folder / TAG, OURS)
         return self._ours()
 
@@ -148,12 +148,12 @@ def _write(folder: Path, rows: Rows) -> None:
 
     name = hashlib.sha256(" ".join(rows.keys).encode()).hexdigest()[:16]
     about = {"about": rows.about, "keys": " ".join(rows.keys), "sum": _sum(rows.parts)}
-    with atomic(folder / f"{name}.safetensors", sync=False) as part:  # a power cut is what the sum is for
+    with atomic(folder / f"{name}.safetensors", sync=False) as part:  # the sum detects damage from a power cut
         part.write_bytes(save(dict(rows.parts), about))
 
 
 def _read(file: Path, check: bool = False) -> Rows | None:
-    """check: with its tensors, whose sum is tested. None where it has gone; one that is damaged is removed."""
+    """Read a file. check: read and verify its tensors too. None if it is gone or damaged; a damaged one is removed."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -173,7 +173,7 @@ def _read(file: Path, check: bool = False) -> Rows | None:
 
 
 def _checked(file: Path, parts: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> Rows | None:
-    """The rows of a file of which some are wanted, if they are of these kinds and shapes."""
+    """The rows of a file, if some are wanted and they have the dtypes and shapes of `parts`."""
     head = _read(file)
     if head is None or not any(key in wanted for key in head.keys):
         return None

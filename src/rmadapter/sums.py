@@ -1,4 +1,4 @@
-"""SHA256SUMS: what every file of a folder was when it was saved; `sha256sum -c SHA256SUMS` reads it, too."""
+"""SHA256SUMS: the digest of every file in a folder as it was saved; `sha256sum -c SHA256SUMS` reads it too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sign = tuple[int, int, int]
 
 
 def sha256(file: Path) -> str:
-    """In hex. Raises UserError for what is no readable file."""
+    """SHA-256 of a file in hex. Raises UserError if it is not a readable file."""
     try:
         if not file.is_file():
             raise FileNotFoundError(2, "no such file")
@@ -29,15 +29,15 @@ def sha256(file: Path) -> str:
 
 
 def write_sums(folder: Path, names: Iterable[str], to_come: Mapping[str, str] | None = None) -> None:
-    """For those of the named files that are there. to_come: SHA-256 of others that will be there next."""
+    """Write SHA256SUMS for the named files that exist. to_come: SHA-256 of files that are written next."""
     there = {name: sha256(folder / name) for name in names if (folder / name).is_file()} | dict(to_come or {})
     write_text(folder / SUMS, "".join(f"{there[name]}  {name}\n" for name in sorted(there)))
 
 
 def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
-    """Raises UserError for a file that has changed since, and for a needed one that was not among them.
+    """Raises UserError if a file has changed since it was saved, or if a needed one is not listed.
 
-    A folder without SHA256SUMS passes, for earlier versions wrote none. So does a file that is gone.
+    A folder without SHA256SUMS passes, since earlier versions wrote none. So does a listed file that is gone.
     """
     if not (folder / SUMS).exists():
         return
@@ -54,8 +54,8 @@ def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
 
 
 def sign(folder: Path) -> Sign | None:
-    """What is another one when the folder was saved again: SHA256SUMS is removed first, and written last. None while it
-    is not there."""
+    """A value that changes when the folder is saved again, since SHA256SUMS is removed first and written last. None
+    while it is missing."""
     try:
         found = (folder / SUMS).stat()
     except OSError:
@@ -64,7 +64,7 @@ def sign(folder: Path) -> Sign | None:
 
 
 def _read(file: Path) -> dict[str, str]:
-    """SHA-256 by name; names of files in the folder itself alone."""
+    """SHA-256 by file name; accepts only files in the folder itself."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [""]
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What is asked: a value that says which images to learn from and what to test afterwards."""
+"""A task: which images to learn from, and what to test afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rmadapter.settings import STRICT, option
 
 Half = Literal["all", "base", "novel"]
 TEMPLATES = ("a photo of a {}.",)
-# Methods that read the features of both encoders alone, and those that reach into the text encoder's blocks besides.
+# Methods that use only the features of both encoders, and those that also reach into the text encoder's blocks.
 FEATURES_ALONE = (
     *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda"),
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
@@ -24,8 +24,8 @@ TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 
 @dataclass(frozen=True, config=STRICT)
 class Question:
-    """A set of images to ask about. data: another data set than the task's; empty for the task's own test split, or,
-    where it has none, for its images that were not drawn."""
+    """A set of images to test on. data: another data set than the task's; empty for the task's own test split or, if
+    it has none, for its images that were not drawn as shots."""
 
     name: str
     data: str = ""
@@ -34,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True, config=STRICT)
 class Task:
-    """One training and what is asked of it. tests: empty for the classes trained on, and for base the novel ones."""
+    """One training and its tests. tests: if empty, the classes trained on, and after base classes also the novel."""
 
     data: str = option("", "name of a data set, folder of class folders, or table")
     backbone: str = option("pocket", "name that load_backbone understands")
@@ -60,14 +60,14 @@ class Task:
 
 
 def check_views(task: Task) -> Task:
-    """The task. Raises UserError for a number of views of images that are not augmented."""
+    """Return the task. Raises UserError if it sets views without augmentation."""
     if task.views and task.augmentation == "none":
         raise UserError(f"views={task.views}: only augmented images have views: set augmentation=standard too")
     return task
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """The templates. Raises UserError unless there is at least one, and each has one place for the class name."""
+    """Return the templates. Raises UserError unless there is at least one and each has one place for the class name."""
     if not templates:
         raise UserError('templates is empty: give at least one, such as "a photo of a {}."')
     for template in templates:

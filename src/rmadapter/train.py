@@ -33,8 +33,8 @@ from rmadapter.trained import Trained, Unfinished, key_of
 from rmadapter.world import add_up, begin, several
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
-WHOLE = 1_000_000  # images per step where all of them are meant
-TURN = 0.6  # of the epochs: where the schedule `twice` begins again, as 2SFS has it
+WHOLE = 1_000_000  # batch size that means all images
+TURN = 0.6  # share of the epochs after which the schedule `twice` starts again, as in 2SFS
 
 
 Rate = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -79,18 +79,18 @@ class Recipe:
         return self.final_rate + (peak - self.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
 
     def turn(self, epochs: int) -> int:
-        """How many epochs the first of two cosines takes; the second one starts at the peak again, without warm-up."""
+        """Epochs of the first of two cosines; the second starts at the peak again, without warm-up."""
         return round(TURN * epochs)
 
     def length(self, labels: Sequence[int]) -> tuple[int, int]:
-        """Epochs, and steps of each."""
+        """Number of epochs, and of steps in each."""
         per_epoch = math.ceil(len(labels) / self.batch_size)
         if not self.iterations:
             return self.epochs, per_epoch
         return math.ceil(self.iterations * max(Counter(labels).values()) / per_epoch), per_epoch
 
     def make(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-        """parameters: or groups of them, as torch has it."""
+        """parameters: single ones, or groups as in torch."""
         some = list(parameters)
         if self.optimizer == "sgd":
             return torch.optim.SGD(some, self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -100,9 +100,9 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a loss is a function of. rows: [B] places among the shots, on the CPU. labels: [B]. images: their states.
+    """The input of a loss. rows: [B] indices of the shots, on the CPU. labels: as `Shots.labels`. images: their states.
 
-    generator: for whatever is drawn in a step besides; a resumed training goes on with it where it was.
+    generator: for anything else drawn in a step; a resumed training restores its state.
     """
 
     epoch: int
@@ -124,12 +124,12 @@ def minimise(
     after_epoch: Callable[[int], object] = lambda epoch: None,
     times: Callable[[str], float] = lambda name: 1.0,
 ) -> Trained:
-    """Minimise loss(batch) over the shots, in an order that depends on the seed and the epoch alone.
+    """Minimise loss(batch) over the shots, in an order that depends on the seed, the epoch and the weights alone.
 
-    module: what is trained; its state is all that a training leaves behind. The loss is a scalar, or a dictionary of
-    terms with their sum under "loss". source: of the states of a batch. after_epoch(epoch), counted from 0, may change
-    buffers of the module. times(name): of the peak learning rate, for the parameter of that name. Raises UserError when
-    the loss is no longer a number, for a foreign unfinished training, and for a number format that the device lacks.
+    module: what is trained; its state is the result. The loss is a scalar, or a dictionary of terms with their sum
+    under "loss". source: gives the states of a batch. after_epoch(epoch), counted from 0, may change buffers of the
+    module. times(name): factor on the peak learning rate of that parameter. Raises UserError if the loss is not
+    finite, if the unfinished training is another one, or if the device lacks the number format.
     """
     machine, device = shots.machine, shots.device
     if machine.precision == "fp16" and device.type == "cpu":
@@ -171,8 +171,8 @@ def minimise(
 def order(count: int, batch_size: int, seed: int, epoch: int, weights: Tensor | None = None) -> list[Tensor]:
     """Rows of every step of an epoch.
 
-    weights: [count] in float64, 1 on average. A row of weight w comes w times an epoch on average, and never a whole
-    time more or less: systematic sampling, by which a loss need not know of weights.
+    weights: [count] in float64, 1 on average. By systematic sampling, a row of weight w comes w times per epoch on
+    average, and always less than once more or fewer, so that a loss need not know of weights.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     rows = torch.randperm(count, generator=generator)
@@ -183,7 +183,7 @@ def order(count: int, batch_size: int, seed: int, epoch: int, weights: Tensor | 
 
 
 def _share(rows: Tensor) -> tuple[Tensor, float]:
-    """This process's part of a batch and the weight of it; one row, of no weight, where there is none left for it."""
+    """This process's part of a batch, and its weight; if no row is left for it, one row with weight 0."""
     if not several():
         return rows, 1.0
     mine = rows[dist.get_rank() :: dist.get_world_size()]
@@ -191,7 +191,7 @@ def _share(rows: Tensor) -> tuple[Tensor, float]:
 
 
 class _Loop:
-    """One step, and everything that the rest of a training depends on, in memory and on disk."""
+    """One step of a training, and everything that the rest depends on, in memory and on disk."""
 
     def __init__(
         self, module: nn.Module, recipe: Recipe, shots: Shots, times: Callable[[str], float] = lambda name: 1.0
@@ -216,8 +216,8 @@ class _Loop:
             begin(module.state_dict().values(), self.trained.step)
 
     def seed(self) -> None:
-        """Start torch's own generators, or let them go on where they were."""
-        torch.default_generator.manual_seed(self._shots.seed)  # torch.manual_seed would move those of all GPUs
+        """Seed torch's own generators, or restore them when resuming."""
+        torch.default_generator.manual_seed(self._shots.seed)  # torch.manual_seed would also seed all GPUs
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(self._shots.seed)
         if "random.cpu" in self._random:
@@ -227,7 +227,7 @@ class _Loop:
             torch.cuda.set_rng_state(self._random["random.cuda"], self.device)
 
     def step(self, loss: Loss, batch: Batch, rates: Sequence[float], share: float) -> dict[str, float]:
-        """Loss terms of a step, after it. rates: of each group. share: of the batch that is this process's."""
+        """Do a step and return its loss terms. rates: one per group. share: how much of the batch is this process's."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         with torch.autocast(self.device.type, self.format, enabled=self.format != torch.float32):
@@ -265,7 +265,7 @@ class _Loop:
         write_tensors(unfinished.path, tensors, {"progress": json.dumps(record)})
 
     def load(self, unfinished: Unfinished) -> None:
-        """Take up an unfinished training. Raises UserError when the file is damaged or another training's."""
+        """Resume an unfinished training. Raises UserError if the file is damaged or from another training."""
         from safetensors import SafetensorError, safe_open
 
         path = unfinished.path

@@ -9,9 +9,9 @@ from pathlib import Path
 
 @dataclass
 class Trained:
-    """Where a training stands, or ended: steps, seconds, loss terms of every step, typical seconds of one.
+    """Where a training stands, or ended: steps, seconds, loss terms of every step, median seconds of one.
 
-    weighed: whether the shots' weights counted, if they had any.
+    weighed: whether the shots' weights, if any, were used.
     """
 
     step: int = 0
@@ -23,9 +23,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Where a training that was killed lies, and what it was, so that another one is refused.
+    """Where a killed training was saved, and its key, so that a different training is refused.
 
-    before: key of one that comes first, and may still lie there until this one has something to keep.
+    before: key of a training that comes first; its file may stay there until this one saves.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class Unfinished:
 
 
 def key_of(unfinished: Unfinished) -> str:
-    """Of the training that lies there; empty where none does, or a damaged one."""
+    """Key of the training saved there; empty if there is none, or a damaged one."""
     from safetensors import SafetensorError, safe_open
 
     try:

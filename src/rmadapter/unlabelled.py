@@ -1,4 +1,4 @@
-"""Train images without their labels, for methods that say `unlabelled: ClassVar[bool] = True`, such as PromptKD."""
+"""Train images without their labels, for methods that set `unlabelled: ClassVar[bool] = True`, such as PromptKD."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def wants(method: object) -> bool:
 
 
 def digests(method: object, few: FewShot) -> list[str]:
-    """SHA-256 of the images of a draw that a training depends on, in their order."""
+    """SHA-256 digests, dependent on order, of the images in a draw that a training depends on."""
     return [order_digest(few), *([few.heldout.digest] if wants(method) else [])]
 
 
 def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
-    """The train images of all classes, none of which will be tested on; their labels mean nothing, and are dealt out
-    evenly, so that a recipe's iterations are those for an image of each class.
+    """The train images of all classes, except those that will be tested. Their labels mean nothing: they are dealt out
+    evenly, so that a recipe's iterations count per image of a class.
 
-    images: with labels, all that a training is given of its classes: the draw, a half of it or a fold of that, so that
-    other images of those classes in the draw may be the fold that is tested on. asked: whether what was not drawn is.
+    images: all that a training gets of its classes with labels: the draw, a half of it, or a fold of that. Other images
+    of those classes in the draw may be the fold under test. asked: whether the images not drawn are tested too.
     """
     others = [i for i, label in enumerate(few.train.labels) if few.train.classes[label] not in images.classes]
     parts = (images, few.train.subset(others), *(() if asked else (few.heldout,)))
@@ -32,5 +32,5 @@ def pool(few: FewShot, images: ImageSet, asked: bool) -> ImageSet:
 
 
 def seen(method: object, few: FewShot, images: ImageSet, tested: object) -> ImageSet:
-    """All that a method learns from. tested: whether there is a test split, so that what was not drawn is not asked."""
+    """All images that a method learns from. tested: whether there is a test split, so undrawn images are not tested."""
     return pool(few, images, asked=not tested) if wants(method) else images

@@ -12,17 +12,17 @@ from rmadapter.files import read_text, user_path
 
 Track = Literal["ranked", "extra data", "teacher", "test time"]
 TRACKS: tuple[Track, ...] = get_args(Track)
-UNKNOWN = "not stated"  # track of methods from outside that do not say what they use: shown, not ranked
+UNKNOWN = "not stated"  # track of external methods that do not say what they use: shown, not ranked
 
 
 class Uses(BaseModel):
-    """Beyond the shots, the class names and the run's templates. Empty: nothing.
+    """What a method uses beyond the shots, the class names and the run's templates. Empty: nothing.
 
     track: methods of different tracks are never ranked together. extra: data or texts. files: settings that name files
-    of such; where one is given the track is "extra data". teacher: another model that is fitted or asked. backbones:
+    with these; if one is set, the track is "extra data". teacher: another model that is fitted or queried. backbones:
     settings that name one. constants: what the authors set for each data set, where we have one setting for all.
-    test_time: what is learned from test images, or from several of them together. tuned: on what the settings were
-    chosen, and what `fit` chooses itself.
+    test_time: what is learned from test images, or from several of them together. tuned: what the settings were chosen
+    on, and what `fit` chooses itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,12 +44,12 @@ class Uses(BaseModel):
         return self
 
     def given(self, settings: Mapping[str, Any]) -> Uses:
-        """With these settings of the method."""
+        """The same under these settings of the method."""
         return self.model_copy(update={"track": "extra data"}) if any(map(settings.get, self.files)) else self
 
     @property
     def words(self) -> str:
-        """In a line."""
+        """All in one line."""
         parts = {
             "extra": self.extra,
             "teacher": self.teacher,
@@ -61,7 +61,7 @@ class Uses(BaseModel):
 
 
 PUBLISHED = "as published"
-TUNED = "tuned by"  # in the variant of a row of `bench --tune N`: so many trials on folds of its shots
+TUNED = "tuned by"  # in the variant of a row of `bench --tune N`, followed by the trials on folds of its shots
 HELD_OUT = "held-out shots, in every fit"
 OURS = "train images of this project's choosing sets (docs/defaults.md)"
 _PROMPT = "the words of the prompt"
@@ -140,14 +140,14 @@ USES: Mapping[str, Uses] = {
 
 
 def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> Uses | None:
-    """Of a method by the name it is called by. own: what one from outside says itself, which may be nothing."""
+    """What a method uses, by its name. own: what an external method says itself, which may be nothing."""
     known = USES.get(name, own)
     return known and known.given(settings)
 
 
 def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """SHA-256 of each file that the settings name, and digest of each backbone whose name does not say which weights it
-    has, so that another content is another run. Raises UserError for what is missing."""
+    """SHA-256 of each file that the settings name, and digest of each backbone whose name does not determine its
+    weights, so that other content makes another run. Raises UserError if one is missing."""
     if name not in USES:
         return []
     import torch  # the service of an export imports this module, and has no torch

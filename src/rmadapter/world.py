@@ -1,7 +1,7 @@
-"""One training in several processes, as `torchrun` starts them: the first one leads, and the others help it train.
+"""One training in several processes, as `torchrun` starts them: the first leads, and the others help it train.
 
-The first runs the command as if it were alone. The others draw the same images, load the same backbone and take part in
-every training that it says it begins; folds, answers and files are its own work.
+The first runs the command as if it were alone. The others draw the same images, load the same backbone and join every
+training that it announces; it does folds, answers and files by itself.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FORMATS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
 LONG = timedelta(days=7)  # helpers wait while the first process evaluates; the launcher ends them if it dies
-LATER = 5.0  # seconds after which a helper speaks, if the launcher has not ended it by then
+LATER = 5.0  # seconds before a helper prints an error, if the launcher has not ended it by then
 ENDED = "another process of this training ended: run the same command again to resume"
 
-_shared: Any = None  # the method that is trained in several processes, as long as they are together
+_shared: Any = None  # the method that is trained in several processes, until `leave`
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several; a WORLD_SIZE alone, as clusters leave it, is no sign.
+    """Whether a launcher started this process as one of several; WORLD_SIZE alone, which clusters set, is no sign.
 
-    torch is not needed for an answer."""
+    Needs no torch."""
     given = [os.environ.get(name, "") for name in NAMES]
     return all(given) and all(word.isdecimal() for word in given[:3]) and int(given[2]) > 1
 
@@ -48,7 +48,7 @@ def helps() -> bool:
 
 
 def enter(verb: str) -> None:
-    """Take the part that the launcher gave to this process, and meet the others; a single process does nothing.
+    """Join the other processes that the launcher started; a single process does nothing.
 
     Raises UserError for a command that runs in one process.
     """
@@ -60,27 +60,27 @@ def enter(verb: str) -> None:
             "shares runs among several"
         )
     if helps():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one says what there is to say
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process reports it
     else:
         teller = os.getpid()
 
         def stop(*_: Any) -> None:
-            if os.getpid() == teller:  # and not a process that it started
+            if os.getpid() == teller:  # and not a child process
                 os.write(2, f"rmadapter: {ENDED}\n".encode())
             os._exit(2)
 
-        signal.signal(signal.SIGTERM, stop)  # so the launcher ends all when one has died
+        signal.signal(signal.SIGTERM, stop)  # the launcher sends it to all when one has died
     import torch.distributed as dist
 
     with _all():
         store, rank, count = next(dist.rendezvous("env://", timeout=LONG))
-        # After a restart the store still holds the addresses of the dead, who would be waited for.
+        # After a restart the store still holds the addresses of dead processes; a new prefix avoids waiting for them.
         own = dist.PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(store=own, rank=rank, world_size=count, timeout=LONG)  # by gloo, or NCCL between GPUs
 
 
 def tell(sentence: str) -> None:
-    """Print a mistake on stderr. A helper waits first: where all have made it, the first process says it for all."""
+    """Print an error on stderr. A helper waits first, so that an error common to all comes from the first process."""
     if helps():
         time.sleep(LATER)
         sentence = f"process {os.environ['RANK']}: {sentence}"
@@ -88,9 +88,9 @@ def tell(sentence: str) -> None:
 
 
 def share(name: str, method: Any, machine: Machine) -> Machine:
-    """Train this method in all processes, each on a GPU of its own where there are some.
+    """Train this method in all processes, each on its own GPU if there are any.
 
-    Raises UserError for a method that leaves several nothing to do, and for fewer GPUs than processes.
+    Raises UserError if processes would have nothing to do, for a device cuda:N, and for fewer GPUs than processes.
     """
     global _shared
     if not launched():
@@ -109,14 +109,14 @@ def share(name: str, method: Any, machine: Machine) -> Machine:
             raise UserError(f"process {local} of this machine has no GPU; there are {there}: start fewer")
         machine = replace(machine, device=f"cuda:{local}")
     elif machine.device == "auto":
-        machine = replace(machine, device="cpu")  # gloo knows no Apple's GPU
-    kind = _send([FORMATS.index(machine.precision)])[0]  # which `auto` may have measured differently in each
+        machine = replace(machine, device="cpu")  # gloo does not support Apple's GPU
+    kind = _send([FORMATS.index(machine.precision)])[0]  # `auto` may have chosen differently in each
     _shared = method
     return replace(machine, precision=FORMATS[kind])
 
 
 def leave() -> None:
-    """Part from the others: the first process needs no more help."""
+    """Leave the other processes: the first needs no more help."""
     global _shared
     if _shared is not None:
         import torch.distributed as dist
@@ -128,8 +128,8 @@ def leave() -> None:
 
 
 def ask(method: Any, images: ImageSet, among: Callable[[], ImageSet], key: str) -> None:
-    """Have the others train along, if this is the shared method, on some of the images. key: of the training that is
-    kept on disk meanwhile; empty where none is."""
+    """Have the others join a training on images, if this is the shared method. among: all images that they have. key:
+    of the training that is saved meanwhile; empty if none is."""
     if method is _shared is not None and not helps():
         whole = among()
         row = {(id(image), label): i for i, (image, label) in enumerate(zip(whole.images, whole.labels, strict=True))}
@@ -138,9 +138,9 @@ def ask(method: Any, images: ImageSet, among: Callable[[], ImageSet], key: str) 
 
 
 def asked(key: str) -> Iterator[tuple[list[int], bool]]:
-    """Rows of images, and whether the training is that of the key, until the first process needs no more help.
+    """Yield rows of images, and whether the training has this key, until the first process needs no more help.
 
-    Raises UserError where the first process has another key, as where it sees other images.
+    Raises UserError if the first process has another key, for instance because it sees other images.
     """
     while (words := _send([]))[0] >= 0:
         if words[0] not in (_number(""), _number(key)):
@@ -149,12 +149,12 @@ def asked(key: str) -> Iterator[tuple[list[int], bool]]:
 
 
 def _number(key: str) -> int:
-    """Of a key in hexadecimal digits, to send; 0 of none."""
+    """A number to send for a key in hexadecimal digits; 0 for none."""
     return int(key[:15] or "0", 16)
 
 
 def _send(words: list[int]) -> list[int]:
-    """From the first process to all."""
+    """Send words from the first process to all."""
     import torch
 
     count = torch.tensor([len(words)])
@@ -175,9 +175,9 @@ def several() -> bool:
 
 
 def begin(tensors: Iterable[Tensor], step: int) -> None:
-    """Begin as the first process does. tensors: that are trained, in place. step: of which a killed training goes on.
+    """Begin with the first process's tensors, copied in place. step: at which a killed training resumes.
 
-    Raises UserError where another process sees another step.
+    Raises UserError if the processes see different steps.
     """
     import torch
     import torch.distributed as dist
@@ -192,7 +192,7 @@ def begin(tensors: Iterable[Tensor], step: int) -> None:
 
 
 def add_up(tensor: Tensor) -> None:
-    """Over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     import torch.distributed as dist
 
     with _all():
@@ -208,12 +208,12 @@ def _broadcast(tensor: Tensor) -> None:
 
 @contextmanager
 def _all() -> Iterator[None]:
-    """Raises UserError when another process is gone, or out of reach."""
+    """Raises UserError if another process is gone or cannot be reached."""
     try:
         yield
-    except RuntimeError as error:  # torch has no narrower one for gloo
+    except RuntimeError as error:  # torch raises nothing narrower for gloo
         if not helps():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process says it and ends, nobody needs to tell it
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process reports the end itself
         reason = str(error).partition("\n")[0][:200]
         lost = f"the processes of this training cannot reach each other ({reason})"
         raise UserError(ENDED if re.search("by peer|Broken pipe|[Cc]losed", reason) else lost) from error

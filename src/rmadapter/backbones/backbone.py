@@ -28,7 +28,7 @@ class Backbone:
     image_size: int  # pixels
     mean: tuple[float, float, float]  # of RGB in 0..1, subtracted by `preprocess`
     std: tuple[float, float, float]
-    tokenizer_digest: str = ""  # SHA-256 in hex of the tokenizer's files and settings; "" where nobody knows them
+    tokenizer_digest: str = ""  # SHA-256 in hex of the tokenizer's files and settings; "" if unknown
 
     @cached_property
     def image(self) -> ImageEncoder:
@@ -43,7 +43,7 @@ class Backbone:
         return next(self.model.parameters()).device
 
     def with_blocks(self, *sides: str) -> Backbone:
-        """The backbone itself. sides: "image", "text". Raises UserError where one of these has no blocks."""
+        """Return the backbone itself. sides: "image", "text". Raises UserError if one of these has no known blocks."""
         for encoder in (self.image, self.text):
             if encoder.side in sides and isinstance(encoder, (WholeImage, WholeText)):
                 rest = FEATURES_ALONE if isinstance(self.text, WholeText) else (*FEATURES_ALONE, *TEXT_TOO)
@@ -72,7 +72,7 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 in hex over names, shapes and bytes of the weights, and over the kind of GELU, which has none."""
+        """SHA-256 in hex over names, shapes and bytes of the weights, and the kind of GELU, which has none."""
         from open_clip.transformer import QuickGELU
 
         quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())

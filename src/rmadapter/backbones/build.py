@@ -1,4 +1,4 @@
-"""An open_clip model by configuration, its weights by file, and both as a Backbone."""
+"""An open_clip model from its configuration, its weights from a file, and both as a Backbone."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rmadapter.machine import seeded
 
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 SHOWN = 3  # names of tensors in a message
-CONSTANTS = ("input_resolution", "context_length", "vocab_size")  # which OpenAI's files keep beside the weights
+CONSTANTS = ("input_resolution", "context_length", "vocab_size")  # kept beside the weights in OpenAI's files
 
 
 def build_model(
     name: str, source: str, *, draw: bool, quick_gelu: bool = False, transform: dict[str, Any] | None = None
 ) -> nn.Module:
-    """An open_clip model without its weights. source: as open_clip's create_model has it. draw: random weights, always
-    the same ones. Raises UserError where open_clip cannot build it."""
+    """An open_clip model without its weights. source: for open_clip's create_model. draw: random weights, always the
+    same ones. Raises UserError if open_clip cannot build it."""
     import open_clip
 
     fill = contextlib.nullcontext() if draw else Unfilled()
@@ -49,17 +49,17 @@ def build_model(
 
 
 def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = None, exact: bool = False) -> None:
-    """Fill a model with the weights of a safetensors file. shown: what messages call it. exact: refuse the positions of
-    another image size or context length, which open_clip stretches.
+    """Fill a model with the weights of a safetensors file. shown: the file's name in messages. exact: refuse position
+    embeddings of another image size or context length, which open_clip would resize.
 
-    Raises UserError where it is damaged, or holds other names or shapes than the model.
+    Raises UserError if the file is damaged, or holds other names or shapes than the model.
     """
     import open_clip
     from safetensors import SafetensorError, safe_open
 
     shown = shown or file
     own = model.state_dict()
-    masks = {_last(key) for key, _ in model.named_buffers() if key not in own}  # no weights, wherever a file has them
+    masks = {_last(key) for key, _ in model.named_buffers() if key not in own}  # no weights, though files may hold them
     try:
         with safe_open(file, "pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
@@ -87,7 +87,7 @@ def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = N
 
 
 def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
-    """Frozen, in float32. Raises UserError for images that are not square."""
+    """A frozen Backbone in float32. Raises UserError if it takes images that are not square."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     config = PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
@@ -106,7 +106,7 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """open_clip narrates on the root logger, and installs a handler there as a side effect."""
+    """Silence open_clip, which logs on the root logger and even installs a handler there."""
     level, handlers = logging.root.manager.disable, logging.root.handlers[:]
     logging.disable(logging.ERROR)
     try:
@@ -127,7 +127,7 @@ def _some(what: str, names: Sequence[str]) -> str:
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves new weights as they lie in memory: they all come from a file, and drawing them takes seconds."""
+    """Leaves new weights uninitialised: they all come from a file, and drawing them takes seconds."""
 
     FILLS: tuple[Any, ...] = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
     FILLS += (nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_uniform_)

@@ -1,4 +1,4 @@
-"""What a user may choose from: a short list of backbones, what each costs, and the first of several that is there."""
+"""What a user may choose from: a short list of backbones, the cost of each, and the first available of several."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rmadapter.files import user_path
 
 
 class Published(NamedTuple):
-    """megabytes: to fetch, in float32. imagenet: zero-shot accuracy in percent that open_clip's README gives; nobody
-    measured it here. licence: as its card on the hub says."""
+    """megabytes: to fetch, in float32. imagenet: zero-shot accuracy in percent from open_clip's README, not measured
+    here. licence: from its card on the hub."""
 
     megabytes: int
     imagenet: float
@@ -40,12 +40,12 @@ BATCH, TIMES = 8, 5
 
 
 def advise(name: str) -> str:
-    """What a run on this backbone should be told, if anything."""
+    """Advice for a run on this backbone, "" if none."""
     return BETTER if name in POCKETS else ""
 
 
 def licence_of(name: str) -> str:
-    """Of a backbone's weights, as far as it is known here."""
+    """Licence of a backbone's weights, as far as known here."""
     if name in POCKETS:
         return LICENCE
     unknown = "its publisher's, not known here: check where the backbone comes from"
@@ -53,9 +53,9 @@ def licence_of(name: str) -> str:
 
 
 def first_of(names: str) -> Backbone:
-    """The backbone of this name; of several, with commas between them, the first one that is here or can be fetched.
+    """The backbone of this name; of several names, separated by commas, the first that is here or can be fetched.
 
-    A note says which it is and why. Raises UserError as `load_backbone`; a wrong name is no reason to take the next.
+    A note says which it is and why. Raises UserError as `load_backbone` does, also for a wrong name before the last.
     """
     wanted = [names] if user_path(names).exists() else [name.strip() for name in names.split(",")]
     if not all(wanted):
@@ -76,8 +76,8 @@ def first_of(names: str) -> Backbone:
 
 @torch.no_grad()
 def images_per_second(name: str, device: torch.device) -> float:
-    """What its image encoder does on this machine, in batches of 8; of a published model that is not here, one of the
-    same shape with random weights."""
+    """Speed of its image encoder on this machine, in batches of 8. Published models are measured with random weights,
+    so that nothing is downloaded."""
     backbone = load_backbone(name if name in POCKETS else f"{name.partition('/')[0]}/none").to(device)
     pixels = torch.zeros(BATCH, 3, backbone.image_size, backbone.image_size, device=device)
     seconds = []

@@ -1,4 +1,4 @@
-"""The verbs `backbones` and `convert`; every import that costs time waits for its verb."""
+"""The verbs `backbones` and `convert`; slow imports happen inside them."""
 
 from __future__ import annotations
 

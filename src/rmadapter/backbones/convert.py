@@ -1,4 +1,4 @@
-"""A pickled checkpoint as a model folder of safetensors: the one place where a pickle is opened; how: unpickle.py."""
+"""A pickled checkpoint as a model folder of safetensors: the only place that opens a pickle, by unpickle.py."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from rmadapter.files import opened, write_json, write_tensors
 from rmadapter.locks import alone
 from rmadapter.sums import sha256, write_sums
 
-SECONDS, BYTES_A_SECOND = 60, 20e6  # that reading may take: a minute, and more for large files
+SECONDS, BYTES_A_SECOND = 60, 20e6  # limit on reading: a minute, and more for large files
 
 
 def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[str, Any]:
     """Write a pickled checkpoint of an open_clip architecture as a folder that `load_backbone` opens.
 
-    digest: the SHA-256 in hex that the file must have. Returns what is told: folder, digests, what was left out. Raises
-    UserError, and leaves nothing behind, for a file that is no checkpoint, asks for anything but tensors, or does not
-    fit the architecture.
+    digest: the SHA-256 in hex that the file must have. Returns what to report: folder, digests, what was left out.
+    Raises UserError, and leaves nothing behind, for a file that is no checkpoint, asks for anything but tensors, or
+    does not fit the architecture.
     """
     found, (config, tags) = _check(file, out, digest), architecture_config(architecture, architecture)
     with _beside(out) as place:
@@ -62,7 +62,7 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder to be made, where nobody else is at work; whatever a killed process left there is removed."""
+    """Path for a new folder beside `out`, used by no other process; what a killed process left there is removed."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,7 +77,7 @@ def _beside(out: Path) -> Iterator[Path]:
 
 
 def _check(file: Path, out: Path, digest: str) -> str:
-    """The SHA-256 of the file, in hex."""
+    """Check the arguments; returns the SHA-256 of the file, in hex."""
     if file.suffix.lower() == ".safetensors":
         raise UserError(f"{file}: needs no conversion; use it as it is: --backbone ARCHITECTURE/{file}")
     with opened(file, "a checkpoint"):
@@ -93,7 +93,7 @@ def _check(file: Path, out: Path, digest: str) -> str:
 
 
 def _read(file: Path, flat: Path) -> dict[str, Any]:
-    """Let another process write the tensors of a checkpoint."""
+    """Have another process write the tensors of a checkpoint; returns facts about it."""
     seconds = int(SECONDS + file.stat().st_size / BYTES_A_SECOND)
     command = [sys.executable, unpickle.__file__, os.path.abspath(file), str(flat), str(seconds)]
     try:

@@ -1,4 +1,4 @@
-"""Hugging Face's CLIP, and what differs from it in its text encoder, as open_clip's CLIP."""
+"""Hugging Face's CLIP, and variants with another text encoder, as open_clip's CLIP."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TRANSPOSED = ("text_projection", "visual.proj")  # x @ W in open_clip, a linear 
 
 
 def clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """As `Family.build` has it."""
+    """As described in `Family.build`."""
     if config.text_config.vocab_size != CLIP_VOCABULARY:
         raise UserError(
             f"{file}: a vocabulary of {config.text_config.vocab_size}; only CLIP's, of {CLIP_VOCABULARY}, is supported"
@@ -55,7 +55,7 @@ def clip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, A
 
 
 def metaclip_2(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """CLIP with many languages: the token that is read is the first that ends a text, whatever its number."""
+    """Multilingual CLIP: it reads the first end-of-text token, whatever its number."""
     return _clip(config, file, pool_type="eos", eos_id=config.text_config.eos_token_id)
 
 
@@ -83,7 +83,7 @@ def rename_chinese(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def renamed(weights: dict[str, torch.Tensor], names: Sequence[Pair]) -> dict[str, torch.Tensor]:
-    """Patterns are replaced in turn; names that end in .q, .k and .v thereafter are joined."""
+    """Replace the patterns in turn, then join names that end in .q, .k and .v."""
     found = {}
     for name, tensor in weights.items():
         for pattern, replacement in names:
@@ -96,7 +96,7 @@ def renamed(weights: dict[str, torch.Tensor], names: Sequence[Pair]) -> dict[str
 
 
 def tower(config: Any) -> dict[str, Any]:
-    """Sizes of a transformer as open_clip's configurations have them."""
+    """Sizes of a transformer, as in open_clip's configurations."""
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
@@ -106,7 +106,7 @@ def tower(config: Any) -> dict[str, Any]:
 
 
 def mlp_ratio(config: Any) -> float:
-    """Of which the whole part, times the width, is the MLP's own."""
+    """A ratio for which int(ratio * width) is exactly the MLP's width."""
     return (config.intermediate_size + 0.5) / config.hidden_size
 
 

@@ -1,4 +1,4 @@
-"""Read a model folder of Hugging Face's transformers into a model of open_clip, which computes the same function."""
+"""Read a model folder of Hugging Face's transformers into an open_clip model that computes the same function."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ NOT = {"align": "its image encoder, an EfficientNet, is not one of open_clip's"}
 
 
 class Family(NamedTuple):
-    """A model type. config: the class of transformers that knows what config.json leaves out. build(config, file,
-    scratch): a model of open_clip and the settings of its tokenizer; it may write into the folder `scratch`, and raises
-    UserError, which names `file`, for what open_clip cannot compute. rename(weights): their names there. transform:
-    where the folder says none. own: whether the tokenizer lies in the folder."""
+    """A model type. config: the class of transformers that fills in what config.json leaves out. build(config, file,
+    scratch): an open_clip model and the settings of its tokenizer; it may write into the folder `scratch`, and raises
+    UserError, naming `file`, for what open_clip cannot compute. rename(weights): the weights under open_clip's names.
+    transform: used if the folder has none. own: whether the tokenizer is in the folder."""
 
     config: str
     build: Callable[[Any, Path, Path], tuple[nn.Module, dict[str, Any]]]
@@ -45,7 +45,7 @@ FAMILIES = {
 def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
     """Model and tokenizer of a folder with `config.json` (a model type of FAMILIES) and safetensors weights.
 
-    Raises UserError when the folder is of another kind, its weights are damaged or do not fit, or it uses something
+    Raises UserError if the folder is of another kind, if its weights are damaged or do not fit, or if it uses something
     that open_clip cannot compute.
     """
     import open_clip
@@ -97,11 +97,11 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
             weights |= load_file(file)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: not a readable safetensors file ({error}); fetch or write it again") from error
-    return {name: tensor for name, tensor in weights.items() if not name.endswith("position_ids")}  # of old versions
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("position_ids")}  # from old versions
 
 
 def _transform(folder: Path, image_size: int, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """preprocessor_config.json in open_clip's words; nothing when there is none."""
+    """preprocessor_config.json as open_clip's settings; empty if there is none."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return {}

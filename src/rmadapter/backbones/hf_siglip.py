@@ -1,7 +1,7 @@
 """Hugging Face's SigLIP and SigLIP 2 as open_clip's: a timm trunk that pools by attention, and a text transformer.
 
-The hub calls SigLIP 2 of one image size `siglip`, too. `siglip2` is its NaFlex, which takes images of many shapes; here
-it takes squares of as many patches as it has positions for, where both compute the same.
+On the hub, SigLIP 2 for one image size also has the type `siglip`. `siglip2` is its NaFlex variant for images of many
+shapes; here it takes only squares with as many patches as it has positions, where both compute the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rmadapter.backbones.hf_clip import BLOCKS, TEXT, Pair, mlp_ratio, renamed, 
 from rmadapter.errors import UserError
 
 TRANSFORM = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-ACTS = {"gelu": ("gelu", None), "gelu_pytorch_tanh": ("gelu_tanh", {"approximate": "tanh"})}  # of timm, of open_clip
+ACTS = {"gelu": ("gelu", None), "gelu_pytorch_tanh": ("gelu_tanh", {"approximate": "tanh"})}  # timm's, open_clip's
 
 VISION: list[Pair] = [
     (r"^vision_model\.embeddings\.patch_embedding\.", "visual.trunk.patch_embed.proj."),
@@ -39,7 +39,7 @@ WORDS: list[Pair] = [
 
 
 def siglip(config: Any, file: Path, scratch: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """As `Family.build` has it."""
+    """As described in `Family.build`."""
     return _build(config, file, scratch, config.vision_config.image_size)
 
 
@@ -61,7 +61,7 @@ def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found[f"{pool}.q.{part}"], found[f"{pool}.kv.{part}"] = joined.split([len(joined) // 3, 2 * len(joined) // 3])
     positions, patches = "visual.trunk.pos_embed", "visual.trunk.patch_embed.proj.weight"
     found[positions] = found[positions][None]
-    if found[patches].ndim == 2:  # of NaFlex: a linear layer on the pixels of a patch, row by row, colours last
+    if found[patches].ndim == 2:  # NaFlex: a linear layer on the pixels of a patch, row by row, colours last
         side = math.isqrt(found[patches].shape[1] // 3)
         found[patches] = found[patches].unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
     return {name: w.reshape(()) if name in ("logit_scale", "logit_bias") else w for name, w in found.items()}

@@ -1,4 +1,4 @@
-"""Safetensors weights and small files from the Hugging Face hub, from the local cache when they are there."""
+"""Safetensors weights and small files from the Hugging Face hub, or from its local cache if they are there."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers
 
 
 class Unreachable(UserError):
-    """What is asked for is not in the cache, and cannot be fetched now."""
+    """The files are not in the cache and cannot be fetched now."""
 
 
 def fetch(repository: str, file: str) -> Path:
-    """One file. A cached copy is taken as it is, so that a backbone does not change between two runs.
+    """Fetch one file. A cached copy is used as it is, so that a backbone does not change between runs.
 
     Raises UserError when it is not cached and cannot be fetched.
     """
@@ -43,7 +43,7 @@ def model_folder(repository: str) -> Path:
 
 
 def tokenizer_folder(repository: str) -> Path:
-    """A folder with the small files of a repository, its tokenizer among them.
+    """A folder with the small files of a repository, including its tokenizer.
 
     Raises UserError when it is not cached and cannot be fetched.
     """
@@ -51,7 +51,7 @@ def tokenizer_folder(repository: str) -> Path:
 
 
 def _snapshot(repository: str, *wanted: str) -> Path:
-    """The cached snapshot, where it has a file of a wanted pattern; otherwise its small files are fetched."""
+    """The cached snapshot if it has a file of a wanted pattern; otherwise its small files are fetched."""
     import huggingface_hub
 
     with _told_in_a_sentence(repository):
@@ -75,7 +75,7 @@ def _told_in_a_sentence(repository: str) -> Iterator[None]:
             f"the Hugging Face hub has no {repository!r}, or none with safetensors weights; "
             f"if it holds a pickle, fetch that: {how_to_convert(Path('FILE'))}"
         ) from error
-    except Exception as error:  # whatever a network can do
+    except Exception as error:  # networks fail in many ways
         raise Unreachable(
             f"{repository!r} could not be fetched from the Hugging Face hub ({type(error).__name__}); "
             f"check the connection, give a local file or folder, or use the backbone 'pocket'"

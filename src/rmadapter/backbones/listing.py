@@ -1,4 +1,4 @@
-"""Which backbones lie on this disk, and what others would cost: nothing is fetched that nobody announced."""
+"""Which backbones are on this disk, and what others would download: no download comes as a surprise."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TO_COME = "from the Hugging Face hub when first used"
 
 
 def listed(hub_cache: Path | None = None) -> list[dict[str, Any]]:
-    """Name, state, megabytes on disk (None where it is not there) and folder of each; of a few, `about` says more.
+    """Name, state, megabytes on disk (None if absent) and folder of each; for a few, `about` says more.
 
-    hub_cache: of the Hugging Face hub, by default where its library has it.
+    hub_cache: folder of the Hugging Face hub's cache, by default its library's.
     """
     return [{**one, "about": _about(one["name"])} for one in (*_pockets(), *_published(_cached(hub_cache)))]
 
@@ -39,7 +39,7 @@ def _pockets() -> Iterator[dict[str, Any]]:
 
 
 def _published(cached: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    """open_clip's published weights that are in the hub's cache, and a few that everybody knows."""
+    """Models in the hub's cache, those that open_clip published under its names, and the absent ones of KNOWN."""
     import open_clip
 
     for architecture, tag in open_clip.list_pretrained():

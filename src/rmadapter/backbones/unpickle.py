@@ -1,8 +1,8 @@
-"""A pickled checkpoint's tensors as a safetensors file: a program of its own, started by `convert` with little room.
+"""A pickled checkpoint's tensors as a safetensors file: a separate program, which `convert` starts.
 
-The pickle is opened by torch with weights_only: its own reader of pickles makes tensors and plain containers, and calls
-nothing else that a file names. What stands around it is for the case that this reader has a hole: memory, time and the
-size of files are bounded, and starting a program, opening a connection or writing another file ends it.
+torch opens the pickle with weights_only: its own reader of pickles makes tensors and plain containers, and calls
+nothing else that a file names. In case this reader has a hole, memory, time and the size of files are bounded, and
+starting a program, opening a connection or writing another file ends the process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "teacher", "ema", "model_ema", "params")
 PREFIXES = ("module.", "_orig_mod.", "state_dict.", "model.", "teacher.")
-MOST = 4  # times the size of the file: of all tensors, and of the memory to read them
-SLACK = 2**30  # bytes of memory besides
+MOST = 4  # times the size of the file: limit on all tensors, and on the memory to read them
+SLACK = 2**30  # further bytes of memory
 FORBIDDEN: tuple[str, ...] = (
     "os.system",
     "os.exec",
@@ -33,15 +33,15 @@ FORBIDDEN += ("os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os
 
 
 class Refused(Exception):
-    """A sentence about the file."""
+    """Why the file is refused, in a sentence."""
 
 
 class Scripted:
-    """A module of TorchScript, of which only its attributes are wanted."""
+    """Stands in for a module of TorchScript, to hold its attributes."""
 
 
 def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors by name, and facts: `scripted`, `quick_gelu` (None where nobody knows), `left_out` (no tensors)."""
+    """Tensors by name, and facts: `scripted`, `quick_gelu` (None if unknown), `left_out` (what is no tensor)."""
     import torch
 
     if zipfile.is_zipfile(path):
@@ -59,7 +59,7 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _table(found: Any) -> dict[str, Any]:
-    """The innermost table that holds tensors, through the names that training code wraps it in."""
+    """The table that holds tensors, unwrapped from the names that training code nests it under."""
     import torch
 
     for _ in range(4):
@@ -76,7 +76,7 @@ def _table(found: Any) -> dict[str, Any]:
 
 
 def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Without the prefixes that wrappers give to all names; of a teacher and a student, the teacher."""
+    """Remove the prefixes that wrappers give to all names; of a teacher and a student, keep the teacher."""
     if not all(isinstance(name, str) for name in tensors):
         raise Refused("its weights have names that are not text")
     if any(name.startswith("student.") for name in tensors):
@@ -87,8 +87,8 @@ def _stripped(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scripted(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attributes of the modules in a TorchScript archive. Its code is left aside: without the constants that belong to
-    it, the rest is an archive as torch.save writes one, whose classes are not torch's but `Scripted` here."""
+    """Attributes of the modules in a TorchScript archive. Without its code, and the constants that belong to it, the
+    rest is an archive as torch.save writes one; its classes, which are not torch's, become `Scripted` here."""
     import torch
 
     plain = io.BytesIO()
@@ -126,7 +126,7 @@ def _attributes(module: Any) -> dict[str, Any]:
 
 
 def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
-    """Plain tensors, each with memory of its own, that are not larger than the file allows."""
+    """Copies of the tensors. Raises Refused unless all are plain, and no larger than the file allows."""
     import torch
 
     if not tensors:
@@ -140,10 +140,10 @@ def checked(tensors: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def limit(size: int, seconds: int) -> None:
-    """Bounds of this process, after its imports. size: bytes of the checkpoint."""
+    """Bound what this process may use, after its imports. size: bytes of the checkpoint."""
     try:
         import resource
-    except ImportError:  # Windows has the time limit of the caller alone
+    except ImportError:  # on Windows only the caller's time limit applies
         return
     used = 0
     if os.path.exists("/proc/self/statm"):
@@ -163,7 +163,7 @@ def limit(size: int, seconds: int) -> None:
 
 
 def watch() -> None:
-    """End this process when Python is to do anything but read; safetensors writes by itself."""
+    """End this process if Python is about to do more than read; safetensors writes without Python."""
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -192,7 +192,7 @@ def main(source: str, target: str, seconds: str) -> None:
         facts = {"error": "it needs more memory than a file of its size may"}
     except pickle.UnpicklingError as error:
         facts = {"error": _reason(error)}
-    except Exception as error:  # what a damaged file makes torch raise
+    except Exception as error:  # damaged files make torch raise many kinds
         facts = {"error": f"it is damaged or not a torch checkpoint ({type(error).__name__})"}
     print(json.dumps(facts))
 
@@ -208,11 +208,11 @@ def _save(tensors: dict[str, Any], target: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What torch found, without its advice to open the file all the same."""
+    """What torch found, without its advice to open the file anyway."""
     asked = re.search(r"GLOBAL (\S{1,100})", str(error))
     return f"it asks for {asked[1]}, but only tensors are accepted" if asked else "it holds things other than tensors"
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # the folder of this file, whose names are those of other packages
+    del sys.path[0]  # this file's folder, whose modules would shadow other packages
     main(*sys.argv[1:])

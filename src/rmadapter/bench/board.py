@@ -1,4 +1,4 @@
-"""Which runs are done: what the files in the folder of results say, to every process that works there."""
+"""Which runs are done, read from the files in the results folder, which all processes that work there share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHOOSE = "choose another --out, or delete that file"
 
 
 class Board:
-    """The records of a plan's jobs, as they are now. One that had failed when we started is tried again."""
+    """The current records of a plan's jobs. A job that had failed before this was created is tried again."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.out, self.jobs = plan, plan.out, plan.jobs
@@ -28,7 +28,7 @@ class Board:
         self._old = {path: _stamp(path) for job in self.jobs if os.path.exists(path := self.out / job.path)}
 
     def settled(self, job: Job) -> bool:
-        """Whether the job needs nothing more: it has an answer, or it failed since we started, and would fail again."""
+        """Whether the job is done: it has an answer, or it failed after this was created and would fail again."""
         path = self.out / job.path
         record = None if path in self._settled else record_at(path)
         if record and (record.status in ANSWERED or _stamp(path) != self._old.get(path)):
@@ -39,7 +39,7 @@ class Board:
         return [job for job in self.jobs if not self.settled(job)]
 
     def news(self) -> Iterator[Record]:
-        """Records that were written since this was last asked."""
+        """Records written since the last call."""
         for job in self.jobs:
             path = self.out / job.path
             if path not in self._told and self.settled(job):
@@ -47,7 +47,7 @@ class Board:
                 yield read_record(path)
 
     def check(self) -> None:
-        """Raises UserError for an answer that other settings gave, and for a file that is no record of this version."""
+        """Raise UserError for an answer made with other settings and for a file that is no record of this version."""
         common = {"precision": self.plan.machine.precision, "--crops": self.plan.crops}
         for job in self.jobs:
             found = record_at(self.out / job.path)
@@ -65,7 +65,7 @@ class Board:
 
 
 def record_at(path: Path) -> Record | None:
-    """A record, or None where there is none that can be read."""
+    """The record at a path, or None if there is no readable one."""
     try:
         return read_record(path)
     except UserError:
@@ -73,7 +73,7 @@ def record_at(path: Path) -> Record | None:
 
 
 def _foreign(path: Path) -> bool:
-    """Whether what is no record is whole all the same, such as one of another version; a damaged file is none."""
+    """Whether a file that is no record is still a JSON object, such as a record of another version, and not damaged."""
     try:
         return isinstance(read_json(path), dict)
     except UserError:
@@ -81,7 +81,7 @@ def _foreign(path: Path) -> bool:
 
 
 def answers(out: Path) -> dict[str, Record]:
-    """Every finished record below `out` by its key, as a copy of it would be: with where it is from."""
+    """Every finished record below `out` by its key, marked as copied from its path."""
     found = {path.relative_to(out): record_at(path) for path in sorted(out.rglob("*.json"))}
     return {r.key: copied(r, path) for path, r in found.items() if r and r.status == "finished"}
 
@@ -95,7 +95,7 @@ def _stamp(path: Path) -> int:
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Names the first setting that differs; JSON has lists where we have tuples."""
+    """The name of the first setting that differs, or "". JSON has lists where we have tuples."""
 
     def plain(value: Any) -> Any:
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""The commands of the bench: thin verbs, and every import that costs time waits for its verb."""
+"""The commands of the bench. They are thin, and import slow modules only when they run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Asked(NamedTuple):
-    """What is to be run, and in how many processes. engine: as `run_all` has it."""
+    """The runs to do and the number of processes. engine: as in `run_all`."""
 
     plan: Plan
     processes: int
@@ -70,7 +70,7 @@ def _asked(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> Asked:
-    """What `bench` and `plan` are asked for."""
+    """Read the options of `bench` and `plan`."""
     from rmadapter.bench import shard as parts
     from rmadapter.bench.per_set import ELEVEN, as_published
     from rmadapter.bench.plan import Plan
@@ -115,7 +115,7 @@ def _asked(
 
 
 def _with_options(verb: Callable[[Asked], None]) -> Callable[..., None]:
-    """A command that takes the options of `_asked`, which Typer reads off its signature."""
+    """Make a command with the options of `_asked`, which Typer reads from the signature."""
 
     def command(*words: Any, **named: Any) -> None:
         verb(_asked(*words, **named))
@@ -169,7 +169,7 @@ PLANNED = ("shots", "seed", "classes")  # set by the protocol, by --shots and by
 
 
 def _of_run(method: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a run's config.yaml as a bench takes them; a file that names no method is written for a bench."""
+    """Convert the values of a run's config.yaml for a bench. A file that names no method is for a bench already."""
     from rmadapter.request import COMMON
 
     if not method:
@@ -179,7 +179,7 @@ def _of_run(method: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def common_and_own(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
-    """Settings of all tasks, of the machine, and {method: {setting: value}}. Raises UserError for what is neither."""
+    """Split settings into the tasks', the machine's and {method: {setting: value}}. Raises UserError for others."""
     from rmadapter.request import COMMON, MACHINE, TASK
 
     values: dict[str, dict[str, Any]] = {}
@@ -255,7 +255,7 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def _show(records: Sequence[Record]) -> None:
-    """Means over seeds; one row a data set, method, variant and number of shots."""
+    """Print means over seeds: one row per data set, method, variant and number of shots."""
     from statistics import fmean
 
     groups: dict[tuple[Any, ...], list[Record]] = {}

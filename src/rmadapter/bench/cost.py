@@ -1,4 +1,4 @@
-"""What a bench would cost, before it runs: each method is tried for a few steps, and what that took is added up."""
+"""Estimate the cost of a bench before it runs, from the time that a few steps of each method take."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from rmadapter.method import Method, NotApplicable
 from rmadapter.run import Lab, evaluate, learn
 from rmadapter.task import Question
 
-TRIED, ASKED = 96, 48  # images that are trained on, and of each test set, while it is measured
-STEPS = 4  # at least, of which the first one is not counted
+TRIED, ASKED = 96, 48  # training images, and images of each test set, to measure on
+STEPS = 4  # at least; the first is not counted
 
 Sets = list[tuple[Question, ImageSet, bool]]
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds that a method takes for: a view of an image that is frozen; a training besides its steps; a step on a
-    batch of `batch` images; a test image, once for whoever asks first; a set of test images; each of these images.
+    """Seconds of a method. frozen: to freeze a view of an image. fixed: training without its steps. step: on `batch`
+    images. once: extra per test image the first time it is used. asked: per test set. image: per test image.
 
-    images: that were trained on, to scale by. first: as `Fitted` has it.
+    images: number trained on, to scale by. first: as in `Fitted`.
     """
 
     frozen: float
@@ -53,7 +53,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Line:
-    """Runs that differ in their seed alone. left: that are not done. seconds: of those that are left."""
+    """Runs that differ only in their seed. left: number not done yet. seconds: of these."""
 
     data: str
     method: str
@@ -66,8 +66,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Cost:
-    """device, devices: where it was measured, and how many such there are to share the work. disk: bytes of activations
-    that do not fit into memory. order: of what is left. spent: seconds that measuring took."""
+    """The cost of a bench. device: measured on. devices: how many of them share the work. disk: bytes of activations
+    that do not fit into memory. order: of the runs left. spent: seconds that measuring took."""
 
     runs: int
     left: int
@@ -81,7 +81,7 @@ class Cost:
 
 
 def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
-    """Of the jobs that `plan.out` does not hold yet. Nothing is written.
+    """Estimate the cost of the jobs that `plan.out` does not hold yet, and write nothing.
 
     Raises UserError for settings, data and backbones that a bench would refuse.
     """
@@ -107,14 +107,14 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
 
 
 def _key(job: Job) -> tuple[Any, ...]:
-    """What tells runs that take equally long for the same work."""
+    """Runs with the same key take equally long for the same work."""
     return job.task.data, job.method, job.values
 
 
 def _measured(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> dict[tuple[Any, ...], Rates]:
-    """Methods on the same images follow each other, so that what they share is measured once, as it is computed once.
+    """Rates by key. Methods on the same images follow each other: what they share is computed, and so measured, once.
 
-    One that cannot be tried is left out, with a note.
+    A method that cannot be measured is left out with a note.
     """
     found: dict[tuple[Any, ...], Rates] = {}
     kinds: dict[tuple[Any, ...], Job] = {}
@@ -136,7 +136,7 @@ def _measured(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> dict
 
 
 def measure(job: Job, method: Method, lab: Lab, shots: int) -> Rates:
-    """Of a few steps on a few shots, and a few test images."""
+    """Measure rates on a few steps with a few shots and on a few test images."""
     task, stamps = replace(job.task, shots=shots), []
     train, recipe = half(lab.draw(task).train, task.classes), getattr(method, "recipe", None)
     batch = min(recipe.batch_size, len(train)) if recipe else len(train)
@@ -178,7 +178,7 @@ def _timed(do: Callable[[], Any]) -> tuple[float, Any]:
 def _seconds(
     plan: Plan, jobs: Sequence[Job], lab: Lab, rates: dict[tuple[Any, ...], Rates], processes: int
 ) -> dict[Job, float]:
-    """Of each job. Test images are frozen once in each process, by the first of a data set's runs."""
+    """Seconds of each job. Each process freezes the test images of a data set once, in its first run on it."""
     found: dict[Job, float] = {}
     groups: dict[str, dict[Any, bool]] = {}
     for job in jobs:
@@ -202,7 +202,7 @@ def _seconds(
 
 
 def _disk(jobs: Sequence[Job], lab: Lab, rates: dict[tuple[Any, ...], Rates]) -> int:
-    """Bytes of the activations of train and test images that are larger than the memory for them."""
+    """Total bytes of those train and test activations that do not fit into the memory for them."""
     sizes: dict[Any, int] = {}
     for job in jobs:
         rate = rates.get(_key(job))

@@ -1,4 +1,4 @@
-"""The commands that say what there is to run: methods and data sets."""
+"""The commands that list the methods and data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Constants of each data set: rows "as published" beside the one setting for all, where authors have such constants."""
+"""Rows "as published", with the constants that authors set for each data set, beside one setting for all sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmadapter.bench.protocols import Job
 from rmadapter.data.catalog import CATALOG, find
 from rmadapter.uses import PUBLISHED
 
-ELEVEN = 11  # sets of the base-to-novel protocol, which the catalogue has first
+ELEVEN = 11  # data sets of the base-to-novel protocol: the first ones of the catalogue
 
 
 @cache
@@ -25,16 +25,16 @@ def per_set() -> dict[str, dict[str, Any]]:
 
 
 def constants(method: str, dataset: str) -> Mapping[str, Any]:
-    """What a method's authors set for this data set alone; empty where they have nothing, or the set is not theirs."""
+    """The constants that a method's authors set for this data set only; empty if there are none."""
     known = find(PurePath(dataset).name)
     return per_set().get(method, {}).get("sets", {}).get(known.key if known else "", {})
 
 
 def as_published(jobs: Iterable[Job]) -> Iterator[Job]:
-    """The jobs, and behind each one of a method with constants for some of its sets the same with those of its own set.
+    """The jobs; after each job of a method with constants for some of the sets, the same job with those of its own set.
 
-    One of the eleven sets for which its authors have none stands in that row with the one setting for all, so that both
-    rows are averages over the same sets; nobody's else does.
+    If the authors have no constants for one of the eleven sets, it enters this row with the one setting for all, so
+    that both rows average over the same sets. Other sets do not enter it.
     """
     from rmadapter.methods import load_method
 

@@ -1,4 +1,4 @@
-"""Which jobs a bench does, where and with what: all that a process needs to know to take part."""
+"""The jobs, folders and settings of a bench: all that a process needs to know to take part."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rmadapter.settings import Machine
 
 @dataclass(frozen=True)
 class Plan:
-    """values: settings of methods, {method: {setting: value}}. outside, crops: as `Lab` has them. tune: what searches
-    for the settings of a job with trials, (method, job, lab) -> (method, sentence, seconds)."""
+    """The plan of a bench. values: settings of methods, {method: {setting: value}}. outside, crops: as in `Lab`.
+    tune: searches settings for a job with trials, (method, job, lab) -> (method, sentence, seconds)."""
 
     jobs: tuple[Job, ...]
     out: Path
@@ -33,7 +33,7 @@ class Plan:
         return Lab(self.machine, self.root, folder, keep=True, progress=False, outside=self.outside, crops=self.crops)
 
     def method(self, job: Job) -> Any:
-        """The method with the values of --set, and over them those of the protocol."""
+        """The method with the values of --set, overridden by those of the protocol."""
         from rmadapter.methods import load_method
 
         return load_method(job.method, {**self.values.get(job.method, {}), **dict(job.values)})

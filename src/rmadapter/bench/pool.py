@@ -1,4 +1,4 @@
-"""The worker processes of one machine: how many there are, and the GPU and the threads that each is given."""
+"""The worker processes of one machine: their number, and the GPU and threads of each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rmadapter.machine import VISIBLE, end_with_parent, gpus, threads_each
 
 
 def to_share(device: str) -> list[str]:
-    """The GPUs that workers share, as `gpus` names them; none where the setting `device` says which one it is."""
+    """The GPUs that workers share, as `gpus` names them; none unless the setting `device` is auto or cuda."""
     return gpus() if device in ("auto", "cuda") else []
 
 
 def workers(device: str, jobs: int, per_gpu: int = 0) -> int:
-    """How many processes there are to be. per_gpu: so many for each GPU, in place of `jobs`.
+    """The number of worker processes. per_gpu: processes per GPU, which replace `jobs`.
 
-    Raises UserError where there is no GPU to count by.
+    Raises UserError if there is no GPU to share.
     """
     if not per_gpu:
         return jobs
@@ -31,7 +31,7 @@ def workers(device: str, jobs: int, per_gpu: int = 0) -> int:
 
 
 def pool_on(devices: Sequence[str], processes: int) -> ProcessPoolExecutor:
-    """Processes that share the cores. Each sees one of the GPUs, which are given out in turn."""
+    """A pool of processes that share the cores. Each sees one GPU; the GPUs are assigned in turn."""
     context = multiprocessing.get_context("spawn")
     places = context.SimpleQueue()
     for i in range(processes):
@@ -40,7 +40,7 @@ def pool_on(devices: Sequence[str], processes: int) -> ProcessPoolExecutor:
 
 
 def _start(threads: int, places: SimpleQueue[str]) -> None:
-    """In a worker. What ends the process that started it ends it, too: Ctrl-C by its hand, SIGKILL without a word."""
+    """Set up a worker. It ends with its parent, which terminates it on Ctrl-C, and also when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     if device := places.get():

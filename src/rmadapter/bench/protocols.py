@@ -1,4 +1,4 @@
-"""The paper's experiments as data: what a run trains on, what it is asked afterwards, and what is varied."""
+"""The paper's experiments as data: what a run trains on, what it is tested on, and what is varied."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Asked = Literal["halves", "targets", "accuracy"]
 class Job:
     """One run of a protocol: a task, a method, and the settings of the method that the protocol sets.
 
-    variant: printable; axis, value: the setting that is varied. trials: how often other values of what is `searched`
-    are tried before, of which it takes the best.
+    variant: a printable label. axis, value: the setting that is varied. trials: how many values of the settings
+    `searched` are tried first; the run uses the best.
     """
 
     protocol: str
@@ -35,12 +35,12 @@ class Job:
 
     @property
     def images(self) -> tuple[str, int, int]:
-        """What tells the images that are drawn."""
+        """What determines the images that are drawn."""
         return self.task.data, self.task.shots, self.task.seed
 
     @property
     def path(self) -> Path:
-        """Where its record lies below the folder of results."""
+        """The path of its record below the results folder."""
         data = PurePath(self.task.data)
         parts = [part for part in data.parts if part not in (data.anchor, "..", "~")]
         name = f"{_slug(self.variant) or 'default'}-{self.task.shots}shots-seed{self.task.seed}.json"
@@ -64,7 +64,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Protocol:
-    """variants: of an ablation, which chooses its methods itself; of other protocols there are none."""
+    """An experiment. variants: of an ablation or of sensitivity, which fix their methods; empty for the others."""
 
     text: str
     asked: Asked = "halves"
@@ -72,8 +72,8 @@ class Protocol:
     variants: tuple[Variant, ...] = ()
 
 
-# Table 4 adds to MMA. Ours adds to RMAdapter's adapters, which differ from MMA's in norm, activation, start and alpha:
-# so there are two rows without constraint and reconstruction, MMA as it was published and these adapters alone.
+# Table 4 adds its parts to MMA. We add them to RMAdapter's adapters, which differ from MMA's in norm, activation, start
+# and alpha, so two rows have neither constraint nor reconstruction: MMA as published, and these adapters alone.
 NO_RECONSTRUCTION = {"lambda_image_rec": 0.0, "lambda_text_rec": 0.0}
 NO_CONSTRAINT = {"lambda_image_con": 0.0, "lambda_text_con": 0.0}
 COMPONENTS = (
@@ -137,12 +137,12 @@ def expand(
     common: Task | None = None,
     own_templates: bool = False,
 ) -> list[Job]:
-    """All runs of a protocol, those on the same images one after another.
+    """All runs of a protocol; those on the same images are consecutive.
 
-    datasets: for cross-dataset the source and then the targets; for domain-generalization one of FOLDER/DOMAIN, whose
+    datasets: for cross-dataset the source, then the targets; for domain-generalization each is FOLDER/DOMAIN, whose
     siblings below `root` are the targets, or imagenet. methods, shots: empty for the protocol's own. axes: of
-    sensitivity; empty for all. common: what all tasks have in common. own_templates: prompt templates are the data
-    sets' own where they are known. Raises UserError for what is unknown, given twice, or chosen by the protocol itself.
+    sensitivity; empty for all. common: what all tasks share. own_templates: use the data sets' own prompt templates
+    where they are known. Raises UserError for values that are unknown, given twice, or set by the protocol itself.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
@@ -201,7 +201,7 @@ def _variants(protocol: str, axes: Sequence[str]) -> list[Variant]:
 
 
 def _sets(protocol: str, datasets: Sequence[str], root: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(trained on, tested on besides)"""
+    """(data set to train on, other data sets to test on)"""
     if protocol == "cross-dataset":
         if len(datasets) < 2:
             raise UserError("cross-dataset needs at least two --datasets: the source, then the targets")

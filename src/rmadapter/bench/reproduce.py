@@ -1,6 +1,6 @@
-"""The paper's Tables 1 to 6 as one piece of work: the runs they need, of the data sets that are there, and a verdict.
+"""Reproduce the paper's Tables 1 to 6: the runs they need, on the data sets that are there, and a verdict.
 
-Settings that methods have on ImageNet alone are those of their authors' repositories, as docs/reproduce.md says.
+The settings that methods have on ImageNet only are from their authors' repositories; see docs/reproduce.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _size(dataset: str) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Part:
-    """A table: its protocol, its methods (none: the protocol's own), and settings of theirs for it alone."""
+    """A table: its protocol, its methods (empty: the protocol's own), and their settings in this table only."""
 
     protocol: str
     methods: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Part:
         return ("imagenet", *DOMAINS["imagenet"]) if self.protocol == "domain-generalization" else SETS
 
     def datasets(self, there: Iterable[str]) -> list[str]:
-        """To train on, small ones first; of transfer the source, and then its targets, or nothing if one is missing."""
+        """Data sets for `expand`, small ones first; for transfer the source first, or none if any is missing."""
         here = set(there) & {*self.needed}
         if self.protocol not in TRANSFER:
             return sorted(here, key=_size)
@@ -83,7 +83,7 @@ PARTS: Mapping[str, Part] = {
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be reproduced: numbers of tables, methods (empty for all), seeds, and how. values: of `--set`."""
+    """What to reproduce and how. tables: their numbers. methods: empty for all. values: of `--set`."""
 
     root: Path
     out: Path
@@ -109,14 +109,14 @@ class Wish:
 
 
 def missing(wish: Wish) -> dict[str, str]:
-    """Data sets that the tables need and that are not complete below the root: what is missing of each."""
+    """What is missing of each data set that the tables need and that is not complete below the root."""
     needed = dict.fromkeys(key for table in wish.tables for key in PARTS[table].needed)
     found = {key: check(CATALOG[key], wish.root) for key in needed}
     return {key: "; ".join(one.missing) or one.status for key, one in found.items() if one.status != "complete"}
 
 
 def plans(wish: Wish, absent: Iterable[str]) -> dict[str, Plan]:
-    """By number of table: the runs on data sets that are complete; none where there is nothing to run."""
+    """The runs on complete data sets, by table number. Tables without runs are left out."""
     made = {}
     for table in wish.tables:
         part = PARTS[table]
@@ -135,7 +135,7 @@ def plans(wish: Wish, absent: Iterable[str]) -> dict[str, Plan]:
 
 
 def outline(made: Mapping[str, Plan]) -> list[tuple[str, str, int, int]]:
-    """(table, data set, runs, those that are finished), in the order in which they are done."""
+    """(table, data set, number of runs, number of finished runs), table by table."""
     found = []
     for number, plan in made.items():
         left = {*Board(plan).left()}
@@ -146,8 +146,8 @@ def outline(made: Mapping[str, Plan]) -> list[tuple[str, str, int, int]]:
 
 
 def run(made: Mapping[str, Plan], processes: int = 1) -> list[Record]:
-    """Small data sets first, of each all tables together, which share its frozen activations; then Tables 2 and 3. What
-    is finished is kept."""
+    """Do the runs: small data sets first, all tables of one together as they share its frozen activations; then Tables
+    2 and 3. Finished runs are kept."""
     records: list[Record] = []
     for transfer in (False, True):
         some = [plan for table, plan in made.items() if (PARTS[table].protocol in TRANSFER) == transfer]
@@ -161,8 +161,8 @@ def run(made: Mapping[str, Plan], processes: int = 1) -> list[Record]:
 
 
 def verdicts(wish: Wish, made: Mapping[str, Plan], tolerance: float = paper.TOLERANCE) -> list[dict[str, Any]]:
-    """`paper.check` of the runs that are there, of the tables wished for, with a verdict for each printed figure:
-    "within", "off by +1.23", "2 of 3 seeds" or "not run". Writes them as a table to `out`."""
+    """`paper.check` of the finished runs, for the wanted tables, with a verdict on each printed figure: "within",
+    "off by +1.23", "2 of 3 seeds" or "not run". Also writes this to `out` as CSV."""
     paths = [plan.out / job.path for plan in made.values() for job in plan.jobs]
     records = [record for path in paths if path.is_file() and (record := read_record(path)).status == "finished"]
     titles = tuple(f"Table {table}" for table in wish.tables)

@@ -1,4 +1,4 @@
-"""All runs of an experiment: each done once, whatever is killed or works beside us, and written as one line of JSON."""
+"""Do each run of an experiment once, whatever is killed or works in parallel, and write it as one line of JSON."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ PAUSE = 0.5  # seconds between two looks at what other processes have done
 def run_all(
     plan: Plan, processes: int = 1, progress: bool = True, engine: Callable[..., None] | None = None
 ) -> list[Record]:
-    """Do the jobs that `plan.out` does not hold yet; returns the records of all, in the order given.
+    """Do the jobs that `plan.out` does not hold yet, and return the records of all, in the order given.
 
-    Any number of such calls may work on one folder at the same time; each returns when all of its jobs are done,
-    whichever of them did them. engine: does the jobs that are left (plan, board, lab, processes, look) in place of
-    processes of this machine, and has the folder for itself. Raises UserError, before anything starts, for settings
-    that do not exist and for records in the folder that were made with others.
+    Any number of calls may work on one folder at the same time; each returns when all of its jobs are done, by any of
+    them. engine: does the jobs that are left, called with (plan, board, lab, processes, look), instead of processes of
+    this machine; it needs the folder to itself. Raises UserError, before anything starts, for settings that do not
+    exist and for records in the folder that were made with other settings.
     """
     check_settings(plan)
     lab, board = plan.lab(), Board(plan)
     board.check()
     if left := board.left():
         check_images(plan, lab, left)
-    if left or _leftovers(plan):  # a finished bench may lie where nothing can be written
+    if left or _leftovers(plan):  # the folder of a finished bench may be read-only
         first, last = lambda: _remove(_parts(plan)), lambda: _remove(_leftovers(plan))
         with together(plan.out, first, last, only=engine is not None):
             if left:
                 _work_through(plan, board, lab, processes, progress, engine)
-            _remove(_locks(plan))  # they are not needed any more, even if somebody holds one for a moment
+            _remove(_locks(plan))  # no longer needed, even if another process holds one for a moment
         board.check()  # what others did meanwhile
     return [read_record(plan.out / job.path) for job in plan.jobs]
 
 
 def _leftovers(plan: Plan) -> list[Path]:
-    """What only unfinished runs need, and what killed ones left."""
+    """Files that only unfinished runs need, and those that killed ones left."""
     found = [*_locks(plan), *plan.out.glob(".*lock"), plan.out / ACTIVATIONS]
     return [path for path in found if path.exists()] + _parts(plan)
 
@@ -80,7 +80,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def _look(plan: Plan, board: Board, processes: int, progress: bool) -> Iterator[Callable[..., None]]:
-    """A function that shows what is done: it is told what comes next, and the record of what this process did."""
+    """A function that shows progress. It takes a note on the next run, and the record of a run this process did."""
     with bar(progress) as display:
         task = display.add_task("runs", total=len(plan.jobs), note="")
         done = len(list(board.news()))
@@ -99,7 +99,7 @@ def _look(plan: Plan, board: Board, processes: int, progress: bool) -> Iterator[
 
 
 def check_settings(plan: Plan) -> None:
-    """Raises UserError for what cannot be right for any job."""
+    """Raise UserError for two runs with one path, for settings of methods not in use and for invalid settings."""
     paths = [job.path for job in plan.jobs]
     if len(set(paths)) < len(paths):
         double = next(path for path in paths if paths.count(path) > 1)
@@ -113,7 +113,7 @@ def check_settings(plan: Plan) -> None:
 
 
 def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
-    """Raises UserError for a data set or backbone that is missing, and for answers that were found with others."""
+    """Raise UserError for a missing data set or backbone, and for answers that were made with other ones."""
     from rmadapter.data.fewshot import has_digest
     from rmadapter.run import run_key
     from rmadapter.unlabelled import wants
@@ -162,7 +162,7 @@ def _work_through(plan: Plan, board: Board, lab: Any, processes: int, progress: 
 
 
 def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], Any]) -> None:
-    """Processes that each begin at another place, so that they read different data sets as long as there are some."""
+    """Work in several processes. Each starts at another job, so that they read different data sets while they can."""
     others = {*multiprocessing.active_children()}
     with pool_on(to_share(plan.machine.device), processes) as pool:
         try:
@@ -185,9 +185,9 @@ def _work_together(plan: Plan, board: Board, processes: int, look: Callable[[], 
 def work(
     plan: Plan, board: Board, start: int = 0, lab: Any = None, look: Callable[..., Any] = lambda *news: None
 ) -> None:
-    """Do the jobs that no other process does, until every one is settled; those of a process that dies are taken over.
+    """Do jobs that no other process is doing, until all are settled. The jobs of a process that dies are taken over.
 
-    start: number of the job to begin with. look: as `_look` gives it.
+    start: number of the job to begin with. look: made by `_look`.
     """
     from filelock import Timeout
 
@@ -206,7 +206,7 @@ def work(
                 continue
             with held:
                 busy = False
-                if not board.settled(job):  # before the lock was ours it may have been another's
+                if not board.settled(job):  # another process may have done it before we got the lock
                     look(str(job))
                     look("", do(job, plan, lab, known))
         if busy:
@@ -215,17 +215,17 @@ def work(
 
 
 def blocks_read(methods: Iterable[Any], backbone: Any) -> set[int]:
-    """At which blocks of the image encoder the methods start, of those that say so (`starts_at`), so that the inputs of
-    all can come from one pass over the images."""
+    """The blocks of the image encoder at which methods start, if they say so (`starts_at`): one pass over the images
+    can then give the inputs of all."""
     found: set[Any] = set()
     for method in methods:
-        with contextlib.suppress(Exception):  # one that cannot be on this backbone says so when it is fitted
+        with contextlib.suppress(Exception):  # a method that does not work on this backbone says so in `fit`
             found.add(getattr(method, "starts_at", lambda backbone: None)(backbone))
     return found - {None}
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs on the same images together; before those that need features alone, those whose tokens bring them along."""
+    """Jobs on the same images together, those that need only features last: methods on tokens compute these anyway."""
     from rmadapter.methods import ON_FEATURES
 
     first: dict[Any, int] = {}
@@ -248,14 +248,14 @@ def _writable(path: Path) -> Path:
 
 
 def do(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
-    """One job and its record, which is written. known: as `made` has it."""
+    """Do one job, write its record and return it. known: as in `made`."""
     record = made(job, plan, lab, known)
     record.save(plan.out / job.path)
     return record
 
 
 def _with_search(record: Record, told: str, spent: float) -> Record:
-    """The record with what was searched for before, in place of what was before that of which it is a copy."""
+    """The record with the search of this job, in place of that of the run it may be copied from."""
     seconds, notes = dict(record.seconds), [note for note in record.notes if not note.startswith(TUNED)]
     before = seconds.pop("search", 0.0)
     if told and "total" in seconds:
@@ -266,10 +266,10 @@ def _with_search(record: Record, told: str, spent: float) -> Record:
 
 
 def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
-    """One job's record, whatever becomes of it. known: as `answers` has it, for jobs of equal training; grows.
+    """Do one job and return its record, also if it fails. known: finished records by key, as from `answers`; grows.
 
-    A training that another protocol asked for already, such as an ablation's row that is RMAdapter itself, is not
-    done again; its record says where the figures are from.
+    A training that another protocol has done already, such as an ablation's row that is RMAdapter itself, is not
+    repeated; its record says where the figures are from.
     """
     from rmadapter.method import NotApplicable
     from rmadapter.run import describe_run, run_key, run_task
@@ -281,14 +281,14 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         if job.trials and plan.tune:
             method, told, spent = plan.tune(method, job, lab)
         key = run_key(task, method, job.method, plan.machine, backbone.digest, few)
-        old = known.get(key)  # of another protocol; two folders of one name may have the same train images
+        old = known.get(key)  # of another protocol; folders of the same name may share only their train images
         same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
         record = old if old and same else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
         record = describe_run(task, method, lab, job.method, few, status="not-applicable", reason=str(error))
     except Exception as error:
         reason = " ".join(str(error).split())
-        if not isinstance(error, UserError):  # a bug, ours or of a method from outside, or a full memory
+        if not isinstance(error, UserError):  # a bug of ours or of an outside method, or out of memory
             print(plain(traceback.format_exc()), end="", file=sys.stderr)
             reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)

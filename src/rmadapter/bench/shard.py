@@ -1,4 +1,4 @@
-"""One part of a bench for each task of an array: disjoint parts, of about the same work, and the whole together."""
+"""Split a bench among the tasks of a job array: disjoint parts of about equal work that together are the whole."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rmadapter.bench.protocols import Job
 from rmadapter.errors import UserError, quoted
 
 AUTO = "auto"
-WHOLE = 64  # shots that a run on all training images is reckoned as
-ASKED = 16  # shots that asking about test images is reckoned as
+WHOLE = 64  # shots that a run on all training images counts as
+ASKED = 16  # shots that an evaluation on test images counts as
 
 
 def shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Number from 1, and how many there are. text: "2/8", or "auto" for the task of a Slurm array that this one is.
+    """(number of the part, from 1, number of parts). text: "2/8", or "auto" to use this task's place in a Slurm array.
 
-    Raises UserError for anything else, and for an array of which nobody can tell which place a task has.
+    Raises UserError for any other text, and if this task's place in its array is not known.
     """
     if text == AUTO:
         return _task(environment)
@@ -28,7 +28,7 @@ def shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _task(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Array numbers need not begin at 0, nor follow each other."""
+    """This task's place in its Slurm array, whose numbers may start and step by any amount, but have no gaps."""
     if not in_array(environment):
         raise UserError("--shard auto: this is not a task of a Slurm array (sbatch --array=0-7): write --shard 1/8")
     names = ("ID", "MIN", "MAX", "STEP", "COUNT")
@@ -49,9 +49,9 @@ def in_array(environment: Mapping[str, str]) -> bool:
 
 
 def part(jobs: Sequence[Job], number: int, count: int) -> list[Job]:
-    """The jobs of one part, in their order; those on the same images are of the same part.
+    """The jobs of one part, in the given order. Jobs on the same images are in the same part.
 
-    The largest groups are given out first, each to the part that has the least so far.
+    The largest groups are assigned first, each to the part with the least work so far.
     """
     groups: dict[tuple[str, int, int], list[Job]] = {}
     for job in jobs:

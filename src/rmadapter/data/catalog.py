@@ -1,7 +1,7 @@
 """The public data sets of the paper as a table, and any data set by name or path.
 
-The table is catalog.yaml. Layouts, class names, prompt templates and counts are facts of the CoOp protocol (Zhou et
-al., IJCV 2022); its folders and split files are read as they are.
+The table is catalog.yaml. Layouts, class names, prompt templates and counts follow the CoOp protocol (Zhou et al.,
+IJCV 2022), whose folders and split files are read unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def find(name: str) -> Dataset | None:
 
 
 def get(name: str) -> Dataset:
-    """Like `find`. Raises UserError, with the nearest name, where that finds none."""
+    """Like `find`, but raises UserError, suggesting the nearest name, if there is none."""
     if (dataset := find(name)) is None:
         raise UserError(f"the catalogue has no data set {name!r}{nearest(name, CATALOG)}")
     return dataset
@@ -58,9 +58,9 @@ def get(name: str) -> Dataset:
 
 
 def table_of(dataset: Dataset, home: Path, outside: bool = False) -> Table:
-    """The split file as it is; without it, what the archive's own files say.
+    """The table of CoOp's split file if present, otherwise of the archive's own files.
 
-    Raises UserError for a path that leads out of the folder, unless `outside` allows it.
+    Raises UserError for a path that leaves the folder, unless `outside` is set.
     """
     if dataset.split and (home / dataset.split).is_file():
         table, source = split_json(home / dataset.split), home / dataset.split
@@ -75,13 +75,12 @@ def table_of(dataset: Dataset, home: Path, outside: bool = False) -> Table:
 def load_dataset(
     name_or_path: str | Path, root: Path | None = None, *, outside: bool = False, crops: bool = False
 ) -> dict[str, ImageSet]:
-    """A data set of the catalogue below `root`, by key or CoOp folder name; else a folder or table, from `root` on.
+    """Load a catalogue data set below `root`, by key or CoOp folder name; else a folder or table relative to `root`.
 
-    Returns split -> ImageSet with classes in label order and images in the order of the files that list them. A data
-    set of the catalogue may also lie there as plain folders ([split/]class/image); its classes then get the
-    catalogue's names. crops: as `read_images` has it. Raises UserError when nothing is there, images are missing or
-    have several labels, the files contradict each other, or lists name images outside of the data set and `outside`
-    does not allow that.
+    Returns split -> ImageSet with classes in label order and images in the order of the files that list them. A
+    catalogue data set may also be stored as plain folders ([split/]class/image); its classes then get the catalogue's
+    names. crops: as in `read_images`. Raises UserError if nothing is there, images are missing or have several labels,
+    files contradict each other, or lists name images outside the data set and `outside` is not set.
     """
     base = user_path(root) if root else Path()
     given = user_path(name_or_path)
@@ -110,14 +109,14 @@ def load_dataset(
 
 
 def home_of(dataset: Dataset, root: Path) -> Path | None:
-    """Where the data set lies below `root`, under either name; an original archive comes before plain folders."""
+    """The data set's folder below `root`, under either name; prefers an original archive to plain folders."""
     homes = [root / dataset.folder, root / dataset.key]
     found = [home for home in homes if home.is_dir() and any(home.iterdir())]
     return next((home for home in found if dataset.laid_out(home)), found[0] if found else None)
 
 
 def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict[str, ImageSet]:
-    """Plain folders with the classes of the catalogue, in its order: capitals first where CoOp sorts folders."""
+    """Sets of plain folders with the catalogue's class names and order: capitals first where CoOp sorts folders."""
     names = next(iter(sets.values())).classes
     if any(re.fullmatch(r"n\d{8}", name) for name in names):
         raise UserError(f"{home}: classes are WordNet ids; `rmadapter data {dataset.key}` says where to get names")
@@ -138,7 +137,7 @@ def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict
 
 
 def domains(path: Path) -> list[str]:
-    """Folders in `path` that are data sets with splits and the same class folders: its domains, sorted; or []."""
+    """The domains in `path`, sorted: two or more folders with splits and the same class folders; else []."""
     found: dict[str, set[str]] = {}
     for name in subfolders(path):
         if name.casefold() in SPLITS:
@@ -154,7 +153,7 @@ def domains(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """What is there of a data set: complete, partial (and then what is missing) or absent. how: to get the rest."""
+    """Status of a data set: complete, partial (with what is missing) or absent. how: how to get the rest."""
 
     name: str
     status: str
@@ -165,7 +164,7 @@ class Check:
 
 
 def check(dataset: Dataset, root: Path) -> Check:
-    """Complete: CoOp's split file or the archive's own lists, every image they name, and as many as CoOp counts."""
+    """Check a data set below `root`. Complete: its split file if CoOp has one, all listed images, and CoOp's counts."""
     home = home_of(dataset, root)
     command = f"rmadapter data {dataset.key} --root {root}"
     how = f"{command} --download" if dataset.archives else f"{command} lists the steps"
@@ -199,7 +198,7 @@ def check(dataset: Dataset, root: Path) -> Check:
 
 
 def _missing(images: Path, table: Table) -> str:
-    """A sentence on the images of the table that are not there, or "". Lists each folder once, so it stays fast."""
+    """A sentence on the table's missing images, or "". Lists each folder only once, for speed."""
     there: dict[str, set[str]] = {}
     absent = []
     paths = [row[0] for rows in table.values() for row in rows]
@@ -213,7 +212,7 @@ def _missing(images: Path, table: Table) -> str:
 
 
 def describe(dataset: Dataset, root: Path) -> str:
-    """Licence, size, citation, layout and the steps to get it, for a person to read."""
+    """Licence, size, citation and the steps to get a data set, as text to read."""
     home = root / dataset.folder
     steps = [step.replace("{home}", str(home)) for step in dataset.steps]
     if dataset.split:
@@ -236,10 +235,10 @@ def describe(dataset: Dataset, root: Path) -> str:
 
 
 def download(dataset: Dataset, root: Path) -> None:
-    """Fetch the archives and lay them out as CoOp does; what an interrupted call got is not fetched again.
+    """Fetch the archives and lay them out as CoOp does; an interrupted download is resumed.
 
-    Raises UserError when there is nothing to fetch, another process is at work there, the download fails, or an archive
-    is not what it should be, or not what it was at the first download, whose SHA-256 stays in the data set's folder.
+    Raises UserError if there is nothing to fetch, another process works in the folder, the download fails, or an
+    archive has a wrong digest or differs from the first download, whose SHA-256 is kept in the data set's folder.
     """
     if not dataset.archives:
         raise UserError(f"{dataset.title} has to be fetched by hand: follow the steps")
@@ -269,7 +268,7 @@ def _download(dataset: Dataset, home: Path) -> None:
             shutil.copy(archive, unpacked)
     shutil.copytree(unpacked / dataset.unpacked, home, copy_function=shutil.move, dirs_exist_ok=True)
     if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
-        from torchvision.datasets import Flowers102  # which has the names that the archive lacks
+        from torchvision.datasets import Flowers102  # it has the names that the archive lacks
 
         write_json(home / dataset.order, {str(i): name for i, name in enumerate(Flowers102.classes, 1)})
     shutil.rmtree(stage)

@@ -22,8 +22,8 @@ def is_coco(value: Any) -> bool:
 
 
 def coco_files(folder: Path) -> dict[str, Path]:
-    """Split -> file, where a folder is laid out as COCO (annotations/instances_train2017.json) or as Roboflow exports
-    it (train/_annotations.coco.json). Raises UserError for two files of a split."""
+    """Split -> annotation file of a folder laid out like COCO (annotations/instances_train2017.json) or a Roboflow
+    export (train/_annotations.coco.json). Raises UserError for two files of one split."""
     found: dict[str, Path] = {}
     files = sorted((folder / "annotations").glob("instances_*.json"))
     files += [file for file in sorted(folder.glob("*/_annotations.coco.json")) if file.parent.name.casefold() in SPLITS]
@@ -36,10 +36,13 @@ def coco_files(folder: Path) -> dict[str, Path]:
 
 
 def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Marks:
-    """The images in the order of the file. Raises UserError for a file of another shape, ids that are there twice or
-    nowhere, and paths that lead out of the folder unless `outside` allows them."""
+    """The images in the order of the file. Raises UserError for a malformed file, duplicate ids, annotations of
+    unlisted images or categories, and paths that leave the folder unless `outside` is set."""
     with shaped(path, KIND):
-        names = {row["id"]: str(row["name"]) for row in value["categories"]}
+        names: dict[Any, str] = {}
+        for row in value["categories"]:
+            if names.setdefault(row["id"], str(row["name"])) != str(row["name"]):
+                raise UserError(f"{path}: two categories have the id {quoted(row['id'])}")
         listed: dict[Any, Mapping[str, Any]] = {}
         for row in value["images"]:
             if listed.setdefault(row["id"], row) is not row:
@@ -56,7 +59,7 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
             if image not in listed or category not in names:
                 what = f"image {quoted(image)}" if image not in listed else f"category {quoted(category)}"
                 raise UserError(f"{where} refers to {what}, which the file does not list")
-            crowd = row.get("iscrowd")  # whose box is around many
+            crowd = row.get("iscrowd")  # its box surrounds many objects
             box, sides = () if crowd else row.get("bbox") or (), listed[image]
             if not isinstance(box, (list, tuple)):
                 raise UserError(f"{where}: bbox {quoted(box)} is not a list of four numbers")
@@ -66,7 +69,7 @@ def read_coco(path: Path, value: Mapping[str, Any], outside: bool = False) -> Ma
 
 
 def _base(path: Path, names: list[str]) -> Path:
-    """The folder that the names are relative to: beside the file, or where COCO and FiftyOne have it."""
+    """The folder that file names are relative to: that of the file, or where COCO and FiftyOne put images."""
     home, split = path.parent, path.stem.rpartition("_")[2]
     places = [home, home / "images", home / "data"]
     if home.name == "annotations":

@@ -1,4 +1,4 @@
-"""A table of images, as text or parquet: which column holds what, by its usual name or as the user says."""
+"""Reads tables of images, as text or parquet; columns are found by usual names or as the user says."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.files import read_text
 
-USUAL = {  # of several that a table has, the first
+USUAL = {  # if a table has several of them, the first is used
     "image": ("path", "image", "file", "filename", "file_name"),
     "label": ("label", "class", "category"),
-    "several": ("labels",),  # labels an image; in place of the one above where a reader takes them
+    "several": ("labels",),  # labels of one image; replaces "label" in readers that accept it
     "split": ("split", "subset"),
     "group": ("group",),
     "name": ("name",),
@@ -24,20 +24,20 @@ USUAL = {  # of several that a table has, the first
     "decision": ("decision",),
 }
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
-DELIMITERS = ",;\t"  # where two make as many columns of the first line, the first
-SEPARATOR = "separator"  # beside the kinds of columns: what stands between the labels in a cell
-BETWEEN = "\x1f"  # the same between the items of a list, which JSON lines and parquet have
+DELIMITERS = ",;\t"  # of equally good ones, the first is used
+SEPARATOR = "separator"  # a further key of `columns`: what separates the labels in a cell
+BETWEEN = "\x1f"  # joins the items of a list, as JSON lines and parquet have them
 
-Choice: TypeAlias = "Callable[[Sequence[str]], dict[str, str]]"  # the table's columns -> "image" -> one of them
+Choice: TypeAlias = "Callable[[Sequence[str]], dict[str, str]]"  # the table's columns -> {"image": one of them, ...}
 
 
 def read_rows(
     path: Path, needed: Sequence[str], also: Sequence[str] = (), named: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row stands, for messages, and its cells by what they are, without space around them.
+    """Yield the place of each row, for messages, and its cells, stripped, by kind.
 
-    needed, also: keys of USUAL; of the latter, those that the table lacks are left out. named: key -> column, "" for
-    the usual names; None where the user cannot name any. Raises UserError for a table that is not readable, lacks a
+    needed, also: kinds (keys of USUAL); those of `also` that the table lacks are left out. named: kind -> column, ""
+    for the usual names; None if the user cannot name any. Raises UserError for a table that is unreadable, lacks a
     column or has no rows.
     """
     if unknown := next((what for what in named or () if what not in USUAL), ""):
@@ -52,8 +52,7 @@ def read_rows(
 
 
 def frame_cells(frame: Any, chosen: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Kind -> the cells of that column of a DataFrame, whose columns may have names of any type; None for what pandas
-    takes for missing."""
+    """Kind -> cells of the chosen column of a DataFrame; column names may be of any type, missing cells are None."""
     names = [*map(str, frame.columns)]
     columns = {what: frame.iloc[:, names.index(name)] for what, name in chosen.items()}
     return {
@@ -66,7 +65,7 @@ def choose_columns(
     table: Path | str, there: Sequence[str], needed: Sequence[str], also: Sequence[str] = (),
     named: Mapping[str, str] | None = None,
 ) -> dict[str, str]:  # fmt: skip
-    """Kind -> the one of the columns `there`, as `read_rows` has the rest. Raises UserError, naming the table."""
+    """Kind -> its column among `there`; other arguments as in `read_rows`. Raises UserError, naming the table."""
     if (named or {}).get(SEPARATOR):
         raise UserError(f"{table}: --label-separator is for CSV, TSV, JSON lines and plain parquet")
     several = "several" in also and there and _column(table, "several", there, named, False)
@@ -76,7 +75,7 @@ def choose_columns(
 
 
 def _cell(value: Any) -> str:
-    """As text without space around it; of a list, its items with BETWEEN between them."""
+    """The cell as stripped text; the items of a list joined with BETWEEN."""
     if isinstance(value, (list, tuple)):
         return BETWEEN.join(map(_cell, value))
     return "" if value is None else str(value).strip()
@@ -85,7 +84,7 @@ def _cell(value: Any) -> str:
 def _column(
     path: Path | str, what: str, there: Sequence[str], named: Mapping[str, str] | None, needed: bool
 ) -> str | None:
-    """The one of the table's columns that is named, or else has a usual name, in whatever case."""
+    """The table's column that is named, or else has a usual name in any case; None if it lacks one not `needed`."""
     if not there:
         raise UserError(f"{path}: the first line is empty; write the column names there")
     wanted = (named or {}).get(what, "")
@@ -115,7 +114,7 @@ def _text(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_lines(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
-    """An object a line; any of them may have columns that others lack."""
+    """One object per line; any may have columns that others lack."""
     kind, rows = "readable JSON lines", {}
     for number, line in enumerate(read_text(path, kind).split("\n"), 1):
         if line.strip():
@@ -132,7 +131,7 @@ def _json_lines(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any
 
 
 def header(path: Path) -> list[str]:
-    """The names of a table's columns. Raises as `read_rows`."""
+    """Column names of a table. Raises UserError if it is unreadable."""
     found: list[str] = []
 
     def keep(there: Sequence[str]) -> dict[str, str]:
@@ -145,7 +144,7 @@ def header(path: Path) -> list[str]:
 
 
 def _delimiter(text: str) -> str:
-    """The one that makes the most columns of the first line; spreadsheets write ; where a comma stands in numbers."""
+    """The delimiter that gives the most columns in the first line; spreadsheets write ; if numbers have a comma."""
     line = next(iter(text[:100_000].splitlines()), "")
     return max(DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
 
@@ -165,7 +164,7 @@ def _parquet(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def pyarrow(module: str, where: str) -> Any:
-    """A module of pyarrow. Raises UserError, naming `where`, when it is not installed."""
+    """Import a module of pyarrow. Raises UserError, naming `where`, if it is not installed."""
     from importlib import import_module
 
     try:

@@ -1,4 +1,4 @@
-"""Images that are nearly the same: copies of one file, other sizes of it, mirrored, or neighbours in a burst."""
+"""Near-duplicate images: copies, resized copies, mirror images, and neighbours in a burst."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from rmadapter.data.pixels import ImageSource, load_image
 
 BITS, SIDE = 64, 32
 FAR = 8  # bits that may differ
-ALIKE = 0.9  # correlation of the grey images, since smooth ones share their bits by chance
+ALIKE = 0.9  # least correlation of the grey images: smooth images may share their bits by chance
 CHUNK = 2048
 
 
 def looks(images: Sequence[ImageSource], progress: bool = False) -> np.ndarray:
-    """[N, 2, 64 + 1024]: of each image and of its mirror image, 64 signs, whether it grows lighter to the right in
-    8 x 8 cells (the difference hash), and the grey image of 32 x 32 with mean 0 and length 1. Raises as load_image."""
+    """Features [N, 2, 64 + 1024] of each image and its mirror image, by which near-duplicates are found.
+
+    The 64 are signs: whether each of 8 x 8 cells gets lighter to the right (the difference hash). The 1024 are the
+    32 x 32 grey image with mean 0 and norm 1. Raises as `load_image`.
+    """
     with ThreadPoolExecutor() as pool:
         found = list(track(pool.map(_look, images), len(images), "looking for duplicates", progress))
     return np.stack(found) if found else np.empty((0, 2, BITS + SIDE * SIDE), np.float32)
@@ -40,7 +43,7 @@ def _one(small: np.ndarray, large: np.ndarray) -> np.ndarray:
 
 
 def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(i, j) of `looks` that are nearly the same, mirrored or not."""
+    """Index pairs (i, j) of near-duplicates, mirrored or not, from two results of `looks`."""
     for start in range(0, len(some), CHUNK):
         part = some[start : start + CHUNK, 0]
         near = np.zeros((len(part), len(others)), bool)
@@ -50,7 +53,7 @@ def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _alike(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """[N, M] of bool. Grey images, 16 times as long, are compared where bits leave a doubt, which few pairs do."""
+    """Bool [N, M]. Bits are compared first, the 16 times longer grey images only where they match, which is rare."""
     found = some[:, :BITS] @ others[:, :BITS].T >= BITS - 2 * FAR  # a bit that differs costs two
     rows, columns = found.any(1).nonzero()[0], found.any(0).nonzero()[0]
     found[np.ix_(rows, columns)] &= some[rows, BITS:] @ others[columns, BITS:].T >= ALIKE
@@ -58,9 +61,9 @@ def _alike(some: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def groups(found: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
-    """[N] numbers of `looks`: the same for images that a chain of near-duplicates connects.
+    """Group numbers [N] of images, given their `looks`; images linked by a chain of near-duplicates share a number.
 
-    named: N groups that are known, "" for none; those of one are connected, too.
+    named: known group of each image, "" for none; images of one known group are linked, too.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components

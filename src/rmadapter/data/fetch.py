@@ -1,4 +1,4 @@
-"""An archive from the network: resumed where it was cut, checked, and unpacked nowhere but below its folder."""
+"""Fetches archives from the network (resumed and checked) and unpacks them only below their folder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from rmadapter.errors import UserError
 from rmadapter.files import read_text, write_text
 
 CHUNK = 1 << 20
-TRIES = 5  # in a row that bring nothing new
+TRIES = 5  # in a row without new bytes
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-DIGESTS = ".archives.sha256"  # as sha256sum writes it: a line an archive
+DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
 
 
 def fetch(
     url: str, path: Path, digest: str = "", most: int = 1 << 40, show: Callable[[int], Any] | None = None
 ) -> None:
-    """Fetch a file, going on with what an earlier call got. digest: "md5:..." or "sha256:...", "" where none is known.
+    """Fetch a file, resuming an earlier call. digest: "md5:..." or "sha256:...", "" if unknown.
 
-    show: called with the number of bytes that are there. Raises UserError when the connection is cut too often, for
-    more than `most` bytes, and for a file with another digest, which is then removed.
+    show: called with the number of bytes so far. Raises UserError if the connection is lost too often, for more than
+    `most` bytes, and for a wrong digest, in which case the file is removed.
     """
     if path.exists():
         return
@@ -56,7 +56,7 @@ def fetch(
 
 
 def _get(url: str, part: Path, start: int, most: int, show: Callable[[int], Any]) -> bool:
-    """Add what is missing; False when the connection ended before the file did."""
+    """Append what is missing to `part`; False if the connection ended before the file."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         answer = urllib.request.urlopen(request, timeout=60)
@@ -82,7 +82,7 @@ def _check(url: str, size: int, most: int) -> None:
 
 
 def remember(archive: Path, book: Path) -> None:
-    """Write down an archive's SHA-256, beside those of others. Raises UserError where it was another one before."""
+    """Record an archive's SHA-256 in `book`. If another one is recorded, remove the archive and raise UserError."""
     lines = read_text(book, "a list of digests").splitlines() if book.exists() else []
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     found = _digest(archive, "sha256")
@@ -107,11 +107,11 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = False) -> int:
-    """Unpack a zip or tar file, and what is packed in it, below a folder; how many of `most` bytes are left.
+    """Unpack a zip or tar file, and archives inside it, below a folder; returns how many of `most` bytes are left.
 
-    fresh: nothing lies in the folder yet, so that no file may come twice; two archives within one may hold the same
-    names. Raises UserError then, for members that are links or lead out of the folder, for more than `most` bytes, and
-    for an archive that is damaged. What was unpacked before that stays.
+    fresh: the folder is empty, so a file that exists is a duplicate (two inner archives may share names) and raises
+    UserError. Also raises UserError for links, members that leave the folder, more than `most` bytes, and damaged
+    archives. Files already unpacked stay.
     """
     left = most
     try:
@@ -153,7 +153,7 @@ def _of_zip(archive: Path) -> Iterator[Member]:
                 raise UserError(f"{archive}: holds {info.filename!r:.80}, which is a link or a device")
             if info.is_dir():
                 _inside(info.filename, archive)
-            else:  # no more than file_size comes out, whatever is packed
+            else:  # no more than file_size comes out, whatever the data
                 yield info.filename, info.file_size, lambda info=info: file.open(info)  # type: ignore[misc]
 
 
@@ -170,7 +170,7 @@ def _of_tar(archive: Path) -> Iterator[Member]:
 
 
 class _Sparing:
-    """A file whose headers are read in small parts alone: one of tar may claim any size."""
+    """A file that refuses large reads: a tar header may claim any size."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

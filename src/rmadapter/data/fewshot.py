@@ -1,4 +1,4 @@
-"""k images per class and base/novel halves, as CoOp draws them (Zhou et al., IJCV 2022): same seed, same images."""
+"""Draws shots per class and halves classes into base and novel, exactly as CoOp does (Zhou et al., IJCV 2022)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ VAL_SHOTS = 4  # CoOp never validates on more
 
 @dataclass(frozen=True, eq=False)
 class FewShot:
-    """One draw. `heldout` are the train images not drawn: all there is to test on when the data has no test split."""
+    """One draw. `heldout`: train images that were not drawn, which are tested on if the data has no test split."""
 
     train: ImageSet
     val: ImageSet | None
     heldout: ImageSet
     shots: int
     seed: int
-    short: tuple[str, ...]  # a sentence for each class with fewer images than shots
+    short: tuple[str, ...]  # one sentence per class with fewer images than shots
 
 
 def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
-    """Indices of `shots` items per label, label by label in order of first appearance; 0 takes all, in their order.
+    """Indices of `shots` items per label, label by label in order of first appearance; 0 returns all, in their order.
 
-    A label with fewer items gives all of them and draws no random number.
+    A label with fewer items yields all of them and uses no random number.
     """
     if shots < 1:
         return list(range(len(labels)))
@@ -47,9 +47,9 @@ def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[
 
 
 def sample_several(labels: Sequence[Sequence[int]], shots: int, rng: random.Random) -> list[int]:
-    """Indices of items such that each label has `shots` of them, or all that it has; 0 takes all, in their order.
+    """Indices of items such that each label has at least `shots` of them, or all it has; 0 returns all, in their order.
 
-    The rarest label is drawn first, and what it brings along counts for the others.
+    The rarest label is drawn first; the other labels of its items count towards their own shots.
     """
     if shots < 1:
         return list(range(len(labels)))
@@ -70,9 +70,9 @@ def _drawn(images: ImageSet, shots: int, rng: random.Random) -> list[int]:
 
 
 def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
-    """Draw from "train" (or "all") and then min(shots, 4) from "val" with one generator, seeded for this draw alone.
+    """Draw from "train" (or "all"), then min(shots, 4) per class from "val", with one generator seeded for this draw.
 
-    Raises UserError when there is nothing to train on or a class has no image; too few are reported in `short`.
+    Raises UserError if there are no train images or a class has none; classes with too few are listed in `short`.
     """
     source = splits.get("train", splits.get("all"))
     if source is None:
@@ -102,7 +102,7 @@ def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
 
 
 def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
-    """All classes, the first ceil(n/2) or the rest; labels count from 0 within the half. CoOp halves after drawing."""
+    """All classes, the first ceil(n/2), or the rest; labels count from 0 in each half. CoOp halves after drawing."""
     if which == "all":
         return images
     if which not in ("base", "novel"):
@@ -120,8 +120,7 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
 
 
 def split_digest(few: FewShot) -> str:
-    """SHA-256 of the set of images drawn, each with its label, and of the classes; their order, file names and the seed
-    do not count."""
+    """SHA-256 of the drawn images with their labels, and of the classes; ignores image order, file names and seed."""
     parts = [
         part and (part.classes, sorted(zip(part.several or part.labels, map(bytes.hex, part.contents), strict=True)))
         for part in (few.train, few.val)
@@ -130,19 +129,21 @@ def split_digest(few: FewShot) -> str:
 
 
 def order_digest(few: FewShot) -> str:
-    """The same of the images as they follow each other, on which a training depends too."""
+    """Like `split_digest`, but dependent on the order of the images, which affects training too."""
     parts = [few.train.digest, "" if few.val is None else few.val.digest]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def has_digest(few: FewShot, digest: str) -> bool:
-    """Whether these images were drawn; the first versions kept what is now `order_digest`."""
+    """Whether `digest` belongs to these images; the first versions stored what is now `order_digest`."""
     return digest in (split_digest(few), order_digest(few))
 
 
 def save_split(few: FewShot, path: Path) -> None:
-    """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own split files; of an image
-    of several labels the first, and all of those that are trained on under "several"."""
+    """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own split files.
+
+    Rows hold only the first of several labels; "several" lists all labels of the train images.
+    """
 
     def rows(images: ImageSet) -> list[list[str | int]]:
         return [[images.name(i), label, images.classes[label]] for i, label in enumerate(images.labels)]
@@ -161,7 +162,7 @@ def save_split(few: FewShot, path: Path) -> None:
 
 
 class Split(BaseModel):
-    """What `save_split` wrote; labels, several: empty in files of earlier versions."""
+    """A file written by `save_split`; labels and several are empty in files of earlier versions."""
 
     digest: str
     classes: tuple[str, ...]
@@ -175,7 +176,7 @@ class Split(BaseModel):
         return self.labels or self.classes
 
     def images(self, root: Path) -> FewShot:
-        """The draw, from images below a folder. Raises UserError when they are not there, or not the same."""
+        """The draw, read below `root`; one label per image. Raises UserError if images are missing or have changed."""
 
         def found(rows: list[tuple[str, int, str]]) -> ImageSet:
             paths, labels = tuple(root / name for name, _, _ in rows), tuple(label for _, label, _ in rows)
@@ -193,7 +194,7 @@ class Split(BaseModel):
 
 
 def read_split(path: Path) -> Split:
-    """Raises UserError for a file that is none."""
+    """Read a split file. Raises UserError if it is not one."""
     try:
         found = Split.model_validate(read_json(path))
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """FiftyOne's exports. FiftyOneImageClassificationDataset: labels.json of {"classes": [...], "labels": {stem: class}}
 beside data/. FiftyOneDataset: samples.json of {"samples": [{"filepath": ..., "tags": [...], FIELD: label}]}, or a
-folder samples/ with a file for each."""
+folder samples/ with one file per sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmadapter.errors import UserError, quoted
 
 KIND = "a FiftyOne list of labels"
 SAMPLES = "samples.json"
-TRUTH = "ground_truth"  # the field that counts where there are several
+TRUTH = "ground_truth"  # the field to read if several hold labels
 LABELS = {"Classification", "Classifications", "Detection", "Detections"}  # the last two have boxes
 
 
@@ -24,8 +24,8 @@ def is_fiftyone(value: Any) -> bool:
 
 
 def read_fiftyone(path: Path, value: Mapping[str, Any]) -> Marks:
-    """The images in the order of the labels. Raises UserError for a file of another shape, a class that it does not
-    list, and two images of one name."""
+    """The images in the order of the labels. Raises UserError for a malformed file, an unlisted class, and two images
+    with the same name."""
     data = path.parent / "data"
     files: dict[str, Path] = {}
     for image in image_files(data, set()):
@@ -50,9 +50,11 @@ def is_samples(value: Any) -> bool:
 
 
 def read_samples(path: Path, value: Mapping[str, Any], outside: bool = False) -> dict[str, Marks]:
-    """Split -> images in the order of the file; a split is a tag called train, val or test. Raises UserError for a file
-    of another shape, labels in several fields none of which is TRUTH, tags of several splits or of one in some samples
-    alone, and paths that lead out of the folder unless `outside` allows them."""
+    """Split -> images in the order of the file; the tags train, val and test give the split.
+
+    Raises UserError for a malformed file, labels in several fields but none in TRUTH, a sample with tags of several
+    splits, split tags on only some samples, and paths that leave the folder unless `outside` is set.
+    """
     splits: dict[str, Marks] = {}
     with shaped(path, "a FiftyOne data set"):
         field = _field(path, value["samples"])
@@ -68,7 +70,7 @@ def read_samples(path: Path, value: Mapping[str, Any], outside: bool = False) ->
 
 
 def _field(path: Path, samples: Sequence[Mapping[str, Any]]) -> str:
-    """The one that holds the labels."""
+    """Name of the field that holds the labels."""
     found = {
         name: None
         for sample in samples
@@ -91,7 +93,7 @@ def _split(where: str, tags: Sequence[Any]) -> str:
 
 
 def _marks(where: str, value: Any) -> Iterator[Mark]:
-    """Boxes are shares of the image: left, top, width, height."""
+    """The labels of a field; boxes are left, top, width and height as fractions of the image."""
     kind = value["_cls"] if value else ""
     for label in value[kind.lower()] if kind in ("Classifications", "Detections") else [value] if value else ():
         if label.get("label") is not None:

@@ -1,4 +1,4 @@
-"""Whatever Python users hold becomes one ImageSet: our own sets, folders, tables, data frames, arrays and lists."""
+"""Turns what Python users pass into one ImageSet: our own sets, folders, tables, data frames, arrays and lists."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rmadapter.errors import UserError, quoted
 def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = None) -> ImageSet:
     """Images to train on. With labels: N images, as `image_list` takes them, and N class names or whole numbers.
 
-    Without: an ImageSet, several by split ("train", else "all"), a pandas DataFrame with columns named as in a table
-    (of one with splits the rows of train), or whatever else `read_images` takes. classes: what whole numbers 0..C-1
-    are called in the prompts; without it they may be any, and prompts say the number, which is warned of.
+    Without labels: an ImageSet, split -> ImageSet ("train", else "all" is used), a pandas DataFrame with columns named
+    as in a table (if it has splits, its train rows are used), or anything else that `read_images` accepts. classes:
+    prompt names of the numbers 0..C-1; without it, numbers may be any and prompts contain them, with a warning.
     Raises UserError for anything else.
     """
     if labels is not None:
@@ -47,8 +47,8 @@ def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = Non
 
 
 def image_list(data: Any) -> list[ImageSource]:
-    """N images: a list, Series or array [N], an array [N, H, W(, 3)], a column [N, 1] of paths or objects as
-    scikit-learn's ensembles have them, an ImageSet, or a DataFrame with a column of paths."""
+    """A list of N images from a list, Series or array [N], an array [N, H, W(, 3)], a column [N, 1] of paths or objects
+    as in scikit-learn's ensembles, an ImageSet, or a DataFrame with a column of paths."""
     if isinstance(data, ImageSet):
         return list(data.images)
     if _is_frame(data):
@@ -61,10 +61,10 @@ def image_list(data: Any) -> list[ImageSource]:
 
 
 def weighted(images: ImageSet, sample_weight: Any, class_weight: Any, shots: int) -> ImageSet:
-    """The set with the weight of each image: sample_weight [N] times class_weight, which is a dictionary of label ->
-    weight (1 where it has none) or "balanced": classes count alike after `shots` of each were drawn.
+    """The set with a weight for each image: sample_weight [N] times class_weight.
 
-    Images of no weight are left out, but for classes that have no others. Raises UserError for what is no weight.
+    class_weight: label -> weight (1 for missing labels), or "balanced": all classes count the same once `shots` of each
+    are drawn. Images of weight 0 are left out, unless their class has no others. Raises UserError for invalid weights.
     """
     count, labels = len(images), np.array(images.labels)
     weights = np.ones(count) if sample_weight is None else _numbers(sample_weight)
@@ -77,7 +77,7 @@ def weighted(images: ImageSet, sample_weight: Any, class_weight: Any, shots: int
 
 
 def _of_classes(images: ImageSet, given: Any, labels: np.ndarray, shots: int) -> np.ndarray:
-    """[C]. labels: of the images that have a weight."""
+    """Class weights [C]. labels: those of the images whose sample weight is not 0."""
     factors = np.ones(len(images.classes))
     if given is None:
         return factors
@@ -119,7 +119,7 @@ def _of_lists(
 
 
 def _of_frame(frame: Any, classes: Sequence[str] | None) -> ImageSet:
-    """Its train images; numbers stay numbers, which `memory.open_object` makes text."""
+    """The train images of a DataFrame; unlike in `memory.open_object`, numeric labels stay numbers."""
     names = list(map(str, frame.columns))
     chosen = choose_columns("DataFrame", names, ("image", "label"), ("split", "group"))
     cells = {what: _plain(values) for what, values in frame_cells(frame, chosen).items()}
@@ -133,7 +133,7 @@ def _of_frame(frame: Any, classes: Sequence[str] | None) -> ImageSet:
 
 
 def _plain(values: Any) -> list[Any]:
-    """As Python's own numbers and texts."""
+    """The values as Python's own numbers and texts."""
     values = values if isinstance(values, Iterable) else np.asarray(values)
     if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -141,6 +141,6 @@ def _plain(values: Any) -> list[Any]:
 
 
 def _is_frame(data: Any) -> bool:
-    """Whether it is a pandas DataFrame; nobody who has one has not imported pandas."""
+    """Whether it is a pandas DataFrame, without importing pandas: whoever has one has imported it."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(data, pandas.DataFrame)

@@ -1,7 +1,7 @@
-"""Opens an image of unknown origin: an ordinary file, read as far as it is worth, of a size that memory can hold.
+"""Opens images of unknown origin within bounds on what reading and decoding them may cost.
 
-Bounds count bytes and pixels, so that a file is accepted or refused on every machine alike. Only the last of them is
-time, that of the processor, for whatever the others do not know.
+The bounds count bytes, pixels and reads, so every machine accepts the same files. Only the last resort is a bound on
+processor time, for what the others do not cover.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from PIL import Image
 from rmadapter.errors import UserError
 
 ALLOW = "--allow-outside (outside=True)"
-# Formats that Pillow lists and cannot draw by itself, where EPS and WMF would even start another program; and those
-# that hold an image of any other format and size than they say, or are unpacked at one go.
+# Formats that Pillow lists but cannot draw by itself (EPS and WMF would even start another program), and those that may
+# contain an image of another format and size than they declare, or are decompressed in one go.
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF", "BLP", "FITS", "ICNS", "IPTC"}
 URL = re.compile(r"[a-z][a-z0-9+.]+://", re.IGNORECASE)
-LONGEST = 100  # times as long as wide
-BYTES = 300_000_000  # of a file
-PHOTO = 24_000_000  # pixels; a larger image is reduced while it becomes RGB
-MEMORY = 4 * PHOTO * (4 + 4)  # bytes: four times what an ordinary photo takes, decoded and as RGB
+LONGEST = 100  # most times as long as wide
+BYTES = 300_000_000  # most in a file
+PHOTO = 24_000_000  # pixels; larger images are reduced while converted to RGB
+MEMORY = 4 * PHOTO * (4 + 4)  # bytes: four times what such a photo takes, decoded and as RGB
 PER_PIXEL = {
     "AVIF": 22,
     "HEIF": 16,
     "JPEG2000": 25,
     "QOI": 10,
     "WEBP": 17,
-}  # bytes while decoding, measured; of the others 4
+}  # bytes while decoding, measured; 4 for other formats
 SECONDS = 20  # of processor time
-READS = 4_000_000  # of a file; some decoders read byte by byte
-SCANS = 2_000_000_000  # pixels times scans of a JPEG: of 24 megapixels 83 scans, where 10 are usual
-EXIF = 150_000  # bytes beyond which EXIF is not looked at; a JPEG holds 65,000, written as text twice as many
+READS = 4_000_000  # most per file; some decoders read byte by byte
+SCANS = 2_000_000_000  # most pixels times scans of a JPEG: 83 scans at 24 megapixels; 10 are usual
+EXIF = 150_000  # larger EXIF blocks are ignored, in bytes; a JPEG holds up to 65,000, or twice that as text
 
 
 @cache
 def formats() -> dict[str, str]:
-    """Extension -> format, for all images that Pillow can read here; HEIC where pillow-heif is installed."""
+    """Extension -> format of all images that Pillow can read here; includes HEIC if pillow-heif is installed."""
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
 
@@ -52,9 +52,9 @@ def formats() -> dict[str, str]:
 
 
 def check_inside(name: str, where: str, outside: bool = False) -> None:
-    """Raises UserError for a path in a list that leads out of the list's folder, unless the user has allowed it.
+    """Raise UserError if a listed path leaves the folder of its list, unless `outside` is set.
 
-    A list from elsewhere could otherwise bring any image of this machine into a report.
+    Otherwise a list from someone else could put any image of this machine into a report.
     """
     climbs = ".." in name and ".." in PurePath(name).parts
     if not outside and (climbs or os.path.isabs(name) or os.path.splitdrive(name)[0]):
@@ -62,8 +62,8 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
 
 
 def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
-    """The image that a row of a table names, from the table's folder on. Raises UserError, naming `where`, for an empty
-    path, a web address, and as `check_inside`."""
+    """Path of an image named in a table, relative to the table's folder. Raises UserError, naming `where`, for an empty
+    path, a NUL, a web address, and as `check_inside`."""
     if not name or "\0" in name:
         raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
     if URL.match(name):
@@ -73,11 +73,11 @@ def listed_image(table: Path, where: str, name: str, outside: bool = False) -> P
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Read the header alone, and refuse an image that would take too much to decode.
+    """Open an image by its header, and refuse it if decoding would cost too much.
 
-    Raises whatever Pillow does; a JPEG beyond 24 megapixels will be decoded at half its size.
+    JPEGs over 24 megapixels will be decoded at reduced size. Raises ValueError, and whatever Pillow raises.
     """
-    size = file.seek(0, os.SEEK_END)  # also of bytes that are no file
+    size = file.seek(0, os.SEEK_END)  # works for bytes in memory, too
     file.seek(0)
     if not size:
         raise ValueError("the file is empty, 0 bytes")
@@ -97,7 +97,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def check_size(image: Image.Image) -> None:
-    """Raises DecompressionBombError beyond Pillow's limit, of which Pillow allows twice, and ValueError for lines."""
+    """Raise DecompressionBombError above Pillow's limit (Pillow allows twice that), ValueError for thin lines."""
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels > limit:
         raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
@@ -106,7 +106,7 @@ def check_size(image: Image.Image) -> None:
 
 
 def shrink(image: Image.Image) -> int:
-    """The whole number by which an image is reduced: 1 up to 24 megapixels."""
+    """The whole factor by which an image's sides are reduced: 1 up to 24 megapixels."""
     factor = 1
     while image.width * image.height > PHOTO * factor**2:
         factor += 1
@@ -118,12 +118,12 @@ def _sides(image: Image.Image) -> str:
 
 
 def _cost(image: Image.Image) -> int:
-    """Bytes that decoding takes, beside those of the RGB image that comes of it."""
+    """Bytes that decoding takes, not counting the resulting RGB image."""
     pixels = image.width * image.height
-    if layers := getattr(image, "layer", None):  # a JPEG in several scans keeps all coefficients, of 2 bytes
+    if layers := getattr(image, "layer", None):  # a JPEG of several scans keeps all coefficients, 2 bytes each
         sizes = [across * down for _, across, down, _ in layers]
         return int(pixels * (2 * sum(sizes) / max(*sizes, 1) + 4 / shrink(image) ** 2))
-    if tags := getattr(image, "tag_v2", None):  # a TIFF is unpacked in strips or tiles, which may be the whole image
+    if tags := getattr(image, "tag_v2", None):  # a TIFF is unpacked by strip or tile, which may be the whole image
         bits = tags.get(258, (1,))
         depth = sum(bits) * (tags.get(277, 1) if len(bits) == 1 else 1)
         strip = min(tags.get(278, image.height), image.height) * image.width
@@ -132,7 +132,7 @@ def _cost(image: Image.Image) -> int:
 
 
 def _check_scans(file: BinaryIO, image: Image.Image) -> None:
-    """Every scan of a JPEG goes over all pixels; that of a progressive one may be a few bytes long."""
+    """Bound the scans of a JPEG: each visits all pixels, but may be only a few bytes long in a progressive one."""
     here, count, last = file.tell(), 0, b""
     file.seek(0)
     while block := file.read(1 << 20):
@@ -145,10 +145,10 @@ def _check_scans(file: BinaryIO, image: Image.Image) -> None:
 
 
 class _Metered:
-    """A file that stops whoever reads more of it than there is, or takes too long over it.
+    """A file that raises ValueError if its decoder reads far more than the file holds, or takes too long.
 
-    A decoder gets control back between its reads. What it reads at once it also decodes at once; there the bounds of
-    `open_image` have to do.
+    This can only stop a decoder when it reads. What it reads at once it also decodes at once: there only the bounds of
+    `open_image` apply.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -164,9 +164,9 @@ class _Metered:
         self._exif += data.startswith(b"Exif\0\0")
         if self._bytes < 0:
             raise ValueError("its parts reuse the same bytes and are larger than the file")
-        if self._exif > 1:  # Pillow would join them, and read each entry of the whole
+        if self._exif > 1:  # Pillow would join them and read every entry
             raise ValueError("more than one block of EXIF")
-        timed = len(data) > 4096 or self._reads % 1024 == 0  # asking for the time takes longer than reading a byte
+        timed = len(data) > 4096 or self._reads % 1024 == 0  # getting the time is slower than reading a byte
         if self._reads > READS or (timed and time.thread_time() > self._until):
             raise ValueError("takes too long to decode")
         return data

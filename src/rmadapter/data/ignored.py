@@ -1,4 +1,4 @@
-"""Files that are not read: what a note calls them, and what a person can do about them."""
+"""The note on files that are not read, and advice on how to read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RAW = (
 
 
 def advice(name: str) -> str:
-    """What makes an image readable of whose suffix `name` ends; "" where nothing is known."""
+    """How to make images with the suffix of `name` readable; "" if unknown. `name` may be the suffix alone."""
     suffix = os.path.splitext(f"x{name}" if name.startswith(".") else name)[1].lower()
     if suffix in RAW:
         return f"{suffix} is a camera's RAW format: convert it to JPEG first"
@@ -23,7 +23,7 @@ def advice(name: str) -> str:
 def ignored_note(ignored: Counter[str]) -> str:
     """ "5 files ignored: .heic 3, .txt 2; pip install 'rmadapter[heic]' reads .heic", or nothing.
 
-    ignored: number of files by suffix, or by another reason why they are left out.
+    ignored: number of files by suffix or by other reason.
     """
     ordered = sorted(ignored, key=lambda kind: (-ignored[kind], kind))
     kinds = ", ".join(f"{kind} {ignored[kind]}" for kind in ordered)

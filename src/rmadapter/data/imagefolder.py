@@ -15,7 +15,7 @@ FILE = "file_name"
 
 
 def metadata(folder: Path) -> dict[str, Path]:
-    """Split -> its table, "" for one of the whole folder; nothing where none has the column file_name.
+    """Split -> its table, or {"": table} for one of the whole folder; empty if no table has the column file_name.
 
     Raises UserError for two folders of one split.
     """
@@ -42,8 +42,8 @@ def _table(folder: Path) -> Path | None:
 def read_imagefolder(
     tables: Mapping[str, Path], outside: bool = False, columns: Mapping[str, str] | None = None
 ) -> dict[str, Rows]:
-    """Split -> rows in the order of its table. Of a table for all of them, a column says the split, or else the first
-    folder of each path. Raises UserError as `scan_table`."""
+    """Split -> rows in the order of its table. In a table for the whole folder, a column gives the split, or else the
+    first folder of each path. Raises UserError as `scan_table`, and for contradictory or missing splits."""
     named = {**(columns or {}), "image": (columns or {}).get("image") or FILE}
     found: dict[str, Rows] = {}
     for split, table in tables.items():

@@ -1,4 +1,4 @@
-"""A folder of class folders, a table, or data of another format becomes an ImageSet a split."""
+"""Reads a folder of class folders, a table, or data of another format as one ImageSet per split."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ def read_images(
     """Read a folder of class folders, train/val/test folders of such, a table `path,label[,split][,group]`, or any
     other format of docs/data.md.
 
-    data: a path, or what `memory.open_object` knows. columns: of a table, "image", "label", "split" or "group" -> what
-    it is called there, where that is none of the usual names; "separator" -> what stands between the labels of an
-    image. crops: the boxes of COCO, YOLO and Label Studio are the images.
-    Returns split name ("train", "val", "test"; "all" where the data has no splits) -> ImageSet; all share the
-    classes of train (of all splits where there is no train), sorted by folder name. A file classnames.json beside
-    them (for one domain of several, beside the domains) may give other prompt names, and so does `names`: label ->
-    prompt name, which comes first; "crane | tall bird" are two descriptions of one class. Every file is decoded once,
-    so that what is found here can be used; bad ones raise UserError, or with `skip_bad` are left out and listed in
-    `skipped`. Raises UserError too for whatever makes labels ambiguous, and for paths in a table that lead out of its
-    folder, unless `outside` allows them.
+    data: a path, or an object that `memory.open_object` accepts. columns: "image", "label", "split" or "group" -> its
+    column in a table that uses other than the usual names; "separator" -> what separates several labels of an image.
+    crops: use the boxes of COCO, YOLO, Label Studio and FiftyOne as images. names: label -> prompt name; overrides
+    classnames.json, an optional file in the folder (for one of several domains, beside the domains). "crane | tall
+    bird" gives one class two descriptions.
+    Returns split ("train", "val", "test"; "all" for data without splits) -> ImageSet. All share the classes of train
+    (of all splits if there is no train), sorted by folder name. Every file is decoded once, so every image returned is
+    readable; unreadable ones raise UserError, or with `skip_bad` are left out and listed in `skipped`. Also raises
+    UserError for ambiguous labels, and for paths in a table that leave its folder unless `outside` is set.
     """
     if isinstance(data, (str, Path)):
         path, source = user_path(data), open_source(data, outside, columns, crops)
@@ -76,8 +75,7 @@ def read_images(
 
 
 def _filled(empty: ImageSet, rows: Rows, numbers: Mapping[str, int], skipped: Sequence[str], several: bool) -> ImageSet:
-    """With the images of rows that have a label of `numbers`, which gives each its place among the classes; the rest
-    are skipped, too."""
+    """`empty` with the images of `rows`. numbers: label -> class index; rows without any such label are skipped."""
     labels = [tuple(dict.fromkeys(numbers[label] for label in row.labels if label in numbers)) for row in rows]
     kept = [(row, own) for row, own in zip(rows, labels, strict=True) if own]
     lost = [row.image for row, own in zip(rows, labels, strict=True) if not own]
@@ -94,7 +92,7 @@ def _filled(empty: ImageSet, rows: Rows, numbers: Mapping[str, int], skipped: Se
 def _shared_names(
     found: dict[str, Rows], given: Mapping[str, str], path: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The classes in order, each with its label, and for every class as written, in any split, its name among them."""
+    """Prompt name -> label of each class, in order; and label, of any split and spelling -> prompt name."""
     own = {
         split: prompt_names(sorted({x for row in rows for x in row.labels}, key=order), given, f"{path} ({split}): ")
         for split, rows in found.items()
@@ -112,11 +110,11 @@ def _shared_names(
 
 
 def complaints(paths: Sequence[Path], progress: bool) -> dict[Path, str]:
-    """Bad files and what is wrong with them."""
+    """Unreadable files, each with the reason."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong we say with a sentence
+            warnings.simplefilter("ignore")  # `complaint` says what is wrong
             told = track(pool.map(complaint, paths), len(paths), "checking images", progress)
             return {path: text for path, text in zip(paths, told, strict=True) if text}
     finally:

@@ -1,4 +1,4 @@
-"""ImageSet: images with their labels, wherever they come from."""
+"""ImageSet: labelled images from any source."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class ImageSet:
     """N images with their labels.
 
     images: N paths, PIL images or arrays (uint8, or float in 0..1; [H, W], [H, W, 3] or [H, W, 4])
-    labels: N indices into `classes`, the first one of an image that has several labels
-    classes: prompt-ready names ("sea horse")
-    root: the folder that names are relative to
-    ignored: what is said of files that are not read, such as "5 files ignored: .heic 3, .txt 2"
+    labels: N indices into `classes`; the first label of an image that has several
+    classes: prompt names ("sea horse")
+    root: the folder that image names are relative to
+    ignored: note on files that were not read, such as "5 files ignored: .heic 3, .txt 2"
     skipped: "path: reason" of every image that skip_bad left out
-    written: the classes as the user writes them ("sea_horse", or a number); by default as in the prompt
-    groups: N names of what images have in common, as a patient; those of one never judge each other. "" stands alone
-    weights: N numbers, how much each image counts in training; empty where all count alike
-    several: N tuples of all labels of an image; empty where each image has one
+    written: the classes as the user writes them ("sea_horse", or a number); by default `classes`
+    groups: N group names, such as patients; images of one group never judge each other. "": no group
+    weights: N weights of the images in training; empty if all are equal
+    several: N tuples of all labels of an image; empty if each image has one label
     """
 
     images: tuple[ImageSource, ...]
@@ -60,9 +60,9 @@ class ImageSet:
         cls, images: Iterable[ImageSource], labels: Iterable[str | int], classes: Sequence[str] | None = None,
         groups: Iterable[str] = (),
     ) -> ImageSet:  # fmt: skip
-        """N images and N labels: class names (then `classes` may be left out), or indices into `classes`.
+        """From N images and N labels: class names (then `classes` may be omitted), or indices into `classes`.
 
-        Names become prompt names as `prompt_name` does it. Raises UserError for lists that do not fit together.
+        `prompt_names` turns the names into prompt names. Raises UserError for lists that do not fit together.
         """
         images, labels = tuple(images), tuple(labels)
         if not images or len(images) != len(labels):
@@ -95,11 +95,11 @@ class ImageSet:
 
     @property
     def all_labels(self) -> tuple[tuple[int, ...], ...]:
-        """N tuples of one label or several."""
+        """N tuples of one or more labels."""
         return self.several or tuple((label,) for label in self.labels)
 
     def targets(self) -> np.ndarray:
-        """[N, C] of bool: whether an image has a label."""
+        """Bool [N, C]: whether an image has a label."""
         import numpy as np
 
         found = np.zeros((len(self), len(self.classes)), dtype=bool)
@@ -113,7 +113,7 @@ class ImageSet:
         return [i for i, group in enumerate(self.groups) if group in theirs]
 
     def name(self, index: int) -> str:
-        """Path relative to `root` with forward slashes, or "image 3" for an image that is no file."""
+        """Path relative to `root` with forward slashes, or "image 3" for an image in memory."""
         image = self.images[index]
         if not isinstance(image, (str, Path)):
             return f"image {index}"
@@ -126,7 +126,7 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of classes, labels, weights and the contents of all images in order, wherever they lie."""
+        """SHA-256 of classes, labels, weights and image contents in order; independent of paths."""
         about = [self.classes, self.labels, *(more for more in (self.weights, self.several) if more)]
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
 
@@ -135,7 +135,7 @@ CROPS = "; for annotations, --crops (crops=True) cuts out the boxes"  # which ha
 
 
 def one_label(several: object, what: str, advice: str = "") -> None:
-    """Raises UserError for what takes one label per image, where images have several. advice: what else would help."""
+    """Raise UserError if images have several labels but `what` takes only one. advice: appended to the message."""
     if several:
         raise UserError(
             f"{what}: needs one label per image, but images here have several "
@@ -144,5 +144,5 @@ def one_label(several: object, what: str, advice: str = "") -> None:
 
 
 def relative(path: Path, root: Path | None) -> str:
-    """As a root sees it, with forward slashes; as it stands where that is outside."""
+    """The path relative to `root`, or unchanged if it is outside; with forward slashes."""
     return (path.relative_to(root) if root and path.is_relative_to(root) else path).as_posix()

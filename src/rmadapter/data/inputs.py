@@ -1,4 +1,4 @@
-"""Images to ask about: files, folders, patterns, tables and stdin become one list of paths; nothing is opened yet."""
+"""Images to predict: turns files, folders, patterns, tables and stdin into one list of paths; opens no image."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from rmadapter.files import user_path
 
 @dataclass
 class Inputs:
-    """files: in the order in which they were given, those of a folder sorted. folders: that were searched.
-    ignored: by suffix, what is no image in them."""
+    """files: in the order given, those of a folder sorted. folders: those searched. ignored: number of other files in
+    them, by suffix."""
 
     files: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
@@ -40,14 +40,14 @@ class Inputs:
 def find_images(
     words: Sequence[str], column: str = "", outside: bool = False, none: bool = False, crops: bool = False
 ) -> Inputs:
-    """words: files, folders (searched to any depth), patterns such as "photos/*.jpg", tables (CSV, TSV, parquet, JSON
-    lines), archives, folders that `datasets` saved, annotations (JSON of COCO, Label Studio or FiftyOne, YOLO's
-    data.yaml), and - for paths on stdin, one a line. crops: the boxes of the annotations that are given, or lie in a
-    folder that is.
+    """Find the images that `words` name.
 
-    column: of a table, whose paths are relative to its folder; outside: whether they may lead out of it. A file that
-    is named is taken as it is, whatever it holds. none: whether there may be no image any more, since all of them were
-    moved. Raises UserError for a web address, a table that is not readable, and for no image at all.
+    words: files, folders (searched to any depth), patterns such as "photos/*.jpg", tables (CSV, TSV, parquet, JSON
+    lines), archives, folders saved by `datasets`, annotations (JSON of COCO, Label Studio or FiftyOne, YOLO's
+    data.yaml), and - for paths on stdin, one per line. A named file is included whatever it holds. column: a table's
+    image column; its paths are relative to the table's folder. outside: whether paths may leave that folder. none:
+    allow finding no images, since all of them may have been moved. crops: use the boxes of annotations as images.
+    Raises UserError for a web address, an unreadable table, and if there are no images.
     """
     found = Inputs()
     for word in words:
@@ -92,7 +92,7 @@ def _search(found: Inputs, folder: Path) -> None:
 
 
 def _match(found: Inputs, path: Path) -> bool:
-    """Files, and folders unless ** has been into them already; whether there are any."""
+    """Add matching files, and matching folders unless ** has already searched them; whether anything matched."""
     deep, matches = "**" in path.parts, in_order(Path(match) for match in glob.iglob(str(path), recursive=True))
     for match in matches:
         if not match.is_dir():
@@ -101,14 +101,14 @@ def _match(found: Inputs, path: Path) -> bool:
             found.ignored[match.suffix.lower() or "no suffix"] += not taken
         elif not deep:
             _search(found, match)
-    found.ignored += Counter()  # without those that count 0
+    found.ignored += Counter()  # drops zero counts
     if deep:
         found.folders.append(Path(*path.parts[: path.parts.index("**")]))
     return bool(matches)
 
 
 def _lines() -> Iterator[str]:
-    """Of stdin, without what ends them; a name need not be UTF-8."""
+    """Lines of stdin without line ends; names need not be UTF-8."""
     data = b"" if sys.stdin is None else sys.stdin.buffer.read()
     return (os.fsdecode(line) for line in data.splitlines() if line)
 

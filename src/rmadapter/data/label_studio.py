@@ -23,8 +23,8 @@ def is_label_studio(value: Any) -> bool:
 
 
 def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -> Marks:
-    """The images in the order of the file; annotations that were cancelled do not count. Raises UserError for a file
-    of another shape, a task without an image, and paths that lead out of the folder unless `outside` allows them."""
+    """The images in the order of the file, without cancelled annotations. Raises UserError for a malformed file, a
+    task without an image, and paths that leave the folder unless `outside` is set."""
     marks: Marks = {}
     with shaped(path, KIND):
         for number, task in enumerate(tasks):
@@ -37,7 +37,7 @@ def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -
 
 
 def _written(where: str, data: Mapping[str, Any]) -> str:
-    """The image, by its usual key or else by its suffix."""
+    """The image as written, found by a usual key or else by its suffix."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     usual = [texts[key] for key in USUAL["image"] if key in texts]
     found = usual or [text for text in texts.values() if Path(unquote(text)).suffix.lower() in formats()]
@@ -73,8 +73,8 @@ def _boxes(where: str, values: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
 
 
 def _file(path: Path, where: str, written: str, upload: str, outside: bool) -> Path:
-    """Beside the export or in images/: the path that was imported, the upload, or its name without the prefix that
-    Label Studio gave it."""
+    """The image beside the export or in images/: as the imported path, the upload, or its file name with or without
+    Label Studio's prefix."""
     name = unquote(written).partition("?d=")[2] or unquote(written)
     base = Path(name).name
     names = [*([] if URL.match(name) else [name.lstrip("/")]), upload, base, re.sub(r"^[0-9a-f]{8}-", "", base)]

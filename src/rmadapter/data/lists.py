@@ -1,4 +1,4 @@
-"""The public few-shot lists of 2SFS (Farina et al., CVPR 2025) as tables: the very images that its authors drew.
+"""The public few-shot lists of 2SFS (Farina et al., CVPR 2025) as tables: the exact images its authors drew.
 
 github.com/FarinaMatteo/rethinking_fewshot_vlms shares 165 of them: 11 data sets, 3 seeds, and 1, 2, 4, 8 and 16 shots.
 They are JSON lines of `_impath` and `_classname`, in `split_fewshot/shot_16-seed_1_train.jsonl` and so on.
@@ -19,10 +19,10 @@ from rmadapter.files import read_text, write_text
 
 
 def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
-    """Write a table of path, label and split beside the images, for `fit` and `bench` with --shots 0: train and val are
-    those of the list, test is the data set's own. Returns where it lies.
+    """Write a table of path, label and split beside the images, for `fit` and `bench` with --shots 0; returns its path.
 
-    Raises UserError where the data set, the list or one of its images is missing.
+    Train and val come from the lists, test from the data set itself. Raises UserError if the data set, a list or one
+    of its images is missing.
     """
     home = home_of(dataset, root)
     if home is None:
@@ -42,7 +42,7 @@ def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
 
 
 def _read(dataset: Dataset, home: Path, shots: int, seed: int, split: str) -> list[tuple[str, str]]:
-    """(path from the data set's folder, class name) of a list."""
+    """(path relative to the data set's folder, class name) of each entry of a list."""
     file = home / "split_fewshot" / f"shot_{shots}-seed_{seed}_{split}.jsonl"
     if not file.is_file():
         raise UserError(f"{file}: not found; 2SFS's scripts/download_splits.sh puts it there (see docs/data.md)")
@@ -58,7 +58,7 @@ def _read(dataset: Dataset, home: Path, shots: int, seed: int, split: str) -> li
 
 
 def _below(dataset: Dataset, home: Path, path: str, where: str) -> str:
-    """The path from our folder: theirs may be one of another machine, with the data set's folder in it."""
+    """The path relative to our folder; theirs may be of another machine, up to the data set's folder."""
     parts = PurePosixPath(path).parts
     last = max((i for i, part in enumerate(parts) if part == dataset.folder), default=-1)
     name = str(PurePosixPath(*parts[last + 1 :]))

@@ -1,4 +1,4 @@
-"""What annotation files say of an image, each class with or without a box: its labels, or the boxes cut out."""
+"""Annotations of images, each a class with or without a box, become labels of images or of cut-out boxes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.files import atomic, cache_folder, shortened
 
 UNLABELLED = "images without a label"
-MOST = 1000  # characters of a class's name
+MOST = 1000  # characters of a class name
 
 
 class Mark(NamedTuple):
-    """label: a class's name. where: for messages. box: left, top, width, height. size: of the whole image, in the
-    unit of the box."""
+    """One annotation. label: class name. where: its place, for messages. box: left, top, width, height. size: width and
+    height of the whole image, in the unit of the box."""
 
     label: str
     where: str
@@ -30,12 +30,12 @@ class Mark(NamedTuple):
     size: Sequence[Any] = (1, 1)
 
 
-Marks: TypeAlias = dict[Path, list[Mark]]  # of every image that is listed
+Marks: TypeAlias = dict[Path, list[Mark]]  # includes listed images without annotations
 
 
 @contextmanager
 def shaped(path: Path, kind: str) -> Iterator[None]:
-    """Reads the values of a parsed file as if all were there. Raises UserError where one is not."""
+    """Turn errors from missing or malformed values of a parsed file into a UserError."""
     try:
         yield
     except UserError:
@@ -45,10 +45,9 @@ def shaped(path: Path, kind: str) -> Iterator[None]:
 
 
 def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignored: Counter[str]) -> Rows:
-    """Rows of images in their order; with `crops`, of their boxes, those of one image, as seen from `root`, a group.
+    """Rows of the images in order; with `crops`, of their boxes, grouped by image (its path relative to `root`).
 
-    ignored: counts images without a label, and labels without a box. Raises UserError for what is no name of a class,
-    and for a box that is none.
+    ignored: counts images without a label, and labels without a box. Raises UserError for an invalid class name or box.
     """
     rows: Rows = []
     for image, own in marks.items():
@@ -64,19 +63,19 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
         else:
             label, *more = dict.fromkeys(class_name(mark.label, mark.where) for mark in own)
             rows.append(Row(label, image, also=tuple(more)))
-    ignored += Counter()  # without those that count 0
+    ignored += Counter()  # drops zero counts
     return rows
 
 
 def class_name(written: str, where: str) -> str:
-    """A class's name out of a file of annotations. Raises UserError for what cannot be one."""
+    """A class name from an annotation file, stripped. Raises UserError for an invalid one."""
     if not written.strip() or len(written) > MOST or not is_text(written):
         raise UserError(f"{where}: {quoted(written)} is not a class name: use plain text of 1 to {MOST} characters")
     return written.strip()
 
 
 def _shares(mark: Mark) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom as shares of the image, within it."""
+    """Left, top, right and bottom as fractions of the image, clipped to it. Raises UserError for an empty box."""
     with suppress(TypeError, ValueError, OverflowError):
         left, top, width, height = (float(value) for value in mark.box)
         across, down = (float(value) for value in mark.size)
@@ -90,11 +89,11 @@ def _shares(mark: Mark) -> tuple[float, float, float, float]:
 
 
 def cut(image: Path, boxes: Sequence[tuple[float, float, float, float]]) -> list[Path]:
-    """The boxes of an image as PNG files in the cache, made unless they are there. An image that cannot be read stands
-    for itself, as a bad file."""
+    """Paths of the cut-out boxes, PNG files in the cache, made if missing. For an unreadable image returns its own
+    path for every box, to be reported as a bad file."""
     try:
         facts = os.stat(image)
-    except (OSError, ValueError):  # the latter for a NUL in its name
+    except (OSError, ValueError):  # ValueError: a NUL in its name
         return [image] * len(boxes)
     found, whole = [], None
     for box in boxes:

@@ -1,4 +1,4 @@
-"""Variables of MATLAB files, read by SciPy in a process of its own: a damaged one can crash it, or take any memory."""
+"""Reads MATLAB files with SciPy in a separate process: a damaged file can crash it or take unlimited memory."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECONDS, BYTES = 60, 2**32  # that the other process may take
+SECONDS, BYTES = 60, 2**32  # limits of the other process
 
 
 def variable(path: Path, key: str, *fields: str) -> list[Any]:
-    """One variable as a list; with `fields`, tuples of those fields of a list of structures.
+    """One variable as a list; with `fields`, a list of structures as tuples of those fields.
 
-    Numbers and texts are what they are, anything else is the text that shows it. Raises UserError for a file that is
-    missing, damaged or another one.
+    Numbers and texts stay as they are, anything else becomes its repr. Raises UserError for a file that is missing,
+    damaged or has no such variable.
     """
     from rmadapter.errors import UserError
     from rmadapter.files import opened
 
     wanted = f"a MATLAB file with {key!r}" + (f" of {' and '.join(fields)}" if fields else "")
-    with opened(path, wanted):  # no pipe, on which SciPy would wait
+    with opened(path, wanted):  # refuses pipes, on which SciPy would wait
         command = [sys.executable, __file__, str(path), key, *fields]
         try:
             found = json.loads(subprocess.run(command, capture_output=True, timeout=SECONDS, check=True).stdout)

@@ -1,4 +1,4 @@
-"""Data that a program holds: our own sets, a DataFrame, a data set of `datasets` or of torchvision."""
+"""Data in memory: an ImageSet, a DataFrame, a data set of `datasets` or of torchvision."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rmadapter.errors import UserError, quoted
 
 
 def open_object(data: Any, columns: Mapping[str, str] | None = None) -> Source | dict[str, ImageSet]:
-    """data: an ImageSet, or split -> ImageSet; a pandas DataFrame with a column of paths, PIL images or arrays; a
-    Dataset or DatasetDict; a torchvision ImageFolder, or any sequence of (image, label) pairs, where labels may be
-    numbers if it has `classes`. Paths in it are taken as they are; images without one stay in memory.
+    """Read data in memory. Paths are used as they are; images without a path stay in memory.
 
-    Raises UserError for anything else, and for what it lacks.
+    data: an ImageSet, or split -> ImageSet; a pandas DataFrame with a column of paths, PIL images or arrays; a Dataset
+    or DatasetDict; a torchvision ImageFolder, or any sequence of (image, label) pairs, where labels may be numbers if
+    it has `classes`. Raises UserError for anything else, and for missing or invalid parts.
     """
     if isinstance(data, ImageSet):
         return {"all": data}
@@ -65,7 +65,7 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
 
 
 def _text(cell: Any) -> str:
-    """Of a cell; nothing for a missing one."""
+    """A cell as stripped text; "" for a missing one."""
     return "" if cell is None else str(cell).strip()
 
 

@@ -1,6 +1,6 @@
-"""A class has a label, as the user writes it, and a prompt name, as the text encoder reads it: one rule for the two.
+"""A class's label, as the user writes it, and its prompt name, as the text encoder reads it: one rule for both.
 
-Labels come back exactly as they were written. Two spellings mean the same class when `key` gives the same for both.
+Labels are returned exactly as written. Two spellings mean the same class if they have the same `key`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rmadapter.files import read_json, user_path
 
 Label: TypeAlias = str | int
 OR = " | "  # between descriptions of one class
-OTHER, ELSE = ("other", "none"), "something else"  # a class of what is none of the others; in prompts
+OTHER, ELSE = ("other", "none"), "something else"  # names of a catch-all class; what prompts call it
 
 
 def prompt_name(written: str) -> str:
@@ -25,24 +25,23 @@ def prompt_name(written: str) -> str:
 
 
 def key(written: str) -> str:
-    """What all spellings of a class share: its prompt name without regard to case, for CLIP reads lower case."""
+    """What all spellings of a class share: its prompt name, case-folded, since CLIP lower-cases its input."""
     return prompt_name(written).casefold()
 
 
 def default_name(written: str) -> str:
-    """What prompts call a class unless told otherwise: its `prompt_name`, but for images that are none of the other
-    classes."""
+    """The prompt name of a class by default: `prompt_name`, or "something else" for a catch-all class."""
     return ELSE if key(written) in OTHER else prompt_name(written)
 
 
 def descriptions(name: str) -> tuple[str, ...]:
-    """ "crane | tall bird" -> the two descriptions of a class; the first is what it is called."""
+    """ "crane | tall bird" -> the two descriptions of a class; the first is its name."""
     return tuple(name.split(OR))
 
 
 def prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None, where: str = "") -> dict[str, str]:
-    """Names as written -> prompt names, those in `given` first, else the default. Raises UserError for two that are
-    the same but for case, and for one that is empty or no text."""
+    """Names as written -> prompt names, from `given` or else the default. Raises UserError for prompt names that are
+    equal except for case, empty, or not valid text. where: prefix of messages."""
     names: dict[str, str] = {}
     first: dict[str, str] = {}
     for raw in written:
@@ -58,9 +57,9 @@ def prompt_names(written: Sequence[str], given: Mapping[str, str] | None = None,
 
 
 def places(labels: Iterable[Label], written: Sequence[Label], names: Sequence[str]) -> list[int]:
-    """Where labels stand among the classes: as written, else by their `key`, else by that of a prompt name.
+    """Class index of each label: matched as written, else by `key`, else by the key of a prompt name.
 
-    Raises UserError for a label that is none of them.
+    Raises UserError for a label that matches no class.
     """
     found: dict[Label, int] = {}
     for spellings in (written, [key(x) for x in written if isinstance(x, str)], [key(name) for name in names]):
@@ -79,8 +78,8 @@ def places(labels: Iterable[Label], written: Sequence[Label], names: Sequence[st
 
 
 def classnames_json(root: Path, split: bool) -> dict[str, str]:
-    """The optional classnames.json: {"folder name": "prompt name"}; for a folder of splits, which may be one domain
-    of several, also that beside it."""
+    """Read the optional classnames.json, {"folder name": "prompt name"}, from `root`; for a folder of splits, which may
+    be one of several domains, else from beside it. Raises UserError for a malformed file."""
     path = root / "classnames.json"
     if split and not path.exists():
         path = root.absolute().parent / path.name
@@ -91,13 +90,13 @@ def classnames_json(root: Path, split: bool) -> dict[str, str]:
 
 
 def beside_splits(path: Path, splits: Collection[str]) -> bool:
-    """Whether it is a folder of splits, which may be one domain of several."""
+    """Whether it is a folder of splits, which may be one of several domains."""
     return path.is_dir() and "all" not in splits
 
 
 def read_names(path: str | Path) -> dict[str, str]:
-    """A CSV file `label,name`: label -> prompt name; the names of several rows are descriptions of one class. Raises
-    UserError for another file."""
+    """Label -> prompt name from a table `label,name`; several rows of a label are descriptions of one class. Raises
+    UserError for an unreadable table and for empty cells."""
     given: dict[str, list[str]] = {}
     for where, cells in read_rows(user_path(path), ("label", "name")):
         label, name = nfc(cells["label"]), nfc(cells["name"])
@@ -108,12 +107,12 @@ def read_names(path: str | Path) -> dict[str, str]:
 
 
 def check_known(given: Mapping[str, str], written: Sequence[Label], where: str | Path) -> None:
-    """Raises UserError for a name that is given to what is no class."""
+    """Raise UserError if a prompt name is given for an unknown class."""
     known = {nfc(str(label)) for label in written}
     if lost := next((label for label in given if label not in known), None):
         raise UserError(f"{where}: names {quoted(lost)}, which is not a class of the data{nearest(lost, known)}")
 
 
 def nfc(text: str) -> str:
-    """Composed Unicode, by which labels are compared as written."""
+    """The text in composed Unicode, in which labels are compared."""
     return unicodedata.normalize("NFC", text)

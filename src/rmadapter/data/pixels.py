@@ -1,4 +1,4 @@
-"""Any image, from any source, becomes an upright RGB image of 8 bits, or one sentence that says why not."""
+"""Loads any image as upright 8-bit RGB, or raises a UserError that says why it cannot."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rmadapter.files import plain_file
 
 ImageSource: TypeAlias = "str | Path | Image.Image | np.ndarray"
 
-STRIP = 1 << 22  # pixels that become RGB at once
+STRIP = 1 << 22  # pixels converted to RGB at once
 _Turn = Image.Transpose
-TURNS = {  # EXIF's orientation -> what makes it upright
+TURNS = {  # EXIF orientation -> the transposition that makes it upright
     2: _Turn.FLIP_LEFT_RIGHT, 3: _Turn.ROTATE_180, 4: _Turn.FLIP_TOP_BOTTOM, 5: _Turn.TRANSPOSE,
     6: _Turn.ROTATE_270, 7: _Turn.TRANSVERSE, 8: _Turn.ROTATE_90,
 }  # fmt: skip
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """An image as RGB: upright after its EXIF tag, first frame, transparency on white, 16 bit scaled to 8.
+    """Load an image as RGB: upright according to EXIF, first frame, transparency on white, 16 bits scaled to 8.
 
-    One of more than 24 megapixels is reduced by 2, so that no file takes more than four times the memory of such a
-    photo. Raises UserError that names the file when it is missing, empty, truncated, no image, larger than
-    PIL.Image.MAX_IMAGE_PIXELS, a line, or a bomb, and for arrays of another type or shape than ImageSet lists.
+    Images over 24 megapixels are reduced by a whole factor, so no file takes more than four times the memory of a photo
+    of that size. Raises UserError, naming the file, if it is missing, empty, truncated, no image, larger than
+    PIL.Image.MAX_IMAGE_PIXELS, a thin line, or a bomb, and for arrays of other types or shapes than ImageSet lists.
     """
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source))
@@ -46,8 +46,8 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def read_image(file: BinaryIO, name: str) -> Image.Image:
-    """The same of an open file, or of bytes in memory. name: for the sentence."""
-    if name.lower().endswith(RAW):  # which Pillow would take for a small TIFF
+    """Like `load_image`, from an open file or bytes in memory. name: for messages."""
+    if name.lower().endswith(RAW):  # Pillow would take it for a small TIFF
         raise UserError(f"{name}: {advice(name)}")
     with reading(name):
         return _rgb(open_image(file))
@@ -70,9 +70,9 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """In strips, since what lies between the pixels as they are stored and RGB may take many times the memory."""
+    """Convert in strips, since the steps from stored pixels to RGB may take many times the memory."""
     image.load()
-    check_size(image)  # once more: an icon may hold another image than it says
+    check_size(image)  # again: an icon may contain another image than it declares
     factor, turn = shrink(image), _turn(image)
     found = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     if image.mode == "RGB" and factor == 1 and not image.has_transparency_data:
@@ -84,12 +84,12 @@ def _rgb(image: Image.Image) -> Image.Image:
         for box in boxes:
             strip = _flat(image.crop(box), full)
             found.paste(strip.reduce(factor) if factor > 1 else strip, (0, box[1] // factor))
-    del image  # before the turned one is made
+    del image  # frees memory before the transposition
     return found if turn is None else found.transpose(turn)
 
 
 def _full(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]]) -> float:
-    """What is white where pixels are no bytes: the first usual number that holds them all, else the largest.
+    """The value of white: if pixels are not bytes, the first usual maximum that fits all, else the largest pixel.
 
     Raises ValueError for pixels that are not finite numbers.
     """
@@ -107,7 +107,7 @@ def _full(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]]) -> flo
 
 
 def _flat(image: Image.Image, full: float) -> Image.Image:
-    """RGB of 8 bits on white, of an image that is neither upright nor small yet."""
+    """Convert to 8-bit RGB on white, without turning or reducing."""
     if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
         image = _eight_bit(np.asarray(image), full)
     if image.has_transparency_data:
@@ -144,7 +144,7 @@ def _from_array(values: np.ndarray) -> Image.Image:
 
 
 def complaint(path: Path) -> str:
-    """What is wrong with a file, or "". It is decoded as it will be when it is used: what passes can be loaded."""
+    """What is wrong with a file, or "". Decodes it as `load_image` does, so whatever passes can be loaded."""
     if os.path.isdir(path):
         return f"{path}: no image in this folder"
     try:
@@ -155,7 +155,7 @@ def complaint(path: Path) -> str:
 
 
 def content(source: ImageSource) -> bytes:
-    """SHA-256 of a file's bytes, or of pixels that are no file."""
+    """SHA-256 of a file's bytes, or of the pixels of an image in memory."""
     if isinstance(source, (str, Path)):
         total = hashlib.sha256()
         with reading(str(source)), plain_file(source) as file:

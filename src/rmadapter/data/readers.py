@@ -2,8 +2,8 @@
 
     split -> [(path below the image folder, label, class name), ...], in the order of the file
 
-The draw of shots depends on that order. Where CoOp (Zhou et al., IJCV 2022) makes a random split of its own because an
-archive has none, it is made here the same way, from a fixed seed and sorted file names.
+The draw of shots depends on that order. Where an archive has no split and CoOp (Zhou et al., IJCV 2022) makes a random
+one, it is made here the same way, from a fixed seed and sorted file names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Table: TypeAlias = "dict[str, list[tuple[str, int, str]]]"
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
-SPLIT_SEED = 1  # CoOp's first run with seed 1 makes these very splits, where the archive has an order of its own
+SPLIT_SEED = 1  # CoOp's first run with seed 1 makes the same splits if the archive lists files in an order
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "as is": str,
     "lower": str.lower,
@@ -37,9 +37,9 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
-    """The sets of a table whose paths lie below `images`; classes in the order of their labels.
+    """The image sets of a table with paths below `images`; classes in the order of their labels.
 
-    Raises UserError, naming `source`, when a label has two names or labels do not count from 0 without a gap.
+    Raises UserError, naming `source`, if a label has two names or the labels are not 0, 1, 2, ... without a gap.
     """
     names: dict[int, str] = {}
     for rows in table.values():
@@ -65,7 +65,7 @@ def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
 
 
 def divide(groups: Iterable[Sequence[T]], shares: Sequence[float], where: Path) -> list[list[T]]:
-    """Shuffles group after group; each part gets its share of every group, rounded, and the last part what is left."""
+    """Shuffle each group and give each part its rounded share, the last one the rest. UserError if one gets none."""
     rng = random.Random(SPLIT_SEED)
     parts: list[list[T]] = [[] for _ in range(len(shares) + 1)]
     for group in groups:
@@ -91,7 +91,7 @@ def by_label(rows: Sequence[tuple[str, int, str]]) -> list[list[tuple[str, int, 
 
 
 def _with_val(table: Table, where: Path) -> Table:
-    """A fifth of every class's train images becomes val, where the archive has no val."""
+    """If the archive has no val split, make it from a fifth of each class's train images."""
     if "val" in table:
         return table
     val, train = divide(by_label(table["train"]), [0.2], where)
@@ -114,7 +114,7 @@ def split_json(path: Path) -> Table:
 
 
 def class_folders(home: Path, dataset: Dataset) -> Table:
-    """A folder a class and no split: 50 % train, 20 % val, 30 % test."""
+    """One folder per class and no split: 50 % train, 20 % val, 30 % test."""
     images = home / dataset.images
     groups: list[list[tuple[str, int, str]]] = []
     for folder in _class_folders(images):
@@ -125,7 +125,7 @@ def class_folders(home: Path, dataset: Dataset) -> Table:
 
 
 def wnid_folders(home: Path, dataset: Dataset) -> Table:
-    """ImageNet and its variants: class folders called by WordNet id, or by the number of a line of classnames.txt.
+    """ImageNet and its variants: class folders named by WordNet id, or by line number (from 0) in classnames.txt.
 
     A variant with 200 of the 1,000 classes has the labels 0 to 199.
     """
@@ -147,7 +147,7 @@ def wnid_folders(home: Path, dataset: Dataset) -> Table:
 
 
 def text_lists(home: Path, dataset: Dataset) -> Table:
-    """A text file a split, a line an image; lines after the pattern `dataset.line`, classes after `dataset.order`."""
+    """One text file per split, one line per image: lines match `dataset.line`, `dataset.order` orders classes."""
     order: dict[str, int] = {}
     if dataset.order:
         order = {m["name"]: label for label, m in enumerate(_lines(home / dataset.order, dataset.order_line))}
@@ -165,7 +165,7 @@ def text_lists(home: Path, dataset: Dataset) -> Table:
 
 
 def cars_matlab(home: Path, dataset: Dataset) -> Table:
-    """Stanford Cars: structures `annotations` with fname and class, counted from 1; `class_names` in the kit."""
+    """Stanford Cars: structures `annotations` with fname and class (from 1); `class_names` in the development kit."""
     written = variable(home / dataset.order, "class_names")
     names = {number: SPELLINGS[dataset.spelling](str(name)) for number, name in enumerate(written, 1)}
     table: Table = {}
@@ -179,7 +179,7 @@ def cars_matlab(home: Path, dataset: Dataset) -> Table:
 
 
 def flowers_matlab(home: Path, dataset: Dataset) -> Table:
-    """Oxford Flowers: `labels` from 1, one an image; names in JSON {"1": name}; 50 % train, 20 % val, 30 % test."""
+    """Oxford Flowers: one of `labels` per image, from 1; names in JSON {"1": name}; 50 % train, 20 % val, 30 % test."""
     names = read_json(home / dataset.order)
     file = home / dataset.lists["all"]
     labels = [_number(label, file) for label in variable(file, "labels")]
@@ -197,7 +197,7 @@ READERS = {f.__name__: f for f in (class_folders, wnid_folders, text_lists, cars
 
 
 def subfolders(parent: Path) -> list[str]:
-    """Names of the visible folders, sorted as CoOp sorts them: capitals first."""
+    """Names of the visible subfolders, sorted like CoOp: capitals first."""
     inside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent.is_dir() else []
     return sorted(name for name in inside if not name.startswith((".", "__MACOSX")))
 
@@ -209,7 +209,7 @@ def _class_folders(parent: Path) -> list[str]:
 
 
 def _image_files(root: Path, folder: str) -> list[str]:
-    """Paths from `root` of the images in one folder, sorted."""
+    """Paths relative to `root` of the images in one folder, sorted."""
     inside = sorted(name for name in os.listdir(root / folder) if not name.startswith("."))
     return [f"{folder}/{name}" for name in inside if os.path.splitext(name)[1].lower() in formats()]
 
@@ -228,14 +228,14 @@ def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:
 
 
 def _classnames(home: Path) -> dict[str, str]:
-    """wnid -> name, in the order of the file; ImageNet's own, beside `home`, serves its variants too."""
+    """wnid -> name, in the order of classnames.txt, from `home` or else from imagenet/ beside it."""
     own, shared = home / "classnames.txt", home.parent / "imagenet" / "classnames.txt"
     path = shared if shared.is_file() and not own.is_file() else own
     return {match["wnid"]: match["name"] for match in _lines(path, r"(?P<wnid>\S+) (?P<name>.+)")}
 
 
 def _number(value: Any, where: Path) -> int:
-    """A class counted from 1, as text or in any of MATLAB's kinds."""
+    """A class number from 1, given as text or as any MATLAB number."""
     try:
         number = int(value)
         if number < 1 or (not isinstance(value, str) and number != value):

@@ -1,6 +1,6 @@
-"""Data sets of Hugging Face's library `datasets`: a Dataset or DatasetDict, or a folder that save_to_disk wrote.
+"""Data sets of Hugging Face's library `datasets`: a Dataset or DatasetDict, or a folder written by save_to_disk.
 
-Images that are packed in it become files of the cache, one after another.
+Embedded images are written to the cache as files, one after another.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from rmadapter.files import cache_folder
 
 def is_saved(folder: Path) -> bool:
     one = all(os.path.isfile(folder / name) for name in ("dataset_info.json", "state.json"))
-    return one or os.path.isfile(folder / "dataset_dict.json")  # pathlib raises where a folder may not be read
+    return one or os.path.isfile(folder / "dataset_dict.json")  # pathlib raises if a folder may not be read
 
 
 def is_library(path: Path) -> bool:
-    """Whether a file or folder is read by `datasets`."""
+    """Whether `datasets` reads this file or folder."""
     if os.path.isdir(path):
         return is_saved(path) or bool(hub_parquets(path))
     return os.path.isfile(path) and is_hub_parquet(path)
 
 
 def is_dataset(value: Any) -> bool:
-    """Whether it is a Dataset, or a mapping of such; `datasets` is not imported for the answer."""
+    """Whether it is a Dataset or a mapping of Datasets; does not import `datasets`."""
     if isinstance(value, Mapping):
         return bool(value) and all(map(is_dataset, value.values()))
     return hasattr(value, "features") and hasattr(value, "column_names") and hasattr(value, "cast_column")
 
 
 def read_saved(folder: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> Source:
-    """Raises UserError for a folder that cannot be read, for one whose images are files outside of it unless `outside`
-    allows that, and as `read_dataset`."""
+    """Read a folder written by save_to_disk. Raises UserError if it is unreadable or its images are files outside it
+    (unless `outside` is set), and as `read_dataset`."""
     return read_dataset(_saved(folder), columns, folder, outside)
 
 
 def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path]:
-    """Of a file or folder that is read by `datasets`: each image of each split once, with a label or without.
+    """Each image, labelled or not, of every split of a file or folder that `datasets` reads, without repeats.
 
-    column: of the images, "" for the only one of them. Raises UserError as `read_saved`.
+    column: the image column; "" if there is only one. Raises UserError as `read_saved`.
     """
     if is_saved(path):
         parts, folder = _saved(path), path
@@ -66,9 +66,11 @@ def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path
 def read_dataset(
     found: Any, columns: Mapping[str, str] | None = None, folder: Path | None = None, outside: bool = True
 ) -> Source:
-    """found: a Dataset, or split -> Dataset. columns: as `read_images` has them; by default the one of images, and that
-    of classes or else one of the usual name. Raises UserError where there is none, and for other splits than train, val
-    and test."""
+    """Read a Dataset, or split -> Dataset. Raises UserError for missing columns and splits but train, val and test.
+
+    columns: as in `read_images`; by default the only column of type Image, and the only one of type ClassLabel or else
+    one with a usual name.
+    """
     splits: dict[str, Rows] = {}
     ignored: Counter[str] = Counter()
     home = str(folder or "data set")
@@ -85,18 +87,18 @@ def read_dataset(
 
 
 def is_hub_parquet(path: Path) -> bool:
-    """Whether a parquet file comes from the Hugging Face hub with images in it, which its schema says."""
+    """Whether it is a parquet file with images from the Hugging Face hub, according to its schema."""
     if path.suffix.lower() != ".parquet":
         return False
     try:
         features = (pyarrow("parquet", str(path)).read_schema(path).metadata or {}).get(b"huggingface", b"")
-    except Exception:  # which the reader of tables tells
+    except Exception:  # the reader of tables reports it
         return False
     return b'"Image"' in features
 
 
 def hub_parquets(folder: Path) -> dict[str, list[Path]]:
-    """Split -> such files of a folder, or of `data` in it, as the hub lays them out: train-00000-of-00002.parquet."""
+    """Split -> hub parquet files (train-00000-of-00002.parquet) in a folder or its subfolder `data`."""
     found: dict[str, list[Path]] = {}
     for file in in_order([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
         if is_hub_parquet(file):
@@ -105,7 +107,7 @@ def hub_parquets(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_parquets(found: Mapping[str, list[Path]], columns: Mapping[str, str] | None = None) -> Source:
-    """Raises UserError for files that cannot be read, for images that lie elsewhere, and as `read_dataset`."""
+    """Read hub parquet files. Raises UserError for unreadable files, images elsewhere, and as `read_dataset`."""
     return read_dataset(_parquets(found), columns, next(iter(found.values()))[0].parent, outside=False)
 
 
@@ -132,11 +134,11 @@ def _parquets(found: Mapping[str, list[Path]]) -> dict[str, Any]:
 def _rows(
     part: Any, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool, ignored: Counter[str]
 ) -> Any:
-    """The split that a column gives, and the row, of each image with a label."""
+    """(split, row) of each labelled image; split is "" unless a column gives it."""
     cells, labels = _cells(part, where, ("image", "label"), ("split", "group"), columns)
     for number, cell in cells:
         value = cell["label"]
-        if value is None or value == -1:  # as `datasets` writes a class that is not known
+        if value is None or value == -1:  # how `datasets` writes an unknown class
             ignored[UNLABELLED] += 1
             continue
         name = labels.int2str(value) if hasattr(labels, "int2str") else str(value).strip()
@@ -148,7 +150,7 @@ def _rows(
 def _cells(
     part: Any, where: str, needed: tuple[str, ...], also: tuple[str, ...], columns: Mapping[str, str] | None
 ) -> tuple[Iterator[tuple[int, dict[str, Any]]], Any]:
-    """Number and cells of each row, images as they are kept; and what the library says of the column of labels."""
+    """(number, cells) of each row, images not decoded; and the feature of the label column, if there is one."""
     library, features = _library(where), part.features
     named = dict(columns or {})
     for what, kind in (("image", library.Image), ("label", library.ClassLabel)):

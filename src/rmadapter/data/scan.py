@@ -1,4 +1,4 @@
-"""What a folder of class folders or a table says: rows of class and path, as written, nothing opened yet."""
+"""Reads a folder of class folders or a table as rows of class and path, as written, without opening images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rmadapter.errors import UserError
 
 
 class Row(NamedTuple):
-    """label: as it is written on disk. group: of images that belong together; "" stands alone. also: the further labels
-    of an image that has several."""
+    """One image. label: as written on disk. group: shared by images that belong together, "" for none. also: further
+    labels of an image with several."""
 
     label: str
     image: Path
@@ -33,8 +33,8 @@ Rows: TypeAlias = list[Row]
 
 
 class Source(NamedTuple):
-    """What a data set says of its images. root: what their names are relative to. splits: "train", "val" and "test", or
-    "all". ignored: how many files are not read, by suffix or another reason."""
+    """The images of a data set. root: the folder that their names are relative to. splits: "train", "val" and "test",
+    or "all" -> rows. ignored: number of files not read, by suffix or other reason."""
 
     root: Path
     splits: dict[str, Rows]
@@ -42,29 +42,29 @@ class Source(NamedTuple):
 
 
 CLASSNAMES = "classnames.json"
-SYSTEM = {("/", name) for name in ("dev", "proc", "sys")}  # what is a file there may never end
+SYSTEM = {("/", name) for name in ("dev", "proc", "sys")}  # their "files" may be endless
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def order(written: str) -> tuple[str, str]:
-    """Sort key of names: case-insensitive, and the same on file systems that store accents apart."""
+    """Sort key of names: case-insensitive, and the same on file systems that decompose accents."""
     return unicodedata.normalize("NFC", written).casefold(), written
 
 
 def _folders(path: Path) -> list[Path]:
-    """Visible folders but those of runs; __MACOSX is what its zip program leaves behind."""
+    """Visible subfolders, except runs; __MACOSX is left behind by the zip program of macOS."""
     inside = [entry for entry in listed(path) if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
     return sorted((entry for entry in inside if not _is_run(entry)), key=lambda entry: order(entry.name))
 
 
 def _is_run(folder: Path) -> bool:
-    """Of `fit --out DATA/run`, finished or not."""
+    """Whether it was written by `fit --out DATA/run`, finished or not."""
     written = any((folder / name).is_file() for name in ("run.json", "split.json"))
     return written and not any(path.suffix.lower() in formats() for path in listed(folder))
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in it. Raises UserError for one that may not be read."""
+    """The entries of a folder. Raises UserError if it may not be read."""
     try:
         return [*folder.iterdir()]
     except OSError as error:
@@ -77,14 +77,14 @@ def _refuse(error: OSError) -> None:
 
 
 def split_named(name: str) -> str:
-    """The split that a file or folder is called by: "instances_val2017" -> "val"; "all" where there is none."""
+    """The split in the name of a file or folder: "instances_val2017" -> "val"; "all" if there is none."""
     return next((SPLITS[word] for word in re.findall("[a-z]+", name.casefold()) if word in SPLITS), "all")
 
 
 def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Rows]:
-    """Split -> rows sorted by class and file; {"all": ...} where no split folders lie above the class folders.
+    """Split -> rows sorted by class and file; {"all": ...} if there are no split folders above the class folders.
 
-    ignored: counts the other files by their suffix.
+    ignored: counts other files by suffix. Raises UserError for unreadable folders and any other layout.
     """
     ignored = Counter() if ignored is None else ignored
     if (real := root.resolve()).parts[:2] in SYSTEM:
@@ -107,7 +107,7 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
 
 
 def _count(folder: Path, ignored: Counter[str]) -> None:
-    """The files of a folder that should hold folders alone."""
+    """Count the files of a folder that should only hold folders."""
     for path in listed(folder):
         if path.is_file() and path.name != CLASSNAMES:
             image = path.suffix.lower() in formats() and not path.name.startswith(".")
@@ -119,11 +119,11 @@ def _kind(path: Path) -> str:
 
 
 def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
-    """All images of all class folders; a class folder without any stands for itself, as a bad file."""
+    """Rows of all class folders; a class folder without images gets a row of its own path, to be reported as bad."""
     classes = _folders(parent)
     if not classes:
         raise UserError(f"{parent}: holds no class folders; images belong in {parent}/CLASS NAME/")
-    # A link up the tree, or across to another class, would bring in images under a wrong label.
+    # A link up the tree, or to another class, would bring in images under a wrong label.
     home = parent.resolve()
     barred = {home, *home.parents, *(folder.resolve() for folder in classes if not folder.is_symlink())}
     rows: Rows = []
@@ -137,9 +137,9 @@ def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
 
 
 def image_files(folder: Path, seen: set[Path], ignored: Counter[str] | None = None) -> list[Path]:
-    """Files with an image's extension at any depth, sorted; folders in `seen` are not entered, nor any twice.
+    """Files with an image suffix at any depth, sorted; skips folders in `seen`, and enters no folder twice.
 
-    ignored: counts the other files by their suffix.
+    ignored: counts other files by suffix.
     """
     images: list[Path] = []
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
@@ -155,16 +155,16 @@ def image_files(folder: Path, seen: set[Path], ignored: Counter[str] | None = No
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
-    """The same on file systems that store accents apart."""
+    """Sorted paths, in the same order on file systems that decompose accents."""
     return sorted(paths, key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
 
 
 def scan_table(path: Path, outside: bool = False, columns: Mapping[str, str] | None = None) -> dict[str, Rows]:
-    """Split -> rows in the order of the table, on which draws depend; {"all": ...} without a column of splits.
+    """Split -> rows in the order of the table, on which draws depend; {"all": ...} without a split column.
 
-    outside: whether images may lie outside of the folder of the table. columns: as `read_rows` has `named`, and under
-    SEPARATOR what stands between the labels of an image. Raises UserError as it does, and for an empty label or another
-    split than train, val and test.
+    outside: whether images may be outside the table's folder. columns: `named` of `read_rows`, and SEPARATOR -> what
+    separates the labels of an image. Raises UserError as `read_rows` and `listed_image`, and for an empty label or a
+    split other than train, val and test.
     """
     found: dict[str, Rows] = {}
     named = None if columns is None else {what: name for what, name in columns.items() if what != SEPARATOR}
@@ -181,7 +181,7 @@ def scan_table(path: Path, outside: bool = False, columns: Mapping[str, str] | N
 
 
 def _labels(cells: Mapping[str, str], separator: str) -> list[str]:
-    """Of an image, each once. Without a separator, only a column called `labels` is split, at ; and |."""
+    """Labels of a row, without repeats. Without a separator, only a column `labels` is split, at ; and |."""
     written = cells["label"] if "label" in cells else cells["several"]
     for mark in [separator] if separator else [] if "label" in cells else [";", "|"]:
         written = written.replace(mark, BETWEEN)

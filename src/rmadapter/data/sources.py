@@ -1,4 +1,4 @@
-"""What is this path? One function finds out which format the data has, and reads it."""
+"""Finds out which format the data at a path has, and reads it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from rmadapter.files import cache_folder, read_json, user_path
 
 YAML = (".yaml", ".yml")
 ANNOTATED = (".json", *YAML)
-LARGEST = 2**29  # bytes of a file of labels; COCO's own, of its train images of 2017, are less
-UNREAD = ("segmentation", "mask", "rle")  # most of such a file, and dropped while it is read
+LARGEST = 2**29  # most bytes of a JSON file of labels; COCO's train2017 is smaller
+UNREAD = ("segmentation", "mask", "rle")  # most of a COCO file; dropped while reading
 LISTS = (*SUFFIXES, *ANNOTATED, ".txt")  # files that may hold labels
 KNOWN = (
     "a folder of class folders; a table of path,label[,split] (.csv, .tsv, .parquet, .jsonl); a COCO, "
@@ -34,20 +34,20 @@ KNOWN = (
 
 
 def is_source(path: Path) -> bool:
-    """Whether a file may be data by its suffix."""
+    """Whether a file's suffix is one of a data format."""
     return path.suffix.lower() in (*SUFFIXES, *ANNOTATED) or is_packed(path)
 
 
 def open_source(
     data: str | Path, outside: bool = False, columns: Mapping[str, str] | None = None, crops: bool = False
 ) -> Source:
-    """What a folder or file says of its images, in any format of docs/data.md; nothing is decoded but for `crops`.
+    """List the images of a folder or file in any format of docs/data.md; decodes images only for `crops`.
 
-    outside: whether lists may name images outside of their folder. columns: as `read_images` has them. crops: the boxes
-    of COCO, YOLO and Label Studio instead of whole images. Raises UserError for data of no known format, or broken.
+    outside: whether lists may name images outside their folder. columns: as in `read_images`. crops: the boxes of COCO,
+    YOLO, Label Studio and FiftyOne instead of whole images. Raises UserError for unknown formats and broken data.
     """
     path = user_path(data)
-    if os.path.isdir(path):  # which never raises, however long the name
+    if os.path.isdir(path):  # never raises, even for overlong names
         return _folder(path, outside, columns, crops)
     if not os.path.isfile(path) or not is_source(path):
         what = "unknown format" if os.path.exists(path) else "no such file or folder"
@@ -64,8 +64,8 @@ def open_source(
 
 
 def images_root(data: str | Path, crops: bool = False) -> Path:
-    """The folder that the names of a data set's images start from, which `open_source` calls its root; nothing is read,
-    nor unpacked. crops: as there."""
+    """The folder that a data set's image names are relative to, the root of `open_source`'s result; unpacks nothing.
+    crops: as in `open_source`."""
     path = user_path(data)
     if crops:
         return cache_folder() / "crops"
@@ -82,7 +82,7 @@ def images_root(data: str | Path, crops: bool = False) -> Path:
 
 
 def annotated(path: Path, outside: bool = False) -> dict[str, Marks]:
-    """Split -> all images that a file of the kinds `ANNOTATED` lists, and their labels. Raises UserError as above."""
+    """Split -> images and labels of an annotation file (suffix in `ANNOTATED`). Raises UserError as `open_source`."""
     return read_yolo(path, outside) if path.suffix.lower() in YAML else _json(path, outside)
 
 
@@ -151,12 +151,12 @@ def _json(file: Path, outside: bool) -> dict[str, Marks]:
 
 
 def _beside(labels: Path) -> Path:
-    """The folder that the images of a file of labels are below."""
+    """The folder that holds the images of an annotation file."""
     return labels.parent.parent if labels.parent.name == "annotations" else labels.parent
 
 
 def _source(root: Path, marks: Mapping[str, Marks], crops: bool, whole: bool = True) -> Source:
-    """whole: whether the folder was given, so that images in it which nothing names are worth a word."""
+    """whole: whether a folder was given, so that its images without an entry are counted as ignored."""
     ignored: Counter[str] = Counter()
     splits = {split: rows_of(own, root, crops, ignored) for split, own in marks.items()}
     splits = {split: rows for split, rows in splits.items() if rows}
@@ -168,7 +168,7 @@ def _source(root: Path, marks: Mapping[str, Marks], crops: bool, whole: bool = T
 
 
 def _unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None:
-    """Counts the other images of a folder, and the other files but for those that hold labels."""
+    """Count a folder's unlisted images, and its other files except those that may hold labels."""
     others: Counter[str] = Counter()
     known = {os.path.abspath(image) for image in listed}
     if count := sum(os.path.abspath(image) not in known for image in image_files(root, set(), others)):

@@ -1,4 +1,4 @@
-"""Texts about classes, as a language model writes them: a JSON file {class name: [text, ...]}, whatever the method."""
+"""Texts about classes, such as those of a language model: a JSON file {class name: [text, ...]} for all methods."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rmadapter.files import read_json, user_path
 
 
 def read_texts(file: str) -> dict[str, list[str]]:
-    """The texts of each class by its `key`. Raises UserError for a file that is missing, and as `checked`."""
+    """The texts of each class by its `key`. Raises UserError for a missing file, and as `checked`."""
     return checked(read_json(user_path(file)), file)
 
 
 def checked(given: Any, where: str) -> dict[str, list[str]]:
-    """The same of what was read. Raises UserError for another form, and for two spellings of one class."""
+    """Texts by `key` from parsed JSON. Raises UserError for a malformed value and two spellings of one class."""
     if not isinstance(given, dict):
         raise UserError(f'{where}: write it as {{"class name": ["text", ...], ...}}')
     found: dict[str, list[str]] = {}
@@ -30,12 +30,12 @@ def checked(given: Any, where: str) -> dict[str, list[str]]:
 
 
 def texts_of(found: Mapping[str, list[str]], name: str) -> list[str]:
-    """Of a class by its prompt name; none where the file has none."""
+    """The texts of a class, given its prompt name; empty if the file has none."""
     return found.get(key(descriptions(name)[0]), [])
 
 
 def texts_of_all(found: Mapping[str, list[str]], names: Sequence[str], file: str) -> list[list[str]]:
-    """Of each class in turn. Raises UserError, which names the file, for a class without any."""
+    """The texts of each class in turn. Raises UserError, naming `file`, for a class without texts."""
     if lost := next((name for name in names if not texts_of(found, name)), None):
         raise UserError(f"{file}: class {quoted(lost)} has no texts: add some")
     return [texts_of(found, name) for name in names]

@@ -33,8 +33,8 @@ Source = TypeVar("Source", bound=ImageSource)
 class TrainTransform:
     """CoOp's augmentation: bicubic random resized crop, horizontal flip, tensor, normalisation; in this order.
 
-    Call it with an RGB image and a seed: float tensor [3, size, size], the same for the same seed. torch's
-    global generators stay as they are. Can be pickled.
+    Call it with an RGB image and a seed: it returns a float tensor [3, size, size], the same for the same seed, and
+    leaves torch's global generators unchanged. Can be pickled.
     """
 
     size: int
@@ -58,8 +58,8 @@ class TrainTransform:
 class ImageTensors(Dataset):
     """Index -> float tensor [3, H, W] of an ImageSet; can be pickled, so worker processes can read it.
 
-    transform: image -> tensor; with a `key`, (image, seed) -> tensor as TrainTransform has it
-    key: (seed, view); the augmentation of an image depends on it and on the index alone, not on workers or batches
+    transform: image -> tensor; with a `key`, (image, seed) -> tensor, such as TrainTransform
+    key: (seed, view); an image's augmentation depends only on it and on the index, not on workers or batches
     """
 
     images: ImageSet
@@ -78,9 +78,9 @@ class ImageTensors(Dataset):
 
 
 def batches(tensors: ImageTensors, orders: Sequence[Sequence[int]], workers: int = 0) -> Iterator[Tensor]:
-    """Float tensors [B, 3, H, W] of some rows after others. Raises UserError as load_image.
+    """Float tensors [B, 3, H, W], one batch for each list of rows in `orders`. Raises UserError as `load_image`.
 
-    A loader draws a base seed even when nothing is random: it gets a generator of its own, not torch's global one.
+    The loader draws a base seed even if nothing is random, so it gets its own generator instead of torch's global one.
     """
     own = torch.Generator()
     loader = DataLoader(tensors, batch_sampler=orders, num_workers=workers, generator=own, worker_init_fn=_in_worker)  # type: ignore[arg-type]
@@ -98,10 +98,10 @@ def decoded(
     size: int,
     bad: list[tuple[Source, str]] | None = None,
 ) -> Iterator[tuple[list[Source], Tensor]]:
-    """`size` images and their tensors [B, 3, H, W] after others, in order; threads decode ahead by two such batches.
+    """Batches of up to `size` images with their tensors [B, 3, H, W], in order; threads decode two batches ahead.
 
-    bad: takes unreadable images, with a sentence each, which are then left out. Without it the first one raises
-    UserError, after the images before it.
+    bad: collects unreadable images with the reason, which are then left out. If None, the first unreadable image
+    raises UserError, after the images before it were yielded.
     """
 
     def load(image: Source) -> Tensor | UserError:
@@ -140,8 +140,7 @@ def decoded(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Workers that are started in the block never see Ctrl-C, which a terminal sends to all: whoever started them does,
-    and ends them."""
+    """Block Ctrl-C for workers started in the block: a terminal sends it to all processes, but the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -153,9 +152,9 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _in_worker(_: int) -> None:
-    """It ends with whoever started it, which torch misses when that one is killed early on.
+    """Make a worker end with its parent, which torch misses if the parent is killed early.
 
-    What fails in that moment is shown to nobody; errors of its own go another way.
+    Silences tracebacks of what fails in that moment; the worker's own errors do not pass through the hook.
     """
     sys.excepthook = lambda *_: None
     end_with_parent()

@@ -1,4 +1,4 @@
-"""Archives and images without a file of their own, unpacked once into the cache, where they are files like others."""
+"""Unpacks archives and embedded images into the cache, once, where they are ordinary files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rmadapter.data.fetch import ARCHIVES, unpack
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, cache_folder, shortened
 
-LEAST, TIMES = 100_000_000, 20  # bytes that any archive may hold, and how many times its own more
+LEAST, TIMES = 100_000_000, 20  # an archive may unpack to LEAST bytes plus TIMES its own size
 
 
 def is_packed(path: Path) -> bool:
@@ -20,7 +20,7 @@ def is_packed(path: Path) -> bool:
 
 
 def place(archive: Path) -> Path:
-    """The folder of an archive in the cache, whether it is there or not; another one once the archive has changed."""
+    """The cache folder for an archive, which need not exist yet; a changed archive gets another one."""
     facts = os.stat(archive)
     word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -29,10 +29,10 @@ def place(archive: Path) -> Path:
 
 
 def unpacked(archive: Path) -> Path:
-    """The folder of what is in a zip or tar file, member by member; one that has not changed is unpacked once.
+    """The folder with the contents of a zip or tar file, which is unpacked once unless it changes.
 
-    Raises UserError as `fetch.unpack`, for more than twenty times the bytes of the archive, and where the cache cannot
-    be written.
+    Raises UserError as `fetch.unpack`, with a limit of 100 MB plus twenty times the archive's size, and if the cache
+    cannot be written.
     """
     from filelock import FileLock
 
@@ -42,7 +42,7 @@ def unpacked(archive: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.is_dir():
-                shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+                shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
                 aside.mkdir()
                 try:
                     unpack(archive, aside, LEAST + TIMES * os.stat(archive).st_size, fresh=True)
@@ -55,7 +55,7 @@ def unpacked(archive: Path) -> Path:
 
 
 def inner(folder: Path) -> Path:
-    """What an archive is about: the folder in it, and in that one, as long as there is nothing beside it."""
+    """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but one folder."""
     while True:
         inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink():
@@ -64,7 +64,7 @@ def inner(folder: Path) -> Path:
 
 
 def stored(data: bytes, name: str) -> Path:
-    """An encoded image as a file of the cache, called by its content and its own name."""
+    """Store an encoded image in the cache; returns its path, made of the content's digest and `name`."""
     digest = hashlib.sha256(data).hexdigest()
     plain = shortened(re.sub(r"[^\w.-]", "_", Path(name).name), end=True).lstrip(".") or "image"
     path = cache_folder() / "images" / digest[:2] / f"{digest[:24]}-{plain}"

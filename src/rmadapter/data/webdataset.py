@@ -1,7 +1,7 @@
-"""webdataset: tar files in which 0001.jpg and 0001.cls are a sample (github.com/webdataset/webdataset).
+"""webdataset: tar files in which 0001.jpg and 0001.cls form a sample (github.com/webdataset/webdataset).
 
-Each shard is unpacked once into the cache, member by member. The class is the text of .cls, or in .json the field
-label, class, category or cls; numbers are lines of classnames.txt beside the shards, where there is one.
+Each shard is unpacked once into the cache, member by member. The class is the text of .cls, or the field label, class,
+category or cls of .json; if classnames.txt is beside the shards, numbers index its lines.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ FIELDS = (*USUAL["label"], "cls")
 
 
 def shards(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its tar files in order, by the name of a split's folder, else by their own; nothing where they lie
-    beside other folders, as what those were unpacked from."""
+    """Split -> its tar files in order; the split is taken from the name of their folder, or else of the file.
+
+    Empty if there are other folders, which the tar files may have been unpacked to.
+    """
     found: dict[str, list[Path]] = {}
     for file in in_order(filter(_is_shard, listed(folder))):
         found.setdefault(split_named(file.name), []).append(file)
@@ -55,7 +57,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def is_sampled(folder: Path) -> bool:
-    """Whether a folder holds samples as a shard does: classes in .cls, or images with a .json of the same name."""
+    """Whether a folder holds samples like a shard: classes in .cls, or images with a .json of the same name."""
     if any(next(folder.glob(pattern), None) for pattern in ("*.cls", "*/*.cls")):
         return True
     names = [path.name.partition(".") for path in folder.iterdir() if path.is_file()]
@@ -64,32 +66,33 @@ def is_sampled(folder: Path) -> bool:
 
 
 def samples(folder: Path, names: Sequence[str], ignored: Counter[str]) -> Rows:
-    """The images of an unpacked shard that have a label. Raises UserError for a label that cannot be read."""
+    """The labelled images of an unpacked shard. Raises UserError for an unreadable label."""
     others: Counter[str] = Counter()
     rows: Rows = []
+    used: set[Path] = set()
     for image in image_files(folder, set(), others):
-        stem = image.name.partition(".")[0]
-        label, used = _label(image.parent, stem, names)
-        others[used] -= 1
+        label, file = _label(image.parent, image.name.partition(".")[0], names)
+        used |= {file} if file else set()
         if label:
             rows.append(Row(class_name(label, str(image)), image))
         else:
             ignored[UNLABELLED] += 1
+    others.subtract(file.suffix for file in used)
     ignored.update({kind: count for kind, count in others.items() if count > 0})
     return rows
 
 
-def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, str]:
-    """What a sample's class is called, and the suffix of the file that says so; "" where none does."""
+def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, Path | None]:
+    """A sample's class, and the file that gives it; "" and None if there is none."""
     if (file := folder / f"{stem}.cls").is_file():
-        return _named(read_text(file).strip(), names, file), ".cls"
+        return _named(read_text(file).strip(), names, file), file
     if (file := folder / f"{stem}.json").is_file():
         fields: Any = read_json(file)
         if not isinstance(fields, dict):
             raise UserError(f"{file}: {quoted(fields)} has none of the fields {', '.join(FIELDS)}")
         value = next((fields[name] for name in FIELDS if fields.get(name) is not None), "")
-        return _named(str(value).strip(), names, file), ".json"
-    return "", ""
+        return _named(str(value).strip(), names, file), file
+    return "", None
 
 
 def _named(label: str, names: Sequence[str], file: Path) -> str:

@@ -1,6 +1,6 @@
-"""YOLO's detection folders: a data.yaml of splits and class names, and a text file of boxes an image.
+"""YOLO's detection folders: a data.yaml of splits and class names, and one text file of boxes per image.
 
-The format is that of https://docs.ultralytics.com/datasets/detect. Its classification folders are plain class folders.
+Format: https://docs.ultralytics.com/datasets/detect. YOLO's classification folders are plain class folders.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def yolo_file(folder: Path) -> Path | None:
         try:
             if {"names", "train"} <= read_yaml(file).keys():
                 return file
-        except UserError:  # some other program's
+        except UserError:  # another program's file
             continue
     return None
 
 
 def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
-    """Split -> images in order. Raises UserError for a file of another shape, labels without a class, and folders
-    that are not there or lie outside, unless `outside` allows that."""
+    """Split -> images in order. Raises UserError for a malformed file, labels of unknown classes, folders that do not
+    exist, and folders outside the data unless `outside` is set."""
     values, found = read_yaml(file), {}
     with shaped(file, KIND):
         names = values["names"]
@@ -62,7 +62,7 @@ def _images(file: Path, values: Mapping[str, Any], written: str, outside: bool) 
 
 
 def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -> Path:
-    """Where a split lies: below `path`, or below the file; Roboflow writes one ../ too many."""
+    """Path of a split, relative to `path` or to the file's folder; Roboflow writes one ../ too many."""
     home = Path(os.path.abspath(file.parent))
     for base in (home / str(values.get("path") or ""), home):
         for name in (written, written.removeprefix("../")):
@@ -74,9 +74,9 @@ def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -
 
 
 def _marks(image: Path, classes: Mapping[int, str], home: Path) -> list[Mark]:
-    """images/a.jpg has its boxes in labels/a.txt; without such folders they are beside it. No file: no label.
+    """Boxes of images/a.jpg from labels/a.txt, or of a.jpg elsewhere from a.txt beside it; none without that file.
 
-    home: of the data, which may itself lie in a folder called images.
+    home: the data's folder, which may itself be in a folder called images.
     """
     above = len(home.parts) if image.is_relative_to(home) else 0
     parts = image.parts
@@ -100,7 +100,7 @@ def _marks(image: Path, classes: Mapping[int, str], home: Path) -> list[Mark]:
 
 
 def _box(points: list[float], where: str) -> tuple[float, ...]:
-    """Left, top, width, height of [x, y, width, height] with the middle at x, y, or of the corners of a polygon."""
+    """Left, top, width, height from [x, y, width, height] centred at x, y, or from the corners of a polygon."""
     if len(points) == 4:
         x, y, width, height = points
         return x - width / 2, y - height / 2, width, height

@@ -1,4 +1,4 @@
-"""Classes that an exported model is told by name: the text encoder beside it, by onnxruntime and tokenizers."""
+"""Classes added to an exported model by name: its text encoder, run by onnxruntime and tokenizers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENS = "tokens"
 
 
 class Naming:
-    """weights: features of classes [C, e]; scale: of their cosines to those of images. Raises UserError where the
+    """weights: class features [C, e]. scale: factor of their cosines with image features. Raises UserError if the
     export has no text encoder."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,12 +31,12 @@ class Naming:
         self._session = onnxruntime.InferenceSession(str(folder / TOWER), providers=["CPUExecutionProvider"])
 
     def tokens(self, name: str) -> np.ndarray:
-        """Of all prompts of a class, int64 [N, L]."""
+        """Tokens of all prompts of a class, int64 [N, L]."""
         texts = [template.replace("{}", name) for template in self.templates]
         return np.array([self._tokenizer.encode(text).ids for text in texts], np.int64)
 
     def add(self, label: str, labels: list[str]) -> None:
-        """Append a class, and its label to the others. Raises UserError for one that is there, or has no name."""
+        """Append a class, and its label to `labels`. Raises UserError for one that exists, or is not a single name."""
         name = prompt_name(label)
         if not name or OR in label:
             raise UserError(f"class {label!r}: give one name of at least one word")

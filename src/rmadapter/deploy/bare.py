@@ -1,4 +1,4 @@
-"""What leaves this machine, without what it tells of its folders and files."""
+"""Remove the names of this machine's folders and files from records and commands that leave it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rmadapter.record import BackboneName, MethodName, Record
 
 
 def last_part(path: str) -> str:
-    """`pets` of `/home/anna/pets`, whatever the system that it was written on."""
+    """`pets` from `/home/anna/pets`, whichever system it was written on."""
     return PureWindowsPath(path).name or path
 
 
 def bare_reason(text: str) -> str:
-    """A sentence of why there is no figure, unless it could name a file."""
+    """The reason why a score is missing, unless it could name a file."""
     return "left out, as it may name a file" if "/" in text or "\\" in text else text
 
 
 def libraries(versions: Mapping[str, str]) -> dict[str, str]:
-    """Without the system's own."""
+    """Versions of libraries alone, without the platform."""
     return {name: version for name, version in versions.items() if name != "platform"}
 
 
 def bare_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, BackboneName]:
-    """Without folders: of a method's own file, of files in its settings, and of a backbone that is no published one."""
+    """Strip folders from a method's own file, from files in its settings, and from an unpublished backbone."""
     known = is_published(backbone.name) or backbone.name.startswith("hf-hub:")
     settings = {
         name: last_part(value) if isinstance(value, str) and (os.path.exists(value) or value[:1] in "/~.") else value
@@ -42,7 +42,7 @@ def bare_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, 
 
 
 def bare_record(record: Record) -> Record:
-    """Without paths, command, machine, notes, and the names of a table's columns."""
+    """The record without paths, command, machine, notes, and the names of a table's columns."""
     method, backbone = bare_names(record.method, record.backbone)
     asked = tuple(replace(question, data=last_part(question.data)) for question in record.task.tests)
     task = replace(record.task, data=last_part(record.task.data), backbone=backbone.name, tests=asked)
@@ -61,7 +61,7 @@ def bare_record(record: Record) -> Record:
 
 
 def bare_command(command: str) -> str:
-    """Of every path its last part; backbones and repositories are none."""
+    """The command with each path cut to its last part; backbones and repositories keep their full names."""
 
     def bare(word: str) -> str:
         name, equals, value = word.rpartition("=")

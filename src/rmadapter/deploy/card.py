@@ -55,7 +55,7 @@ engine, onnxruntime-web, has the MIT licence. The same folder also works on the 
 
 
 def card(facts: dict[str, Any], record: Record | None, size: int) -> str:
-    """facts: what export.json holds. size: of an image, in pixels."""
+    """README.md. facts: contents of export.json. size: of an image, in pixels."""
     parity = facts["parity"]
     return TEXT.format(
         title=facts["method"]["title"],

@@ -1,4 +1,4 @@
-"""The verbs `export` and `push`; every import that costs time waits for its verb."""
+"""The commands `export` and `push`; slow imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rmadapter.console import Its, Json, Name, Outside, Quiet, command, table
 from rmadapter.remote import run_folder
 
-SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # of `int8.search`, within 80 columns
+SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # by `int8.search`, in 80 columns
 
 
 def export(

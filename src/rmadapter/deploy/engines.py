@@ -1,4 +1,4 @@
-"""What computes an exported graph: onnxruntime, OpenVINO, torch or LiteRT, each imported where its graph lies."""
+"""Engines that run an exported graph: onnxruntime, OpenVINO, torch or LiteRT, each imported only for its own graph."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from rmadapter.errors import UserError
 
 GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
-FACTS = "export.json"  # what an exported folder says of itself
-INPUT, OUTPUTS = "pixels", ("probabilities", "features")  # the second one where it was asked for
-HINT = ["rmadapter", "precision"]  # where an OpenVINO model says what it is to be computed in
-GROUPS = ["rmadapter", "group"]  # and of how many activations at a time in 8 bits
+FACTS = "export.json"  # what describes an exported folder
+INPUT, OUTPUTS = "pixels", ("probabilities", "features")  # features only if asked for
+HINT = ["rmadapter", "precision"]  # where an OpenVINO model says in which precision to compute
+GROUPS = ["rmadapter", "group"]  # and how many activations share a range in 8 bits
 
-# What a graph is asked by, and how many images it takes at a time where that number is fixed
+# The function that runs a graph, and its batch size if that is fixed, else 0
 Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
 
 
@@ -51,7 +51,7 @@ def _text(model: Any, place: list[str]) -> str:
 
 
 def _torch(file: Path, threads: int) -> Engine:
-    """Raises UserError for a file that holds a pickle, which torch would open."""
+    """Raises UserError for a file that contains a pickle, which torch would load."""
     import torch
 
     with zipfile.ZipFile(file) as parts:

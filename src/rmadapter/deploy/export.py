@@ -1,4 +1,4 @@
-"""A run becomes a folder that answers without this package; it appears whole or not at all."""
+"""Export a run to a folder that answers without this package, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMON = "numpy>=1.26\npillow>=12.3\n"
 
 
 class Target(NamedTuple):
-    """precisions: in which it can be had. modules: that write it. needs: what its requirements.txt names."""
+    """precisions: those available. modules: needed to write it. needs: lines of its requirements.txt."""
 
     precisions: tuple[str, ...]
     modules: tuple[str, ...]
@@ -49,7 +49,7 @@ TARGETS = {
 
 
 def check_wishes(out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False) -> None:
-    """Before anything costs time. Raises UserError for a folder that exists, and for what is unknown or missing."""
+    """Check wishes before slow work. Raises UserError for a folder that exists, bad wishes and missing packages."""
     if to not in TARGETS:
         raise UserError(f"--to {to}: choose one of {', '.join(TARGETS)}")
     if os.path.lexists(out):
@@ -72,12 +72,12 @@ def export(
     to: str = "onnx", outside: bool = False, force: bool = False, command: str = "", embeddings: bool = False,
     text: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write a run into a folder that must not exist yet, after the written model has answered images as the run does.
+    """Export a run to a new folder, which is kept only if the exported model answers images as the run does.
 
-    to: one of TARGETS. data: images for that, as `questions` has it. force: keep a model that differs by more than its
-    precision may. embeddings: whether it gives features, too. text: whether classes can be added to it by name, for
-    which it gives features. Returns what export.json holds. Raises UserError as `check_wishes`, for a method that does
-    not become a graph, for a model that answers otherwise, and where nothing can be written.
+    to: one of TARGETS. data: images to compare on, as in `questions`. force: keep a model that differs by more than
+    its precision allows. embeddings: whether it outputs features, too. text: whether classes can be added by name,
+    which implies features. Returns the contents of export.json. Raises UserError as `check_wishes` does, for a method
+    that cannot become a graph, for a model that differs too much, and where nothing can be written.
     """
     check_wishes(out, to, precision, text, embeddings)
     with whole(out) as stage:
@@ -102,7 +102,7 @@ def _questions(run: Path, saved: Saved, data: Path | None, outside: bool, precis
 
 
 def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, embeddings: bool) -> list[Any]:
-    """Returns how int8 was chosen."""
+    """Write the graph; returns the rows of the int8 search, if there was one."""
     from rmadapter.deploy import graph, int8, web
     from rmadapter.deploy.parity import training
     from rmadapter.deploy.runtime import Model
@@ -129,7 +129,7 @@ def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, 
 
 
 def write_tower(stage: Path, run: Path, saved: Saved) -> tuple[str, ...]:
-    """The text encoder; returns its files."""
+    """Write the text encoder; returns its files."""
     from rmadapter.deploy.adding import KNOWN, PROMPTS, TOWER, WORDS
     from rmadapter.deploy.tower import write_text
 
@@ -151,7 +151,7 @@ def _write_model(
     embeddings: bool,
     text: bool,
 ) -> tuple[dict[str, Any], Record | None]:
-    """What export.json says of it, and the run's record, where there is one."""
+    """Write and compare the model; returns its part of export.json, and the run's record if there is one."""
     from rmadapter.deploy import graph
     from rmadapter.deploy.parity import LIMITS, compare
     from rmadapter.deploy.runtime import LABELS, TRANSFORM, Model
@@ -204,7 +204,7 @@ def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:
 
 
 def transform_of(backbone: Backbone) -> dict[str, Any]:
-    """What `runtime.Transform` takes: in words what `backbone.preprocess` does."""
+    """Arguments of `runtime.Transform` that describe `backbone.preprocess`."""
     from open_clip.transform import PreprocessCfg
 
     visual: Any = backbone.model.visual
@@ -212,7 +212,7 @@ def transform_of(backbone: Backbone) -> dict[str, Any]:
     return {
         "size": backbone.image_size,
         "resize": config.resize_mode,
-        "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",  # as open_clip has it
+        "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",  # as open_clip does
         "mean": backbone.mean,
         "std": backbone.std,
         "fill": config.fill_color,

@@ -1,7 +1,7 @@
-"""A fitted method as one graph, of ONNX or of torch: pixels [B, 3, H, W] in, probabilities [B, C] out.
+"""A fitted method as one graph, of ONNX or torch: pixels [B, 3, H, W] in, probabilities [B, C] out.
 
-Nothing asks which method it is: its own scoring is traced, and what does not depend on the image (class features, a
-cache of shots, tokens that were learned) becomes numbers in the graph.
+No code here depends on the method: its own scoring is traced, and what does not depend on the image (class features,
+a cache of shots, learned tokens) becomes constants in the graph.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from rmadapter.prompts import Cosines, cosine_logits, untouched
 
 T = TypeVar("T")
 OPSET = 20
-GROUP = 64  # numbers
-ASKED = 200  # images before an export is done
-LARGEST = 2_000_000_000  # bytes of a graph in one file: protobuf ends at 2^31
-BESIDE = f"{GRAPH}.data"  # the weights of a larger one
-WEIGHTS = "model.bin"  # those of an OpenVINO model
+GROUP = 64  # numbers that share a range
+ASKED = 200  # images to compare an export on, at most
+LARGEST = 2_000_000_000  # most bytes of a graph in one file: protobuf's limit is 2^31
+BESIDE = f"{GRAPH}.data"  # the weights of a larger graph
+WEIGHTS = "model.bin"  # the weights of an OpenVINO model
 
 
 class Answers(nn.Module):
-    """What `Fitted.answers` does, of one model. names: of the classes. embeddings: whether features [B, e] of unit
-    length follow the probabilities: those that it compares with class features, of classes that it never saw where
-    these differ, else those of the untouched encoder.
+    """`Fitted.answers` of one model, as a module. names: of the classes. embeddings: whether unit features [B, e]
+    follow the probabilities: those that are compared with class features; if the classes are scored otherwise, those
+    of the untouched encoder, or, if the method runs blocks itself, those that it compares for unseen classes.
 
-    Raises NotApplicable as `Fitted.score`, and for embeddings where a method reads no features; UserError for a model
-    of several labels an image, and for one that remembers images.
+    Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no features to give; UserError for a
+    model with several labels per image, and for one that remembers images.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
@@ -75,15 +75,15 @@ def _features(fitted: Fitted, names: Sequence[str], found: ToLogits) -> Callable
 
 
 def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> Any:
-    """An onnx.ModelProto whose batch axis is free, or 1 where a method treats each image by itself.
+    """An onnx.ModelProto with a free batch axis, or a batch of 1 if the method treats each image by itself.
 
-    embeddings: as `Answers` has it. Raises UserError for a method that cannot be traced, and NotApplicable as it does.
+    embeddings: as in `Answers`. Raises UserError for a method that cannot be traced, and NotApplicable as `Answers`.
     """
     return _traced(Answers(fitted, names, embeddings), _onnx, "an ONNX graph")
 
 
 def program(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> torch.export.ExportedProgram:
-    """The same as torch's own graph."""
+    """As `trace`, but as torch's own graph."""
     return _traced(Answers(fitted, names, embeddings), _program, "a torch graph")
 
 
@@ -93,7 +93,7 @@ def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
     with quiet():
         try:
             return make(module, pixels, ({0: torch.export.Dim("batch")},))
-        except Exception:  # each image has prompts of its own, say
+        except Exception:  # for example, prompts that depend on the image
             pass
         try:
             return make(module, pixels[:1], None)
@@ -115,13 +115,13 @@ def _onnx(module: Answers, pixels: Tensor, batch: Any) -> Any:
         dynamic_shapes=batch and ({0: "batch"},),
     )  # fmt: skip
     assert found is not None
-    fold_constants(found.model, input_size_limit=LARGEST, output_size_limit=LARGEST)  # weights that are turned, say
+    fold_constants(found.model, input_size_limit=LARGEST, output_size_limit=LARGEST)  # such as transposed weights
     return found.model_proto
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters narrate, warn of their own parts, and log what they do not fold."""
+    """Silence exporters, which print progress, warn about their own parts, and log what they do not fold."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -133,7 +133,7 @@ def quiet() -> Iterator[None]:
 
 
 def write(model: Any, file: Path) -> None:
-    """Write a graph; beyond LARGEST its weights lie beside it, in BESIDE. Raises OSError."""
+    """Write a graph; if it exceeds LARGEST, its weights go beside it, into BESIDE. Raises OSError."""
     import onnx
 
     if sum(len(weight.raw_data) for weight in model.graph.initializer) <= LARGEST:
@@ -143,7 +143,7 @@ def write(model: Any, file: Path) -> None:
 
 
 def write_torch(found: torch.export.ExportedProgram, file: Path) -> None:
-    """Write torch's graph, without the example that torch would pickle. Raises OSError."""
+    """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
     found.example_inputs = None
     try:
         with quiet():
@@ -153,7 +153,7 @@ def write_torch(found: torch.export.ExportedProgram, file: Path) -> None:
 
 
 def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
-    """A graph for LiteRT, of one image. Raises OSError, UserError for what does not become one, and NotApplicable."""
+    """Write a graph of one image for LiteRT. Raises OSError, UserError if it cannot be converted, and NotApplicable."""
     import litert_torch
 
     def convert(module: Answers, pixels: Tensor, batch: Any) -> Any:
@@ -163,9 +163,9 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
 
 
 def write_openvino(folder: Path, precision: str) -> None:
-    """Put OpenVINO's form in the place of the ONNX graph in a folder. precision: fp32; fp16, of weights alone; bf16, of
-    the products, where the processor has them; int8, of weights, and of activations in groups of GROUP numbers with a
-    range each. Raises OSError."""
+    """Replace the ONNX graph in a folder by OpenVINO's form of it. precision: fp32; fp16 for weights alone; bf16 for
+    products, if the processor has them; int8 for weights, and for activations in groups of GROUP numbers that share a
+    range. Raises OSError."""
     import openvino
 
     model = openvino.convert_model(folder / GRAPH)
@@ -191,7 +191,7 @@ def _in_8_bits(model: Any) -> Any:
 
 
 def halved(model: Any) -> Any:
-    """The same with weights kept in 16 bits: half the size, and computed in float32 all the same."""
+    """The model with weights stored in 16 bits: half the size, but still computed in float32."""
     import numpy as np
     import onnx
     from onnx import numpy_helper

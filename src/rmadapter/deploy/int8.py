@@ -1,7 +1,7 @@
-"""An ONNX graph with weights of 8 bits: some ways to get one, of which the answers to training images choose.
+"""An ONNX graph with 8-bit weights: several ways to make one, the best chosen by its answers to training images.
 
-Products of two activations, as attention has them, and small products stay in float32: they take little time, and
-cost accuracy. No image that the model is judged by is seen here.
+Products of two activations, as in attention, and small products stay in float32: they take little time, and would cost
+accuracy. No image that the model is judged by is used here.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from rmadapter.deploy.graph import quiet
 from rmadapter.deploy.runtime import BATCH, Model
 from rmadapter.deploy.smooth import behind_norms, smooth
 
-ASKED = 1000  # images before an export is done: half a point of accuracy is five of them
-ENOUGH = 0.995  # share of equal answers from which the faster model is taken
-LARGE = 2**17  # numbers of a weight that is worth it
-BLOCK = 128  # numbers
-INT8 = 4  # onnxruntime's word for products of integers
-SEEN = 64  # images that norms are made even by
+ASKED = 1000  # images to compare on, at most: half a point of accuracy is five of them
+ENOUGH = 0.995  # share of equal answers from which speed decides
+LARGE = 2**17  # numbers in a weight from which 8 bits are worth it
+BLOCK = 128  # numbers that share a range
+INT8 = 4  # onnxruntime's accuracy level for products of integers
+SEEN = 64  # images that channels are balanced on
 CANDIDATE, SMOOTH = "candidate.onnx", "smooth.onnx"
 
 
 class Way(NamedTuple):
-    """How activations meet the weights: with one range for each batch, or in blocks, where every BLOCK numbers of a row
-    have a range of their own: nearer to float32, and slower. smooth: what norms hand on is made even first. blocks: of
-    no large product, of those "others" that do not read a norm, or of "all"."""
+    """How activations are quantised: with one range per batch, or in blocks, where every BLOCK numbers of a row have a
+    range of their own: closer to float32, but slower. smooth: balance the channels behind norms first. blocks: used by
+    no large product, by the "others" that do not read a norm, or by "all"."""
 
     name: str
     smooth: bool = False
     blocks: str = ""
 
 
-PLAIN = Way("plain")  # what libraries do; no faster than the first that follows
+PLAIN = Way("plain")  # what libraries do; no faster than the first of WAYS
 WAYS = (
     Way("smooth", smooth=True),
     Way("smooth, others in blocks", smooth=True, blocks="others"),
@@ -48,10 +48,10 @@ WAYS = (
 
 
 def search(stage: Path, images: Sequence[ImageSource]) -> list[dict[str, Any]]:
-    """Put the best model of 8 bits in the place of the one in an exported folder. images: of the training.
+    """Replace the model in an exported folder by the best 8-bit one. images: training images.
 
-    Taken is the fastest one that answers them as the model in float32 does, or else the one that does so most often.
-    Returns what was found of each way, the chosen one marked.
+    The best is the fastest whose share of answers equal to float32's reaches ENOUGH, else the one that has most.
+    Returns a row for float32 and for each way, the chosen one marked.
     """
     model, best = Model(stage, threads=1), stage / f"best.{CANDIDATE}"
     pixels = np.concatenate([model.pixels(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
@@ -68,7 +68,7 @@ def search(stage: Path, images: Sequence[ImageSource]) -> list[dict[str, Any]]:
 
 
 def candidates(stage: Path, pixels: np.ndarray, ways: Sequence[Way] = WAYS) -> Iterator[Way]:
-    """Each way, while the model that it gives lies in an exported folder as CANDIDATE. pixels: of training images."""
+    """Yield each way while its model is in an exported folder as CANDIDATE. pixels: of training images."""
     make_even(stage / GRAPH, stage / SMOOTH, pixels)
     for way in ways:
         _quantise(stage / (SMOOTH if way.smooth else GRAPH), stage / CANDIDATE, way)
@@ -78,7 +78,7 @@ def candidates(stage: Path, pixels: np.ndarray, ways: Sequence[Way] = WAYS) -> I
 
 
 def make_even(source: Path, target: Path, pixels: np.ndarray) -> None:
-    """Write a graph again, so that it hands even numbers to its products. pixels: of training images."""
+    """Write a graph with its channels balanced by `smooth`. pixels: of training images."""
     import onnx
 
     model = _loaded(source)
@@ -87,7 +87,7 @@ def make_even(source: Path, target: Path, pixels: np.ndarray) -> None:
 
 
 def taken(found: Sequence[tuple[float, float]]) -> int:
-    """Which of some ways it is. found: of each the share of equal answers, and seconds."""
+    """Index of the way to take. found: share of equal answers and seconds of each."""
     marks = [(min(share, ENOUGH), -seconds) for share, seconds in found]
     return marks.index(max(marks))
 
@@ -107,14 +107,14 @@ def same(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def asked(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Probabilities [N, C], and seconds of all processors."""
+    """Probabilities [N, C], and the CPU seconds that they took."""
     model.probabilities(pixels[:1])
     started = time.process_time()
     return model.probabilities(pixels), time.process_time() - started
 
 
 def _quantise(source: Path, target: Path, way: Way) -> None:
-    """source: a graph in float32, smooth where the way asks for it."""
+    """source: a float32 graph, already smooth if the way asks for it."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -135,7 +135,7 @@ def _quantise(source: Path, target: Path, way: Way) -> None:
 
 
 def _loaded(file: Path) -> Any:
-    """Of products one kind alone: where attention flattens its tokens, PyTorch's exporter writes another one."""
+    """Load a graph, with MatMul for the Gemm that PyTorch's exporter writes where attention flattens its tokens."""
     import onnx
     from onnxruntime.quantization.onnx_model import ONNXModel
 
@@ -155,7 +155,7 @@ def _in_blocks(model: Any, others: list[str]) -> Any:
 
 
 def _products(model: Any) -> tuple[list[str], list[str]]:
-    """Names of the products with large weights, from the first to the last one, and of all others."""
+    """Names of the products with large weights, in graph order, and of all others."""
     size = {weight.name: int(np.prod(weight.dims)) for weight in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "MatMul"]
     large = [node.name for node in nodes if size.get(node.input[1], 0) >= LARGE]

@@ -1,4 +1,4 @@
-"""The model card of a run on the Hugging Face hub: what it is, what it is worth, and what nobody has tested."""
+"""The model card of a run on the Hugging Face hub: what it is, how good it is, and what is untested."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rmadapter.record import Record
 from rmadapter.remote import HUB
 
 LIBRARY, TASK = "rmadapter", "image-classification"
-MOST = 50  # classes that are listed
+MOST = 50  # classes listed at most
 
 
 def modelcard(model: Model, record: Record | None, repository: str, licence: str, examples: bool) -> str:
-    """README.md with the hub's metadata. record: where the model was saved by itself, None. licence: of what was
-    trained. examples: whether the weights hold features of the training images. Raises UserError for a model of several
-    labels an image."""
+    """README.md with the hub's metadata. record: None if the model was saved by itself. licence: of what was
+    trained. examples: whether the weights include features of the training images. Raises UserError for a model with
+    several labels per image."""
     one_label(model.several, "push")
     return template("modelcard.md.j2", escape=False, cell=_cell, percent=_percent).render(
         metadata=_metadata(model, record, repository, licence),
@@ -38,7 +38,7 @@ def modelcard(model: Model, record: Record | None, repository: str, licence: str
 
 
 def _cell(text: Any) -> str:
-    """One line of Markdown that no name of a class or folder can break or turn into HTML."""
+    """Text as one line of Markdown, escaped so that no class or folder name can break it or become HTML."""
     return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
@@ -47,7 +47,7 @@ def _percent(value: float | None) -> str:
 
 
 def _metadata(model: Model, record: Record | None, repository: str, licence: str) -> str:
-    """As YAML."""
+    """The hub's metadata, as YAML."""
     from huggingface_hub import ModelCardData
 
     results = _results(record) if record else []
@@ -78,7 +78,7 @@ def hub_name(backbone: str) -> str | None:
 
 
 def _results(record: Record) -> list[Any]:
-    """What the hub shows beside the card, as shares of 1."""
+    """Scores that the hub shows beside the card, as fractions of 1."""
     data = record.task.data or "unknown"
     if judged := record.judgement:
         own = judged.own

@@ -1,7 +1,6 @@
-"""A module, and all that it takes from this package, as one file that runs without the package.
+"""A module and everything it uses from this package, as one file that runs without the package.
 
-Nothing is rewritten: the definitions that are reached are copied as they stand, so that what runs far away is what is
-tested here.
+Nothing is rewritten: definitions are copied verbatim, so that the code that runs elsewhere is the code tested here.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = __name__.partition(".")[0]
-Found = dict[str, list[ast.stmt]]  # names of a module -> the statements at its top level that make them
+Found = dict[str, list[ast.stmt]]  # name in a module -> the top-level statements that define it
 
 
 class _Module:
-    """A file of this package: what each name at its top level is made of, and where imported names come from."""
+    """A module of this package: the statements that define its top-level names, and where imported names come from."""
 
     def __init__(self, name: str) -> None:
         spec = importlib.util.find_spec(name)
@@ -26,7 +25,7 @@ class _Module:
         self.lines, self.tree = self.text.splitlines(), ast.parse(self.text)
         self.made: Found = {}
         self.ours: dict[str, tuple[str, str]] = {}  # name here -> module and name there
-        self.others: dict[str, tuple[str, str]] = {}  # name here -> module, or "", and what is imported
+        self.others: dict[str, tuple[str, str]] = {}  # name here -> module ("" for `import x`), and what is imported
         for node in self.tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self._imports(node)
@@ -43,7 +42,7 @@ class _Module:
                 self.others[name] = place, ast.unparse(alias)
 
     def source(self, node: ast.stmt) -> str:
-        """With its decorators and the comment above it."""
+        """Source of a statement, with its decorators and the comment above it."""
         start = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))]) - 1
         while start and self.lines[start - 1].startswith("# "):
             start -= 1
@@ -63,9 +62,9 @@ _module = cache(_Module)
 
 
 def one_file(name: str, header: str) -> str:
-    """Source of a module, its docstring and end as they are. header: a comment for its first line.
+    """Source of a module and all it uses, with its docstring and `__main__` block. header: comment for the first line.
 
-    Raises ValueError where two modules mean different things by a name.
+    Raises ValueError if two modules define the same name.
     """
     wanted: dict[str, set[ast.stmt]] = {}  # dependencies first
     imports: set[tuple[str, str]] = set()
@@ -92,7 +91,7 @@ def _import_lines(imports: set[tuple[str, str]]) -> str:
 
 
 def _reach(name: str, names: list[str], wanted: dict[str, set[ast.stmt]], imports: set[tuple[str, str]]) -> None:
-    """Add the statements that names of a module stand for, and all that those use."""
+    """Add the statements that define names of a module, and all that those use."""
     module, nodes = _module(name), set()
     todo, seen = list(names), set(names)
     while todo:

@@ -1,4 +1,4 @@
-"""The exported model asked about the same images as the fitted one, which it must answer alike."""
+"""Compare the exported model with the fitted one on the same images: their answers must agree."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
 
 @dataclass(frozen=True)
 class Limit:
-    """What an exported model may differ by: share of other answers, probability, points of accuracy."""
+    """How much an exported model may differ: share of other answers, probability, points of accuracy lost."""
 
     others: float = 1.0
     difference: float = 1.0
@@ -51,7 +51,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Questions:
-    """Images to ask about. labels: indices into the model's, or nothing where nobody knows them. title: for tables."""
+    """Images to compare on. labels: indices into the model's labels, empty if unknown. title: for tables."""
 
     title: str
     images: Sequence[ImageSource]
@@ -60,10 +60,9 @@ class Questions:
 
 @dataclass(frozen=True)
 class Parity:
-    """same: share of equal answers. difference: the largest one between two probabilities. before, after: accuracies
-    in percent of the fitted and of the exported model, where labels are known. features: the largest difference between
-    two of their numbers, where they are exported. added: the largest difference of a probability when a class was
-    added by name."""
+    """same: share of equal answers. difference: largest difference of a probability. before, after: accuracy in percent
+    of the fitted and of the exported model, if labels are known. features: largest difference of a feature value, if
+    features are exported. added: largest difference of a probability with a class added by name."""
 
     title: str
     images: int
@@ -75,8 +74,8 @@ class Parity:
     added: float | None = None
 
     def fault(self, limit: Limit) -> str:
-        """What is beyond a limit, or ""."""
-        if not 1 - self.same <= limit.others:  # as a comparison with what is not a number fails
+        """What exceeds a limit, or ""."""
+        if not 1 - self.same <= limit.others:  # not `>`, as every comparison with NaN is false
             return f"{100 * (1 - self.same):.1f} % of its answers differ"
         if not self.difference <= limit.difference:
             return f"a probability differs by {self.difference:.1g}, more than the {limit.difference:g} allowed"
@@ -109,19 +108,19 @@ def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
 
 @torch.no_grad()
 def embedded(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
-    """Features [N, e] of the fitted model, as `Answers` has them."""
+    """Features [N, e] of the fitted model, as `Answers` gives them."""
     module = Answers(saved.fitted, saved.names, embeddings=True)
     stream = decoded(images, saved.fitted.backbone.preprocess, BATCH)
     return np.concatenate([module(pixels)[1].cpu().numpy() for _, pixels in stream])
 
 
 def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:
-    """The same of an exported model."""
+    """Probabilities [N, C] of an exported model."""
     return np.concatenate([table for _, table in model.answers(images)])
 
 
 def measure(asked: Questions, before: np.ndarray, after: np.ndarray) -> Parity:
-    """before, after: [N, C]."""
+    """Compare probabilities [N, C] of the fitted and of the exported model."""
     same = before.argmax(-1) == after.argmax(-1)
     found = Parity(asked.title, len(before), float(same.mean()), float(np.abs(before - after).max()))
     if not len(asked.labels):
@@ -130,8 +129,8 @@ def measure(asked: Questions, before: np.ndarray, after: np.ndarray) -> Parity:
 
 
 def compare(saved: Saved, model: Model, asked: Questions, embeddings: bool = False, text: bool = False) -> Parity:
-    """A fitted and an exported model. embeddings, text: whether to compare features, and a class that is added to the
-    exported model, too."""
+    """Compare a fitted and an exported model. embeddings: their features, too. text, only with embeddings: also with a
+    class that is added to the exported model."""
     found = measure(asked, fitted_table(saved, asked.images), exported_table(model, asked.images))
     if not embeddings:
         return found
@@ -144,24 +143,25 @@ def compare(saved: Saved, model: Model, asked: Questions, embeddings: bool = Fal
     return replace(found, added=float(np.abs(wanted - exported_table(model, asked.images)).max()))
 
 
-# What to ask about
+# Images to compare on
 
 
 def questions(run: Path, saved: Saved, data: Path | None, outside: bool, most: int) -> Questions:
-    """Images that the run was not trained on, at most so many: of `data`, else of the run's own data where that is
-    still there, else generated ones.
+    """At most `most` images: of `data` if given, else of the run's own data, if still there, else generated ones. The
+    test split if there is one; of its own data, in any case none that the run was trained on.
 
-    Raises UserError for data that has no image of the model's classes.
+    Raises UserError for data without images of the model's classes.
     """
     if data is not None:
-        return _of(user_path(data), open_source(data, outside), saved, set(), most)
+        home = user_path(data)
+        return _of(home, open_source(data, outside), saved, _drawn(run) if _is_own(run, home) else None, most)
     with suppress(UserError):  # moved, changed, or all of it was trained on
         return _of(*_opened(run), saved, _drawn(run), most)
     return Questions("generated", generated(GENERATED))
 
 
 def training(run: Path, most: int = 256) -> Sequence[ImageSource]:
-    """Images that the run was trained on, at most so many, where they are still there, else generated ones."""
+    """At most `most` images that the run was trained on, if still there, else generated ones."""
     with suppress(UserError):
         root, names = _opened(run)[1].root, sorted(_drawn(run))
         random.Random(0).shuffle(names)
@@ -170,8 +170,14 @@ def training(run: Path, most: int = 256) -> Sequence[ImageSource]:
     return generated(GENERATED)
 
 
+def _is_own(run: Path, data: Path) -> bool:
+    with suppress(UserError, OSError):
+        return user_path(read_record(run / RECORD).task.data).samefile(data)
+    return False
+
+
 def _opened(run: Path) -> tuple[Path, Source]:
-    """The run's own data. Raises UserError where nothing says it, or it is not there."""
+    """The run's own data. Raises UserError if it is unknown or missing."""
     if not (run / WEIGHTS).is_file():
         raise UserError(f"{run}: not a run of this version")
     record = read_record(run / RECORD)
@@ -183,23 +189,26 @@ def _drawn(run: Path) -> set[str]:
     return {name for name, _, _ in read_split(run / "split.json").train}
 
 
-def _of(data: Path, source: Source, saved: Saved, drawn: set[str], most: int) -> Questions:
+def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: int) -> Questions:
+    """drawn: names of those images that the run was trained on; None for data that is not its own."""
     root, there, _ = source
     rows = there.get("test") or [
-        row for part in there.values() for row in part if relative(row.image, root) not in drawn
+        row for part in there.values() for row in part if relative(row.image, root) not in (drawn or ())
     ]
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}
     known = [row for row in rows if key(row.label) in places]
     random.Random(0).shuffle(known)
     good = [row for row in known[:most] if not complaint(row.image)]
     if not good:
-        raise UserError(f"{data}: no readable image of the model's classes that it was not trained on")
-    title = f"{'test' if 'test' in there else 'held out'} images of {data.name}"
+        but = "" if drawn is None else " that it was not trained on"
+        raise UserError(f"{data}: no readable image of the model's classes{but}")
+    kind = "test " if there.get("test") else "" if drawn is None else "held out "
+    title = f"{kind}images of {data.name}"
     return Questions(title, [row.image for row in good], [places[key(row.label)] for row in good])
 
 
 def generated(count: int) -> list[np.ndarray]:
-    """Blots of colour [H, W, 3] of many shapes, always the same ones."""
+    """Images [H, W, 3] of coloured blocks, in many shapes, always the same ones."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(count):

@@ -1,8 +1,8 @@
-"""A run goes to the Hugging Face hub: what others need to use it, and nothing that tells of whose images it was made.
+"""Push a run to the Hugging Face hub: what others need to use it, and nothing about whose images it was made from.
 
-What goes: the weights, model.json, config.yaml, run.json, a model card, SHA256SUMS. What stays: names and copies of
-images (split.json, predictions.csv, why.json, images.csv, report.html), paths, the command, the machine, notes that
-name files, and, unless they are asked for, the features of the training images.
+Sent: the weights, model.json, config.yaml, run.json, a model card, SHA256SUMS. Not sent: names and copies of images
+(split.json, predictions.csv, why.json, images.csv, report.html), paths, the command, the machine, notes, reasons that
+may name files, and, unless asked for, the features of the training images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ THE_HUBS = {".gitattributes"}  # in every repository
 
 
 class Wishes(NamedTuple):
-    """half: float32 numbers as float16. examples: whether features of the training images go, too. licence: of what was
+    """half: store float32 numbers as float16. examples: also send features of the training images. licence: of what was
     trained, as the hub calls it."""
 
     half: bool = False
@@ -46,12 +46,12 @@ PLAIN = Wishes()
 def push(
     run: Path, repository: str, wishes: Wishes = PLAIN, *, private: bool = False, to: Path | None = None
 ) -> dict[str, Any]:
-    """Put a run into a repository OWNER/NAME of the Hugging Face hub, in one commit; a note says first what goes.
+    """Push a run to a repository OWNER/NAME of the Hugging Face hub in one commit; a note first lists what is sent.
 
-    to: a new folder for what would go, where nothing is to leave this machine. private: whether nobody else sees a
-    repository that is new. Returns the files with their bytes and where they are. Raises UserError for what is no
-    finished run of this version, for a repository that holds something else or is public although `private`, and for
-    whatever the hub refuses.
+    to: a new folder for what would be sent; then nothing leaves this machine. private: make a new repository private.
+    Returns the files with their sizes in bytes, and where they are. Raises UserError for anything but a finished run of
+    this version, for a repository that holds something else or is public despite `private`, and for whatever the hub
+    refuses.
     """
     check_repository(repository)
     if to is not None:
@@ -113,7 +113,7 @@ def _uploaded(folder: Path, repository: str, private: bool) -> dict[str, Any]:
 
 
 def _opened(api: Any, repository: str, private: bool) -> tuple[str | None, set[str]]:
-    """The repository, made where there was none: its last commit, and the files in it."""
+    """Last commit and files of the repository, which is created if new."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:

@@ -1,11 +1,11 @@
-"""Answers of an exported model: NumPy, Pillow and onnxruntime, OpenVINO or torch are all that it takes.
+"""Answers of an exported model; needs only NumPy, Pillow and its engine: onnxruntime, OpenVINO, torch or LiteRT.
 
     python predict.py IMAGES > answers.csv
 
     from predict import Model
     for label, probability in Model("this folder").predict(["cat.jpg"])[0]: ...
 
-The same images become the same tensors as in the package that it was exported from, bit for bit.
+Images become the same tensors, bit for bit, as in the package that exported the model.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 
 
 class Transform:
-    """An RGB image -> float32 [3, size, size], as preprocess.json says.
+    """RGB image -> float32 [3, size, size], as preprocess.json says.
 
-    resize: "shortest" side, and the middle of the rest; "longest" side, and `fill` around it; or "squash". mean, std:
-    of RGB in 0..1.
+    resize: fit the "shortest" side and crop the centre, fit the "longest" side and pad with `fill`, or "squash".
+    mean, std: of RGB in 0..1.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Transform:
 
 
 class Model:
-    """An exported folder. labels: of the classes, in the order of the probabilities. threads: by default as many as
-    there are cores. graph: its file, by default the one that is there.
+    """An exported model. labels: of the classes, in the order of the probabilities. threads: 0 leaves it to the engine.
+    graph: the model's file, by default the one in the folder.
 
-    Raises UserError for a folder that holds no model, or a damaged one, and where its engine is not installed.
+    Raises UserError if the folder holds no model or a damaged one, or if its engine is not installed.
     """
 
     def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = "") -> None:
@@ -91,14 +91,13 @@ class Model:
             raise
         except ModuleNotFoundError as error:
             raise UserError(f"{error.name} is missing; run `pip install {error.name}`") from None
-        except Exception as error:  # of a damaged file, either engine raises types of its own
+        except Exception as error:  # engines raise types of their own for a damaged file
             raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
         self.batch, self.folder = batch or BATCH, folder
         self.naming: Naming | None = None
 
     def add_class(self, label: str) -> None:
-        """Answer one more class, by its name alone. Raises UserError for one that is there already, and for a model
-        that was exported without --text."""
+        """Add a class by name alone. Raises UserError for one that exists, and for a model exported without --text."""
         try:
             self.naming = self.naming or Naming(self.folder)
         except ModuleNotFoundError as error:
@@ -106,7 +105,7 @@ class Model:
         self.naming.add(label, self.labels)
 
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
-        """float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
+        """Images -> float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
         return np.stack([self.transform(load_image(image)) for image in images])
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
@@ -114,29 +113,29 @@ class Model:
         return self.ask(pixels)[0]
 
     def ask(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """The same, and features [B, e] of unit length where it has them."""
+        """Pixels -> probabilities [B, C], and features [B, e] of unit length if the model has them."""
         parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
         found = [np.concatenate(part) for part in zip(*parts, strict=True)]
         return [self.naming.probabilities(found[1]), *found[1:]] if self.naming else found
 
     def embed(self, images: Iterable[ImageSource]) -> np.ndarray:
-        """Features [N, e] of unit length, which are alike where images are. Raises UserError for an unreadable image,
-        and for a model that was exported without --embeddings."""
+        """Features [N, e] of unit length, similar for similar images. Raises UserError for an unreadable image, and for
+        a model exported without --embeddings."""
         return np.concatenate([outputs[1] for _, outputs in self.outputs(images, wanted=2)])
 
     def answers(
         self, images: Iterable[ImageSource], bad: list[str] | None = None
     ) -> Iterator[tuple[list[ImageSource], np.ndarray]]:
-        """`outputs`, of which the probabilities [B, C]."""
+        """As `outputs`, but with the probabilities [B, C] alone."""
         return ((kept, outputs[0]) for kept, outputs in self.outputs(images, bad))
 
     def outputs(
         self, images: Iterable[ImageSource], bad: list[str] | None = None, wanted: int = 1
     ) -> Iterator[tuple[list[ImageSource], list[np.ndarray]]]:
-        """Images, some at a time, their probabilities [B, C], and features [B, e] if it has them; threads decode.
+        """Batches of images, their probabilities [B, C], and features [B, e] if the model has them; threads decode.
 
-        bad: takes a sentence for each unreadable image, which is then left out; without it the first one raises
-        UserError. wanted: how many outputs there must be.
+        bad: collects a sentence for each unreadable image, which is left out; if None, the first one raises UserError.
+        wanted: how many outputs there must be; UserError if there are fewer.
         """
 
         def load(image: ImageSource) -> np.ndarray | UserError:
@@ -162,16 +161,16 @@ class Model:
                     yield kept, outputs
 
     def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
-        """For each image (a path, a PIL image or an array) labels and probabilities, the most probable first."""
+        """Labels and probabilities of each image (a path, a PIL image or an array), most probable first."""
         return [self.best(row, top) for _, table in self.answers(images) for row in table]
 
     def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
-        """Of one image, [C]."""
+        """Labels and probabilities of one image, most probable first. probabilities: [C]."""
         return best(self.labels, probabilities, top)
 
 
 def _files(words: Sequence[str]) -> list[Path]:
-    """Files as they are named, and the images of folders."""
+    """The named files, and the images in named folders."""
     found: list[Path] = []
     for word in words:
         found += image_files(Path(word), set()) if os.path.isdir(word) else [Path(word)]
@@ -181,7 +180,7 @@ def _files(words: Sequence[str]) -> list[Path]:
 
 
 def _write(model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str) -> None:
-    """CSV, as `rmadapter predict --no-zero-shot --out` writes it; embeddings: file of the features, in its order."""
+    """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for features, in its order."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
     writer, header = csv.writer(sys.stdout), columns(top, zero_shot=False)
     writer.writerow(header)

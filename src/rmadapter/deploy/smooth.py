@@ -1,8 +1,8 @@
-"""Norms that hand on channels of like sizes: the same function in float32, and nearer to it in 8 bits.
+"""Balance channels between LayerNorms and products: the same function in float32, closer to it in 8 bits.
 
-SmoothQuant (https://arxiv.org/abs/2211.10438), Eq. 4 with alpha = 1/2: of the channels j that a LayerNorm hands to
-products, the largest of a few images |X_j| and of the weights |W_j| are made equal by s_j = sqrt(max|X_j| / max|W_j|).
-The norm's scale and shift are divided by s, and rows of the weights multiplied; no operation is added.
+SmoothQuant (https://arxiv.org/abs/2211.10438), Eq. 4 with alpha = 1/2: for each channel j between a LayerNorm and
+products, s_j = sqrt(max|X_j| / max|W_j|) makes the maxima of activations X, over a few images, and weights W equal.
+The norm's scale and shift are divided by s, and rows of the weights multiplied by it; no operation is added.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 from rmadapter.deploy.engines import INPUT
 
 AT_ONCE = 16  # images
-TINY = 1e-4  # of a channel that is never used
+TINY = 1e-4  # least magnitude, for a channel that is never used
 
 
 def behind_norms(model: Any) -> dict[str, list[Any]]:
-    """Outputs of LayerNorms that only products with constant weights read, and those products."""
+    """Output of each LayerNorm that only products with constant weights read -> those products."""
     weights, readers = {weight.name for weight in model.graph.initializer}, defaultdict(list)
     for reader in (*model.graph.node, *model.graph.output):
         for name in getattr(reader, "input", [reader.name]):
             readers[name].append(reader)
 
     def products(name: str) -> list[Any]:
-        """None for a reader of another kind. Attention may have its tokens first, and the batch second."""
+        """Products that read a tensor or its transpose, as attention may put tokens first; None for other readers."""
         return [
             product
             for node in readers[name]
@@ -44,7 +44,7 @@ def _product(reader: Any, weights: set[str]) -> bool:
 
 
 def _turns(reader: Any) -> bool:
-    """Whether it moves axes other than the last one."""
+    """Whether it is a transpose that leaves the last axis in place."""
     if getattr(reader, "op_type", "") != "Transpose":
         return False
     order = list(reader.attribute[0].ints)
@@ -52,19 +52,19 @@ def _turns(reader: Any) -> bool:
 
 
 def _last(norm: Any) -> bool:
-    """Whether it is of single tokens."""
+    """Whether it normalises each token by itself."""
     return all(part.i == -1 for part in norm.attribute if part.name == "axis")
 
 
 def smooth(model: Any, pixels: np.ndarray) -> None:
-    """Change an onnx.ModelProto in place. pixels: [N, 3, H, W] of some images."""
+    """Balance the channels of an onnx.ModelProto in place. pixels: [N, 3, H, W] of some images."""
     from onnx import numpy_helper
 
     weights = {weight.name: weight for weight in model.graph.initializer}
     products, norms = behind_norms(model), {node.output[0]: node for node in model.graph.node}
 
     def change(node: Any, place: int, factor: np.ndarray) -> None:
-        """In a tensor of its own: identical ones of several nodes are one tensor."""
+        """Scale an input of a node, in a new tensor: nodes with identical ones share a tensor."""
         values = numpy_helper.to_array(weights[node.input[place]]) * factor
         node.input[place] = f"{node.input[place]}_{node.output[0]}_smooth"
         model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.input[place]))

@@ -1,4 +1,4 @@
-"""An address of this machine, and a server there until somebody ends it."""
+"""Bind an address of this machine, and serve there until stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """Not listening yet. port: 0 for one that is free. Raises UserError where that is not possible."""
+    """A bound socket, not listening yet. port: 0 for a free one. Raises UserError if it cannot be bound."""
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as fails:
@@ -41,7 +41,7 @@ def until_ended(config: uvicorn.Config, listening: socket.socket) -> None:
     import uvicorn
 
     if threading.current_thread() is threading.main_thread():
-        # uvicorn raises what it caught again when it is done, for whoever handled it before: who has nothing to add
+        # when done, uvicorn raises the signals it caught again for the previous handlers, which need do nothing
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])

@@ -1,7 +1,7 @@
-"""The text encoder of a fitted method as a graph of its own, with what turns a class name into tokens.
+"""The text encoder of a fitted method as a graph of its own, with the tokenizer for class names.
 
-The method itself makes class features of a name, as it does in the package, and is watched: its prompts are what it
-asks the tokenizer for, and what it does with their tokens is traced.
+The method makes class features from a name as usual, and is watched: its prompts are the texts that it passes to the
+tokenizer, and what it does with their tokens is traced.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rmadapter.files import write_json
 from rmadapter.method import Fitted, NotApplicable
 from rmadapter.prompts import Cosines
 
-NAMES = ("anything", "something")  # one to see the prompts of, one to trace: nothing that is kept of a name is traced
-ODD = ("Éclair au café", "7 1/2's  don't", "日本", "x" * 400)  # that both tokenizers must read alike
+NAMES = ("anything", "something")  # the first shows the prompts; the second is traced, as nothing is cached for it
+ODD = ("Éclair au café", "7 1/2's  don't", "日本", "x" * 400)  # names that both tokenizers must read alike
 
 
 class _Tokenizer:
-    """A backbone's own, but for prompts of NAMES: these it notes, or gives other tokens for."""
+    """A backbone's tokenizer that records prompts of NAMES, and returns `tokens` for them once these are set."""
 
     def __init__(self, own: Any) -> None:
         self.own, self.asked = own, list[str]()
@@ -45,7 +45,7 @@ class _Tokenizer:
 class Tower(nn.Module):
     """Tokens [N, L] of all prompts of one class -> its normalised features [1, e].
 
-    templates: N prompts, one {} each. Raises NotApplicable for a method that does not score by class features alone.
+    templates: N prompts, one {} each. Raises NotApplicable for a method that scores by anything but their features.
     """
 
     def __init__(self, fitted: Fitted) -> None:
@@ -67,7 +67,7 @@ class Tower(nn.Module):
 
 
 def weights_of(fitted: Fitted, names: Sequence[str]) -> Cosines:
-    """Raises NotApplicable."""
+    """Class features of names. Raises NotApplicable for a method that does not score by these alone."""
     found = fitted.for_classes(tuple(names))
     if not isinstance(found, Cosines):
         raise NotApplicable(f"{fitted.method.title} does not score images by class features alone")
@@ -76,7 +76,7 @@ def weights_of(fitted: Fitted, names: Sequence[str]) -> Cosines:
 
 def write_text(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
     """Put the text encoder beside an exported graph. names: of its classes. Raises NotApplicable for a method that
-    cannot know a class by name, UserError where its text encoder or tokenizer cannot leave torch, and OSError."""
+    cannot add a class by name, UserError if its text encoder or tokenizer cannot be exported, and OSError."""
     tower = Tower(fitted).eval()
     with torch.no_grad():
         known = weights_of(fitted, (*names, NAMES[0]))
@@ -104,7 +104,7 @@ def write_text(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
 
 
 def check_words(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
-    """Raises UserError unless the written tokenizer reads names, and odd ones, as the backbone's own does."""
+    """Raises UserError unless the written tokenizer reads names, and those in ODD, as the backbone's own does."""
     naming = Naming(folder)
     for name in (*names, *ODD):
         texts = [template.replace("{}", name) for template in naming.templates]
@@ -115,7 +115,7 @@ def check_words(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
 
 
 def tokenizer_of(backbone: Backbone) -> Any:
-    """A tokenizers.Tokenizer that does what the backbone's own does. Raises UserError for a kind that has none."""
+    """The backbone's tokenizer as a tokenizers.Tokenizer. Raises UserError for a kind that cannot become one."""
     from open_clip import SimpleTokenizer
     from open_clip.tokenizer import HFTokenizer
     from tokenizers import Tokenizer

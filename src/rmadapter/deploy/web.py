@@ -1,4 +1,4 @@
-"""A static page around an exported graph: onnxruntime-web from npm, and our own resize, which is Pillow's."""
+"""A static page around an exported graph: onnxruntime-web from npm, and our own resize, which matches Pillow's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PAGE = Path(__file__).parents[1] / "assets/web"
 NAME, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 TARBALL = f"{NAME}-{VERSION}.tgz"
-ENGINE = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # of what is in it
+ENGINE = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # the files of it that the page needs
 
 
 def engine() -> Path:
-    """The package in the cache, fetched by npm the first time.
+    """Path of the npm package in the cache; npm fetches it the first time.
 
-    Raises UserError when there is no npm, when it cannot fetch, and for another file than the expected one.
+    Raises UserError when npm is missing or cannot fetch, and when the file is not the expected one.
     """
     place = cache_folder() / TARBALL
     if not place.is_file():
@@ -53,7 +53,7 @@ def _fetch(folder: Path) -> None:
 
 
 def write_page(folder: Path) -> None:
-    """Put the page and its engine beside a graph. Raises UserError as `engine` and for a graph that is too large for a
+    """Put the page and its engine beside a graph. Raises UserError as `engine` does and for a graph too large for a
     page, and OSError."""
     if (folder / BESIDE).exists():
         size = (folder / BESIDE).stat().st_size

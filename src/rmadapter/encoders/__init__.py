@@ -2,10 +2,10 @@
 
 layouts   tokens of a batch without padding, and attention over them
 blocks    blocks of open_clip, timm and BERT by the roles of their parts
-encoder   stem -> blocks -> head; States, what an encoder gives up to a block
+encoder   stem -> blocks -> head; States, what an encoder computes up to a block
 image     open_clip's and timm's image encoders
 text      open_clip's and BERT's text encoders
-whole     encoders of any other make, which give their features alone
+whole     encoders of any other make, which give only features
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Encoder", "Grid", "ImageEncoder", "Packed", "States", "TextEncoder",
 
 
 def encoders_of(model: Any) -> tuple[ImageEncoder, TextEncoder]:
-    """The two encoders of an open_clip model; one that is no stack of transformer blocks has no blocks."""
+    """The two encoders of an open_clip model; one that is not a stack of transformer blocks has none."""
     return _image(model), _text(model)
 
 

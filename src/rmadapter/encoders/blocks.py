@@ -1,7 +1,7 @@
 """Transformer blocks of open_clip, timm and BERT by the roles of their parts.
 
-A view runs the backbone's own modules, in the order of the block's own forward, but lets the caller leave out what is
-not read.
+A view runs the backbone's own modules, in the order of the block's own forward, but lets the caller skip what is not
+read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class View(Protocol):
-    """A block that can be taken apart: norm, projections, attention by the caller, and what comes after it.
+    """A block taken apart: norm, projections, attention (by the caller), and what comes after it.
 
     hidden: width inside the MLP; 0 for an MLP of another make, which cannot be taken apart.
     """
@@ -82,7 +82,7 @@ class PreNorm:
 
 
 def _layers(mlp: Any) -> list[Any]:
-    """What an MLP runs one after the other, a linear layer first; empty for one of another make."""
+    """The layers of an MLP in order, a linear one first; empty for an MLP of another make."""
     from timm.layers import Mlp
 
     if isinstance(mlp, nn.Sequential):
@@ -125,7 +125,7 @@ class Opaque:
         self.norm = getattr(block, "norm1", None) or getattr(block, "ln_1", None) or nn.Identity()
 
     def run(self, x: Tensor, extras: Mapping[str, Any]) -> Tensor:
-        """extras: what its encoder passes to it besides the tokens."""
+        """extras: further arguments, which its encoder passes to it besides the tokens."""
         return self.block(x, **extras)
 
 
@@ -146,7 +146,7 @@ def view_of(block: Any) -> View | Opaque:
 
 
 def cast(block: nn.Module, kind: torch.dtype) -> nn.Module:
-    """A copy of a block with weights in another number format, but for those of its norms."""
+    """A copy of a block with its weights in another number format, except those of its norms."""
     twin = copy.deepcopy(block)
     for module in twin.modules():
         if not isinstance(module, nn.LayerNorm):

@@ -1,13 +1,13 @@
-"""One encoder seen as stem -> blocks -> head, so that nothing is computed twice and nothing that is never read.
+"""An encoder as stem -> blocks -> head, which computes nothing twice and nothing that is never read.
 
-Run from what enters block `first`, an encoder computes the function of the backbone's own forward pass, but
+Run from what enters block `first`, it computes the same function as the backbone's own forward pass, but
   1. the blocks below `first` are frozen: their output is given, not computed, and so is block `first`'s own output;
-  2. text is cut at the end-of-text token, whose successors causal attention never reads;
+  2. text is cut at the end-of-text token, since causal attention never reads what follows;
   3. the words that all prompts begin with are computed once, for every class to attend to;
-  4. norms, projections and MLPs run on real text tokens alone, packed without padding;
-  5. the top block runs for the one token that is read (class token, end-of-text), where one token is read.
-Under autocast the same blocks run on tokens of that number format, with weights that were cast once; norms keep theirs.
-An encoder is a value: nothing in it changes after it was made, so that any number of methods share it.
+  4. norms, projections and MLPs run only on real text tokens, packed without padding;
+  5. the top block runs only for the token that is read (class token, end-of-text), if just one is.
+Under autocast the same blocks run on tokens in that number format, with weights that were cast once; norms keep theirs.
+Nothing in an encoder changes after it is made, except its cache of cast blocks, so any number of methods can share it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ NOTHING = torch.empty(0)
 
 
 def weights_of(*parts: nn.Module | nn.Parameter | None) -> list[nn.Parameter]:
-    """All of them, of modules and of what is one itself."""
+    """All parameters of the modules among the parts, and the parts that are parameters."""
     own = [list(part.parameters()) if isinstance(part, nn.Module) else [part] for part in parts if part is not None]
     return [weight for some in own for weight in some]
 
 
 @dataclass(frozen=True)
 class States:
-    """What an encoder gives up to block `first`; none of it changes in training.
+    """What an encoder computes up to block `first`; none of it changes in training.
 
-    first: a block, counted from 1; None when only the features were wanted. x: tokens that enter it, [B, L, d] of
-    images, [T, d] of text. y: what that block, untouched, makes of them (of the token that is read, if it is the top
-    block). features: [B or C, e] of the untouched encoder. What was not wanted is empty.
+    first: a block, counted from 1; None if only the features were wanted. x: tokens that enter it, [B, L, d] of images,
+    [T, d] of text. y: the untouched block's output for them (only for the token that is read, if it is the top block).
+    features: [B or C, e] of the untouched encoder. What was not wanted is empty.
     """
 
     first: int | None
@@ -66,7 +66,7 @@ class Encoder(ABC, Generic[Layout]):
 
     @property
     def opaque(self) -> bool:
-        """Whether some block runs by its own forward alone, on the tokens that its encoder made and no others."""
+        """Whether some block runs only by its own forward, and only on the tokens that its encoder made."""
         return any(isinstance(view, Opaque) for view in self.views)
 
     @abstractmethod
@@ -76,10 +76,10 @@ class Encoder(ABC, Generic[Layout]):
     @property
     @abstractmethod
     def tail(self) -> list[nn.Parameter]:
-        """What the head has of weights: of norms, pooling and projection behind the top block."""
+        """The head's parameters: norms, pooling and projection after the top block."""
 
     def reads_some(self, layout: Layout) -> bool:
-        """Whether the top block is needed for the tokens alone that `layout.read` gives."""
+        """Whether the top block is needed only for the tokens that `layout.read` gives."""
         return layout.read_index is not None and not isinstance(self.views[-1], Opaque)
 
     def norm(self, block: int, x: Tensor) -> Tensor:
@@ -87,12 +87,12 @@ class Encoder(ABC, Generic[Layout]):
         return self.views[block - 1].norm(self._low(x))
 
     def _low(self, x: Tensor) -> Tensor:
-        """In autocast's number format, where it is on and all blocks can be taken apart."""
+        """x in autocast's number format, if autocast is on and all blocks can be taken apart."""
         kind = x.device.type
         return x if self.opaque or not torch.is_autocast_enabled(kind) else x.to(torch.get_autocast_dtype(kind))
 
     def view(self, block: int, kind: torch.dtype) -> View | Opaque:
-        """Of a block, counted from 1, on tokens of a number format, to which its weights are cast once."""
+        """The view of a block, counted from 1, for tokens of a number format, to which its weights are cast once."""
         own = self.views[block - 1]
         if isinstance(own, Opaque) or kind not in (torch.bfloat16, torch.float16):
             return own
@@ -103,7 +103,7 @@ class Encoder(ABC, Generic[Layout]):
     def step(
         self, block: int, x: Tensor, n: Tensor, layout: Layout, top: bool = False, views: Sequence[Any] = ()
     ) -> Tensor:
-        """A block on tokens x whose norm is n. top: for the tokens alone that are read. views: other views to run."""
+        """Run a block on tokens x, whose norm is n. top: only for the tokens that are read. views: used instead."""
         x, n = self._low(x), self._low(n)
         view = views[block - 1] if views else self.view(block, x.dtype)
         if isinstance(view, Opaque):

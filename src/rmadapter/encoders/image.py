@@ -16,12 +16,12 @@ from rmadapter.encoders.layouts import Grid
 
 
 class _Enough(Exception):
-    """Raised inside a forward pass whose rest is not wanted."""
+    """Raised inside a forward pass to skip the rest of it."""
 
 
 class ImageEncoder(Encoder[Grid]):
-    """pre_norm: what the embeddings pass in front of block 1. read_index: the one token that the head reads, if it is
-    one. front: how many tokens stand before those of the patches."""
+    """pre_norm: applied to the embeddings before block 1. read_index: the token that the head reads, if it reads just
+    one. front: number of tokens before those of the patches."""
 
     side = "image"
     pre_norm: nn.Module
@@ -34,7 +34,7 @@ class ImageEncoder(Encoder[Grid]):
     @property
     @abstractmethod
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight [d, e] and bias [e] of the map of `pooled` to features; None where there is no linear one."""
+        """Weight [d, e] and bias [e] of the linear map from `pooled` to features; None if there is none."""
 
     @abstractmethod
     def pooled(self, x: Tensor) -> Tensor:
@@ -42,19 +42,19 @@ class ImageEncoder(Encoder[Grid]):
 
     @abstractmethod
     def top_norm(self, x: Tensor) -> Tensor:
-        """The norm behind the top block, on single tokens [..., d]."""
+        """The norm after the top block, on single tokens [..., d]."""
 
     def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
         """What the untouched encoder makes of images [B, 3, H, W].
 
-        first: the block whose input is wanted, if any. features=False spares the blocks above it.
+        first: the block whose input is wanted, if any. features=False skips the blocks above it.
         """
         return self.frozen_at(images, [first], features=features)[0]
 
     @torch.no_grad()
     def frozen_at(self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True) -> list[States]:
-        """`frozen` for each of some blocks, in one pass: the encoder's own forward, watched, which works for every
-        stem. The top block runs for the token alone that is read, where that is one."""
+        """`frozen` for several blocks in one pass. Hooks on the encoder's own forward make this work for every stem.
+        The top block runs only for the token that is read, if just one is."""
         seen: dict[int, tuple[Tensor, Tensor]] = {}
         extras: dict[int, dict[str, Any]] = {}
         layout = Grid(self.read_index, extras=extras)
@@ -112,7 +112,7 @@ class ClipImage(ImageEncoder):
 
     def pooled(self, x: Tensor) -> Tensor:
         v: Any = self.visual
-        return v._pool(x if x.ndim == 3 else x[:, None])[0]  # takes token 0 of one
+        return v._pool(x if x.ndim == 3 else x[:, None])[0]  # pools token 0
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
         v: Any = self.visual
@@ -136,7 +136,7 @@ class TimmImage(ImageEncoder):
     @property
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         v: Any = self.visual
-        last = getattr(v.head, "proj", None) if len(v.head) else self.trunk.head  # the trunk's own, of EVA-02 say
+        last = getattr(v.head, "proj", None) if len(v.head) else self.trunk.head  # the trunk's own, as in EVA-02
         return (last.weight.T, last.bias) if isinstance(last, nn.Linear) else None
 
     @property

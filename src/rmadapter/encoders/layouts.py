@@ -1,4 +1,4 @@
-"""How the tokens of a batch lie in memory, and how attention runs over them without padding.
+"""How the tokens of a batch are laid out in memory, and attention over them without padding.
 
 Shapes: B images, C prompts, L tokens, T packed tokens, P prefix tokens, S own tokens of the longest prompt, d width.
 """
@@ -28,7 +28,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = N
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Attention as it is defined. In bfloat16 on a CPU torch's fused one takes longer, backward above all; softmax adds
+    """Attention by its definition. In bfloat16 on a CPU torch's fused one takes longer, mainly backward; softmax sums
     in float32 in both."""
     if is_causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
@@ -40,7 +40,7 @@ def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: b
 class Grid:
     """Images: every sequence has the same L tokens, all of them real.
 
-    read_index: the one token that the head reads; None for all. last: how many tokens at the end are read besides.
+    read_index: the token that the head reads; None for all. last: number of tokens at the end that are read as well.
     extras: what the encoder passes to blocks of an unknown make besides the tokens, by block number.
     """
 
@@ -56,7 +56,7 @@ class Grid:
         return _attend(q, k, v, heads) if self.last else _attend(q[:, None], k, v, heads)[:, 0]
 
     def looks(self, q: Tensor, k: Tensor, heads: int) -> Tensor:
-        """[B, L], with sum 1: how much the token that is read, of query [B, d], attends to each; mean of the heads."""
+        """[B, L], with sum 1: how much the token that is read, with query [B, d], attends to each; mean over heads."""
         q, k = _heads(q[:, None], heads), _heads(k, heads)
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).mean(1)[:, 0]
 
@@ -75,9 +75,9 @@ class Grid:
 class Packed:
     """Prompts without padding: a shared prefix of P tokens once, then each prompt's own tokens, one after the other.
 
-    ids, positions: [T] token and place of each packed token. slots: [T - P] its place in the padded grid [C, S].
+    ids, positions: [T] id and position of each token. slots: [T - P] place of each own token in the padded grid [C, S].
     mask: what a grid token may look at, among prefix and own tokens. read_index: [C] packed index of the token read,
-    and read_mask what that one may look at; None when all are read. weight: [T] how many prompts hold the token.
+    read_mask: what that one may look at; both None if all are read. weight: [T] how many prompts hold the token.
     """
 
     ids: Tensor
@@ -126,8 +126,8 @@ class Packed:
 def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, share: bool = True) -> Packed:
     """Lay out prompts [C, L] of which the first `lengths` [C] tokens are real; read: [C] position of the one read.
 
-    share: keep a common beginning once, which is exact under causal attention alone. In a graph that is traced for any
-    tokens, what is not real is laid out, too, as no number of tokens may depend on them.
+    share: keep a common beginning once, which is exact only under causal attention. In a graph that is traced for any
+    tokens, padding is laid out too, since the number of tokens must not depend on their values.
     """
     if torch.compiler.is_compiling():
         return _whole(tokens, lengths, read, causal)
@@ -158,7 +158,7 @@ def pack(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, sha
 
 
 def _whole(tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool) -> Packed:
-    """Nothing cut and nothing shared; a weight of 0 marks what is not real."""
+    """Nothing is cut and nothing shared; a weight of 0 marks padding."""
     count, width = tokens.shape
     column = torch.arange(width, device=tokens.device)
     rows = torch.arange(count, device=tokens.device)

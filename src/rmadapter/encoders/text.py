@@ -1,4 +1,4 @@
-"""Text encoders, whose prompts are packed: open_clip's text transformer and Hugging Face's BERT family."""
+"""Text encoders on packed prompts: open_clip's text transformer and Hugging Face's BERT family."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from rmadapter.encoders.layouts import Packed, pack
 
 
 class TextEncoder(Encoder[Packed]):
-    """causal: whether a token attends to those before it alone."""
+    """causal: whether a token attends only to itself and those before it."""
 
     side = "text"
     causal = False
 
     @abstractmethod
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """How many tokens of each prompt count [C], and the position of the one that is read [C], if it is one."""
+        """How many tokens of each prompt count [C], and the position of the one that is read [C], if just one is."""
 
     @abstractmethod
     def words(self, layout: Packed) -> Tensor:
-        """Embeddings of the tokens alone, [T, d]."""
+        """Embeddings of the tokens, [T, d], without positions."""
 
     @abstractmethod
     def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
-        """What enters block 1, [T, d]; words: other embeddings than the tokens' own."""
+        """What enters block 1, [T, d]. words: embeddings to use instead of the tokens' own."""
 
     def layout(self, tokens: Tensor, share: bool = True) -> Packed:
-        """share=False keeps the words that all prompts begin with apart, for whoever changes them class by class."""
+        """share=False keeps a common beginning apart for each prompt, so that it can be changed class by class."""
         return pack(tokens, *self.real_tokens(tokens), causal=self.causal, share=share)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Encoders of any other make: what they give, and nothing of what is inside. They have no blocks to reach into."""
+"""Encoders of any other make: they give only their features and have no blocks to reach into."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmadapter.encoders.text import TextEncoder
 
 
 class WholeImage(ImageEncoder):
-    """A convolutional network, say. kind: what it is called. encode: images [B, 3, H, W] -> features [B, e]."""
+    """For example a convolutional network. kind: its name. encode: images [B, 3, H, W] -> features [B, e]."""
 
     opaque = True
     tail: list[nn.Parameter] = []  # noqa: RUF012
@@ -42,7 +42,7 @@ class WholeImage(ImageEncoder):
 
 
 class WholeText(TextEncoder):
-    """T5, say. encode: tokens [C, L] -> features [C, e]."""
+    """For example T5. encode: tokens [C, L] -> features [C, e]."""
 
     opaque = True
     tail: list[nn.Parameter] = []  # noqa: RUF012
@@ -70,5 +70,5 @@ class WholeText(TextEncoder):
 
 
 def first_of(output: Any) -> Tensor:
-    """Features alone of an encoder that gives its tokens, too, as those of CoCa do."""
+    """The features, even of an encoder that also gives its tokens, as CoCa's do."""
     return output[0] if isinstance(output, tuple) else output

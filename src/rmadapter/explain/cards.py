@@ -19,7 +19,7 @@ HOT = (230, 60, 0)  # over a grey image
 
 
 def write_page(path: Path, found: Sequence[Explanation], run: str) -> None:
-    """The page, atomically; it needs no network and no script. run: as it names the run."""
+    """Write the page atomically; it needs no network and no script. run: its name on the page."""
     cards = []
     for one in found:
         neighbours = [{**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in one.neighbours]
@@ -30,7 +30,7 @@ def write_page(path: Path, found: Sequence[Explanation], run: str) -> None:
 
 
 def overlay(one: Explanation) -> Image.Image:
-    """What the model saw, in grey, and over it in orange what counted."""
+    """What the model saw in grey, with what counted over it in orange."""
     assert one.heat is not None
     seen = Image.fromarray((one.pixels.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).resize((SIDE, SIDE))
     heat = Image.fromarray((one.heat.numpy() * 255).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""The verb `explain`; every import that costs time waits for it."""
+"""The verb `explain`; slow imports happen inside it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What each patch of an image counted for an answer: candidates, for every method through one differentiable pass.
+"""How much each patch of an image counted for an answer: candidates, for every method by one differentiable pass.
 
-docs/explain.md says which of them is worth showing. B images, L tokens, h heads, C classes, S patches a side.
+docs/explain.md says which of them is worth showing. B images, L tokens, h heads, C classes, S patches per side.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from rmadapter.encoders import States
 from rmadapter.method import Fitted, NotApplicable
 
-WINDOW = 2  # patches a side that occlusion covers at once
+WINDOW = 2  # side, in patches, of what occlusion covers at once
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Watched:
 class Trace(NamedTuple):
     """A pass that gradients flow through.
 
-    logits: [B, C]. attention: of the blocks, from the first one. tokens: [B, L, d] as the attention of the top block
-    reads them, normed. side: S; the S * S tokens in front of `stop` are patches, as methods may append tokens of their
-    own. read: the token that the head reads.
+    logits: [B, C]. attention: of the blocks, from the first. tokens: [B, L, d], normed, as the top block's attention
+    reads them. side: S. stop: end of the S * S patch tokens, after which methods may append tokens of their own. read:
+    the token that the head reads.
     """
 
     logits: Tensor
@@ -57,16 +57,20 @@ class Trace(NamedTuple):
     stop: int
     read: int | None
 
+    def patches(self, values: Tensor) -> Tensor:
+        """[B, L, ...] -> [B, S * S, ...]"""
+        return values[:, self.stop - self.side**2 : self.stop]
+
     def grid(self, values: Tensor) -> Tensor:
         """[B, L] -> [B, S, S]"""
-        return values[:, -(self.side**2) :].unflatten(1, (self.side, self.side)).detach()
+        return self.patches(values).unflatten(1, (self.side, self.side)).detach()
 
 
 def trace(fitted: Fitted, pixels: Tensor, names: Sequence[str] | None = None) -> Trace:
-    """One pass of pixels [B, 3, H, W] from block 1 on, whatever the method reads.
+    """One pass of pixels [B, 3, H, W] from block 1 on, whichever block the method starts at.
 
     Raises NotApplicable for an encoder whose blocks cannot be taken apart, for a method that remembers images, and as
-    `Fitted.for_classes`.
+    `Fitted.for_classes` does.
     """
     encoder = fitted.backbone.image
     entered: list[Tensor] = []
@@ -95,7 +99,7 @@ def trace(fitted: Fitted, pixels: Tensor, names: Sequence[str] | None = None) ->
                 [used] = torch.autograd.grad(
                     logits.sum(), [watched.seen[first - 1]], retain_graph=True, allow_unused=True
                 )
-                if used is None:  # it reads tokens alone, and ran the block by itself
+                if used is None:  # it reads only the tokens, and ran the block itself
                     del watched.seen[first - 1]
     finally:
         handle.remove()
@@ -109,14 +113,14 @@ def _gradients(found: Trace, targets: Tensor, of: Sequence[Tensor]) -> Sequence[
 
 
 def _rolled(found: Trace, layers: Sequence[Tensor], residual: float) -> Tensor:
-    """Relevance [B, S, S] for the token that is read, of layers [B, Q, L] multiplied, each with its residual: the
-    identity that many times. Q is L, or less in a top block that runs for what is read alone."""
+    """Relevance [B, S, S] for the token that is read: the product of the layers [B, Q, L], each plus `residual` times
+    the identity. Q is L, or less in a top block that runs only for what is read."""
     read = found.read or 0
     total = torch.eye(layers[0].shape[-1], device=layers[0].device).expand(len(layers[0]), -1, -1)
     for layer in layers:
         rows, length = layer.shape[1:]
-        total = F.pad(total[:, :length], (0, 0, 0, max(length - total.shape[1], 0)))  # tokens from nowhere show nothing
-        if rows < length:  # the first of them is the one that `read` counts
+        total = F.pad(total[:, :length], (0, 0, 0, max(length - total.shape[1], 0)))  # appended tokens show nothing
+        if rows < length:  # its first row is the token that is read
             layer, same = layer[:, :1], total[:, read : read + 1]
         else:
             same = total
@@ -126,13 +130,13 @@ def _rolled(found: Trace, layers: Sequence[Tensor], residual: float) -> Tensor:
 
 
 def rollout(found: Trace, targets: Tensor) -> Tensor:
-    """Attention rollout (Abnar and Zuidema, ACL 2020): heads averaged, half of each block its residual. The same for
-    every class."""
+    """Attention rollout (Abnar and Zuidema, ACL 2020): heads averaged, each block half residual. The same for every
+    class."""
     return _rolled(found, [layer.mean(1) / 2 for layer in found.attention], 0.5)
 
 
 def relevance(found: Trace, targets: Tensor) -> Tensor:
-    """Attention times its gradient, what is positive, through all blocks (Chefer et al., ICCV 2021, equations 5, 6)."""
+    """Attention times its gradient, positive part, through all blocks (Chefer et al., ICCV 2021, equations 5, 6)."""
     gradients = _gradients(found, targets, found.attention)
     pairs = zip(found.attention, gradients, strict=True)
     return _rolled(found, [(layer * slope).clamp(min=0).mean(1) for layer, slope in pairs], 1.0)
@@ -142,7 +146,7 @@ def grad_cam(found: Trace, targets: Tensor) -> Tensor:
     """What the top block's attention reads, weighted by its mean gradient over patches (Selvaraju et al., ICCV
     2017)."""
     [slope] = _gradients(found, targets, [found.tokens])
-    return found.grid((found.tokens * slope[:, -(found.side**2) :].mean(1, keepdim=True)).sum(-1)).clamp(min=0)
+    return found.grid((found.tokens * found.patches(slope).mean(1, keepdim=True)).sum(-1)).clamp(min=0)
 
 
 CANDIDATES: Mapping[str, Callable[[Trace, Tensor], Tensor]] = {
@@ -162,7 +166,7 @@ def occlusion(fitted: Fitted, pixels: Tensor, target: int, side: int) -> Tensor:
 
 
 def covered(pixels: Tensor, shown: Tensor) -> Tensor:
-    """An image [3, H, W] once for each of [M, S, S], with the mean colour, which is 0, where that is False."""
+    """Copies [M, 3, H, W] of an image [3, H, W], with the mean colour, which is 0, where shown [M, S, S] is False."""
     size = pixels.shape[-1]
     wide = shown[:, None].float()
     return pixels * F.interpolate(wide, (size, size), mode="nearest")

@@ -26,15 +26,15 @@ from rmadapter.neighbours import Neighbour, kept, nearest
 from rmadapter.record import read_record
 from rmadapter.remote import run_folder
 
-MAP: str | None = None  # of CANDIDATES, by docs/explain.md; None where none has shown its worth
+MAP: str | None = None  # one of CANDIDATES; None, as none has shown its worth (docs/explain.md)
 Shares = tuple[tuple[str, float], ...]  # labels with probabilities, the most probable first
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """best, zero_shot: the two most probable classes by the run and by the untouched backbone. pixels: [3, H, W] in
-    0..1, what the model saw. heat: [S, S] in 0..1, how much each patch counted for the first class; None where the
-    method or the backbone does not tell."""
+    0..1, what the model saw. heat: [S, S] in 0..1, how much each patch counted for the first class; None if no map
+    was drawn."""
 
     image: Path
     best: Shares
@@ -58,10 +58,10 @@ def explain_images(
     run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
     backbone: Backbone | str | None = None, method: str = "", heat: bool = True, progress: bool = True,
 ) -> list[Explanation]:  # fmt: skip
-    """Of each image: the two best classes, the untouched backbone's, the nearest training images.
+    """For each image: the two best classes, those of the untouched backbone, and the nearest training images.
 
-    data: where the run's training images lie by now, if they moved. heat: whether to draw a map, if one is worth it
-    (MAP): docs/explain.md. Raises UserError as `load`, and for an unreadable image.
+    data: where the run's training images are now, if they moved. heat: whether to draw a map, if one is worth it (MAP,
+    docs/explain.md). Raises UserError as `load` does, and for an unreadable image.
     """
     if data and not user_path(data).exists():
         raise UserError(f"{data}: does not exist; give the location of the run's training images with --data")
@@ -95,7 +95,7 @@ def _best(saved: Saved, row: Tensor) -> Shares:
 
 
 def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neighbour]:
-    """The images behind `Fitted.examples`, in their order; none where the run does not say."""
+    """The images behind `Fitted.examples`, in their order; none if the run does not record them."""
     examples, split = saved.fitted.examples, folder / "split.json"
     if examples is None or not split.is_file() or not (folder / RECORD).is_file():
         note(f"{folder}: does not record its training images; no neighbours are shown")
@@ -113,7 +113,7 @@ def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neigh
 
 
 def _maps(saved: Saved, name: str, pixels: Tensor, targets: Tensor) -> Tensor | None:
-    """[B, S, S] in 0..1."""
+    """Maps [B, S, S] in 0..1; None, with a note, if there are none for this method or backbone."""
     try:
         found = trace(saved.fitted, pixels, saved.names)
     except NotApplicable as error:
@@ -125,6 +125,6 @@ def _maps(saved: Saved, name: str, pixels: Tensor, targets: Tensor) -> Tensor | 
 
 
 def _shown(backbone: Backbone, pixels: Tensor) -> Tensor:
-    """[3, H, W] as the model has them -> in 0..1."""
+    """Pixels [3, H, W] as the model reads them -> in 0..1."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (backbone.mean, backbone.std))
     return (pixels.cpu() * std + mean).clamp(0, 1)

@@ -1,6 +1,6 @@
-"""The methods by name: one paper, one file. A row is a module and the object in it with the published settings.
+"""The methods by name: one paper, one file. Each entry names a module and the object in it with the published settings.
 
-From outside: `package.module:Class`, `file.py:Class`, or an entry point of the group `rmadapter.methods`.
+Methods from outside: `package.module:Class`, `file.py:Class`, or an entry point of the group `rmadapter.methods`.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ METHODS: dict[str, str] = {
     "rmadapter-plain": "rmadapter:PLAIN",
     "rmadapter-plus": "rmadapter_plus:RMAdapterPlus",
 }
-# Those that read an image's features alone, and so can share what came with another method's tokens.
+# Methods that read only image features, and so can reuse those computed along with another method's tokens.
 ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
-# Those that learn several labels an image, which each says by its own attribute `several`.
+# Methods that learn several labels per image; each declares it by its attribute `several`.
 SEVERAL = ("linear-probe", "zero-shot", "zero-shot-ensemble")
 DEFAULT = "rmadapter"
-AUTO = "auto"  # no method: choose.py
+AUTO = "auto"  # not a method: see choose.py
 GROUP = "rmadapter.methods"
 EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the epochs of the published settings
 
 
 def entry_points() -> dict[str, metadata.EntryPoint]:
-    """Methods of installed packages by name; a name of ours stays ours."""
+    """Methods of installed packages, by name; built-in names take precedence."""
     return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in METHODS}
 
 
@@ -87,8 +87,7 @@ def is_outside(name: str) -> bool:
 def load_method(name: str, values: Mapping[str, Any] | None = None, effort: str = "normal") -> Method:
     """A method with its published settings, some of them replaced by flat name.
 
-    effort: one of EFFORTS, of which `explain_effort` says what it means. Raises UserError for a name, field or effort
-    that is unknown.
+    effort: one of EFFORTS; `explain_effort` describes it. Raises UserError for an unknown name, field or effort.
     """
     found: Any = _find(name)
     method = found() if isinstance(found, type) else found
@@ -126,7 +125,7 @@ def _find(name: str) -> Any:
 
 
 def _from_file(path: Path) -> Any:
-    """A module of its own for each file, so that two methods called alike do not meet."""
+    """Load each file as its own module, so that two files of the same name do not clash."""
     file = user_path(path).resolve()
     key = f"rmadapter_method_{abs(hash(str(file)))}"
     if key not in sys.modules:
@@ -143,7 +142,7 @@ def _from_file(path: Path) -> Any:
 
 
 def check_labels(method: Any, images: ImageSet) -> None:
-    """Raises UserError where images have several labels, for a method (or a choice of one) that learns one."""
+    """Raise UserError if images have several labels but the method (or choice of methods) learns only one."""
     if images.several and not getattr(method, "several", False):
         from rmadapter.data.imageset import CROPS
 
@@ -153,7 +152,7 @@ def check_labels(method: Any, images: ImageSet) -> None:
         )
 
 
-# One dial
+# Effort
 
 
 def _with_effort(method: Any, effort: str) -> Any:

@@ -3,10 +3,10 @@ Adaptation of Large Vision-Language Models", CVPR 2024 (https://arxiv.org/abs/23
 
     loss = cross-entropy + mean over classes c of strength_c |w_c - t_c|^2
 
-w are class features that are trained, t those of the text encoder, where they start; neither is normalised here, so
-that their length says how far one step turns them. Logits are cosines over CLIP's temperature. ZS-LP has no penalty.
-CLAP holds a class as firmly as zero-shot CLIP knows it: strength_c is the mean probability that it gives to c on the
-shots of c.
+w are the trained class features; they start at t, those of the text encoder. Neither is normalised here, so their
+length determines how far one step turns them. Logits are cosines over CLIP's temperature. ZS-LP has no penalty. CLAP
+holds a class more firmly the better zero-shot CLIP recognises it: strength_c is the mean probability that zero-shot
+CLIP gives to c on the shots of c.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RECIPE = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
 @dataclass(frozen=True)
 class ZeroShotProbe:
-    """Class features trained as free weights, without a penalty. Knows the classes of its shots alone."""
+    """Class features trained as free weights, without a penalty. Only answers for the classes of its shots."""
 
     title: ClassVar[str] = "linear probe, zero-shot start"
     source: ClassVar[str] = f"ZS-LP of {PAPER}"
@@ -50,8 +50,8 @@ class ZeroShotProbe:
 
 @dataclass(frozen=True)
 class CLAP:
-    """The same, held near the text features. One setting for all data sets, as published; the strengths stay as they
-    are at the start, as with constraint `l2` of the released code. Knows the classes of its shots alone."""
+    """The same, held near the text features. One setting for all data sets, as published; the strengths keep their
+    initial values, as with constraint `l2` of the released code. Only answers for the classes of its shots."""
 
     title: ClassVar[str] = "CLAP"
     source: ClassVar[str] = PAPER
@@ -68,8 +68,8 @@ class CLAP:
 
 
 def strengths(backbone: Backbone, shots: Shots, text: Tensor) -> Tensor:
-    """[C], from 0 to 1, over all views of the shots; text: class features [C, e]. Raises UserError where every epoch
-    has views of its own."""
+    """Strengths [C] in [0, 1], over all views of the shots; text: class features [C, e]. Raises UserError if views are
+    drawn anew in every epoch."""
     probabilities = cosine_logits(backbone, shots.features(), F.normalize(text, dim=-1)).softmax(-1).mean(0)  # [N, C]
     values = one_hot(shots)
     return (probabilities * values).sum(0) / values.sum(0).clamp(min=torch.finfo(values.dtype).tiny)

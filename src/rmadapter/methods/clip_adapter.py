@@ -38,8 +38,8 @@ class Bottleneck(Learner):
 
 @dataclass(frozen=True)
 class CLIPAdapter(ModuleMethod):
-    """The released trainer adapts image features alone. It has no configuration of its own but is run with CoOp's
-    command for ImageNet, whose settings these are; the paper searches the ratio for every data set."""
+    """Adapts only image features, as the released trainer does. That trainer has no configuration of its own and is run
+    with CoOp's command for ImageNet, whose settings these are; the paper searches the ratio for every data set."""
 
     title: ClassVar[str] = "CLIP-Adapter"
     source: ClassVar[str] = (
@@ -51,7 +51,7 @@ class CLIPAdapter(ModuleMethod):
     recipe: Recipe = Recipe()
 
     def module(self, backbone: Backbone, seed: int = 1) -> Bottleneck:
-        """A new one, as PyTorch initialises linear layers. Raises UserError when nothing is left of the width."""
+        """A new adapter with PyTorch's initialisation. Raises UserError for a reduction that leaves no width."""
         width = backbone.embedding_size
         if not 1 <= self.reduction <= width:
             raise UserError(f"reduction={self.reduction}: give a number from 1 to {width}, the length of a feature")

@@ -2,9 +2,9 @@
 
     q, k, v = W n + (alpha / sqrt(r)) B A drop(n)        n: tokens after the block's first norm, A: [r, d], B: [d, r]
 
-The backbone's weights stay as they are: a block is seen through a view that adds the second term, in training as it
-stands, and in answers to a copy of the weights, W + (alpha / sqrt(r)) B A. The image encoder is trained from its first
-block on, whose input is all that is frozen.
+The backbone's weights do not change. Views of its blocks add the second term: in training as written, in answers merged
+into a copy of the weights, W + (alpha / sqrt(r)) B A. The image encoder is trained from its first block on, so only the
+input of that block is frozen.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LowRank(nn.Module):
 
 
 class UpdatedBlock:
-    """A block's view, in its tokens' number format, with updates of query, key and value: three of LowRank."""
+    """View of a block, in its tokens' number format, with a LowRank update each for query, key and value."""
 
     def __init__(self, encoder: Encoder[Any], block: int, updates: nn.ModuleList) -> None:
         self.encoder, self.block, self.updates = encoder, block, updates
@@ -68,8 +68,8 @@ class UpdatedBlock:
 
 
 class MergedBlock:
-    """An updated block without dropout, whose updates are in its weights. These are read off what it makes of unit
-    vectors, so that any make of block has them."""
+    """An updated block without dropout, its updates merged into its weights. The weights are read off the block's
+    output for unit vectors, which works for any kind of block."""
 
     def __init__(self, block: UpdatedBlock, unit: Tensor) -> None:
         """unit: the identity [d, d]."""
@@ -92,7 +92,7 @@ class MergedBlock:
 
 
 class UpdatedCLIP(Learner):
-    """Both encoders of a backbone with trainable updates; the backbone itself knows nothing of them.
+    """Both encoders of a backbone with trainable updates; the backbone itself is not modified.
 
     Raises UserError for encoders whose blocks cannot be taken apart.
     """
@@ -126,7 +126,7 @@ class UpdatedCLIP(Learner):
 
     @torch.no_grad()
     def prompts(self, names: Sequence[str], templates: Sequence[str], share: bool) -> list[tuple[Tensor, Packed]]:
-        """What enters the first block of the text encoder, in chunks of CHUNK prompts; none of it is trained."""
+        """Frozen input of the text encoder's first block, in chunks of CHUNK prompts."""
         text, tokens = self.backbone.text, tokenize(self.backbone, names, templates)
         layouts = [text.layout(chunk, share) for chunk in tokens.split(CHUNK)]
         return [(text.stem(layout), layout) for layout in layouts]
@@ -146,7 +146,7 @@ class UpdatedCLIP(Learner):
         return [MergedBlock(view, unit) for view in self.views[0]]
 
     def image_features(self, states: States, views: Sequence[Any]) -> Tensor:
-        """[B, e] from what enters the image encoder's first block."""
+        """[B, e] from the input of the image encoder's first block."""
         return self.backbone.image.encode(states.x, states.layout, views=views)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
@@ -157,8 +157,8 @@ class UpdatedCLIP(Learner):
 
 @dataclass(frozen=True)
 class CLIPLoRA(ModuleMethod):
-    """alpha / sqrt(rank) scales an update, as the released code has it. Dropout is drawn anew for every token of every
-    prompt, so that training cannot share the words that all prompts begin with. Several templates are averaged, where
+    """alpha / sqrt(rank) scales an update, as in the released code. Dropout is drawn anew for every token of every
+    prompt, so training cannot compute the common beginning of all prompts only once. Several templates are averaged;
     the released code trains with the first.
     """
 

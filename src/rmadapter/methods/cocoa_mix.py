@@ -1,14 +1,14 @@
 """CoCoA-Mix: Hong et al., "Confusion-and-Confidence-Aware Mixture Model for Context Optimization", ICML 2025
 (arXiv 2506.07484).
 
-Context trained as CoOp's, with a term more that pushes hardest where two classes are confused: with p(y) the
-probability of an image's own class,
+Context trained like CoOp's, with an extra term that pushes hardest where two classes are confused. With p(y) the
+probability of an image's own class, the loss is
 
     CE + w (1 - p(y)).
 
-Its cosines s_1 and those of the written prompts s_0 are mixed, class by class: pi s_1 + (1 - pi) s_0. For classes that
-were trained pi is the one of least cross-entropy on the shots. For all others it is the largest one at which pi s_1,
-asked which of some words that have nothing to do with the images they show, is no surer than s_0 by itself:
+Its cosines s_1 are mixed with those of the written prompts, s_0, class by class: pi s_1 + (1 - pi) s_0. For trained
+classes, pi minimises the cross-entropy on the shots. For all others it is the largest pi at which pi s_1 is no more
+confident than s_0 when the shots are classified among unrelated words:
 
     max(0, H(s_0) - H(pi s_1) + d) = 0 for every shot, H the entropy of the softmax over those words.
 """
@@ -35,13 +35,13 @@ from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weigh
 from rmadapter.settings import Size
 from rmadapter.train import Batch, Recipe, minimise
 
-HALVINGS = 20  # a share is known to a millionth
+HALVINGS = 20  # finds a share to within a millionth
 # The authors draw words from a package; these are our own.
 WORDS = tuple(read_text(Path(__file__).parents[1] / "assets/words.txt").split())
 
 
 def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:
-    """As many words as there are classes, none of which is one; pairs of words where there are not enough."""
+    """As many words as there are classes, none of them a class name; then pairs of words if there are too few."""
     words = random.Random(seed).sample(WORDS, len(WORDS))
     pairs: Iterator[str] = (f"{one} {other}" for one, other in permutations(words, 2))
     taken = {name.lower() for name in classes}
@@ -49,7 +49,7 @@ def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:
 
 
 def largest(holds: Callable[[float], bool]) -> float:
-    """The largest share of 0 to 1 at which what holds of all smaller ones still holds."""
+    """The largest share in [0, 1] that `holds`, which is assumed true up to some share and false above it."""
     if holds(1.0):
         return 1.0
     low, high = 0.0, 1.0
@@ -60,9 +60,9 @@ def largest(holds: Callable[[float], bool]) -> float:
 
 
 def share_inside(ours: Tensor, theirs: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """pi of least cross-entropy of pi ours + (1 - pi) theirs: both [N, C], labels and weights [N].
+    """The pi that minimises the cross-entropy of pi ours + (1 - pi) theirs: both [N, C], labels and weights [N].
 
-    It is convex in pi, and so least where its slope, which grows, is 0.
+    The cross-entropy is convex in pi, so its slope grows, and the minimum is where the slope is 0.
     """
     gap = ours - theirs
     own = gap.gather(1, labels[:, None])[:, 0]
@@ -75,20 +75,20 @@ def share_inside(ours: Tensor, theirs: Tensor, labels: Tensor, weights: Tensor) 
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """[N] of the softmax of [N, C], in nats."""
+    """Entropy [N] of the softmax of [N, C], in nats."""
     return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
 
 
 def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) -> float:
-    """The largest pi at which no answer by pi ours is surer than that by theirs, both [N, C], where weights [N] are not
-    0; pi = 0 where the margin asks for more than an even answer."""
+    """The largest pi at which no answer by pi ours is more confident than that by theirs: both [N, C]. Only rows with
+    weights [N] above 0 count. 0 if the margin asks for more than the entropy of a uniform answer."""
     ours, theirs = ours[weights > 0], theirs[weights > 0]
     wanted = entropy(theirs) + margin
     return largest(lambda share: bool((entropy(share * ours) >= wanted).all()))
 
 
 class Mixture(Context):
-    """CoOp's context vectors, and shares [2] of their prompts in the answers about trained classes and others."""
+    """CoOp's context vectors, and their shares [2] (pi) in answers for trained classes and for others."""
 
     shares: Tensor
 
@@ -104,7 +104,7 @@ class Mixture(Context):
 
     @torch.no_grad()
     def mix(self, shots: Shots, margin: float) -> None:
-        """Sets the shares."""
+        """Set the shares."""
         features, weights = shots.plain_features(), shots.weights
         weights = torch.ones(len(features), dtype=torch.float64) if weights is None else weights
 
@@ -121,12 +121,12 @@ class Mixture(Context):
 
 @dataclass(frozen=True)
 class CoCoAMix(ModuleMethod):
-    """tokens: context vectors, in a text encoder for fewer than 64 tokens a quarter of them at most; they start from
-    noise, or as the words of `context`. confusion: w. margin: d, in nats.
+    """tokens: number of context vectors, at most a quarter of the text encoder's length; they start from noise, or as
+    the words of `context`. confusion: w. margin: d, in nats.
 
-    Neither the authors' code nor the paper was to be had: this is written from a summary that has the equations.
-    Optimiser, rate and number of vectors are theirs by that summary; w, d and the number of epochs are ours. They find
-    the shares with steps of SGD, here they are found exactly.
+    Neither the authors' code nor the paper was available; this follows a summary that has the equations. Optimiser,
+    rate and number of vectors are theirs by that summary; w, d and the number of epochs are ours. They find the shares
+    by SGD; here they are found exactly.
     """
 
     title: ClassVar[str] = "CoCoA-Mix"

@@ -21,7 +21,7 @@ from rmadapter.train import Batch, Recipe, minimise
 
 
 class Conditional(Learner):
-    """Context vectors to which each image adds one vector, made from its features by a bottleneck ("meta-net")."""
+    """Context vectors, all shifted by one vector per image, which a bottleneck ("meta-net") makes of its features."""
 
     reaches = ("text",)
 
@@ -35,7 +35,7 @@ class Conditional(Learner):
         self.to(backbone.device)
 
     def score(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
-        """What gives the logits [B, C] of image features [B, e]. The C prompts of one image are encoded at a time."""
+        """A function from image features [B, e] to logits [B, C]. It encodes the C prompts of one image at a time."""
         prompts = PromptedText(self.backbone, names, len(self.ctx))
 
         def logits(features: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class Conditional(Learner):
 class CoCoOp(ModuleMethod):
     """CoOp whose context depends on the image.
 
-    So no class feature serves two images: C prompts are encoded for each image, in training and in use, one image at a
-    time, which bounds the memory by C prompts. Only the C prompts of one image share what they begin with.
+    No class feature serves two images: C prompts are encoded for each image, in training and in use. They are encoded
+    one image at a time, to bound the memory. Only the C prompts of one image share their beginning.
     """
 
     title: ClassVar[str] = "CoCoOp"

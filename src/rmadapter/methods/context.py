@@ -1,7 +1,7 @@
-"""Prompts with learned context: "X X X X name." whose placeholders X give way to vectors.
+"""Prompts with learned context: "X X X X name." with vectors in place of the placeholders X.
 
-Under causal attention, prompts whose context is the same for all classes begin with the same tokens, which are then
-computed once; and nothing after the end-of-text token is computed at all. Both are exact.
+Under causal attention, prompts that share their context begin with the same tokens, which are computed only once;
+tokens after the end of a text are not computed at all. Both are exact.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from rmadapter.method import Known, Learner, Shots, ToLogits, Trained
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, untouched
 from rmadapter.train import Batch, Recipe, minimise
 
-HOLDER = "X"  # one token in every vocabulary, or the one unknown token
+HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
 
 
 class PromptedText:
-    """The text encoder of a backbone on "X ... X name" + suffix, where n_ctx X are the context; of a name's
-    descriptions, the first.
+    """The text encoder of a backbone on "X ... X name" + suffix, where the n_ctx X are the context. Of a name with
+    several descriptions, the first is used.
 
     layout: the packed prompts of C classes, T tokens in all. words: their own embeddings [T, d]. positions: packed rows
-    of the context tokens, [n_ctx] if the classes share them, else [C, n_ctx]. share=False keeps them apart in any case,
-    for contexts that differ between classes. Raises UserError when context and name do not fit the encoder.
+    of the context tokens, [n_ctx] if the classes share them, else [C, n_ctx]. share=False always keeps them apart, for
+    contexts that differ between classes. Raises UserError if n_ctx tokens and a name do not fit the encoder.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PromptedText:
             self.positions = (lengths.cumsum(0) - lengths)[:, None] + self.positions
 
     def put(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [T, d] with the context tokens' rows replaced: by context [n_ctx, d], or [C, n_ctx, d] class by class."""
+        """x [T, d] with the context tokens' rows replaced by context [n_ctx, d], or [C, n_ctx, d] per class."""
         assert context.ndim == 2 or self.positions.ndim == 2, "contexts that differ between classes need share=False"
         if self.positions.ndim > context.ndim - 1:
             context = context.expand(len(self.positions), -1, -1)
@@ -65,15 +65,15 @@ class PromptedText:
     def encode(self, context: Tensor, edit: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
         """Class features [C, e], not normalised, of context [n_ctx, d] or [C, n_ctx, d].
 
-        edit(i, x) changes what enters block i, as by `put`.
+        edit(i, x) changes the input of block i, for instance by `put`.
         """
         x = self.encoder.stem(self.layout, self.put(self.words, context))
         return self.encoder.encode(x, self.layout, edit=edit)
 
 
 def encoded(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
-    """Context [tokens, d] -> class features [C, e], not normalised: prompts in chunks of CHUNK, of which one at a time
-    is kept for the gradient."""
+    """Context [tokens, d] -> class features [C, e], not normalised. Prompts are encoded in chunks of CHUNK; if
+    there are several, the backward pass recomputes them, and so only holds one at a time."""
     parts = [PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)]
     if len(parts) == 1:
         return parts[0].encode
@@ -89,37 +89,37 @@ def _start(backbone: Backbone) -> int:
 
 @torch.no_grad()
 def init_words(backbone: Backbone, text: str) -> Tensor:
-    """Embeddings [n, d] of the n tokens of a text, without those that the tokenizer puts around it."""
+    """Embeddings [n, d] of the n tokens of a text, without those that the tokenizer adds around it."""
     tokens = backbone.tokenizer([text, f"{text} {HOLDER}"]).to(backbone.device)
     end = int((tokens[0] != tokens[1]).int().argmax())
     return backbone.text.words(backbone.text.layout(tokens[:1]))[_start(backbone) : end].clone()
 
 
 def draw(count: int, width: int, seed: int) -> Tensor:
-    """Random tokens [count, width] of CoOp's size, standard deviation 0.02."""
+    """Random tokens [count, width] with CoOp's standard deviation of 0.02."""
     return 0.02 * torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
 def context_vectors(backbone: Backbone, words: str, tokens: int, seed: int) -> nn.Parameter:
-    """Context [n, d] to train: the embeddings of `words`, or `tokens` random vectors where there are none."""
+    """Context [n, d] to train: the embeddings of `words`, or `tokens` random vectors if `words` is empty."""
     start = init_words(backbone, words) if words else draw(tokens, backbone.text.width, seed)
     return nn.Parameter(start.to(backbone.device))
 
 
 def room(backbone: Backbone, tokens: int) -> int:
-    """That many context tokens; in a text encoder for fewer than four times as many, a quarter of its own."""
+    """`tokens`, but at most a quarter of the text encoder's length."""
     return min(tokens, backbone.tokenizer([HOLDER]).shape[1] // 4)
 
 
 class ContextLearner(Learner):
-    """A module that gives class features, and leaves those of images as they are."""
+    """A module that learns class features and leaves image features untouched."""
 
     reaches = ("text",)
 
     @abstractmethod
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        """A function without arguments: the normalised features [C, e] of these classes, as the parameters are when it
-        is called."""
+        """A function without arguments that returns the normalised features [C, e] of these classes under the current
+        parameters."""
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         weights = self.bind(names, known.templates)()

@@ -17,7 +17,7 @@ from rmadapter.train import Recipe
 
 
 class Context(ContextLearner):
-    """Context vectors ctx [n, d] that stand before every class name."""
+    """Context vectors ctx [n, d] in front of every class name."""
 
     def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
         super().__init__(backbone)
@@ -30,10 +30,10 @@ class Context(ContextLearner):
 
 @dataclass(frozen=True)
 class CoOp(ModuleMethod):
-    """Trains context vectors that all classes share and that replace the words before the class name.
+    """Trains context vectors, shared by all classes, that replace the words before the class name.
 
-    context: words whose embeddings the vectors start from; if empty, `tokens` vectors start from noise of deviation
-    0.02. The released script trains 200 epochs, and 50 on ImageNet (`--set coop.epochs=50`).
+    context: words whose embeddings the vectors start from; if empty, `tokens` vectors start from noise with standard
+    deviation 0.02. The released script trains for 200 epochs, on ImageNet for 50 (`--set coop.epochs=50`).
     """
 
     title: ClassVar[str] = "CoOp"

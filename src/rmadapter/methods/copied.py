@@ -1,4 +1,4 @@
-"""Weights of the backbone's own that a method trains: in a model that shares all the others with it."""
+"""A copy of a model in which only the weights that a method trains are its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def with_own(model: nn.Module, own: Iterable[nn.Parameter]) -> nn.Module:
-    """A copy that shares all tensors but its own, and hooks: who watches a module watches both."""
+    """A copy that shares all tensors but `own`, and all forward hooks: a hook on one model also sees the other."""
     apart = {id(parameter) for parameter in own}
     hooks = (module._forward_hooks for module in model.modules())
     every: Iterable[Any] = chain(model.parameters(), model.buffers(), hooks)

@@ -1,9 +1,9 @@
 """CoPrompt: Roy & Etemad, "Consistency-guided Prompt Learning for Vision-Language Models", ICLR 2024.
 
-arXiv 2306.01195. MaPLe's coupled prompts and, behind either encoder, an adapter: features become (1 - m) f + m A(f),
-with a bottleneck A of two linear layers without bias, each followed by ReLU; m is 0.1 for images and 0.2 for text. To
-the cross-entropy comes lambda times the consistency with the untouched encoders, one minus the cosine on each side: for
-images with features of another augmented view, where there is one, and for a class with those of one of its generated
+arXiv 2306.01195. MaPLe's coupled prompts, and an adapter after each encoder: features become (1 - m) f + m A(f), where
+the bottleneck A is two linear layers without bias, each followed by ReLU; m is 0.1 for images and 0.2 for text. The
+loss is cross-entropy plus lambda times the consistency with the untouched encoders, one minus the cosine for each
+encoder: images are compared with another augmented view, if there is one, and a class with one of its generated
 descriptions, drawn anew in every step.
 """
 
@@ -33,7 +33,7 @@ from rmadapter.train import Batch, Recipe, minimise
 
 
 class AdaptedPrompts(deep.Prompted):
-    """Coupled prompts with an adapter behind either encoder. share: how much of the features each adapter makes."""
+    """Coupled prompts with an adapter after each encoder. share: m of each adapter."""
 
     def __init__(self, coupled: CoupledPrompts, reduction: int, share: dict[str, float], seed: int) -> None:
         super().__init__(coupled.backbone)
@@ -67,7 +67,7 @@ class Descriptions:
     counts: Tensor
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """One sentence a class, [C, e]: the one at the same relative place of every class's list."""
+        """One sentence per class, [C, e], at the same relative position in every class's list."""
         start = self.counts.cumsum(0) - self.counts
         place = torch.rand((), generator=generator, dtype=torch.float64).item()
         return self.features[start + (place * self.counts).long()]
@@ -75,12 +75,12 @@ class Descriptions:
 
 @dataclass(frozen=True)
 class CoPrompt(ModuleMethod):
-    """n_ctx, depth, init: as of MaPLe. consistency: lambda. reduction: width of the features over that of an adapter.
+    """n_ctx, depth, init: as in MaPLe. consistency: lambda. reduction: width of the features over that of an adapter.
 
-    descriptions: JSON file {class name: [sentence, ...]} of the classes that are trained on. Without it, the class
-    prompts of the run stand in for generated sentences, and a note on stderr says so.
-    The released preset sets n_ctx (2 or 4), depth (9 or 12) and consistency (0.1 to 8) for each data set; here they are
-    ImageNet's for all, from which the paper transfers to every other set.
+    descriptions: JSON file {class name: [sentence, ...]} of the trained classes. Without it, the run's class prompts
+    replace the generated sentences, and a note on stderr says so.
+    The released preset sets n_ctx (2 or 4), depth (9 or 12) and consistency (0.1 to 8) for each data set; here all use
+    those of ImageNet, from which the paper transfers to every other set.
     """
 
     title: ClassVar[str] = "CoPrompt"
@@ -111,8 +111,7 @@ class CoPrompt(ModuleMethod):
         text: PromptedText,
         frozen: tuple[Tensor, Tensor],
     ) -> dict[str, Tensor]:
-        """The loss and its terms, each with its weight in it; labels [B], frozen: features of images [B, e] and of
-        classes [C, e]."""
+        """The loss and its weighted terms. labels: [B]. frozen: features of images [B, e] and of classes [C, e]."""
         f, w = module.image_features(states), module.class_features(text)
         terms = {
             "ce": F.cross_entropy(deep.logits(module.backbone, f, w), labels),
@@ -122,7 +121,7 @@ class CoPrompt(ModuleMethod):
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def read(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Descriptions:
-        """Raises UserError for a file that is missing, damaged, or lacks a class."""
+        """Read and encode the descriptions. Raises UserError if the file is missing, damaged, or lacks a class."""
         if not self.descriptions:
             _note()
             features = zero_shot_weights(backbone, names, templates)
@@ -147,6 +146,6 @@ class CoPrompt(ModuleMethod):
 
 @cache
 def _note() -> None:
-    """Once a process."""
+    """Shown once per process."""
     text = "without generated descriptions, CoPrompt compares classes with the run's own class prompts"
     note(f"{text}; name a file of descriptions in coprompt.descriptions")

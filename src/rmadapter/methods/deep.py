@@ -1,7 +1,7 @@
-"""Deep prompts: in the first blocks of an encoder, learned tokens take the place of those that left the block below.
+"""Deep prompts: in the first blocks of an encoder, learned tokens replace the prompt tokens output by the block below.
 
 Introduced for images by Jia et al., "Visual Prompt Tuning", ECCV 2022. `prompts` are the tokens [n, d] that enter
-blocks 1, 2, ..., one tensor a block; above the last of them, what left the block below goes on.
+blocks 1, 2, ..., one tensor per block; above the last of these, nothing is replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rmadapter.prompts import Cosines, cosine_logits
 
 
 def check_room(backbone: Backbone, method: str) -> None:
-    """Raises UserError when there is no room for further tokens among those of an image."""
+    """Raise UserError if the image encoder cannot take additional tokens."""
     if backbone.image.opaque:
         raise UserError(
             f"{method} adds tokens to an image's own, but the blocks of {backbone.name} only take those of its "
@@ -31,9 +31,9 @@ def check_room(backbone: Backbone, method: str) -> None:
 
 
 def first_context(backbone: Backbone, init: str, n_ctx: int, seed: int) -> tuple[Tensor, str]:
-    """Where the context starts: the first n_ctx words of `init`, and the words left over, which stay as they are.
+    """The initial context, from the first n_ctx words of `init`, and the remaining words, which stay fixed.
 
-    Random, and no words left over, when `init` has fewer words.
+    The context is random and no words remain if `init` has fewer words, or one of them takes several tokens.
     """
     words = init.split()
     if len(words) >= n_ctx:
@@ -53,10 +53,10 @@ def encode_text(text: PromptedText, prompts: Sequence[Tensor]) -> Tensor:
 
 
 def encode_image(backbone: Backbone, states: States, prompts: Sequence[Tensor]) -> Tensor:
-    """Features [B, e], not normalised, of tokens [B, L, d] that enter block 1, with prompts [n, d] behind them.
+    """Features [B, e], not normalised, of tokens [B, L, d] that enter block 1, followed by prompts [n, d].
 
-    The first prompts pass the encoder's norm in front of block 1, as the image's tokens have. An encoder that pools
-    over all tokens pools over the prompts too.
+    The first prompts pass through the encoder's norm before block 1, as the image's tokens already have. An encoder
+    that pools over all tokens also pools over the prompts.
     """
     encoder, own = backbone.image, states.x.shape[1]
 
@@ -75,8 +75,8 @@ def logits(backbone: Backbone, image: Tensor, classes: Tensor) -> Tensor:
 
 
 class Prompted(Learner):
-    """A module of prompts for both encoders. rest: words that stay behind those of the text. Features are not
-    normalised."""
+    """A module of prompts for both encoders. rest: fixed words between the text prompts and a class name. Features are
+    not normalised."""
 
     first = 1
     reaches = ("image", "text")
@@ -88,14 +88,14 @@ class Prompted(Learner):
 
     @abstractmethod
     def into_image(self) -> list[Tensor]:
-        """The same of the image encoder."""
+        """The same for the image encoder."""
 
     def adapt(self, side: str, features: Tensor) -> Tensor:
-        """What is made of the features of an encoder; most methods take them as they are."""
+        """Transform the features of one encoder; most methods leave them unchanged."""
         return features
 
     def text(self, names: Sequence[str]) -> PromptedText:
-        """The text encoder on "X ... X rest name.", whose X are the prompts."""
+        """The text encoder on "X ... X rest name.", where the X are the prompts."""
         return PromptedText(self.backbone, [f"{self.rest} {name}".strip() for name in names], len(self.into_text()[0]))
 
     def class_features(self, text: PromptedText) -> Tensor:

@@ -1,13 +1,13 @@
 """DePT: Zhang et al., "DePT: Decoupled Prompt Tuning", CVPR 2024 (arXiv 2309.07439), on MaPLe's prompts.
 
-What only the trained classes have in common is to go into a head of their own, and not into the prompts, which new
-classes share. The head scales and shifts each channel of a prompted feature, of an image or of its class's text, and
-is linear above that: W (a * f + b), with a and b of either side. Both heads learn together, from
+What is specific to the trained classes should go into a separate head rather than into the prompts, which new classes
+share. The head scales and shifts each channel of a prompted feature, of an image or of its class's text, and applies a
+linear layer: W (a * f + b), with separate a and b for images and text. Prompts and head learn together, from
 
     (1 - lambda) CE(prompts) + lambda CE(head),
 
-the second over each image and its class's text; trained classes are answered by the same mixture of both heads' logits,
-others by the prompts alone.
+the second term over each image and its class's text. Answers among trained classes mix the logits of both in the same
+way; with any other class among them, the prompts answer alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Channels(nn.Module):
 
 
 class Decoupled(Learner):
-    """Prompts, and the head of the C classes that they are trained on."""
+    """Prompts, and the head for the C classes that they are trained on."""
 
     first, reaches = FIRST, CoupledPrompts.reaches
 
@@ -62,7 +62,7 @@ class Decoupled(Learner):
         self.to(backbone.device)
 
     def loss(self, labels: Tensor, states: States, text: PromptedText) -> dict[str, Tensor]:
-        """The loss and its terms, each with its weight in it, for labels [B]."""
+        """The loss and its weighted terms, for labels [B]."""
         f, w = self.prompts.image_features(states), self.prompts.class_features(text)
         own = self.head(torch.cat([self.text(w[labels]), self.image(f)]))
         terms = {
@@ -87,10 +87,10 @@ class Decoupled(Learner):
 
 @dataclass(frozen=True)
 class DePT:
-    """n_ctx, depth, init: as MaPLe's. share: lambda. head_rate: how many times the peak learning rate the head has.
+    """n_ctx, depth, init: as in MaPLe. share: lambda. head_rate: factor on the learning rate for the head.
 
-    MaPLe's prompts are the best of those that the released code knows, by the authors' own table. That code mixes
-    logits, as is done here; the paper writes probabilities.
+    Of the prompts in the released code, MaPLe's are the best by the authors' own table. That code mixes logits, as done
+    here; the paper writes probabilities.
     """
 
     title: ClassVar[str] = "DePT"

@@ -1,10 +1,10 @@
-"""Zero-shot CLIP asked with texts about the classes that a language model wrote: nothing is learned from images.
+"""Zero-shot CLIP with texts that a language model wrote about the classes; nothing is learned from images.
 
 CuPL: Pratt et al., "What does a platypus look like? Generating customized prompts for zero-shot image classification",
-ICCV 2023, arXiv 2209.03320. Whole sentences; a class is the unit mean of their unit features.
+ICCV 2023, arXiv 2209.03320. Whole sentences; a class feature is the normalised mean of their unit features.
 DCLIP: Menon & Vondrick, "Visual Classification via Description from Large Language Models", ICLR 2023, arXiv
 2210.07183. Descriptors, each in "NAME, which has DESCRIPTOR"; the score of a class is the mean of its descriptors'
-scores, which is that of the mean of their unit features, as it is.
+scores, so its feature is the mean of their unit features, not normalised again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from rmadapter.methods.shapes import shaped
 from rmadapter.prompts import Cosines, text_features, untouched
 
 WEIGHTS, TEXTS = "weights", "texts"
-IS, ALONE = ("a", "an", "used"), ("has", "often", "typically", "may", "can")  # words that a descriptor begins with
+IS, ALONE = ("a", "an", "used"), ("has", "often", "typically", "may", "can")  # first words of a descriptor
 
 
 @dataclass(frozen=True)
 class Descriptions:
-    """descriptions: JSON file {class name: [text, ...]} that has every class it is fitted to. form: what the texts are.
+    """descriptions: JSON file {class name: [text, ...]} with every class it is fitted to. form: kind of the texts.
 
-    All texts go into the model, so that the file is not needed afterwards, and a class that joins is known by its own.
-    One that the file does not have is known by the run's prompts.
+    The model stores all texts, so the file is not needed afterwards: a class added later uses its own texts, or the
+    run's prompts if the file has none for it.
     """
 
     title: ClassVar[str] = "zero-shot CLIP, generated texts"
@@ -54,7 +54,7 @@ class Descriptions:
         listed = zip(shots.classes, texts_of_all(texts, shots.classes, self.descriptions), strict=True)
         own = [self._whole(name, some) for name, some in listed]
         tensors = {WEIGHTS: self._weights(backbone, own), TEXTS: packed(texts).to(backbone.device)}
-        return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))  # nothing is learnt of images
+        return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))  # nothing is learnt
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         weights = shaped(tensors, WEIGHTS, len(known.classes), backbone.embedding_size)
@@ -73,13 +73,13 @@ class Descriptions:
         return Fitted(self, backbone, known, tensors, for_classes)
 
     def _whole(self, name: str, texts: Sequence[str]) -> list[str]:
-        """The texts as the encoder reads them."""
+        """The texts as passed to the encoder."""
         if self.form == "sentences":
             return list(texts)
         return [f"{descriptions(name)[0]}, {clause(text)}" for text in texts]
 
     def _weights(self, backbone: Backbone, groups: Sequence[Sequence[str]]) -> Tensor:
-        """[C, e], of the texts of each class."""
+        """Class weights [C, e] from the texts of each class."""
         means = group_means(text_features(backbone, [text for group in groups for text in group]), groups)
         return F.normalize(means, dim=-1) if self.form == "sentences" else means
 
@@ -88,17 +88,17 @@ class Descriptions:
 
 
 def group_means(features: Tensor, groups: Sequence[Sequence[str]]) -> Tensor:
-    """Of the features [S, e] of all texts, one group after the other, the mean of each group [C, e]."""
+    """Mean [C, e] of each group, from the features [S, e] of all texts, group after group."""
     return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
 
 
 def packed(texts: Mapping[str, list[str]]) -> Tensor:
-    """Texts by class as bytes, which go into a model's file."""
+    """Texts by class as bytes, to be stored in a model's file."""
     return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
 
 
 def unpacked(found: Tensor) -> dict[str, list[str]]:
-    """What `packed` was given. Raises RuntimeError, as torch does, for bytes of a damaged file."""
+    """Inverse of `packed`. Raises RuntimeError, as torch does, for the bytes of a damaged file."""
     try:
         return checked(json.loads(found.cpu().numpy().tobytes()), TEXTS)
     except (ValueError, TypeError) as error:
@@ -108,7 +108,7 @@ def unpacked(found: Tensor) -> dict[str, list[str]]:
 def clause(descriptor: str) -> str:
     """ "four legs" -> "which has four legs", "a beak" -> "which is a beak", "can fly" -> "which can fly".
 
-    By whole words, where the authors' code looks at first letters: "antlers" would be "which is antlers".
+    Compares whole words; the authors' code compares first letters, and so gives "which is antlers".
     """
     first = descriptor.split()[0].lower()
     verb = "is " if first in IS else "" if first in ALONE else "has "

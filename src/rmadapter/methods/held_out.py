@@ -1,4 +1,4 @@
-"""What a method judges a setting by: validation images, or parts of the shots that are held out in turn."""
+"""Images to choose a setting by: validation images, or parts of the shots held out in turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDS = 4
 
 
 def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(rows of the shots to fit to, features [M, e] and labels as of `Shots` to judge by): once, or once a fold."""
+    """(rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by): one, or one per fold."""
     labels = shots.labels
     if shots.val:
         wanted = replace(shots, images=shots.val).labels
@@ -23,8 +23,8 @@ def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def folds(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """(rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot. Every class is in every fit,
-    but for rare ones where images have several labels."""
+    """(rows to fit, rows held out) for at most FOLDS parts; none if a class has one shot. Every fit has every class,
+    except rare classes if images have several labels."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
     several = labels.ndim == 2

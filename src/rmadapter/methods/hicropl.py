@@ -1,10 +1,10 @@
 """HiCroPL: Zheng et al., "Hierarchical Cross-modal Prompt Learning for Vision-Language Models", ICCV 2025
 (arXiv 2507.14976).
 
-Prompts of all blocks of both encoders. In the lower blocks those of the text guide those of the image, above them it is
-the other way round: the prompts of each guiding block are pooled into one token, its proxy, and those that are guided,
-of all blocks together, attend to the proxies of all. Features of either side are the normalised sum of the prompted and
-the untouched ones, both normalised before; with those, f and w, and the untouched f_0 and w_0 the loss is
+All blocks of both encoders have prompts. In the lower blocks, text prompts guide image prompts; above, image prompts
+guide text prompts. The prompts of each guiding block are pooled into one token, its proxy; the guided prompts of all
+blocks together attend to all proxies. Features of either encoder are the normalised sum of the prompted and the
+untouched ones, each normalised before. With these, f and w, and the untouched f_0 and w_0, the loss is
 
     CE(f, w) + lambda (1 - cos(f, f_0)) + lambda (1 - cos(w, w_0)).
 """
@@ -37,7 +37,7 @@ HEADS = 8
 
 
 class Proxy(nn.Module):
-    """Prompts [n, d] of a block -> the one token [1, d] that stands for them."""
+    """Prompts [n, d] of a block -> their proxy, one token [1, d]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Proxy(nn.Module):
 
 
 class Mapper(nn.Module):
-    """Prompts [m, d] that have read proxies [p, d'] of the other encoder."""
+    """Prompts [m, d] after attention to proxies [p, d'] of the other encoder."""
 
     def __init__(self, width: int, other: int) -> None:
         super().__init__()
@@ -68,9 +68,9 @@ class Mapper(nn.Module):
 
 
 class HierarchicalPrompts(deep.Prompted):
-    """Prompts of both encoders that guide each other: in each, `turn` lower blocks and all above them.
+    """Prompts of both encoders that guide each other, in opposite directions below and above block `turn`.
 
-    An encoder with fewer than `depth` blocks has prompts in all, and turns at the same relative height.
+    An encoder with fewer than `depth` blocks has prompts in all of them, and its turn at the same relative height.
     """
 
     def __init__(self, method: HiCroPL, backbone: Backbone, seed: int) -> None:
@@ -84,7 +84,7 @@ class HierarchicalPrompts(deep.Prompted):
         self.turn = {side: max(1, method.turn * depth // method.depth) for side, depth in depths.items()}
         first, self.rest = deep.first_context(backbone, method.init, n, seed)
         deeper = draw((depths["text"] - 1) * n, backbone.text.width, seed + 1).split(n)
-        alike = draw(n, backbone.image.width, seed + 2)  # as the released code has it, and so with the proxies
+        alike = draw(n, backbone.image.width, seed + 2)  # in all blocks, as in the released code; so with proxies
         prompts = {"text": [first, *deeper], "image": [alike] * depths["image"]}
         self.prompts = nn.ModuleDict({s: nn.ParameterList(p.clone() for p in prompts[s]) for s in sides})
         guiding = {"text": self.turn["text"], "image": depths["image"] - self.turn["image"]}
@@ -99,7 +99,7 @@ class HierarchicalPrompts(deep.Prompted):
         self.to(backbone.device)
 
     def _parts(self, side: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Prompts of the blocks below the turn, and of those above it."""
+        """Prompts of the blocks below the turn and of those above it."""
         own, turn = [*self.prompts[side]], self.turn[side]  # type: ignore[misc]
         return own[:turn], own[turn:]
 
@@ -117,18 +117,18 @@ class HierarchicalPrompts(deep.Prompted):
         return [*self._guided("image", low, "text", self._parts("text")[0]), *high]
 
     def untouched(self, states: States) -> Tensor:
-        """[B, e], which are given in training, and made from the tokens where the answer alone is wanted."""
+        """Untouched features [B, e]: given in training, else computed from the tokens."""
         if len(states.features):
             return states.features
         with torch.no_grad():
             return self.backbone.image.encode(states.x, states.layout)
 
     def joint_image(self, states: States, prompts: Sequence[Tensor]) -> Tensor:
-        """f [B, e], not normalised, of what `into_image` gives."""
+        """f [B, e], not normalised, with the prompts of `into_image`."""
         return _sum(deep.encode_image(self.backbone, states, prompts), self.untouched(states))
 
     def joint_classes(self, text: PromptedText, known: Tensor) -> Tensor:
-        """w [C, e], normalised, of untouched class features [C, e]."""
+        """w [C, e], normalised. known: untouched class features [C, e]."""
         return F.normalize(_sum(self.class_features(text), known), dim=-1)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
@@ -143,13 +143,12 @@ def _sum(prompted: Tensor, untouched: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HiCroPL(ModuleMethod):
-    """n_ctx: prompts per block. depth: prompted blocks. turn: those of them in which text guides images. consistency:
-    lambda.
+    """n_ctx: prompts per block. depth: prompted blocks. turn: how many of them text guides. consistency: lambda.
 
-    The authors average sentences that a language model wrote of each class for w_0, of new classes too; here it is the
-    average of the class's descriptions, and without any the run's prompts. Their released code copies what is mapped
-    into the prompts, past the gradient, so that proxies and mappers stay as random as they began, and maps again with
-    every batch that it answers about; here they are trained, and answers stand still (docs/parity.md).
+    For w_0 the authors average sentences that a language model wrote about each class, new classes included; here it is
+    the average of the class's descriptions, or of the run's prompts if it has none. Their released code copies the
+    mapped values into the prompts without a gradient, so proxies and mappers stay random, and maps again for every
+    batch it answers, so answers drift; here they are trained, and answers do not change (docs/parity.md).
     """
 
     title: ClassVar[str] = "HiCroPL"
@@ -169,7 +168,7 @@ class HiCroPL(ModuleMethod):
     def loss(
         self, module: HierarchicalPrompts, labels: Tensor, states: States, text: PromptedText, w_0: Tensor
     ) -> dict[str, Tensor]:
-        """The loss and its terms, each with its weight in it; labels [B], untouched class features w_0 [C, e]."""
+        """The loss and its weighted terms, for labels [B] and untouched class features w_0 [C, e]."""
         f, w = module.joint_image(states, module.into_image()), module.joint_classes(text, w_0)
         terms = {
             "ce": F.cross_entropy(cosine_logits(module.backbone, f, w), labels),

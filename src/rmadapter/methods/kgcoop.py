@@ -19,14 +19,14 @@ from rmadapter.train import Recipe
 
 
 def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:
-    """weight * (1 - mean cosine) of class features [C, e] to those of the run's own prompts."""
+    """weight * (1 - mean cosine) of class features [C, e] and those of the run's own prompts."""
     known = zero_shot_weights(backbone, shots.classes, shots.templates)
     return lambda classes: weight * (1 - F.cosine_similarity(classes, known, dim=-1).mean())
 
 
 @dataclass(frozen=True)
 class KgCoOp(ModuleMethod):
-    """CoOp whose class features are held near those of hand-written prompts: the templates of the run.
+    """CoOp with class features held near those of hand-written prompts, here the run's templates.
 
     The loss is cross-entropy + distance_weight * (1 - mean cosine). The authors' prompts differ between data sets.
     """

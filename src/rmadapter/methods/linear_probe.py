@@ -24,7 +24,7 @@ from rmadapter.settings import Count, Positive
 
 
 def linear(title: str, known: Known, weight: Tensor, bias: Tensor) -> Callable[[Sequence[str]], ToLogits]:
-    """`Fitted.for_classes` of weights [C, e] and biases [C] of the known classes, on normalised features."""
+    """`Fitted.for_classes` for weights [C, e] and biases [C] of the known classes, on normalised features."""
 
     def for_classes(names: Sequence[str]) -> ToLogits:
         rows = columns(title, known.classes, names)
@@ -35,15 +35,14 @@ def linear(title: str, known: Known, weight: Tensor, bias: Tensor) -> Callable[[
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Logistic regression on normalised features, with an L2 penalty whose strength validation images decide.
+    """Logistic regression on normalised features, with an L2 penalty chosen on held-out images.
 
-    Those are the validation images, else parts of the shots held out in turn; of one shot a class nothing can be held
-    out, and `C` stays as given. The strength also decides how sure the probe sounds, from not at all to entirely, so
-    its logits are divided by the temperature that suits the same images; no answer changes. Knows the classes of its
-    shots alone.
+    These are the validation images, else parts of the shots held out in turn; with one shot per class nothing can be
+    held out, and `C` stays as given. The penalty strongly affects the probe's confidence, so its logits are divided by
+    the temperature that suits the same images; no answer changes. Only answers for the classes of its shots.
 
-    Where images have several labels it is one regression a class, of a common strength: the one with the least
-    cross-entropy on the images that are held out.
+    If images have several labels, there is one regression per class, all with the same penalty: the one with the least
+    cross-entropy on the held-out images.
     """
 
     several: ClassVar[bool] = True
@@ -75,7 +74,7 @@ class LinearProbe:
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         kept = 1 if len(known.classes) == 2 and tensors["bias"].numel() == 1 else len(known.classes)
         weight, bias = shaped(tensors, "weight", kept, backbone.embedding_size), shaped(tensors, "bias", kept)
-        if len(weight) == 1:  # of two classes scikit-learn keeps the second one's logit, the first one's being 0
+        if len(weight) == 1:  # for two classes scikit-learn keeps only the logit of the second; the first is 0
             weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
 
         count = sum(tensor.numel() for tensor in tensors.values())
@@ -85,11 +84,11 @@ class LinearProbe:
         return Parameters((classes if classes > 2 else 1) * (backbone.embedding_size + 1))
 
     def _regression(self, views: Tensor, labels: Tensor, weights: Tensor, strength: float) -> Any:
-        """views: [V, N, e] with labels and weights [N]."""
+        """Fit to views [V, N, e] with labels and weights [N]. strength: C."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        with warnings.catch_warnings():  # the protocol stops after so many iterations, converged or not
+        with warnings.catch_warnings():  # the protocol stops at max_iter, converged or not
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one shot a class
             model = LogisticRegression(C=strength, max_iter=self.iterations)  # L-BFGS and L2
@@ -99,10 +98,9 @@ class LinearProbe:
     def _search(
         self, views: Tensor, labels: Tensor, weights: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[float, float]:
-        """The even power of ten with most hits, then its better neighbour in half the distance, again and again; and
-        the temperature of the probes of that strength.
+        """The C with the most hits on the held-out parts, as found by `_best`, and the temperature of its probes.
 
-        parts: as `held_out` gives them.
+        parts: as from `held_out`.
         """
         if not parts:
             return self.C, 1.0
@@ -118,19 +116,20 @@ class LinearProbe:
             return int((table(exponent).argmax(1) == wanted).sum())
 
         best = self._best(hits)
-        return 10.0**best, temperature(table(best), wanted, most=1e8)  # the weakest probes are as good as silent
+        return 10.0**best, temperature(table(best), wanted, most=1e8)  # the weakest probes are nearly uniform
 
     def _best(self, worth: Callable[[float], float]) -> float:
-        """The exponent of ten at which the search ends; the weakest penalty among equals."""
+        """The best exponent of ten: among even ones, then neighbours at 1, 1/2, 1/4, ... The current one wins ties,
+        then the weakest penalty."""
         best = float(max(range(6, -7, -2), key=worth))
         for step in range(self.search_steps):
             best = max((best, best + 0.5**step, best - 0.5**step), key=worth)
         return best
 
     def _regressions(self, views: Tensor, labels: Tensor, weights: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """Weight [C, e] and bias [C] in float64 of a logistic regression a class. labels: [N, C].
+        """Weight [C, e] and bias [C] in float64 of one logistic regression per class. labels: [N, C].
 
-        All at once, for their losses only add up; scikit-learn would take one after the other.
+        All are fitted at once, since their losses simply add up; scikit-learn would fit one after the other.
         """
         from scipy.optimize import minimize
         from scipy.special import expit
@@ -154,7 +153,7 @@ class LinearProbe:
     def _search_of_several(
         self, views: Tensor, labels: Tensor, weights: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> float:
-        """As `_search`, by the cross-entropy of the held-out images, which calibrates, too."""
+        """As `_search`, but by the cross-entropy on the held-out parts, which also calibrates."""
         if not parts:
             return self.C
 

@@ -3,11 +3,11 @@
 
     logits = x (W + diag(alpha) T)^T + b
 
-x [B, e] are normalised image features and T [C, e] class features; weights W [C, e], biases b [C] and alpha [C], how
-much of its text each class takes, are learnt. How far a step goes follows from the features X [N, e] of all N shots:
+x [B, e] are normalised image features and T [C, e] class features. Weights W [C, e], biases b [C] and alpha [C], the
+weight of each class's text, are learnt. Step sizes follow from the features X [N, e] of all N shots:
 
-    of W and b   4 N / largest eigenvalue of X^T X
-    of alpha     N / (4 max_c sum_i (x_i t_c)^2)
+    W and b   4 N / largest eigenvalue of X^T X
+    alpha     N / (4 max_c sum_i (x_i t_c)^2)
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from rmadapter.train import WHOLE, Batch, Recipe, minimise
 
 
 class Blend(nn.Module):
-    """The classifier. W starts as the sums of each class's features, alpha as `start` times the mean cosine of shots to
-    their class, b as 0.
+    """The classifier. W starts as the sum of each class's features, alpha as `start` times the mean cosine of the shots
+    to their class, b as 0.
 
-    alpha, slope: [C]; slope is the sum of the gradients of alpha after each epoch so far. views: features [V, N, e].
-    values: [N, C], how much each shot counts, in the column of its class. text: class features [C, e].
+    alpha, slope: [C]; slope sums the gradients of alpha at the start and after each epoch so far. views: features
+    [V, N, e]. values: [N, C], the weight of each shot in the column of its class. text: class features [C, e].
     """
 
     alpha: Tensor
@@ -53,7 +53,7 @@ class Blend(nn.Module):
         self.register_buffer("slope", self.gradient())
 
     def rates(self) -> tuple[float, float]:
-        """Of W and b, and of alpha."""
+        """Step sizes of W and b, and of alpha."""
         curvature = torch.linalg.matrix_norm(self.counts.sqrt() * self.x, 2).square() / len(self.x)
         return 4 / float(curvature), 1 / (4 * float((self.counts * self.cosines.square()).mean(0).max()))
 
@@ -63,19 +63,19 @@ class Blend(nn.Module):
 
     @torch.no_grad()
     def gradient(self) -> Tensor:
-        """Of the mean cross-entropy of all shots, with respect to alpha."""
+        """Gradient of the mean cross-entropy of all shots with respect to alpha."""
         wrong = self.counts * F.linear(self.x, self.folded(), self.bias).softmax(-1) - self.values
         return (wrong * self.cosines).mean(0)
 
 
 @dataclass(frozen=True)
 class LPPlusPlus:
-    """A step on all shots in every epoch, and one of alpha after each `every` epochs. `learning_rate` and `final_rate`
-    are factors of the step of W and b. start: alpha in units of the mean cosine. One setting for all data sets, as
-    published. Knows the classes of its shots alone.
+    """One step on all shots per epoch, and one of alpha every `every` epochs. `learning_rate` and `final_rate` are
+    factors on the step size of W and b. start: initial alpha in units of the mean cosine. One setting for all data
+    sets, as published. Only answers for the classes of its shots.
 
-    As in the released code, alpha moves by the sum of all gradients since the start, which are never cleared. That code
-    takes the epoch that is best on validation images, where this takes the last, and lets b start at random.
+    As in the released code, alpha moves by the sum of all gradients since the start, which is never cleared. That code
+    takes the best epoch on validation images and starts b at random; here it is the last epoch, and b starts as 0.
     """
 
     title: ClassVar[str] = "LP++"

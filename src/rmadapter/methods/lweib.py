@@ -1,16 +1,16 @@
 """LwEIB: Yang, Zhang, Chen & Xie, "Learning with Enriched Inductive Biases for Vision-Language Models", IJCV 2025
 (doi 10.1007/s11263-025-02354-1).
 
-Every block of both encoders has two depthwise convolutions over direct neighbours, 3 x 3 patches of an image or 3 words
-of a text:
+Every block of both encoders gets two depthwise convolutions over direct neighbours, 3 x 3 patches of an image or 3
+words of a text:
 
-    n <- n + s conv(n)    what attention reads
-    h <- h + s conv(h)    what the MLP makes of a token, in front of its activation
+    n <- n + s conv(n)    input of attention
+    h <- h + s conv(h)    hidden units of the MLP, before its activation
 
-Their weights get gradients as if s were 1. In training s is, block by block, now the slow one, now `fast` times that. A
-class is asked about by "a photo of a NAME, TEXT" with texts that a language model wrote of it: in a step by one of
-them, drawn anew; in answers by the mean of all. Where there are more classes than images, a step is among the images'
-own classes and some others.
+Their weights get gradients as if s were 1. In training, each block's s is multiplied by `fast` at random. The prompts
+of a class are "a photo of a NAME, TEXT" with texts that a language model wrote about it: a step uses one of them, drawn
+anew, and answers use the mean of all. If there are more classes than images in a batch, a step only considers the
+images' own classes and some others.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from rmadapter.train import Batch, Recipe, minimise
 
 FIRST = 1  # block of the image encoder whose input is read
 CHUNK = 256  # prompts encoded at once: whole sentences
-REACH = 2  # tokens that a block lets each token see ahead, one by either convolution
+REACH = 2  # how many tokens ahead a block lets each token see, one by each convolution
 Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, convolution, s -> tokens
 
 
 def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
-    """x + s conv(x) on the patches of images [B, L, d], which stand behind `front` other tokens; of what is read alone,
-    [B, d], nothing changes."""
+    """x + s conv(x) on the patches of images [B, L, d], which follow `front` other tokens. A single token per image,
+    [B, d], stays unchanged."""
     if x.ndim == 2:
         return x
     own, patches = x[:, :front], x[:, front:]
@@ -62,8 +62,8 @@ def among_patches(x: Tensor, layer: Any, scale: float, front: int) -> Tensor:
 
 
 def among_words(x: Tensor, layer: Any, scale: float, layout: Packed) -> Tensor:
-    """The same of texts [T, d], which lie one after the other."""
-    inside = ((layout.positions > 0) & (layout.weight > 0))[:, None]  # whether the token before is of the same text
+    """The same for texts, packed one after the other in [T, d]."""
+    inside = ((layout.positions > 0) & (layout.weight > 0))[:, None]  # whether the previous token is in the same text
     before, own, after = layer.weight[:, 0].to(x.dtype).unbind(-1)
 
     def convolved(x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def among_words(x: Tensor, layer: Any, scale: float, layout: Packed) -> Tensor:
 
 
 class ConvolvedBlock:
-    """A block's view, in its tokens' number format, with convolutions "attention" and, where there is one, "mlp"."""
+    """View of a block, in its tokens' number format, with convolutions "attention" and, if present, "mlp"."""
 
     def __init__(self, encoder: Encoder[Any], block: int, layers: Any, change: Change, scale: float) -> None:
         self.encoder, self.block, self.layers, self.change, self.scale = encoder, block, layers, change, scale
@@ -94,7 +94,7 @@ class ConvolvedBlock:
         return self._view(n).key_value(self._changed(n, "attention"))
 
     def query(self, n: Tensor) -> Tensor:
-        return self._view(n).query(n)  # of the class token, which has no neighbours
+        return self._view(n).query(n)  # for the class token, which has no neighbours
 
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
         edit = partial(self._changed, which="mlp") if "mlp" in self.layers else None
@@ -102,10 +102,10 @@ class ConvolvedBlock:
 
 
 class Convolutions(nn.Module):
-    """Those of all blocks of both encoders, which know nothing of them, and the texts that go with them, as bytes.
+    """The convolutions of all blocks of both encoders, which are not modified, and the model's texts, as bytes.
 
-    Where the class token of an image is read alone, the top block's MLP has none, as it would change nothing that is
-    read. Raises UserError for encoders whose blocks cannot be taken apart.
+    If only an image's class token is read, the top block's MLP has no convolution, as it would not affect that token.
+    Raises UserError for encoders whose blocks cannot be taken apart.
     """
 
     texts: Tensor
@@ -153,7 +153,7 @@ class Convolutions(nn.Module):
         return image.encode(states.x, states.layout, views=views)
 
     def text_features(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
-        """Normalised, [S, e], of texts [S, L]."""
+        """Normalised features [S, e] of texts [S, L]."""
         return learnt_weights(self._encode_text, [(chunk, scales) for chunk in tokens.split(CHUNK)], each=1)
 
     def _encode_text(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
@@ -162,12 +162,12 @@ class Convolutions(nn.Module):
         with torch.no_grad():
             x = encoder.stem(layout)
         views = self._views("text", scales, partial(among_words, layout=layout))
-        for i in range(1, encoder.depth + 1):  # the top block too of all tokens: what is read has neighbours
+        for i in range(1, encoder.depth + 1):  # the top block too takes all tokens: the one that is read has neighbours
             x = encoder.step(i, x, encoder.norm(i, x), layout, views=views)
         return encoder.head(layout.read(x) if encoder.reads_some(layout) else x, layout)
 
     def layout(self, tokens: Tensor) -> Packed:
-        """Of texts cut where nothing is seen any more of what follows: under causal attention some padding is."""
+        """Layout of texts, cut after the last token that affects the output; if causal, some padding does."""
         encoder = self.backbone.text
         lengths, read = encoder.real_tokens(tokens)
         seen = (lengths + REACH * encoder.depth).clamp(max=tokens.shape[1]) if encoder.causal else lengths
@@ -175,8 +175,8 @@ class Convolutions(nn.Module):
 
 
 def rivals(labels: Tensor, classes: int, negatives: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Classes [K] that a step is among, and where labels [B] stand there: the labels' own, and for each of these some
-    others, drawn; all, where there are no more than labels or `negatives` is 0."""
+    """Classes [K] of a step, and the places of labels [B] among them: the labels' own classes, and for each of these
+    `negatives` random others. All classes if there are no more than labels, or if `negatives` is 0."""
     if not negatives or classes <= len(labels):
         return torch.arange(classes, device=labels.device), labels
     own, places = labels.unique(return_inverse=True)
@@ -188,13 +188,13 @@ def rivals(labels: Tensor, classes: int, negatives: int, generator: torch.Genera
 
 @dataclass(frozen=True)
 class LwEIB:
-    """scale: s. fast: what it is multiplied by in training, now and then. slow: how often it is not. negatives: others
-    for each class of a step's images, 0 for all classes.
+    """scale: s. fast: factor on s at random in training. slow: probability that the factor is not applied. negatives:
+    other classes for each class of a step's images; 0 for all classes.
 
-    descriptions: JSON file {class name: [text, ...]} that has every class that is trained. All its texts go into the
-    model, so that a class that joins is known by its own, and one that the file does not have by the run's prompts.
-    Without a file these stand in everywhere, and a note on stderr says so. The settings are those of base-to-novel; for
-    a model of ImageNet that goes to other data sets the authors have others.
+    descriptions: JSON file {class name: [text, ...]} with every trained class. The model stores all its texts, so that
+    a class added later uses its own, or the run's prompts if the file has none for it. Without a file, the run's
+    prompts are used throughout, and a note on stderr says so. The settings are those for base-to-novel; the authors
+    have others for transfer from ImageNet to other data sets.
     """
 
     title: ClassVar[str] = "LwEIB"
@@ -213,13 +213,13 @@ class LwEIB:
         return Convolutions(backbone, packed({}) if texts is None else texts, self.title, seed)
 
     def texts(self, name: str, known: Known, found: Mapping[str, list[str]]) -> list[str]:
-        """All that a class is asked by. found: as `read_texts` gives it."""
+        """All prompts of a class. found: texts as from `read_texts`."""
         called = descriptions(name)
         whole = [f"{self.init} {called[0]}, {text}".strip() for text in texts_of(found, name)]
         return whole or [template.format(one) for template in known.templates for one in called]
 
     def scales(self, depth: int, generator: torch.Generator | None = None) -> list[float]:
-        """s of each block; generator: of a step in training."""
+        """s of each block. generator: given in training, where `fast` applies at random."""
         if generator is None:
             return [self.scale] * depth
         quick = torch.rand(depth, generator=generator) > self.slow
@@ -249,7 +249,7 @@ class LwEIB:
             _note()
             return {}
         found = read_texts(self.descriptions)
-        texts_of_all(found, names, self.descriptions)  # raises for a class without any
+        texts_of_all(found, names, self.descriptions)  # raises for a class without texts
         return found
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
@@ -275,6 +275,6 @@ class LwEIB:
 
 @cache
 def _note() -> None:
-    """Once a process."""
+    """Shown once per process."""
     text = "without generated descriptions, LwEIB asks about classes with the run's own class prompts"
     note(f"{text}; name a file of descriptions in lweib.descriptions")

@@ -1,7 +1,7 @@
 """MaPLe: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023 (arXiv 2210.03117).
 
-Prompts P_i [n, d_t] enter the first J blocks of the text encoder, and F_i(P_i) [n, d_v], F_i linear, those of the image
-encoder (Eq. 5-8 of the paper). The class prompt is "P_1 of a NAME.", where P_1 starts as the words "a photo".
+Prompts P_i [n, d_t] enter the first J blocks of the text encoder, and F_i(P_i) [n, d_v], with linear F_i, those of the
+image encoder (Eq. 5-8 of the paper). The class prompt is "P_1 of a NAME.", where P_1 starts as the words "a photo".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rmadapter.train import Batch, Recipe, minimise
 
 
 class CoupledPrompts(deep.Prompted):
-    """Text prompts, and the linear maps that make image prompts of them.
+    """Text prompts, and the linear maps from them to image prompts.
 
     Blocks are coupled from the bottom, block i with block i, up to `depth` or the top of the shallower encoder.
     """
@@ -38,7 +38,7 @@ class CoupledPrompts(deep.Prompted):
         self.prompts = nn.ParameterList([first, *(prompt.clone() for prompt in deeper)])
         with seeded(seed):
             first_map, deeper_map = (nn.Linear(text.width, image.width) for _ in range(2))
-        # The deeper ones start alike, as the released code has it.
+        # The deeper ones start alike, as in the released code.
         self.maps = nn.ModuleList([first_map, *(deepcopy(deeper_map) for _ in range(depth - 1))])
         self.to(backbone.device)
 
@@ -51,7 +51,7 @@ class CoupledPrompts(deep.Prompted):
 
 @dataclass(frozen=True)
 class MaPLe(ModuleMethod):
-    """n_ctx: prompts per block. depth: prompted blocks, J. On an encoder with fewer blocks, as many as it has."""
+    """n_ctx: prompts per block. depth: prompted blocks J, limited to the blocks that an encoder has."""
 
     title: ClassVar[str] = "MaPLe"
     source: ClassVar[str] = (

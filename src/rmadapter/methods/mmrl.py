@@ -1,20 +1,20 @@
 """MMRL: Guo & Gu, "MMRL: Multi-Modal Representation Learning for Vision-Language Models", CVPR 2025 (arXiv 2503.08497).
 
-Tokens R [K, r] of a space that both encoders share are mapped linearly into every block from J upwards, by a map of its
-own for every block and encoder, and take the place of those that left the block below. In text they stand behind the
-first token; among those of an image, order means nothing. The class token gives CLIP's features f_c; the mean of an
-image's K top tokens, by a projection of its own that is trained too, gives representation features f_r. With class
-features w and frozen counterparts f_0, w_0, the loss is
+Tokens R [K, r] of a space shared by both encoders enter every block from J upwards, through a separate linear map for
+each block and encoder, and replace the tokens output by the block below. In a text they follow the first token; in an
+image their position does not matter. The class token gives CLIP's features f_c. The mean of the K tokens above an
+image's top block gives representation features f_r, through a trained projection of its own. With class features w and
+frozen counterparts f_0, w_0, the loss is
 
     alpha CE(f_c, w) + (1 - alpha) CE(f_r, w) + lambda (1 - cos(f_c, f_0)) + lambda (1 - cos(w, w_0)).
 
-Answers among classes that were trained on are alpha f_c + (1 - alpha) f_r; among any others, f_c alone.
-Everything below block J is frozen and computed once, in text too.
+Among trained classes, the logits are alpha times those of f_c plus 1 - alpha times those of f_r; with any other class
+among them, those of f_c. Everything below block J is frozen and computed once, in text too.
 
-MMRL++ (Guo & Gu, arXiv 2505.10088) has less to train and lets tokens live on: all maps of an encoder are one, W, and a
-block adds a product of low rank and a bias of its own, W + A_i B_i; the projection of representation features is CLIP's
-and such a product; and into every block but J goes beta times the mapped tokens plus 1 - beta times those that left the
-block below.
+MMRL++ (Guo & Gu, arXiv 2505.10088) trains less and lets tokens persist: all maps of an encoder share W, and each block
+adds a low-rank product and a bias of its own, W + A_i B_i; the projection of representation features is CLIP's plus
+such a product; and the input of every block but J is beta times the mapped tokens plus 1 - beta times the tokens output
+by the block below.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from rmadapter.train import Batch, Recipe, minimise
 
 @dataclass(frozen=True)
 class Prompts:
-    """Frozen prompts that enter block J, and where the K representation tokens stand among them.
+    """Frozen prompts that enter block J, and the places of the K representation tokens among them.
 
-    frozen: T tokens of C prompts. wide: layout of T' >= T tokens. old: [T] rows of `wide` that are the prompts' own,
-    new: its other rows, and `which` of the K tokens each of them is.
+    frozen: T tokens of C prompts. wide: layout of T' >= T tokens. old: [T] rows of `wide` with the prompts' own tokens.
+    new: its other rows. which: which of the K tokens each of these is.
     """
 
     frozen: States
@@ -59,7 +59,7 @@ class Prompts:
 
 
 def widen(encoder: TextEncoder, tokens: Tensor, more: int, first: int) -> Prompts:
-    """Make room for `more` tokens behind the first of every prompt, tokens [C, L], which enter block `first`."""
+    """Make room for `more` tokens after the first of every prompt. tokens: [C, L], which enter block `first`."""
     lengths, read = encoder.real_tokens(tokens)
     filled = torch.cat([tokens[:, :1].expand(-1, 1 + more), tokens[:, 1:]], 1)
     moved = None if read is None else read + more * (read > 0)
@@ -70,7 +70,7 @@ def widen(encoder: TextEncoder, tokens: Tensor, more: int, first: int) -> Prompt
 
 
 class LowRank(nn.Module):
-    """A B [rows, columns], which starts as zero, and a bias if one is given."""
+    """A B [rows, columns], initially zero, and a bias if one is given."""
 
     def __init__(self, rows: int, columns: int, rank: int, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -84,9 +84,9 @@ class LowRank(nn.Module):
 
 
 class Representations(Learner):
-    """R, its maps into both encoders, by number of the block, and the projection of representation features.
+    """R, its maps into both encoders, by block number, and the projection of representation features.
 
-    lowest: of these blocks of either side. In the shallower of two encoders the blocks are those of the same relative
+    lowest: the lowest mapped block of each side. In the shallower encoder the blocks are those at the same relative
     height. shared: W of each side, in MMRL++.
     """
 
@@ -105,7 +105,7 @@ class Representations(Learner):
         with seeded(seed):
             for encoder in sides:
                 blocks = adapted_blocks(settings.first_block, None, encoder.depth, deepest)
-                one = nn.Linear(settings.width, encoder.width)  # all blocks start alike, as the released code has it
+                one = nn.Linear(settings.width, encoder.width)  # all blocks start alike, as in the released code
                 if rank:
                     self.shared[encoder.side] = one.weight
                 self.maps[encoder.side] = nn.ModuleDict(
@@ -120,7 +120,7 @@ class Representations(Learner):
         self.to(backbone.device)
 
     def _project(self, settings: MMRL) -> None:
-        """Make the projection [d, e] of representation features, or what is added to CLIP's."""
+        """Make the projection [d, e] of representation features, or its addition to CLIP's."""
         rows, size = self.backbone.image.width, self.backbone.embedding_size
         if not settings.projection_rank:
             self.projection: Any = nn.Parameter(rows**-0.5 * torch.randn(rows, size))
@@ -145,13 +145,13 @@ class Representations(Learner):
         return found if bias is None else found + bias
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Prompts]:
-        """Prompts of all classes, template by template, in chunks."""
+        """Prompts of all classes, template by template, in chunks of CHUNK."""
         text, more, first = self.backbone.text, len(self.space), self.lowest["text"]
         chunks = tokenize(self.backbone, names, templates).split(CHUNK)
         return [widen(text, chunk, more, first) for chunk in chunks]
 
     def class_features(self, prompts: Sequence[Prompts], each: int) -> Tensor:
-        """Normalised, [C, e]."""
+        """Normalised class features [C, e]."""
         return class_weights(torch.cat([self._text(chunk) for chunk in prompts]), each)
 
     def _text(self, prompts: Prompts) -> Tensor:
@@ -165,11 +165,11 @@ class Representations(Learner):
             x = x.index_copy(0, prompts.new, mapped)
             x = encoder.step(i, x, encoder.norm(i, x), layout, i == encoder.depth and some)
         if not some:
-            x = x[prompts.old]  # an encoder that pools over all tokens pools over the prompt's own
+            x = x[prompts.old]  # an encoder that pools over all tokens only pools over the prompt's own
         return encoder.head(x, prompts.frozen.layout)
 
     def image_features(self, states: States) -> tuple[Tensor, Tensor]:
-        """f_c and f_r, [B, e] each, not normalised, of an image's tokens that enter block J."""
+        """f_c and f_r, [B, e] each, not normalised, of image tokens that enter block J."""
         encoder, x, k = self.backbone.image, states.x, len(self.space)
         layout: Grid = states.layout
         own, some = x.shape[1], encoder.reads_some(layout)
@@ -200,12 +200,12 @@ class Representations(Learner):
 @dataclass(frozen=True)
 class MMRL(ModuleMethod):
     """tokens: K. width: r. first_block: J, counted in the deeper encoder. alpha, regularisation (lambda): of the loss.
-    rank: of A_i B_i, 0 for maps of their own. projection_rank: of what is added to CLIP's projection, 0 for one of its
-    own. beta: 1 forgets the tokens that left the block below.
+    rank: of A_i B_i; 0 for separate maps. projection_rank: of the addition to CLIP's projection; 0 for a projection of
+    its own. beta: 1 discards the tokens output by the block below.
 
     The released presets set `regularisation` (and in MMRL `width` on EuroSAT, in MMRL++ `beta`) for each data set, from
-    0.01 to 7; here it is that of the general file for all. Logits are over the backbone's own temperature, 1/100 in
-    OpenAI's CLIP, which the released code writes out.
+    0.01 to 7; here all use that of the general file. Logits are over the backbone's own temperature, 1/100 in OpenAI's
+    CLIP, the constant in the released code.
     """
 
     title: str = "MMRL"
@@ -228,7 +228,7 @@ class MMRL(ModuleMethod):
     def loss(
         self, module: Representations, labels: Tensor, states: States, prompts: Sequence[Prompts], each: int = 1
     ) -> dict[str, Tensor]:
-        """The loss and its terms, each with its weight in it, for labels [B]."""
+        """The loss and its weighted terms, for labels [B]."""
         f_c, f_r = module.image_features(states)
         w = module.class_features(prompts, each)
         w_0 = class_weights(torch.cat([chunk.frozen.features for chunk in prompts]), each)

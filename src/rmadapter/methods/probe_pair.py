@@ -1,6 +1,6 @@
-"""Both linear probes, asked together: the mean of their log-probabilities, a logarithmic opinion pool.
+"""Both linear probes together: the mean of their log-probabilities, a logarithmic opinion pool.
 
-Few images favour the probe that starts as zero-shot, many the other one; docs/auto.md has the figures.
+With few images the probe that starts as zero-shot is better, with many the other one; docs/auto.md has the figures.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PROBE = LinearProbe()
 
 @dataclass(frozen=True)
 class ProbePair:
-    """recipe: of the probe that starts as zero-shot; the other one is as published. Knows the classes of its shots
-    alone."""
+    """recipe: of the probe that starts as zero-shot; the other one is as published. Only answers for the classes of its
+    shots."""
 
     title: ClassVar[str] = "both linear probes"
     source: ClassVar[str] = (

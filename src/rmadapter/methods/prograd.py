@@ -1,8 +1,8 @@
 """ProGrad: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023 (arXiv 2205.14865).
 
-CoOp that unlearns nothing that CLIP knows: where a step on the cross-entropy would undo one on the divergence from
-zero-shot CLIP's answers, what is against it is taken off. With gradients a and b of the two by the context, a becomes
-a - strength (a b / |b|^2) b where a b < 0.
+CoOp that does not unlearn what CLIP knows: where the gradient of the cross-entropy opposes that of the divergence from
+zero-shot CLIP's answers, the opposing component is removed. With these gradients a and b with respect to the context, a
+becomes a - strength (a b / |b|^2) b where a b < 0.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from rmadapter.world import add_up, several
 
 
 class Aligned(Function):
-    """encode(context) twice: gradients by the first lose what is against those by the second, which count no more.
+    """encode(context) twice: the gradient through the first output loses what opposes that through the second.
 
-    One pass forward and two back. Of several processes, the gradients of all decide.
+    The latter is then discarded. One forward and two backward passes; of several processes, gradients are summed first.
     """
 
     @staticmethod
@@ -46,18 +46,18 @@ class Aligned(Function):
         if several():
             add_up(a)
             add_up(b)
-            a = a / dist.get_world_size()  # as the loop adds up what each of them returns
+            a = a / dist.get_world_size()  # as the loop sums what all processes return
         unit = F.normalize(b.flatten(), dim=0).view_as(b)
         return a - ctx.strength * (a * unit).sum().clamp(max=0) * unit, None, None
 
 
 @dataclass(frozen=True)
 class ProGrad(ModuleMethod):
-    """CoOp whose gradient never works against what zero-shot CLIP answers with the run's templates.
+    """CoOp whose gradient never works against zero-shot CLIP's answers with the run's templates.
 
-    context: its words are the last of `tokens` vectors, of which the others start as zeros, as in the released code; in
-    a text encoder for fewer than 64 tokens the vectors are a quarter of them at most. The authors' README has 50 to 200
-    epochs by the number of shots, and a strength of 0.8 with 8 and 16 shots on three data sets.
+    context: initial words of the last of `tokens` vectors; the others start as zeros, as in the released code. tokens:
+    at most a quarter of the text encoder's length. The authors' README has 50 to 200 epochs depending on the number of
+    shots, and a strength of 0.8 with 8 and 16 shots on three data sets.
     """
 
     title: ClassVar[str] = "ProGrad"
@@ -87,7 +87,7 @@ class ProGrad(ModuleMethod):
             both = Aligned.apply(module.ctx, prompts.encode, self.strength)
             ours, same = (cosine_logits(backbone, f, F.normalize(classes, dim=-1)) for classes in both)
             ce = F.cross_entropy(ours, batch.labels)
-            divergence = F.cross_entropy(same, cosine_logits(backbone, f, known).softmax(-1))  # but for a constant
+            divergence = F.cross_entropy(same, cosine_logits(backbone, f, known).softmax(-1))  # up to a constant
             return {"loss": ce + divergence, "ce": ce, "divergence": divergence}
 
         done = minimise(module, loss, self.recipe, shots, shots.source())

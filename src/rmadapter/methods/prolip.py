@@ -3,8 +3,8 @@
 
     loss = cross-entropy of cosines(p W, t) over CLIP's temperature + strength / shots |W - W_0|^2
 
-p [B, d] are pooled tokens of the untouched image encoder, t [C, e] its class features; the projection W [d, e], which
-starts as the backbone's own W_0, is all that is trained. |.| is the Frobenius norm.
+p [B, d] are pooled tokens of the untouched image encoder, t [C, e] untouched class features. Only the projection
+W [d, e] is trained; it starts as the backbone's own W_0. |.| is the Frobenius norm.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from rmadapter.train import WHOLE, Batch, Recipe, minimise
 
 
 class Projector(Learner):
-    """A projection of its own behind the image encoder; a bias, where the backbone has one, stays as it is.
+    """A trainable projection after the image encoder; the backbone's bias, if it has one, stays fixed.
 
     Raises UserError for a backbone without a linear projection.
     """
 
-    reaches = ("image", "text")  # of the text encoder no further than its features, but one rule serves all
+    reaches = ("image", "text")  # of the text encoder only its features, but one rule serves all
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
@@ -45,10 +45,10 @@ class Projector(Learner):
             )
         start, bias = found
         self.weight = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format))
-        self.bias = None if bias is None else bias.detach()  # no part of what is learnt
+        self.bias = None if bias is None else bias.detach()  # not trained
 
     def pooled(self, states: States) -> Tensor:
-        """[B, d]"""
+        """Pooled tokens [B, d]."""
         return self.backbone.image.pooled(states.y)
 
     def project(self, pooled: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ class Projector(Learner):
 
 @dataclass(frozen=True)
 class ProLIP(ModuleMethod):
-    """strength: of the penalty, over the shots of the richest class. Every epoch is one step on all shots, by views in
-    turn, of which the released code has 300. It trains without validation images, at one setting for all data sets:
-    that of its scripts for new classes and new data sets; for few shots of all classes it has other rates, too."""
+    """strength: of the penalty, divided by the shots of the largest class. Every epoch is one step on all shots, using
+    their views in turn; the released code has 300 views. It trains without validation images, at one setting for all
+    data sets: that of its scripts for new classes and new data sets; for few shots of all classes it has others."""
 
     title: ClassVar[str] = "ProLIP"
     source: ClassVar[str] = (

@@ -2,9 +2,9 @@
 (arXiv 2403.03781).
 
 A teacher, PromptSRC on a larger backbone, is fitted to the shots. The student has prompts in the blocks of the smaller
-image encoder, and behind it a projection into the teacher's space; class features are the teacher's own. It learns from
-images without their labels, of all classes of the data: with the logits z_T of the teacher and z_S of the student, over
-the names of all classes, the loss is
+image encoder, followed by a projection into the teacher's space; class features are the teacher's. It learns from
+unlabelled images of all classes of the data: with the logits z_T of the teacher and z_S of the student, over the names
+of all classes, the loss is
 
     weight tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau)),
 
@@ -38,12 +38,12 @@ from rmadapter.settings import Positive, Size
 from rmadapter.train import Batch, Recipe, minimise
 from rmadapter.trained import Unfinished, key_of
 
-FIRST = 1  # block of either image encoder whose input is read
+FIRST = 1  # block of both image encoders whose input is read
 STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest"  # of tensors
 
 
 class Student(nn.Module):
-    """Prompts [n, d] of the image encoder's lower blocks, and the projection of its features into a space of `size`."""
+    """Prompts [n, d] of the image encoder's lower blocks, and a projection of its features into `size` dimensions."""
 
     def __init__(self, backbone: Backbone, n_image: int, depth: int, size: int, seed: int) -> None:
         super().__init__()
@@ -57,16 +57,16 @@ class Student(nn.Module):
         self.to(backbone.device)
 
     def image_features(self, states: States) -> Tensor:
-        """[B, e'], in the teacher's space, not normalised, of tokens that enter block 1."""
+        """[B, e'] in the teacher's space, not normalised, from tokens that enter block 1."""
         x = self.down(deep.encode_image(self.backbone, states, [*self.prompts]))
         n: Any = self.norm
-        alone = self.training and len(x) == 1  # has no variance of its own
+        alone = self.training and len(x) == 1  # a single image has no variance
         x = F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias) if alone else n(x)
         return self.up(x.relu())
 
 
 class Lesson(nn.Module):
-    """What a training that was killed goes on with. classes: the teacher's features [C, e'], normalised."""
+    """Everything that a resumed training needs. classes: the teacher's features [C, e'], normalised."""
 
     classes: Tensor
 
@@ -78,13 +78,13 @@ class Lesson(nn.Module):
 
 @dataclass(frozen=True)
 class PromptKD:
-    """teacher: name of its backbone, as a larger one; empty for the student's own. teaching: epochs of the teacher.
-    n_image, depth: the student's prompts per block, and the blocks that have some. tau, weight: of the loss.
+    """teacher: name of its backbone, such as a larger one; empty: the student's own. teaching: epochs of the teacher.
+    n_image, depth: the student's prompts per block, and its prompted blocks. tau, weight: of the loss.
 
-    The student sees the shots and, as the authors have it, the rest of the train images, those of the novel classes too
-    and with their names among the others, unless they are what is tested on for want of a test split. The authors take
-    the epoch that is best on test images of the base classes; here it is the last one. The released script has a weight
-    of 200 for three data sets.
+    As with the authors, the student sees the shots and all other train images, those of novel classes included, and the
+    names of all classes. If the data has no test split, the other images are tested on and so not seen. The authors
+    take the best epoch on test images of the base classes; here it is the last one. The released script has a weight of
+    200 for three data sets.
     """
 
     title: ClassVar[str] = "PromptKD"
@@ -126,20 +126,20 @@ class PromptKD:
         return self.restore(backbone, known, {**lesson.state_dict(), CLASSES: classes, DIGEST: digest}).after(done)
 
     def loss(self, found: Tensor, expected: Tensor) -> Tensor:
-        """Scalar, of logits [B, C] of student and teacher."""
+        """Scalar loss. found, expected: logits [B, C] of student and teacher."""
         z_s, z_t = ((z / self.tau).log_softmax(-1) for z in (found, expected))
         divergence = F.kl_div(z_s, z_t, reduction="sum", log_target=True)
         return self.weight * self.tau**2 * divergence / found.numel()
 
     def module(self, backbone: Backbone, seed: int = 1, large: Backbone | None = None) -> Lesson:
-        """An untrained student beside an untrained teacher, who knows no class. large: the teacher's backbone."""
+        """An untrained student and an untrained teacher, without classes. large: the teacher's backbone."""
         large = self._large(backbone) if large is None else large
         student = self._student(backbone, large.embedding_size, seed)
         return Lesson(student, self._tutor().module(large, seed), torch.zeros(0, large.embedding_size))
 
     def _lesson(self, backbone: Backbone, large: Backbone, shots: Shots, theirs: Shots, names: Sequence[str]) -> Lesson:
-        """What is trained, on images of these names. A student that was killed has its teacher with it, and needs no
-        other."""
+        """The student to train on images of these classes, with a fitted teacher. A student whose training was killed
+        was saved with its teacher, so no teacher is fitted again."""
         lesson, kept = self.module(backbone, shots.seed, large), shots.unfinished
         if kept is None or key_of(kept) != kept.key:
             first = kept and Unfinished(kept.path, kept.before)
@@ -149,7 +149,7 @@ class PromptKD:
         return lesson
 
     def _seen_by(self, large: Backbone, shots: Shots) -> Shots:
-        """The same shots, and the same views of them, for the teacher."""
+        """The same shots, with the same views, for the teacher."""
         own = shots.cache
         if not self.teacher:
             return shots
@@ -160,7 +160,7 @@ class PromptKD:
         return shared(self.teacher, backbone.device) if self.teacher else backbone
 
     def _tutor(self) -> PromptSRC:
-        """As vit_l14_c2_ep20_batch8_4+4ctx.yaml has it."""
+        """The teacher, as in vit_l14_c2_ep20_batch8_4+4ctx.yaml."""
         recipe = replace(PromptSRC.recipe, learning_rate=0.005, epochs=self.teaching, batch_size=8)
         longer = self.teaching / PromptSRC.recipe.epochs
         return PromptSRC(recipe=recipe, mean=longer * PromptSRC.mean, std=longer * PromptSRC.std)
@@ -184,8 +184,8 @@ class PromptKD:
         return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(student))
 
     def _teacher(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> IndependentPrompts:
-        """Who is asked about further classes; its backbone is loaded for it. Raises UserError where that has other
-        weights now."""
+        """The teacher, for features of further classes; loads its backbone. Raises UserError if that has other weights
+        now."""
         large = backbone
         if self.teacher:
             digest = tensors[DIGEST].cpu().numpy().tobytes().decode(errors="replace")

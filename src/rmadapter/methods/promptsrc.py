@@ -6,7 +6,7 @@ templates), and the logits of either pair, the loss is
     CE(f, w) + 25 |w - w_0| + 10 |f - f_0| + KL(frozen logits || prompted logits),
 
 where |.| is the mean absolute difference of normalised features, and KL is summed over classes and divided by the
-number of logits. The prompts that are used at last are an average over epochs, weighted by a Gaussian of the epoch.
+number of logits. The final prompts are an average over epochs, weighted by a Gaussian of the epoch.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ DIVERSE = (
 
 
 class IndependentPrompts(deep.Prompted):
-    """Prompts of the text encoder and of the image encoder; an encoder with fewer than `depth` blocks has fewer."""
+    """Prompts of the text and the image encoder, in `depth` blocks each, or all of them if an encoder has fewer."""
 
     def __init__(self, backbone: Backbone, n_text: int, n_image: int, depth: int, init: str, seed: int) -> None:
         super().__init__(backbone)
@@ -76,7 +76,7 @@ class IndependentPrompts(deep.Prompted):
 
 
 class Averaged(nn.Module):
-    """Prompts, and their average over epochs so far, which is part of what a killed training goes on with."""
+    """Prompts and their average over the epochs so far, both saved for a training that is resumed."""
 
     def __init__(self, prompts: IndependentPrompts, weights: Sequence[float]) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Averaged(nn.Module):
 
 
 def gaussian(epochs: int, mean: float, std: float) -> Tensor:
-    """Weights of epochs 1..n, with sum 1."""
+    """Weights of epochs 1..n, which sum to 1."""
     return torch.softmax(-0.5 * ((torch.arange(1, epochs + 1, dtype=torch.float64) - mean) / std).square(), 0)
 
 
@@ -105,7 +105,7 @@ class PromptSRC(ModuleMethod):
     """n_text, n_image: prompts per block. depth: prompted blocks of each encoder.
 
     text_weight, image_weight: of the two L1 terms. mean, std: of the Gaussian over epochs, counted from 1. templates:
-    of the frozen class features, a list of our own; empty for those of the run.
+    for the frozen class features, by default a list of our own; empty for those of the run.
     """
 
     title: ClassVar[str] = "PromptSRC"
@@ -133,13 +133,13 @@ class PromptSRC(ModuleMethod):
         return IndependentPrompts(backbone, self.n_text, self.n_image, self.depth, self.init, seed)
 
     def frozen_classes(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Features [C, e] of the untouched text encoder, averaged over templates before they are normalised."""
+        """Features [C, e] of the untouched text encoder, averaged over templates before normalisation."""
         return F.normalize(raw_text_features(backbone, names, self.templates or templates).mean(0), dim=-1)
 
     def loss(
         self, module: IndependentPrompts, labels: Tensor, states: States, text: PromptedText, w_0: Tensor
     ) -> dict[str, Tensor]:
-        """The loss and its terms, each with its weight in it; labels [B], frozen class features w_0 [C, e]."""
+        """The loss and its weighted terms, for labels [B] and frozen class features w_0 [C, e]."""
         f, w = (F.normalize(x, dim=-1) for x in (module.image_features(states), module.class_features(text)))
         logits, logits_0 = (cosine_logits(module.backbone, *pair) for pair in ((f, w), (states.features, w_0)))
         divergence = F.kl_div(logits.log_softmax(-1), logits_0.log_softmax(-1), reduction="sum", log_target=True)

@@ -1,7 +1,7 @@
-"""RMAdapter (Lin et al., AAAI-26, arXiv 2512.06811) and its parent MMA (Yang et al., CVPR 2024), one by configuration.
+"""RMAdapter (Lin et al., AAAI-26, arXiv 2512.06811), and its parent MMA (Yang et al., CVPR 2024) as a configuration.
 
-The adapters and the loss are `adapter.py`; here is how they are trained. MMA is the same without reconstruction and
-consistency, on the block's own LayerNorm, with a projection shared by both encoders and gradients as if alpha were 1.
+Adapters and loss are in `adapter.py`; this file trains them. MMA is the same without reconstruction and consistency,
+on the block's own LayerNorm, with a projection shared by both encoders and gradients as if alpha were 1.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ADAMW = Recipe(optimizer="adamw", learning_rate=6e-3, epochs=10, batch_size=16, 
 
 @dataclass(frozen=True)
 class RMAdapter:
-    """The defaults are RMAdapter; docs/defaults.md says how the open ones were chosen. forward: the loss by the lean
-    pass, where nothing is computed twice, or plainly by the backbone's own; both are the same function."""
+    """The defaults are RMAdapter; docs/defaults.md explains those that the paper leaves open. forward: "lean" computes
+    nothing twice, "reference" uses the backbone's own forward pass; both give the same loss."""
 
     title: str = "RMAdapter"
     source: str = "Lin et al., AAAI-26 (arXiv 2512.06811); open choices as in docs/defaults.md"
@@ -85,8 +85,8 @@ MMA = RMAdapter(
     LossSettings(lambda_image_rec=0.0, lambda_text_rec=0.0, lambda_image_con=0.0, lambda_text_con=0.0),
     Recipe(optimizer="sgd", learning_rate=0.0015, epochs=5, batch_size=16, schedule="epoch", warmup_epochs=0),
 )
-# RMAdapter where its paper says that it follows MMA (optimisation) and PromptSRC (consistency). MMA's norm is not in
-# its equations, but without it MMA's optimisation does not move these adapters (docs/reconstruction.md).
+# RMAdapter, following MMA (optimisation) and PromptSRC (consistency) as its paper says. MMA's norm is not in its
+# equations, but without it MMA's optimisation does not move these adapters (docs/reconstruction.md).
 PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
@@ -94,7 +94,7 @@ PAPER = RMAdapter(
     LossSettings(1.0, 1.0, lambda_image_con=10.0, lambda_text_con=25.0, consistency_unit="feature"),
     MMA.recipe,
 )
-# The controls: what of a difference is the adapters rather than the losses, and what of it is optimisation.
+# Controls: how much of a difference comes from the adapters rather than the losses, and how much from optimisation.
 PLAIN = RMAdapter(
     "RMAdapter's adapters alone",
     "Lin et al., AAAI-26, without reconstruction and consistency; optimised with the defaults of this package",

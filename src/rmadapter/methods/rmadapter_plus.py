@@ -4,7 +4,7 @@
     a class by name alone:  scale * (keep * cos(f, w) + (1 - keep) * cos(g, w0))
 
 f and w are adapted features of image and class, g and w0 the untouched ones, all of unit length; r are the weights of a
-ridge regression of the shots' classes on g. docs/plus.md takes it apart, piece by piece.
+ridge regression of the shots' classes on g. docs/plus.md examines each part.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ HEAD = "head"
 
 @dataclass(frozen=True)
 class RMAdapterPlus(RMAdapter):
-    """head: weight of the regression, and penalty its lambda, for classes of the shots. keep: the adapted model's share
-    of what is said of other classes; general: prompts of these besides the run's."""
+    """For classes of the shots, head: weight of the regression, and penalty: its lambda. For other classes, keep: the
+    adapted model's share of the logits, and general: prompts in addition to the run's."""
 
     title: str = "RMAdapter+"
     source: str = "of this project; adapters: Lin et al., AAAI-26; both models: Wortsman et al., CVPR 2022 (WiSE-FT)"
@@ -64,7 +64,7 @@ class RMAdapterPlus(RMAdapter):
         return Fitted(self, backbone, known, tensors, for_classes, model.first("image"), count)
 
     def _weights(self, model: AdaptedCLIP, known: Known, names: Sequence[str], head: Tensor) -> tuple[Tensor, Tensor]:
-        """What adapted and untouched image features are compared with, [C, e] each."""
+        """Weights [C, e] for adapted and for untouched image features."""
         place = {name: i for i, name in enumerate(known.classes)}
         adapted, untouched = (head.new_zeros(len(names), head.shape[1]) for _ in range(2))
         if old := [i for i, name in enumerate(names) if name in place]:
@@ -91,7 +91,7 @@ class Both:
 
     def __call__(self, states: States) -> Tensor:
         encoder, features = self.model.backbone.image, states.features
-        if not len(features):  # a caller that asked for nothing but what block `first` reads
+        if not len(features):  # the caller only asked for the input of block `first`
             assert states.first is not None
             features = encoder.encode(states.x, states.layout, states.first)
         f, g = unit(self.model.features("image", states)[0]), unit(features)

@@ -1,4 +1,4 @@
-"""Tensors of a saved method, checked before they are computed with."""
+"""Checks of a saved method's tensors, before anything is computed with them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
-    """One of the tensors in float32. shape: its sides, -1 for one of any length.
+    """One of the tensors, in float32. shape: its expected sides, -1 for any length.
 
-    Raises RuntimeError, as torch does of a module's tensors, where it has another shape or holds no real numbers, and
-    KeyError where it is missing.
+    Raises RuntimeError, as torch does for a module's tensors, if it has another shape or no floating-point numbers, and
+    KeyError if it is missing.
     """
     tensor = tensors[name]
     fits = tensor.ndim == len(shape) and all(want in (-1, side) for want, side in zip(shape, tensor.shape, strict=True))

@@ -1,9 +1,10 @@
 """Skip Tuning: Wu et al., "Skip Tuning: Pre-trained Vision-Language Models are Effective and Efficient Adapters
 Themselves", CVPR 2025 (arXiv 2412.11509).
 
-CLIP is fine-tuned itself, without what matters little. Layer-wise skipping: what the lower blocks of both encoders give
-is computed once, and those above them learn. Class-wise skipping: an image is compared with its own class, those that
-untouched CLIP finds most like it, and few of the others; classes that no image of a batch needs are not encoded.
+Fine-tunes CLIP itself, but skips what matters little. Layer-wise skipping: the output of the lower blocks of both
+encoders is computed once, and only the blocks above learn. Class-wise skipping: an image is compared with its own
+class, with those that untouched CLIP finds most similar, and with a few of the others; classes that no image of a batch
+needs are not encoded.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from rmadapter.train import Batch, Recipe, minimise
 
 
 class Prompts:
-    """What enters block `first` of the text encoder, [P, S, d] prompt by prompt: computed once, so that a step takes
-    the prompts of some classes."""
+    """Input of block `first` of the text encoder, [P, S, d] for P prompts. It is computed once; a step selects the
+    prompts of some classes."""
 
     def __init__(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int) -> None:
         self.encoder, self.classes = backbone.text, len(names)
@@ -48,7 +49,7 @@ class Prompts:
         longest = max(grid.shape[1] for grid in grids)
         self.x = torch.cat([F.pad(grid, (0, 0, 0, longest - grid.shape[1])) for grid in grids])
 
-    @torch.compiler.disable  # as which classes these are is another in each step
+    @torch.compiler.disable  # as the classes change with every step
     def of(self, classes: Tensor) -> list[tuple[Tensor, Packed]]:
         """classes: [K] -> packed tokens [T, d] and their layout, in chunks of CHUNK prompts."""
         turns = torch.arange(self.each, device=classes.device) * self.classes
@@ -56,15 +57,14 @@ class Prompts:
 
     def _packed(self, rows: Tensor) -> tuple[Tensor, Packed]:
         layout = self.encoder.layout(self.tokens[rows])
-        prompt = F.pad(layout.slots // layout.grid[1], (layout.prefix, 0))  # the first one has the shared beginning
+        prompt = F.pad(layout.slots // layout.grid[1], (layout.prefix, 0))  # the first has the shared beginning
         return self.x[rows[prompt], layout.positions], layout
 
 
 class TunedCLIP(Learner):
-    """Both encoders, of which the upper blocks learn, and the norm and the projection behind them.
+    """Both encoders; their upper blocks and the norm and projection after them learn, all else is the backbone's own.
 
-    skipped: share of the blocks, from below, that stay. The rest is the backbone's own. Raises UserError for encoders
-    that have no blocks.
+    skipped: share of the blocks, from below, that do not learn. Raises UserError for encoders without blocks.
     """
 
     reaches = ("image", "text")
@@ -87,7 +87,7 @@ class TunedCLIP(Learner):
         return self.image.encode(states.x, states.layout, self.first, views=self.image.views)  # not of cast copies
 
     def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
-        """Tokens [T, d] that enter the first block that learns -> features [P, e]."""
+        """Tokens [T, d] that enter the first trained block -> features [P, e]."""
         return self.text.encode(x, layout, self.first_text, views=self.text.views)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
@@ -97,8 +97,8 @@ class TunedCLIP(Learner):
 
 
 def kept(similar: Tensor, labels: Tensor, ratio: float, decay: float, generator: torch.Generator) -> Tensor:
-    """Which of C classes each of B images is compared with, [B, C]: its own and the most similar others, `ratio` C in
-    all, rounded up, and the k-th behind these with probability exp(-decay k). similar: [B, C]. labels: [B]."""
+    """Which of C classes each of B images is compared with, [B, C]: its own and the most similar others, ratio * C in
+    all, rounded up, and the k-th after these with probability exp(-decay k). similar: [B, C]. labels: [B]."""
     own_first = similar.scatter(1, labels[:, None], math.inf)
     ranks = own_first.argsort(1, descending=True).argsort(1)  # from 0
     behind = ranks + 1 - math.ceil(ratio * similar.shape[1])
@@ -107,8 +107,8 @@ def kept(similar: Tensor, labels: Tensor, ratio: float, decay: float, generator:
 
 @dataclass(frozen=True)
 class SkipTuning(ModuleMethod):
-    """skipped: share of either encoder's blocks that stays as it is, 9 of 12. ratio, decay: as `kept` has them; ratio=1
-    skips no class. Decay, optimiser and rates are ours: docs/methods.md tells what the paper leaves open to us."""
+    """skipped: share of each encoder's blocks that stays fixed, 9 of 12. ratio, decay: as in `kept`; ratio=1 skips no
+    class. Decay, optimiser and rates are ours: docs/methods.md lists what the paper leaves open."""
 
     title: ClassVar[str] = "Skip Tuning"
     source: ClassVar[str] = "Wu et al., CVPR 2025 (arXiv 2412.11509); what it leaves open is listed in docs/methods.md"

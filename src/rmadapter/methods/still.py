@@ -1,4 +1,4 @@
-"""What an encoder that no longer learns makes of the images that another module is trained on."""
+"""Features by an encoder that no longer learns, of the images that another module is trained on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rmadapter.train import Batch
 
 @dataclass
 class Still:
-    """Features of the images of a source: of all at once, by the first batch that asks, where each view comes again
-    within the epochs that are left; batch by batch elsewhere.
+    """Features of the images of a source: computed for all images at the first request if all views are used within
+    the remaining epochs, else batch by batch.
 
-    of: the states of some images -> [B, d]. epochs: in which features will be asked for.
+    of: the states of some images -> [B, d]. epochs: number of epochs in which features will be requested.
     """
 
     source: Source
@@ -26,10 +26,10 @@ class Still:
     epochs: int
     _held: Held | None = field(default=None, init=False)
 
-    @torch.compiler.disable  # what happens once would be compiled with every step
+    @torch.compiler.disable  # what happens only once would be compiled into every step
     @torch.no_grad()
     def features(self, batch: Batch, source: Source) -> Tensor:
-        """[B, d]. source: the one that the batch is of, whose states are not asked for again."""
+        """Features [B, d]. source: where the batch comes from; its states are not computed again."""
         if 0 < self.source.views <= self.epochs:
             if self._held is None:
                 self._held = Held.of_features(encoded(self.source, self.of))

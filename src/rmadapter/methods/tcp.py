@@ -22,9 +22,9 @@ from rmadapter.train import Recipe
 
 
 class ClassAware(ContextLearner):
-    """Context vectors of which, before one block, each class gets its own, made from its untouched features.
+    """Context vectors that are replaced, before one block, by vectors of each class, made from its untouched features.
 
-    Below that block the classes share their context, and so their common beginning is computed once.
+    Below that block the classes share their context, so their common beginning is computed once.
     """
 
     def __init__(self, method: TCP, backbone: Backbone, seed: int) -> None:
@@ -47,7 +47,7 @@ class ClassAware(ContextLearner):
         below = PromptedText(self.backbone, names, len(self.ctx))
         above = PromptedText(self.backbone, names, len(self.ctx), share=False)
         encoder, place, prefix = above.encoder, above.layout.positions, below.layout.prefix
-        # Where each token of the prompts apart lies among the tokens of the prompts that share their beginning.
+        # Row of each token of `above` (prompts apart) in `below` (prompts that share their beginning).
         rows = torch.where(place < prefix, place, prefix + (place >= prefix).cumsum(0) - 1)
 
         def weights() -> Tensor:
@@ -62,10 +62,10 @@ class ClassAware(ContextLearner):
 
 @dataclass(frozen=True)
 class TCP(ModuleMethod):
-    """KgCoOp from noise, with contexts of each class's own from block `layer` of the text encoder on.
+    """KgCoOp from noise, with a separate context for each class from block `layer` of the text encoder on.
 
-    A bottleneck makes them from the untouched class features (templates of the run). layer: counted from 1 in an
-    encoder of 12 blocks (8, counted from 0, in the released code); a shallower one takes the same fraction of its
+    A bottleneck makes these contexts from the untouched class features (templates of the run). layer: counted from 1 in
+    an encoder of 12 blocks (8, counted from 0, in the released code); a shallower one takes the same fraction of its
     depth. The authors' prompts differ between data sets; here all are "X X X X name.". They test new classes of
     SUN397 and ImageNet after 25 of the 50 epochs; here all are tested at the end.
     """

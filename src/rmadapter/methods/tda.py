@@ -1,9 +1,9 @@
 """TDA: Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024, arXiv 2403.18293.
 
-Zero-shot CLIP that remembers test images. Of each class, two memories hold the surest images that were taken for it. An
-image's logits are CLIP's, plus alpha sum exp(-beta (1 - cos)) over the positive memory for the class that each of its
-images was taken for, minus the same over the negative memory for all classes that each of its images may be of: there
-lie images that CLIP was neither sure nor quite unsure of. An image is remembered before it is answered.
+Zero-shot CLIP that remembers test images. For each class, two memories hold the most confident images predicted as it.
+An image's logits are CLIP's, plus alpha sum exp(-beta (1 - cos)) over the positive memory, each remembered image
+counting for its predicted class, minus the same over the negative memory, each counting for all classes it may belong
+to. The negative memory takes images of medium confidence. An image is remembered before it is answered.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from rmadapter.settings import Positive, Share, Size
 
 
 class Memory:
-    """At most `size` images of each of C classes that they were taken for: those of the lowest entropy."""
+    """For each of C predicted classes, at most `size` images: those of the lowest entropy."""
 
     def __init__(self, weights: Tensor, size: int) -> None:
-        """weights: of the classes, [C, e]."""
+        """weights: class weights [C, e]."""
         count, width = weights.shape
         self.keys, self.values = weights.new_zeros(count, size, width), weights.new_zeros(count, size, count)
-        self.entropies = torch.full((count, size), math.inf)  # of a free place
+        self.entropies = torch.full((count, size), math.inf)  # infinite for a free slot
 
     def add(self, place: int, entropy: float, key: Tensor, value: Tensor) -> None:
-        """place: the class. key: the image's unit features [e]. value: what it says of every class, [C]."""
+        """place: the class. key: the image's unit features [e]. value: its contribution to each class, [C]."""
         last = int(self.entropies[place].argmax())
         if entropy < self.entropies[place, last]:
             self.entropies[place, last] = entropy
             self.keys[place, last], self.values[place, last] = key, value
 
     def logits(self, image: Tensor, beta: float) -> Tensor:
-        """[C], of unit features [e]; a free place says nothing of any class."""
+        """[C] for unit features [e]; a free slot contributes nothing."""
         near = (beta * (self.keys @ image - 1)).exp()
         return near.flatten() @ self.values.flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class TDA:
-    """alpha, beta, size: of the positive memory, `size` images a class. negative_...: of the other. lowest, highest:
-    between which entropies, over log2 C, an image goes there. mask: above which probability it may be of a class.
+    """alpha, beta, size: of the positive memory, with `size` images per class. negative_...: of the negative one,
+    which takes entropies over log2 C between lowest and highest. mask: probability above which a class counts there.
 
-    Released configurations set alpha (1 to 5) and beta (1 to 8) for each data set; here they are ImageNet's for all.
+    Released configurations set alpha (1 to 5) and beta (1 to 8) for each data set; here all use those of ImageNet.
     """
 
     title: ClassVar[str] = "TDA"
@@ -72,7 +72,7 @@ class TDA:
     mask: Share = 0.03
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))  # nothing is learnt before
+        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))  # nothing is learnt in advance
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:
@@ -85,7 +85,7 @@ class TDA:
 
 
 class Stream:
-    """Images one after the other, whatever batches they come in. weights: of the classes, [C, e]."""
+    """Answers images one after the other, however they are batched. weights: class weights [C, e]."""
 
     def __init__(self, method: TDA, backbone: Backbone, weights: Tensor) -> None:
         self.method, self.backbone, self.weights = method, backbone, weights
@@ -99,7 +99,7 @@ class Stream:
         images, shares = F.normalize(at_least_float32(states.features), dim=-1), logits.softmax(-1)
         places, entropies = logits.argmax(-1), -(shares * logits.log_softmax(-1)).sum(-1)
         taken, maybe = F.one_hot(places, count).to(logits), (shares > method.mask).to(logits)
-        relative = entropies / max(math.log2(count), 1.0)  # of a single class it is 0
+        relative = entropies / max(math.log2(count), 1.0)  # log2 C is 0 for a single class
         found = []
         listed = zip(places.tolist(), entropies.tolist(), relative.tolist(), strict=True)
         for row, (place, entropy, unsure) in enumerate(listed):

@@ -3,9 +3,9 @@ Tuning", AAAI 2025 (arXiv 2412.08176), on CoOp.
 
     w = t + alpha [t, r] M        r = softmax(t A^T) A
 
-t [C, e] are the unit features of CoOp's prompts, A [S, e] a cache of what image tokens look like, M a learned map
-[2e, e]. In training alone a layer makes of an image's tokens, behind CLIP's projection, such that tell its class; each
-row of A is a running mean of those that are most like it.
+t [C, e] are the unit features of CoOp's prompts, A [S, e] a cache of typical image tokens, M a learned map [2e, e].
+In training only, a layer turns an image's tokens, after CLIP's projection, into tokens that predict its class; each row
+of A is a running mean of those most similar to it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rmadapter.world import add_up, several
 
 
 class Refiner(Learner):
-    """CoOp's context ctx [n, d], the cache [S, e] and the map that refine class features; all that answers need.
+    """CoOp's context ctx [n, d], the cache [S, e] and the map; these refine class features and are all answers need.
 
     Raises UserError for an image encoder without a class token, without a linear projection, or with blocks that cannot
     be taken apart.
@@ -68,13 +68,13 @@ class Refiner(Learner):
 
 
 class Training(nn.Module):
-    """The refiner, and the layer that gives it image tokens."""
+    """The refiner, and the layer that makes image tokens for it."""
 
     def __init__(self, refiner: Refiner, keep: float, seed: int) -> None:
         super().__init__()
         self.refiner, self.keep, size = refiner, keep, refiner.cache.shape[1]
         with seeded(seed + 1):
-            first = nn.Linear(size, size, bias=False)  # BatchNorm would take a bias off again
+            first = nn.Linear(size, size, bias=False)  # BatchNorm would cancel a bias
             self.align = nn.Sequential(first, nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size))
         self.to(refiner.cache.device)
 
@@ -84,8 +84,8 @@ class Training(nn.Module):
 
     @torch.no_grad()
     def write(self, tokens: Tensor) -> None:
-        """Tokens [N, e] into the cache: each into the row that is most like it, weighed by how like they are. Where
-        processes are several, each writes its own, and the mean of their caches is the next."""
+        """Write tokens [N, e] into the cache: each into its most similar row, weighted by similarity. With several
+        processes, each writes its own tokens, and the caches are then averaged."""
         tokens, cache = F.normalize(at_least_float32(tokens), dim=-1), self.refiner.cache
         like = tokens @ cache.T  # [N, S]
         mine = F.one_hot(like.argmax(-1), len(cache))
@@ -94,13 +94,13 @@ class Training(nn.Module):
         found = F.normalize(torch.where(mine.any(0)[:, None], moved, cache), dim=-1)
         if several():
             add_up(found)
-        self.refiner.cache = F.normalize(found, dim=-1)  # another tensor, as the step's gradient needs the last one
+        self.refiner.cache = F.normalize(found, dim=-1)  # a new tensor, as the step's gradient needs the old one
 
 
 @torch.no_grad()
 def local_features(backbone: Backbone, states: States, looked_at: int) -> tuple[Tensor, Tensor]:
-    """Of untouched images, from what enters the top block: features [B, L, e] of all tokens, the class token first, and
-    places [B, looked_at] among them of those that the class token looks at most."""
+    """Untouched features [B, L, e] of all tokens, the class token first, from the input of the top block, and the
+    places [B, looked_at] of the tokens that the class token attends to most."""
     image, block, x = backbone.image, backbone.image.depth, at_least_float32(states.x)
     view = image.views[-1]
     assert image.projection is not None
@@ -114,12 +114,12 @@ def local_features(backbone: Backbone, states: States, looked_at: int) -> tuple[
 
 @dataclass(frozen=True)
 class TextRefiner(ModuleMethod):
-    """slots: rows of the cache. alpha: weight of what is added to class features. keep: what a row keeps of itself when
-    it is written. looked_at: tokens of an image that are to tell its class, with the class token and the mean of all.
-    local_weight, likeness: of their cross-entropy, and of the L1 distance of refined features from the others.
+    """slots: rows of the cache. alpha: weight of the term added to class features. keep: share of a row that a write
+    keeps. looked_at: how many tokens of an image learn to predict its class, besides the class token and the mean of
+    all. local_weight, likeness: weights of their cross-entropy, and of the L1 distance of refined from plain features.
 
-    The weights of the last epoch are taken; the released configuration takes those of the best on validation images,
-    and two more of its files have other rates.
+    The weights of the last epoch are used; the released configuration uses the best epoch on validation images, and two
+    more of its files have other rates.
     """
 
     title: ClassVar[str] = "TextRefiner"

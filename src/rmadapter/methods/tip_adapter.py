@@ -1,4 +1,4 @@
-"""Tip-Adapter: the shots as a cache that is asked by similarity, and Tip-Adapter-F, whose keys are trained.
+"""Tip-Adapter: the shots as a cache that is queried by similarity, and Tip-Adapter-F, with trained keys.
 
     logits = scale * x w^T + alpha * exp(-beta * (1 - x keys^T)) values        Zhang et al., ECCV 2022
 
@@ -33,7 +33,7 @@ PAPER = "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of gi
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Search:
-    """alpha and beta are searched on validation images, else on parts of the shots held out in turn; of one shot a
+    """alpha and beta are searched on validation images, else on parts of the shots held out in turn; with one shot per
     class nothing can be held out, and they stay as given. The grid is that of ImageNet, Oxford Pets and UCF101 in the
     released code, which has wider ones for the other data sets."""
 
@@ -48,8 +48,8 @@ class Search:
 
 @dataclass(frozen=True)
 class TipAdapter:
-    """Nothing is trained. A key is the mean over the run's augmented views of a shot, of which the released code takes
-    ten. Knows the classes of its shots alone."""
+    """Nothing is trained. A key is the mean of a shot over the run's augmented views; the released code takes ten.
+    Only answers for the classes of its shots."""
 
     title: ClassVar[str] = "Tip-Adapter"
     source: ClassVar[str] = PAPER
@@ -59,7 +59,7 @@ class TipAdapter:
         return _fit(self, backbone, shots)
 
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
-        """Of some shots, whose features are `views` [V, N, e]: [N, e]."""
+        """Keys [N, e] of some shots with features `views` [V, N, e]."""
         return _keys(views), Trained(weighed=True)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
@@ -71,8 +71,8 @@ class TipAdapter:
 
 @dataclass(frozen=True)
 class TipAdapterF:
-    """The keys are trained, at alpha and beta as given, before both are searched. The keys of the last epoch are
-    taken; the released code takes those of the epoch that is best on the test images."""
+    """Trains the keys, with alpha and beta as given, before both are searched. The keys of the last epoch are used; the
+    released code uses the best epoch on the test images."""
 
     title: ClassVar[str] = "Tip-Adapter-F"
     source: ClassVar[str] = PAPER
@@ -86,7 +86,7 @@ class TipAdapterF:
         return _fit(self, backbone, shots)
 
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
-        """Of some shots, whose features are `views` [V, N, e]: [N, e], and how they were trained."""
+        """Keys [N, e] of some shots with features `views` [V, N, e], and how they were trained."""
         weights = zero_shot_weights(backbone, shots.classes, shots.templates)
         cache, values = nn.ParameterDict({"trained": _keys(views)}), one_hot(shots)
 
@@ -111,7 +111,7 @@ def _keys(views: Tensor) -> Tensor:
 
 
 def one_hot(shots: Shots) -> Tensor:
-    """[N, C]; a shot of weight 2 counts as two."""
+    """One-hot labels [N, C] times the shots' weights."""
     values = F.one_hot(shots.labels, len(shots.classes)).float()
     return values if shots.weights is None else values * shots.weights.to(values)[:, None]
 
@@ -152,7 +152,7 @@ def _restore(method: Any, backbone: Backbone, known: Known, tensors: Mapping[str
 def _judged(
     method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Affinity to the keys, values, zero-shot logits and labels of what is held out. keys: of all shots."""
+    """Affinity to the keys, values, zero-shot logits and labels of each held-out part. keys: of all shots."""
     weights = zero_shot_weights(backbone, shots.classes, shots.templates)
     for rows, features, wanted in held_out(shots):
         some, kept = shots, keys
@@ -168,7 +168,7 @@ def _judged(
 def _search(
     method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
 ) -> tuple[float, float]:
-    """The smallest beta, then the smallest alpha, that gives most hits on a grid from 0.1."""
+    """alpha and beta with the most hits on a grid from 0.1; among equals, the smallest beta, then alpha."""
     grid, best = method.grid, -1
     chosen = grid.alpha, grid.beta
     parts = list(_judged(method, backbone, shots, views, keys)) if grid.search else []

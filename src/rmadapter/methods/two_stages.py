@@ -1,9 +1,9 @@
 """2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", CVPR 2025
 (https://arxiv.org/abs/2503.11609).
 
-Stage 1, of 60 percent of the steps: the LayerNorms of both encoders learn, by cross-entropy. Stage 2: class features,
-which start as those of the text encoder after stage 1, are trained as free weights, and nothing else. A class that was
-trained is answered by its weights, another one by the text encoder after stage 1.
+Stage 1, 60 percent of the steps: the LayerNorms of both encoders learn, by cross-entropy. Stage 2: only class features
+are trained, as free weights that start as the text encoder's features after stage 1. Answers use these weights for
+trained classes, and the text encoder after stage 1 for others.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rmadapter.methods.still import Still
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.train import Batch, Recipe, minimise
 
-FIRST = 1  # block of the image encoder whose input is read: what lies in front of it is not trained
+FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
 
 
 class Norms(nn.Module):
     """Both encoders with LayerNorms of their own, which start as the backbone's, and weights [C, e] of C classes.
 
-    Everything else is the backbone's own, shared with it; so is the norm in front of block 1 of the image encoder, as
-    what enters that block is computed once for all. Raises UserError for encoders that have no blocks.
+    All else is shared with the backbone, including the norm before block 1 of the image encoder, as the input of that
+    block is computed only once. Raises UserError for encoders without blocks.
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
@@ -49,18 +49,18 @@ class Norms(nn.Module):
         return self.image.encode(states.x, states.layout, FIRST, views=self.image.views)  # not of cast copies
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Packed]:
-        """In chunks of CHUNK."""
+        """Layouts of all prompts, in chunks of CHUNK."""
         return [self.text.layout(chunk) for chunk in tokenize(self.backbone, names, templates).split(CHUNK)]
 
     def class_features(self, prompts: Sequence[Packed], each: int) -> Tensor:
-        """Normalised, [C, e]."""
+        """Normalised class features [C, e]."""
         return learnt_weights(self._encode_text, [(chunk,) for chunk in prompts], each)
 
     def _encode_text(self, layout: Packed) -> Tensor:
         return self.text.encode(self.text.stem(layout), layout, views=self.text.views)
 
     def weights(self, names: Sequence[str], known: Known) -> Tensor:
-        """Normalised, [C, e]: those of the known classes as they were trained."""
+        """Normalised class weights [C, e]: trained for known classes, from the text encoder for others."""
         place = {name: i for i, name in enumerate(known.classes)}
         found = F.normalize(self.classes, dim=-1)
         if new := [name for name in names if name not in place]:
@@ -72,9 +72,9 @@ class Norms(nn.Module):
 
 @dataclass(frozen=True)
 class TwoStages:
-    """One setting for all data sets, as published; the stages end with whole epochs. Several templates are averaged,
-    where the released code trains with the first, and the norm in front of block 1 of the image encoder, which that
-    code trains, too, stays as it was."""
+    """One setting for all data sets, as published; stages end with whole epochs. Several templates are averaged, and
+    the norm before block 1 of the image encoder stays fixed; the released code trains with the first template, and
+    trains that norm too."""
 
     title: ClassVar[str] = "2SFS"
     source: ClassVar[str] = (

@@ -1,4 +1,4 @@
-"""CLIP itself, asked with prompts: Radford et al., "Learning Transferable Visual Models", ICML 2021."""
+"""CLIP itself, with prompts: Radford et al., "Learning Transferable Visual Models", ICML 2021."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmadapter.task import check_templates
 
 PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
 LINE = "line"
-# Those that CLIP's authors chose for ImageNet.
+# The templates that CLIP's authors chose for ImageNet.
 SEVEN = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -31,10 +31,10 @@ SEVEN = (
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The untouched backbone. templates: other prompts than those of the run, averaged; empty for those of the run.
+    """The untouched backbone. templates: averaged in place of those of the run; empty for those of the run.
 
-    Where images have several labels, two numbers are fitted to the shots, the same for all classes: the line that makes
-    probabilities of cosines (Platt, 1999). The order of images within a class stays the untouched backbone's.
+    If images have several labels, two numbers shared by all classes are fitted to the shots: the line that turns
+    cosines into probabilities (Platt, 1999). The order of images within a class stays the untouched backbone's.
     """
 
     several: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class ZeroShot:
         return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))  # nothing else is learnt
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        """Without a line, where it takes one, the sigmoid is that of the cosines themselves."""
+        """If images have several labels and `tensors` has no line, probabilities are the sigmoid of plain cosines."""
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             cosines = self._cosines(backbone, known, names)

@@ -1,4 +1,4 @@
-"""One image's answer, and the table that answers make; exports have both without torch."""
+"""The answer for one image, and the columns of a table of answers; exports use both without torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 UNSURE = "unsure"
-LAST = ("unfamiliar", "zero_shot_label", "sorted_to", "error")  # columns that a file of answers may have
+LAST = ("unfamiliar", "zero_shot_label", "sorted_to", "error")  # optional columns of a file of answers
 
 
 @dataclass(frozen=True)
 class Answer:
-    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's label, if asked.
-    unfamiliar: as `Fitted.unfamiliar` has it, if asked. labels: where an image may have several, those from the
-    threshold on, or else the most probable one."""
+    """best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's label, if requested.
+    unfamiliar: as from `Fitted.unfamiliar`, if requested. labels: if images may have several, those that reach the
+    threshold, or else the most probable one."""
 
     image: Path
     best: tuple[tuple[str, float], ...]
@@ -26,8 +26,8 @@ class Answer:
     labels: tuple[str, ...] = ()
 
     def row(self, unsure: float = 0.0) -> dict[str, Any]:
-        """As a line of a table. unsure: the probability below which the label is "unsure"; the guess is kept. Several
-        labels have a semicolon between them."""
+        """A row of a table. unsure: probability below which the label is "unsure"; the guess is kept. Semicolons join
+        several labels."""
         (guess, probability), *others = self.best
         doubt = probability < unsure
         row = {
@@ -42,7 +42,7 @@ class Answer:
 
 
 def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
-    """Labels and probabilities of one image, [C], the most probable first."""
+    """The `top` labels and probabilities of one image, the most probable first. probabilities: [C]."""
     order = np.argsort(-probabilities, kind="stable")[:top]
     return [(labels[i], round(float(probabilities[i]), 6)) for i in order]
 
@@ -50,8 +50,8 @@ def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tup
 def columns(
     top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False, error: bool = False
 ) -> list[str]:
-    """Of a file with `top` answers an image. sort: with where it went; zero_shot: with the untouched answer;
-    unfamiliar: with how unlike the training images it is; error: with what is wrong with a bad image."""
+    """Columns of a file with `top` answers per image. sort: with the image's new place. zero_shot: with the untouched
+    answer. unfamiliar: with how unlike the training images it is. error: with what is wrong with a bad image."""
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
     last = [name for name, there in zip(LAST, (unfamiliar, zero_shot, sort, error), strict=True) if there]
     return ["image", "label", "probability", "guess", *more, "unsure", *last]

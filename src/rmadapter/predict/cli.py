@@ -1,4 +1,4 @@
-"""The verb `predict`; every import that costs time waits for it."""
+"""The verb `predict`; slow imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def predict(
 
 
 def _remembering(fitted: Fitted, ray: bool, path: Path | None) -> None:
-    """A note of what answers depend on. Raises UserError where the images before are not seen by the same process."""
+    """Note that answers depend on the order of images. Raises UserError if one process does not see all of them."""
     from rmadapter.order import each_alone
     from rmadapter.predict.outfile import PARTIAL
 
@@ -125,7 +125,7 @@ def _found(inputs: Inputs) -> Inputs:
 
 
 def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str]]:
-    """The classes to choose from, as prompts have them and as answers do."""
+    """The classes to choose from, as named in prompts and as labelled in answers."""
     from rmadapter.data.names import prompt_names
 
     if names is None:
@@ -153,7 +153,7 @@ def _sorter(root: Path | None, move: bool, link: bool, labels: Sequence[str], un
 
 
 def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
-    """Tells all that answers depend on but the images."""
+    """A digest of everything that answers depend on, except the images."""
     from rmadapter.checkpoint import OLD, WEIGHTS
     from rmadapter.settings import settings_of
     from rmadapter.sums import sha256
@@ -168,7 +168,7 @@ def write_answers(
     images: Sequence[Path], asker: Any, unsure: float, skip_bad: bool, file: OutFile, sorter: Sorter | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Answer what has no row yet; the counts of all rows. asker: an `Asker`, or what has its `ask`."""
+    """Answer images that have no row yet; returns counts of all rows. asker: an `Asker` or anything with its `ask`."""
     from rmadapter.locks import alone
     from rmadapter.predict.outfile import only_writer
 
@@ -201,7 +201,7 @@ def write_answers(
 
 
 def _bad_rows(bad: list[tuple[Path, str]] | None) -> list[dict[str, str]]:
-    """Of those that were found since the last call."""
+    """Rows of the bad images found since the last call, which are removed from the list."""
     rows = [{"image": str(image), "bad": text} for image, text in bad or []]
     if bad:
         bad.clear()
@@ -225,7 +225,7 @@ def _tell_bad(texts: Sequence[str]) -> None:
 
 
 def _show(images: Sequence[Path], asker: Asker, unsure: float, skip_bad: bool, as_json: bool, unfamiliar: bool) -> None:
-    """Answers on stdout: all of them as JSON, or the first ones in a table."""
+    """Print answers: all of them as JSON, or the first ones in a table."""
     from rmadapter.cache import BATCH
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None

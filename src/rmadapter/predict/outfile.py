@@ -1,6 +1,6 @@
-"""Answers in a file. While it grows it is NAME.partial: a line of JSON that says what it belongs to, and one an image.
+"""Answers in a file. While it grows it is NAME.partial: a line of JSON that identifies the run, and one per image.
 
-It becomes CSV, JSON lines or parquet when it is complete. One that was stopped goes on where it was.
+When complete, it becomes CSV, JSON lines or parquet. One that was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ WHAT = "unfinished answers of `rmadapter predict`"
 
 @dataclass(eq=False)
 class OutFile:
-    """columns: of the finished file, in order. key: tells the run and the settings that the rows come from.
+    """columns: of the finished file, in order. key: identifies the run and the settings that the rows come from.
 
-    Raises UserError for a name whose ending is no format, and for parquet without what writes it.
+    Raises UserError for a name without a known format's suffix, and for parquet if pyarrow is missing.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class OutFile:
         return self.path.with_name(self.path.name + PARTIAL)
 
     def rows(self) -> Iterator[Row]:
-        """Of the unfinished file; that of a bad image has "bad", which says what is wrong."""
+        """Rows of the unfinished file. The row of a bad image has "bad", which says what is wrong."""
         with opened(self.partial) as file:
             next(file)
             for number, line in enumerate(file, 2):
@@ -58,12 +58,12 @@ class OutFile:
                 yield row
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows, so that they outlive this process."""
+        """Append rows; they stay if this process is killed later."""
         with _told(self.partial), open(self.partial, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def open(self) -> None:
-        """Begin, or go on. Raises UserError where the file is there already, and where another is being written."""
+        """Begin or resume. Raises UserError if the file exists, or if a partial one has another key or is damaged."""
         if os.path.lexists(self.path):
             raise UserError(f"{self.path}: already exists; choose another --out, or delete it")
         head = json.dumps({"what": WHAT, "key": self.key}) + "\n"
@@ -81,7 +81,7 @@ class OutFile:
         self.done.update(row["image"] for row in self.rows())
 
     def missing(self, images: Sequence[Path]) -> list[Path]:
-        """Those that have no row yet, in order; one that is given twice has two."""
+        """Images that have no row yet, in order; an image given twice gets two rows."""
         left, found = Counter(self.done), []
         for image in images:
             if left[str(image)]:
@@ -91,7 +91,7 @@ class OutFile:
         return found
 
     def _cut(self) -> None:
-        """Take a last line away that a killed process left without its end."""
+        """Remove a last line that a killed process left incomplete."""
         with _told(self.partial), open(self.partial, "rb+") as file:
             end = file.seek(0, os.SEEK_END)
             while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
@@ -99,7 +99,7 @@ class OutFile:
             file.truncate(end)
 
     def finish(self) -> None:
-        """Write the file itself, and remove the unfinished one. With a column "error", bad images have a row."""
+        """Write the final file and remove the unfinished one. Bad images only have rows if a column is "error"."""
         told = "error" in self.columns
         nothing = dict.fromkeys(self.columns)
         good = ({**nothing, **row, "error": row.get("bad", "")} for row in self.rows() if told or "bad" not in row)
@@ -109,7 +109,7 @@ class OutFile:
 
 
 def only_writer(path: Path) -> AbstractContextManager[None]:
-    """Raises UserError when another process writes the same file."""
+    """A lock on the file. Raises UserError while another process writes it."""
     taken = UserError(f"{path}: another process is writing it")
     return only(path.with_name(f".{path.name}.lock"), 0, taken, f"{path}: cannot be written (%s)")
 
@@ -133,7 +133,7 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def cell(column: str, value: Any) -> Any:
-    """No formula for a spreadsheet, and of an image still a path that leads to it."""
+    """A value that no spreadsheet takes for a formula; an image's path still leads to it."""
     if column == "image":
         return inert_path(value)
     if isinstance(value, bool):

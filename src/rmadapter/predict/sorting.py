@@ -1,4 +1,4 @@
-"""Images into a folder a label: copied, moved or linked, and nothing that is there already is ever written over."""
+"""Sorts images into one folder per label: copies, moves or links them, and never overwrites anything."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import Any, Literal
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, cache_folder
 
-UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in the name of a folder, on one system or another
+UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some system
 
 
 @dataclass(eq=False)
 class Sorter:
-    """root: of the folders. labels: that the answers may have."""
+    """root: parent of the folders. labels: all that answers may have."""
 
     root: Path
     labels: Sequence[str]
     how: Literal["copy", "move", "link"] = "copy"
-    _taken: dict[str, int] = field(default_factory=dict)  # place, the same in any case -> how often it was wanted
+    _taken: dict[str, int] = field(default_factory=dict)  # place, as by `_same` -> how often it was wanted
 
     def __post_init__(self) -> None:
         self.folders = {label: _folder_name(label) for label in self.labels}
@@ -40,8 +40,8 @@ class Sorter:
         return [str(self.root.resolve()), self.how]
 
     def check(self, searched: Sequence[Path], images: Sequence[Path]) -> None:
-        """Raises UserError where sorted images would be found among those that are still to be sorted, for an image to
-        be moved twice, and for one of an archive, which lies in the cache, where it must stay."""
+        """Raise UserError if the search for images would find sorted ones, if an image would be moved twice, or if an
+        image from an archive, which must stay in the cache, would not be copied."""
         here = self.root.resolve()
         for folder in searched:
             if folder.resolve() in (here, *here.parents):
@@ -54,12 +54,12 @@ class Sorter:
         cache = cache_folder().resolve()
         if inside := next((folder for folder, home in homes.items() if cache in home.parents), None):
             raise UserError(f"{inside}: images from an archive can only be copied: leave out --{self.how}")
-        every = Counter(homes[image.parent] / image.name for image in images)  # one spelling each
+        every = Counter(homes[image.parent] / image.name for image in images)  # one spelling per path
         if self.how == "move" and every.total() > len(every):
             raise UserError(f"{every.most_common(1)[0][0]}: is given twice, but can only be moved once")
 
     def place(self, image: Path, label: str) -> Path:
-        """A path for an image that no other has, with a suffix where its name is taken."""
+        """A free path for an image, with a number if its name is taken."""
         folder = self.root / self.folders[label]
         while True:
             key = _same(str(folder / image.name))
@@ -73,7 +73,7 @@ class Sorter:
                 return found
 
     def resume(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Keep the places that were given away before, and bring there what a killed process did not."""
+        """Reserve the places assigned before, and bring images there that a killed process did not."""
         for row in rows:
             if "sorted_to" in row:
                 self._taken.setdefault(_same(row["sorted_to"]), 1)
@@ -81,7 +81,7 @@ class Sorter:
                     self.put(Path(row["image"]), Path(row["sorted_to"]))
 
     def put(self, image: Path, place: Path) -> None:
-        """Bring an image to its place, whole or not at all; one that is there is left alone."""
+        """Bring an image to its place, completely or not at all; an existing file there is left alone."""
         if os.path.lexists(place):
             return
         try:
@@ -99,7 +99,7 @@ class Sorter:
 
 
 def _renamed(image: Path, place: Path) -> bool:
-    """Whether one system holds both places."""
+    """Rename the image if both places are on one file system; returns whether they are."""
     try:
         os.rename(image, place)
     except OSError as error:
@@ -110,11 +110,11 @@ def _renamed(image: Path, place: Path) -> bool:
 
 
 def _folder_name(label: str) -> str:
-    """A label as a folder may be called on any system."""
+    """A label as a folder name that is valid on any system."""
     name = UNSAFE.sub("_", label).strip().rstrip(".")
     return name or "_"
 
 
 def _same(path: str) -> str:
-    """What a file system may take for one name: case and the form of accents do not count."""
+    """A form equal for paths that some file system may take for the same: without case and form of accents."""
     return unicodedata.normalize("NFC", path).casefold()

@@ -1,4 +1,4 @@
-"""Images -> answers: one decode and one encode an image, decoded in threads while the model is at work."""
+"""Images -> answers: each image is decoded and encoded once, decoded in threads while the model works."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Asker:
     """A model and the classes that it chooses from.
 
-    names: of the classes, as prompts have them; labels: what the answers call them. top: answers an image. Raises
-    NotApplicable as `Fitted.score`.
+    names: of the classes, as in prompts. labels: of the classes, as in answers. top: answers per image. Raises
+    NotApplicable as `Fitted.score` does.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], labels: Sequence[str], top: int = 5) -> None:
@@ -37,8 +37,8 @@ class Asker:
     ) -> Iterator[list[Answer]]:
         """Answers in the order of the images, in batches; nothing else is kept.
 
-        zero_shot: whether to ask the untouched backbone, too. bad: as `decoded` has it. unfamiliar: whether to tell how
-        much so each is. Raises UserError for an unreadable image, and as `Fitted.unfamiliar`.
+        zero_shot: also ask the untouched backbone. bad: as in `decoded`. unfamiliar: also tell how unfamiliar each
+        image is. Raises UserError for an unreadable image, and as `Fitted.unfamiliar` does.
         """
         from rmadapter.methods.zero_shot import ZeroShot
 
@@ -71,7 +71,7 @@ class Asker:
             ]
 
     def _above(self, shares: Tensor, places: Tensor) -> list[tuple[str, ...]]:
-        """Of each image, the labels from the threshold on, at least one. Both [B, C], the most probable class first."""
+        """Labels of each image that reach the threshold, at least one. Both [B, C], the most probable class first."""
         counts = (shares >= self.fitted.threshold).sum(1).clamp(min=1).tolist()
         return [tuple(self.labels[i] for i in row[:n]) for row, n in zip(places.tolist(), counts, strict=True)]
 

@@ -1,6 +1,6 @@
-"""What is done with finished runs.
+"""Extend and compare finished runs.
 
 cli      the verbs
-grow     a run that knows more classes, or was shown more images
+grow     a run with more classes or more training images
 compare  runs on one test set, image by image
 """

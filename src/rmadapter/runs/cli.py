@@ -1,4 +1,4 @@
-"""The verbs `add` and `compare`; every import that costs time waits for its verb."""
+"""The verbs `add` and `compare`; slow imports wait until a verb runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on one test set, image by image: what one names and the other does not is all that tells them apart."""
+"""Runs on one test set, image by image: they differ by the images that only one of them classifies correctly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rmadapter.task import Question
 
 @dataclass(frozen=True)
 class Line:
-    """Rates in percent. difference to the first run, with the ends of its 95 % interval, and McNemar's p value; None
+    """Rates in percent. difference: to the first run, with the ends of its 95 % interval and McNemar's p value; None
     for the first run itself."""
 
     run: str
@@ -45,8 +45,8 @@ class Line:
 
 
 def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
-    """A line a run; each knows the classes by the names that it was trained with. Raises UserError when there is no
-    image, and for a method that cannot know a class of the data."""
+    """One line per run; each uses the class names that it was trained with. Raises UserError if there are no images,
+    and for a method that cannot answer for a class of the data."""
     if not len(images):
         raise UserError("there are no images to compare on")
     one_label(images.several, "compare", CROPS)

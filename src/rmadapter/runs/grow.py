@@ -1,4 +1,4 @@
-"""A run that knows more classes by name, or that was shown more images: a new folder, and the old one as it was."""
+"""Extend a run by class names or by more images, into a new folder; the old one stays unchanged."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from rmadapter.settings import configured
 
 
 def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
-    """A model that answers further classes, by name alone; nothing is trained. Returns its labels.
+    """Save a model that also answers for further classes, by name alone; nothing is trained. Returns its labels.
 
-    Raises UserError for a name that it has already, for a method that cannot know a class by name, and when `out` holds
-    a model.
+    Raises UserError for a name that it already has, for a method that cannot take classes by name, and if `out` already
+    holds a model.
     """
     before = [label if isinstance(label, str) else name for label, name in zip(saved.labels, saved.names, strict=True)]
     given = {nfc(label): name for label, name in zip(before, saved.names, strict=True)}
@@ -59,12 +59,12 @@ def add_images(
     columns: Mapping[str, str] | None = None,
     crops: bool = False,
 ) -> Record:
-    """Train again on the images that a run was trained on and on new ones, and evaluate again.
+    """Train again on the images that a run was trained on plus new ones, and evaluate again.
 
-    data: of old and new classes, in any layout that `read_images` knows; `shots` of each class are drawn, by default as
-    many as for the run. Its test split, or what was not drawn, joins the images that the run was tested on. old: where
-    the run's own data lies by now. columns, crops: of the new data, as `read_images` has them. Raises UserError when
-    the old data is gone or has changed, when a class would be there twice, and when `out` holds another run.
+    data: images of old and new classes, in any layout that `read_images` accepts; `shots` of each class are drawn, by
+    default as many as for the run. Its test split, or what was not drawn, joins the images that the run was tested on.
+    old: where the run's own data is now. columns, crops: of the new data, as for `read_images`. Raises UserError if the
+    old data is missing or has changed, if a class would occur twice, and if `out` holds another run.
     """
     if not (run / RECORD).is_file():
         raise UserError(f"{run}: a model saved on its own does not record its training images; give a run of `fit`")
@@ -98,7 +98,7 @@ Listed = list[tuple[str, Row]]  # split, row
 
 
 def _readable(source: Source) -> Source:
-    """Without the images that are not."""
+    """The source without unreadable images."""
     bad = complaints([row.image for rows in source.splits.values() for row in rows], progress=False)
     return source._replace(splits={s: [r for r in rows if r.image not in bad] for s, rows in source.splits.items()})
 
@@ -113,12 +113,12 @@ def _home(run: Path, record: Record, old: Path | None) -> Path:
 def _grown(
     run: Path, saved: Saved, record: Record, opened: Source, new: Mapping[str, Rows], data: Path, shots: int
 ) -> tuple[Listed, tuple[int, int]]:
-    """Every image with its split and label, and how many old and new ones are trained on."""
+    """Every image with its split and label, and the numbers of old and new training images."""
     try:
         few = read_split(run / "split.json").images(opened.root)
     except UserError as error:
         raise UserError(f"{run}: {error}; give the new location of its data with --old-data") from None
-    kept = {key(str(label)): str(label) for label in saved.labels}  # those that it was trained on
+    kept = {key(str(label)): str(label) for label in saved.labels}  # classes that it was trained on
     there = opened.splits
     groups = {row.image: row.group for rows in there.values() for row in rows}
     train, val = (_known(_rows(images, groups), kept) for images in (few.train, few.val))
@@ -148,12 +148,12 @@ def _rows(images: ImageSet | None, groups: Mapping[Path, str]) -> Rows:
 
 
 def _known(rows: Rows, kept: dict[str, str]) -> Rows:
-    """Of the classes that were trained on."""
+    """Rows of the classes that were trained on, with the run's labels."""
     return [row._replace(label=kept[key(row.label)]) for row in rows if key(row.label) in kept]
 
 
 def _called(found: Mapping[str, Rows], data: Path, saved: Saved) -> dict[str, Rows]:
-    """The new images; a class that the run has already is called as there."""
+    """The new images; a class that the run already has gets the run's label."""
     spelled = {key(str(label)): str(label) for label in saved.labels}
     for split in sorted(found, key=lambda split: split != "train"):
         for label in prompt_names(list(dict.fromkeys(row.label for row in found[split])), where=f"{data} ({split}): "):
@@ -162,7 +162,7 @@ def _called(found: Mapping[str, Rows], data: Path, saved: Saved) -> dict[str, Ro
 
 
 def _content(path: Path) -> bytes:
-    """By which an image is known wherever it lies; a class folder without any stands for itself, as in a scan."""
+    """What identifies an image wherever it is stored; an empty class folder stands for itself, as in a scan."""
     return os.fsencode(path) if path.is_dir() else content(path)
 
 
@@ -172,7 +172,7 @@ def _numbers(rows: Rows) -> list[int]:
 
 
 def _write_list(out: Path, rows: Listed, given: dict[str, str]) -> None:
-    """The data of the new run: a CSV file, and beside it the prompt names that do not follow from the labels."""
+    """Write the new run's data as a CSV file, and beside it the prompt names that do not follow from the labels."""
     grouped = any(row.group for _, row in rows)
     lines = [[path_from(out, row.image), row.label, split, *[row.group] * grouped] for split, row in rows]
     text = csv_text(["path", "label", "split", *["group"] * grouped], lines)

@@ -1,8 +1,7 @@
-"""`bench --engine ray`: runs on the workers of a cluster; their records are written here, as those of the local engine.
+"""`bench --engine ray`: runs on the workers of a cluster; records are written here, as with the local engine.
 
-A worker keeps the backbone and frozen activations from run to run, and is given runs on the images that it holds. It
-needs the data and the backbone, by the same path on each node, and is told what they must be; of the results it needs
-nothing.
+A worker keeps the backbone and frozen activations between runs, and preferably gets runs on the images that it holds.
+It needs the data and the backbone at the same path on every node, and checks their digests; it needs no results.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from rmadapter.scale.cluster import at_home, connected, ray_module, share, share
 
 @dataclass(frozen=True)
 class Expected:
-    """What every node must hold: the digest of the backbone, those of each data set's splits, and our version."""
+    """What every node must have: digests of the backbone and of each data set's splits, and our version."""
 
     backbone: str
     data: dict[str, tuple[str, ...]]
@@ -47,7 +46,7 @@ def _digests(lab: Any, name: str) -> tuple[str, ...]:
 
 
 class Worker:
-    """An actor on a node. home: where the user is."""
+    """An actor on a node. home: the user's working folder."""
 
     def __init__(self, plan: Plan, known: dict[str, Record], expected: Expected, home: Path, threads: float) -> None:
         self.plan, self.known, self.expected, self.checked = plan, known, expected, set[str]()
@@ -60,7 +59,7 @@ class Worker:
         if __version__ != self.expected.version:
             raise UserError(f"node {self.node}: has rmadapter {__version__}, but needs {self.expected.version}")
         self.lab = self.plan.lab()
-        if not self.plan.out.is_dir():  # no shared path: what memory cannot hold is computed anew
+        if not self.plan.out.is_dir():  # no shared path: what memory cannot hold is computed again
             self.lab.folder = None
 
     def do(self, job: Job) -> Record:
@@ -72,14 +71,14 @@ class Worker:
                 if name not in self.checked and _digests(self.lab, name) != self.expected.data[name]:
                     raise UserError(f"its {name} holds different images from those where the command runs")
                 self.checked.add(name)
-            self.plan.method(job)  # its file may be missing
+            self.plan.method(job)  # raises if its file is missing
         except UserError as error:
             raise UserError(f"node {self.node}: {error}; every node needs data and backbone at the same path") from None
         return made(job, self.plan, self.lab, self.known)
 
 
 def near(last: Job | None, left: list[Job], others: Collection[Job]) -> Job:
-    """The next run on the images that a worker holds, else the first on those that no other one works with."""
+    """The next run on the images that a worker holds, else on images that no other worker uses, else the first."""
     taken = {job.images for job in others}
     mine = (job for job in left if last and job.images == last.images)
     free = (job for job in left if job.images not in taken)
@@ -87,7 +86,7 @@ def near(last: Job | None, left: list[Job], others: Collection[Job]) -> Job:
 
 
 def work(plan: Plan, board: Board, lab: Any, processes: int, look: Callable[..., Any], address: str = "") -> None:
-    """Do what is left on the cluster at an address, as `connected` has it, with so many workers."""
+    """Do the jobs that are left with `processes` workers on the cluster at `address`, as in `connected`."""
     ray = ray_module()
     jobs = in_order(board.left())
     expected = Expected.of(lab, jobs)

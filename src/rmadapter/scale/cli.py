@@ -1,4 +1,4 @@
-"""The verb `tune`; every import that costs time waits for it."""
+"""The command `tune`; slow imports are deferred until it runs."""
 
 from __future__ import annotations
 

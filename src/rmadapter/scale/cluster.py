@@ -1,4 +1,4 @@
-"""A Ray cluster: how it is reached, what each worker of it gets, and how work is shared among workers that may die."""
+"""A Ray cluster: connects to it, assigns resources to workers, and shares work among workers that may die."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 Engine = Annotated[str, typer.Option(help="local, or ray: on a Ray cluster; needs the extra `ray`.")]
 Address = Annotated[str, typer.Option(help="HOST:PORT of a Ray cluster, or auto; by default one is started here.")]
 ENGINES = ("local", "ray")
-PAUSE = 0.5  # seconds between two looks at what the workers have done
-TRIES = 3  # workers that one piece of work may lose
+PAUSE = 0.5  # seconds between polls of the workers
+TRIES = 3  # deaths of workers on one piece of work, after which to give up
 
 
 def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
-    """Raises UserError for an engine that does not exist, and for an address or workers of none."""
+    """Whether the engine is Ray. Raises UserError for an unknown engine, and for an address or workers without Ray."""
     if engine not in ENGINES:
         raise UserError(f"--engine {engine!r}{nearest(engine, ENGINES)}")
     if address and engine != "ray":
@@ -35,9 +35,9 @@ def is_ray(engine: str, address: str = "", workers: int = 1) -> bool:
 
 
 def ray_module() -> Any:
-    """Raises UserError where it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming default, which else is a warning
+    """Import Ray. Raises UserError if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage to its makers
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; avoids a warning
     try:
         import ray
     except ImportError:
@@ -47,11 +47,11 @@ def ray_module() -> Any:
 
 @contextmanager
 def connected(address: str = "", processors: int | None = None) -> Iterator[None]:
-    """Within the block Ray is there: that of an address, or one on this machine, which ends with the block and lets
-    nobody in without the token that Ray makes. One that the process is in already stays. processors: of a cluster that
-    is started; by default all.
+    """Connect to Ray for the block: at the address, or on this machine, started for the block and closed to anyone
+    without the token that Ray creates. An existing connection of the process is kept.
 
-    Raises UserError when Ray is not installed, or nobody answers at the address.
+    processors: of a cluster started here; by default all. Raises UserError if Ray is not installed or cannot be reached
+    or started.
     """
     ray = ray_module()
     if ray.is_initialized():
@@ -60,7 +60,7 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
     own = {} if address else {"num_cpus": processors, "include_dashboard": False}
     host, _, port = address.rpartition(":")
     try:
-        if port.isdigit():  # Ray would try for minutes, and then end the process
+        if port.isdigit():  # Ray would retry for minutes, then end the process
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address or "local", log_to_driver=False, logging_level="ERROR", configure_logging=False, **own)
     except Exception as error:  # OSError, RuntimeError, ValueError, and those of its authentication
@@ -69,15 +69,15 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
         raise UserError(f"{where} ({reason})") from None
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C while Ray waits, which makes an exit with 1 of it
+    except (KeyboardInterrupt, SystemExit):  # Ray turns Ctrl-C while it waits into exit code 1
         raise SystemExit(STOPPED) from None
     finally:
         ray.shutdown()
 
 
 def shares(count: int, device: str = "auto") -> dict[str, float]:
-    """What each of `count` workers gets of the cluster: the most processors, as whole ones, and the largest part of a
-    GPU that all of them fit with. device: as `Machine` has it."""
+    """Resources of each of `count` workers: the most whole processors, and the largest share of a GPU, with which all
+    fit into the cluster. device: as in `Machine`."""
     nodes = [node["Resources"] for node in ray_module().nodes() if node["Alive"]]
     processors = [int(node.get("CPU", 0)) for node in nodes]
     graphics = [int(node.get("GPU", 0)) for node in nodes] if device != "cpu" else []
@@ -92,17 +92,17 @@ def share(
     hire: Callable[[], Any], size: int, todo: Sequence[T], pick: Callable[[T | None, list[T], Collection[T]], T],
     send: Callable[[T], Any] = lambda work: work,
 ) -> Iterator[tuple[T, Any] | None]:  # fmt: skip
-    """Each piece of work and what it gave, as they are done, and None now and then while nothing is.
+    """Yield (work, result) as work is done, and None from time to time while nothing is.
 
-    hire: a new worker, an actor with `ready()`, which takes its time, and `do(work)`. size: how many at most.
-    pick(what it did last, what is left, what the others do): the next for a worker, which gets `send` of it. What a
-    worker had that dies goes to another, and a new one is hired, which waits where the cluster has no room for it.
+    hire: starts a worker, an actor with `ready()`, which may be slow, and `do(work)`. size: most workers at a time.
+    pick(its last work, work left, work of the others): the next work for a worker, which is passed `send(work)`. If a
+    worker dies, its work goes to another and a new one is hired, which waits if the cluster has no room.
 
-    Raises UserError for work, or a start, that loses `TRIES` workers, and whatever a worker raises.
+    Raises UserError if the same work, or starting, kills `TRIES` workers, and whatever a worker raises.
     """
     ray = ray_module()
     left, idle, lost, last = list(todo), [], Counter[Any](), dict[Any, T]()
-    at: dict[Any, tuple[Any, T | None]] = {}  # what is awaited -> the worker, and what it does
+    at: dict[Any, tuple[Any, T | None]] = {}  # awaited reference -> the worker and its work
     try:
         at |= {(worker := hire()).ready.remote(): (worker, None) for _ in range(min(size, len(left)))}
         while left or any(work is not None for _, work in at.values()):
@@ -116,7 +116,7 @@ def share(
                 except ray.exceptions.RayError as error:
                     _count(lost, work, error)
                     left = left if work is None else [work, *left]
-                    ray.kill(worker)  # it may be out of reach alone
+                    ray.kill(worker)  # it may only be unreachable
                     worker = hire()
                     at[worker.ready.remote()] = worker, None
                     continue
@@ -139,7 +139,7 @@ def share(
 
 
 def _count(lost: Counter[Any], work: Any, error: Exception) -> None:
-    """None is the start of a worker, which counts until anything goes well."""
+    """Count a dead worker; work None means its start. Starts are counted until any call succeeds."""
     lost[work] += 1
     if lost[work] >= TRIES:
         what = "while starting" if work is None else f"on this, perhaps out of memory: {work}"
@@ -147,7 +147,7 @@ def _count(lost: Counter[Any], work: Any, error: Exception) -> None:
 
 
 def at_home(folder: Path, threads: float) -> str:
-    """In a worker: be where the user is, if there is such a folder here, with a number of threads. The node's name."""
+    """Set up a worker: change to the user's folder, if it exists here, and set threads; returns the node's address."""
     import torch
 
     with suppress(OSError):

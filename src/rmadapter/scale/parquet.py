@@ -1,7 +1,7 @@
-"""Images that lie as bytes in a parquet file: each row has a name, FILE.parquet#ROW.
+"""Images stored as bytes in a parquet file: each row has a name, FILE.parquet#ROW.
 
-While it is asked about it is a file, so that it is decoded by the same lines as any other image. The column is one of
-bytes, or of a struct with "bytes", as Hugging Face writes it.
+During prediction a row is written to a temporary file, so it is decoded by the same code as any other image. The column
+holds bytes, or a struct with "bytes", as Hugging Face writes it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NAMES = ("bytes", "image_bytes", *USUAL["image"], "img", "content")
 
 
 def is_row(name: Path) -> bool:
-    return MARK in name.name
+    return MARK in name.name.lower()
 
 
 def find_rows(words: Sequence[str], **how: Any) -> Inputs:
-    """As `find_images`, whose words these are, with parquet files of bytes among them, which come first."""
+    """As `find_images`, but `words` may include parquet files of bytes, whose rows come first."""
     rows = {word: rows_of(word) for word in words}
     others = [word for word in words if not rows[word]]
     found = find_images(others, **how) if others else Inputs()
@@ -33,7 +33,7 @@ def find_rows(words: Sequence[str], **how: Any) -> Inputs:
 
 
 def rows_of(word: str) -> list[Path]:
-    """The names of a parquet file's images; none where it is another kind of file, or a table of paths."""
+    """Names of the images in a parquet file; none if it is another kind of file or a table of paths."""
     path = user_path(word)
     if path.suffix.lower() != ".parquet" or not path.is_file():
         return []
@@ -44,7 +44,7 @@ def rows_of(word: str) -> list[Path]:
 
 
 def unpacked_rows(names: Sequence[Path], folder: Path, bad: list[tuple[Path, str]]) -> list[tuple[Path, Path]]:
-    """File and name, in order: of a row, the file that it becomes in a folder. bad: takes rows without bytes."""
+    """(file, name) of each image in order; rows become files in `folder`. bad: collects rows without bytes."""
     found: list[tuple[Path, Path]] = []
     contents = dict(_contents([name for name in names if is_row(name)]))
     for number, name in enumerate(names):
@@ -59,7 +59,7 @@ def unpacked_rows(names: Sequence[Path], folder: Path, bad: list[tuple[Path, str
 
 
 def _contents(names: Sequence[Path]) -> Iterator[tuple[Path, bytes]]:
-    """Of rows of any files, each group of rows read once."""
+    """(name, bytes) of rows of any files; each row group is read once."""
     wanted: dict[Path, set[int]] = {}
     for name in names:
         table, _, number = name.name.rpartition("#")
@@ -88,7 +88,7 @@ def _opened(path: Path) -> Any:
 
 
 def _column(file: Any) -> str:
-    """The one that holds bytes, of a usual name or else the first; "" for none."""
+    """The column of bytes, by a usual name or else the first; "" if there is none."""
     types = pyarrow("types", "")
     held = [
         field.name

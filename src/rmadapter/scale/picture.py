@@ -15,7 +15,7 @@ SHOWN = 0.1  # share of the trials in colour
 
 
 def coordinates(trials: Sequence[Trial], space: Mapping[str, Any]) -> str:
-    """SVG: parallel coordinates of the trials that chose their settings, with accuracy on the last axis."""
+    """SVG: parallel coordinates of the trials with proposed settings (not the first); accuracy is on the last axis."""
     rows = sorted((trial for trial in trials if trial.right and trial.params), key=lambda trial: trial.accuracy or 0)
     names = [*space]
     with canvas(1.6 + 1.3 * len(names), 3.2, "tune", "Settings and accuracy of every trial") as (axes, out):
@@ -38,7 +38,7 @@ def coordinates(trials: Sequence[Trial], space: Mapping[str, Any]) -> str:
 
 
 def _column(values: Sequence[Any], one: Any) -> np.ndarray:
-    """Heights [N], 0..1, on one axis."""
+    """Heights [N], 0..1, of the values on one axis."""
     if hasattr(one, "choices"):
         return np.array([one.choices.index(value) for value in values]) / max(len(one.choices) - 1, 1)
     scale = math.log if one.log else float

@@ -1,7 +1,7 @@
-"""`predict --engine ray`: the same answers from the workers of a cluster, by Ray Data.
+"""`predict --engine ray`: the same answers from the workers of a cluster, through Ray Data.
 
-A worker keeps the run, decodes and encodes images as the local engine does, and needs the run and the images by the
-same path. Answers come back in order and are written here, so that a stopped command goes on as a local one.
+A worker keeps the run loaded, decodes and encodes images like the local engine, and needs the run and the images at the
+same path. Answers come back in order and are written here, so a stopped command resumes like a local one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from rmadapter.predict.stream import Asker
 from rmadapter.scale.cluster import at_home, connected, ray_module, shares
 from rmadapter.scale.parquet import unpacked_rows
 
-CHUNK = 8 * BATCH  # images that a worker is given at once, at most, and that are asked again when it dies
+CHUNK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
 
 
 @dataclass(frozen=True)
 class Model:
-    """What every worker loads: a run, as `checkpoint.load` takes it, and what `Asker` takes. digest: of its weights."""
+    """What every worker loads: arguments of `checkpoint.load` and of `Asker`. digest: as the function `digest`."""
 
     run: Path
     backbone: str | None
@@ -37,7 +37,7 @@ class Model:
     digest: str
 
     def asker(self) -> Asker:
-        """Raises UserError as `load`, and for another model in that place."""
+        """Load the run. Raises UserError as `load`, and if a different model is there."""
         from rmadapter.checkpoint import load
 
         asker = Asker(load(self.run, self.backbone, method=self.method).fitted, self.names, self.labels, self.top)
@@ -47,7 +47,7 @@ class Model:
 
 
 def digest(asker: Asker) -> str:
-    """Of what was learnt; `load` has compared the backbone with it."""
+    """SHA-256 of the learnt tensors and the backbone's digest, which `load` has checked against the run."""
     import hashlib
 
     found = hashlib.sha256(asker.fitted.backbone.digest.encode())
@@ -57,14 +57,14 @@ def digest(asker: Asker) -> str:
 
 
 class Answering:
-    """An actor of Ray Data: a batch of names becomes lines of JSON, each an answer or a bad image."""
+    """An actor of Ray Data: turns a batch of names into lines of JSON, each an answer or a bad image."""
 
     def __init__(self, model: Model, words: Mapping[str, bool], home: Path, threads: float) -> None:
         self.words, node = words, at_home(home, threads)
         self.asker: Asker | None = None
         try:
             self.asker = model.asker()
-        except UserError as error:  # as a row: an actor that does not start would be started again for ever
+        except UserError as error:  # returned as a row: Ray would restart a failing actor for ever
             self.complaint = f"node {node}: {error}; every node needs the run and the images at the same path"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -86,7 +86,7 @@ class Answering:
 
 @dataclass(frozen=True)
 class Cluster:
-    """In place of an `Asker`, whose `ask` it has. address: as `connected` has it."""
+    """Stands in for an `Asker`, with the same `ask`. address: as in `connected`."""
 
     model: Model
     jobs: int = 1
@@ -96,7 +96,7 @@ class Cluster:
         self, images: Sequence[Path], zero_shot: bool = False, bad: list[tuple[Path, str]] | None = None,
         unfamiliar: bool = False,
     ) -> Iterator[list[Answer]]:  # fmt: skip
-        """As `Asker.ask`. Raises UserError for a node without the run, and for one with another."""
+        """As `Asker.ask`. Also raises UserError if a node lacks the run or has a different one."""
         if not images:
             return
         import pyarrow
@@ -104,11 +104,11 @@ class Cluster:
         ray = ray_module()
         with connected(self.address):
             context = ray.data.DataContext.get_current()
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised anyway
             context.execution_options.preserve_order = True
             context.enable_progress_bars = False
             own, words = shares(self.jobs), {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
-            size = min(CHUNK, -(-len(images) // (self.jobs * BATCH)) * BATCH)  # of few, everybody gets some
+            size = min(CHUNK, -(-len(images) // (self.jobs * BATCH)) * BATCH)  # every worker gets some, even of few
             parts = [images[start : start + size] for start in range(0, len(images), size)]
             blocks = [pyarrow.table({"image": [str(image) for image in part]}) for part in parts]
             answered = ray.data.from_arrow(blocks).map_batches(
@@ -120,7 +120,7 @@ class Cluster:
 
 
 def cluster(asker: Asker, run: Path, backbone: str | None, method: str, jobs: int, address: str) -> Cluster:
-    """That answers as an asker of this process, whose run, backbone and method were given so."""
+    """A `Cluster` that answers like `asker`, which was loaded with this run, backbone and method."""
     model = Model(run.absolute(), backbone, method, asker.names, tuple(asker.labels), asker.top, digest(asker))
     return Cluster(model, jobs, address)
 

@@ -1,7 +1,7 @@
-"""What `tune` may try: ranges of a method's settings, from types, limits and published values, or as the user says.
+"""What `tune` may try: ranges of a method's settings, derived from types, limits and values, or given by the user.
 
-A positive number is tried from a tenth to ten times its published value, a size from a quarter to four times, both
-evenly in their logarithm and within the field's own limits; a choice or a switch in all that it can be.
+A positive float is tried from a tenth to ten times its value, an integer from a quarter to four times, both uniformly
+in the logarithm and within the field's limits; choices and switches are tried with all their values.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.settings import configured, parse_overrides, settings_of
 
-AROUND = {float: 10, int: 4}  # times the published value, and divided by it
-# Numbers that are not tried unless they are asked for: how a recipe begins and ends, rounding, and ends of other grids.
+AROUND = {float: 10, int: 4}  # the value is divided and multiplied by this
+# Numbers tried only on request: the start and end of a training recipe, rounding, and ends of other grids.
 LEFT = ("momentum", "eps", "warmup_epochs", "warmup_rate", "final_rate", "largest_alpha", "largest_beta")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """number: from 0, which is the method as it was asked for. right: of each judged image, 1 where it is named; empty
-    where the settings cannot be tried, and reason says why."""
+    """One trial. number: from 0, which is the method as requested. right: a character per judged image, "1" if the
+    answer is right, else "0"; empty if the trial failed, for the given reason."""
 
     number: int
     params: dict[str, Any]
@@ -37,7 +37,7 @@ class Trial:
 
 
 def optuna() -> Any:
-    """Raises UserError where it is not installed."""
+    """Import Optuna. Raises UserError if it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -47,11 +47,11 @@ def optuna() -> Any:
 
 
 def space(method: Any, name: str, asked: Iterable[str] = ()) -> dict[str, Any]:
-    """Setting -> Optuna's distribution. asked: "rank", "rank=8,16,32" or "alpha=0.01..1"; by default every positive
-    number of the method that is no size, but for `LEFT`. name: of the method, for messages.
+    """Setting -> Optuna distribution. asked: "rank", "rank=8,16,32" or "alpha=0.01..1"; by default every positive float
+    of the method except `LEFT`. name: of the method, for messages.
 
-    Raises UserError for an unknown setting, values that it cannot have, one that no range follows from, and for nothing
-    to try.
+    Raises UserError for an unknown setting, invalid values, a setting whose range cannot be derived, and if there is
+    nothing to try.
     """
     known, values = dict(_fields(method)), settings_of(method)
     wanted = list(asked) or [
@@ -75,7 +75,7 @@ def _ends(found: Any) -> tuple[Any, ...]:
 
 
 def _fields(owner: Any) -> Iterator[tuple[str, tuple[Any, dict[str, float]]]]:
-    """Each setting, as `settings_of` has them, with its type and limits: ge, gt, le, lt."""
+    """Each setting of `settings_of`, with its type and limits: ge, gt, le, lt."""
     hints = get_type_hints(type(owner), include_extras=True)
     documented = getattr(type(owner), "__pydantic_fields__", {})
     for f in fields(owner):
@@ -88,7 +88,7 @@ def _fields(owner: Any) -> Iterator[tuple[str, tuple[Any, dict[str, float]]]]:
 
 
 def _typed(hint: Any) -> tuple[Any, dict[str, float]]:
-    """A type without what stands around it, and the limits there."""
+    """A type without Annotated, Union or None around it, and the limits from Annotated."""
     if get_origin(hint) is Annotated:
         kind, *more = get_args(hint)
         inner, limits = _typed(kind)
@@ -120,7 +120,7 @@ def _derived(field: str, value: Any, kind: Any, limits: Mapping[str, float]) -> 
 
 
 def _below(high: float, limits: Mapping[str, float]) -> float:
-    """Where the field's limit itself is no value, a little less."""
+    """Slightly less than `high` if it equals the exclusive limit."""
     return high * (1 - 1e-6) if high == limits.get("lt") else high
 
 

@@ -1,8 +1,8 @@
-"""`tune`: settings of a method that do better than the published ones on folds of the training images.
+"""`tune`: searches for settings of a method that beat the published ones on folds of the training images.
 
-Optuna's TPE proposes (Bergstra et al., NeurIPS 2011), here or with the workers of a Ray cluster at work. What was
-tried is in tune.json after every trial: the same command goes on, and no pickle is read, as Ray Tune's restore would.
-The first trial is the method as it was asked for. Test images are never read by any model.
+Optuna's TPE (Bergstra et al., NeurIPS 2011) proposes settings; trials run here or on the workers of a Ray cluster.
+tune.json is updated after every trial, so repeating the command resumes, without reading pickles as Ray Tune's restore
+would. The first trial is the method as requested. No model ever sees test images.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from rmadapter.scale.space import Trial, optuna
 from rmadapter.settings import configured, to_yaml
 
 FILE, BEST, PICTURE = "tune.json", "best.yaml", "tune.svg"
-KEPT = ("key", "images", "folds", "space")  # of the file, by which it is known again
+KEPT = ("key", "images", "folds", "space")  # entries of the file that must match to resume
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched: a method as it is asked for, on so many folds. given: what the user set, by flat name. read:
-    words of `read_images` for the data."""
+    """A search around the requested method and task. given: the user's settings, by flat name. folds: most folds to
+    make. read: further arguments of `read_images`."""
 
     request: Request
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -50,8 +50,8 @@ class Search:
     progress: bool = False
 
     def make_folds(self) -> Folds:
-        """Of the shots; the lab that they are drawn in holds no test split. Raises UserError for images and methods
-        that cannot be judged so."""
+        """Make folds of the shots, in a lab without the test split. Raises UserError for images and methods that cannot
+        be evaluated on folds."""
         task, lab = self.request.task, Lab(self.request.machine, progress=self.progress)
         splits: dict[str, ImageSet] = read_images(task.data, progress=self.progress, **self.read)
         lab.add(task.data, {name: images for name, images in splits.items() if name != "test"})
@@ -69,7 +69,7 @@ class Tuned:
 
     @property
     def best(self) -> Trial:
-        """Of equal ones the first. Raises UserError where no trial could be judged."""
+        """The trial with the most right answers; the first of equal ones. Raises UserError if all failed."""
         judged = [trial for trial in self.trials if trial.right]
         if not judged:
             raise UserError(f"no trial could be judged; the first failed: {self.trials[0].reason}")
@@ -77,7 +77,7 @@ class Tuned:
 
     @property
     def gain(self) -> tuple[float, float] | None:
-        """Points that the best is ahead of the first, and the standard error of that difference, which is paired."""
+        """Points by which the best trial beats the first, and the paired standard error; None if the first failed."""
         if not self.trials[0].right:
             return None
         hits = np.array([[mark == "1" for mark in trial.right] for trial in (self.best, self.trials[0])])
@@ -86,7 +86,7 @@ class Tuned:
 
 
 def judged(search: Search, folds: Folds, number: int, params: dict[str, Any]) -> Trial:
-    """One trial, whatever becomes of it."""
+    """Run one trial; a failure is recorded as its reason."""
     try:
         method = configured(search.request.method, params, search.request.name)
         found = folds.answers(method, search.request.name)
@@ -102,12 +102,12 @@ def tune(
     search: Search, space: Mapping[str, Any], count: int, out: Path, jobs: int = 1, address: str | None = None,
     progress: bool = True,
 ) -> Tuned:  # fmt: skip
-    """Try `count` settings in all, of which some may be in the folder already; writes what was tried, the best as
-    `--config` takes it, and a picture.
+    """Try `count` settings, including those already in `out`; writes all trials, the best settings as a file for
+    `--config`, and a picture.
 
-    space: as `space.space` gives it. address: of a Ray cluster, on which `jobs` workers judge; None judges here. One
-    worker, or none, finds the same again, whenever it was stopped; several propose by what is known when they are free.
-    Raises UserError for a folder of another search, and as `Search.make_folds`.
+    space: from `space.space`. address: of a Ray cluster, where `jobs` workers run trials; None runs them here. With at
+    most one worker results are reproducible even after interruptions; with several, proposals depend on which trials
+    are done when a worker becomes free. Raises UserError for a folder of another search, and as `Search.make_folds`.
     """
     with alone(out):
         for left in parts(out):
@@ -135,7 +135,7 @@ def tune(
 
 
 def _head(search: Search, folds: Folds, space: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a search from others."""
+    """The head of tune.json: what identifies a search, and facts about it."""
     request, lab = search.request, folds.lab
     digest, few = lab.backbone(request.task.backbone).digest, lab.draw(request.task)
     key = run_key(request.task, request.method, request.name, request.machine, digest, few)
@@ -162,7 +162,7 @@ def _write(out: Path, head: Mapping[str, Any], trials: Collection[Trial]) -> Non
 
 
 class Study:
-    """Optuna's, in memory; each proposal has a seed of its own, so that nothing depends on when it was stopped."""
+    """An Optuna study in memory; each proposal has its own seed, so results do not depend on interruptions."""
 
     def __init__(self, space: Mapping[str, Any], seed: int, trials: Collection[Trial], jobs: int) -> None:
         self.space, self.seed, self.jobs = space, seed, jobs
@@ -175,7 +175,7 @@ class Study:
                 )
 
     def ask(self, number: int) -> tuple[int, dict[str, Any]]:
-        """What to try, with its number; asked again, the same."""
+        """The trial's number and settings to try; the same if asked again."""
         if not number:
             return 0, {}
         if number not in self.asked:
@@ -197,7 +197,7 @@ def _here(search: Search, folds: Folds, study: Study, todo: Sequence[int]) -> It
 
 
 class Judge:
-    """An actor that keeps the folds and their frozen activations. key: of the search, as the user's process has it."""
+    """An actor that keeps the folds and their frozen activations. key: the search's key in the user's process."""
 
     def __init__(self, search: Search, key: str, home: Path, threads: float) -> None:
         self.search, self.key, self.node = search, key, at_home(home, threads)
@@ -215,7 +215,7 @@ class Judge:
 
 
 def _there(search: Search, study: Study, todo: Sequence[int], key: str, address: str) -> Iterator[Trial | None]:
-    """On the cluster at an address; None now and then while no trial ends."""
+    """Run trials on a cluster; yields None from time to time while none ends."""
     ray = ray_module()
     with connected(address):
         own = shares(study.jobs, search.request.machine.device)

@@ -1,7 +1,7 @@
-"""`bench --tune N`: a row more for each method, with the best settings of N trials on folds of the run's own shots.
+"""`bench --tune N`: adds a row for each method with the best settings of N trials on folds of the run's own shots.
 
-The first trial is the method as it was asked for, and N is the same for all. Each run searches for itself, with its
-seed and its shots, so that nothing is chosen on images that another run is tested on.
+The first trial is the method as requested; N is the same for all methods. Each run searches on its own, with its seed
+and shots, so nothing is chosen on images that another run is tested on.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def as_tuned(jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
-    """The jobs, and behind each one of a method that has something to try the same with so many trials. values: as
-    `Plan` has them. Raises UserError without Optuna."""
+    """The jobs, each followed by its tuned variant if the method has settings to try. values: as in `Plan`. Raises
+    UserError if Optuna is not installed."""
     from rmadapter.methods import load_method
 
-    optuna()  # without it nothing could be tried
+    optuna()  # fails early if it is not installed
     for job in jobs:
         yield job
         method = load_method(job.method, {**values.get(job.method, {}), **dict(job.values)})
@@ -39,15 +39,15 @@ def as_tuned(jobs: Iterable[Job], trials: int, values: Mapping[str, Mapping[str,
 def _searched(method: Any, name: str) -> tuple[str, ...]:
     try:
         return tuple(space(method, name))
-    except UserError:  # nothing that is tried by default
+    except UserError:  # no settings to try by default
         return ()
 
 
 def tuned(method: Any, job: Job, lab: Lab) -> tuple[Any, str, float]:
-    """The method with the settings of the best trial, a sentence about them, and the seconds that it took to find them.
+    """The method with the settings of the best trial, a sentence about them, and the seconds of the search.
 
-    The models of folds are kept in the lab's folder, so that a search which was killed goes on. Raises UserError where
-    images are too few for folds, and where no trial could be judged.
+    Answers of the folds are kept in the lab's folder, so a killed search resumes. Raises UserError if images are too
+    few for folds, and if all trials failed.
     """
     ranges, folds = space(method, job.method, job.searched), Folds.make(job.task, lab, FOLDS)
     if not folds:

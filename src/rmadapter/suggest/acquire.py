@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST = 500  # clusters, as Hacohen et al. have it
-WIDER = 10  # times as many images as are wanted enter the clusters of `mix`, as in Zhdanov's paper
+MOST = 500  # most clusters, as in Hacohen et al.
+WIDER = 10  # times as many images as wanted are clustered by `mix`, as in Zhdanov's paper
 
 
 class Pool(NamedTuple):
-    """unit: [N, e] of images to choose from. known: [M, e] of labelled ones. table: probabilities [N, C]; an empty one
-    where nothing was asked. seed: of what is random."""
+    """unit: features [N, e] of images to choose from. known: [M, e] of labelled ones. table: probabilities [N, C];
+    empty if there are no classes. seed: for everything random."""
 
     unit: np.ndarray
     known: np.ndarray
@@ -24,7 +24,7 @@ class Pool(NamedTuple):
 
 
 class Picked(NamedTuple):
-    """rows of the pool, the first to label first; scores: by the rule, higher is more wanted."""
+    """rows: of the pool, in the order to label them. scores: by the rule, higher is more wanted."""
 
     rows: np.ndarray
     scores: np.ndarray
@@ -54,8 +54,8 @@ def chance(pool: Pool, n: int) -> Picked:
 
 
 def coverage(pool: Pool, n: int) -> Picked:
-    """Always the image that is farthest, by 1 - cosine, from all that are labelled or picked: k-centre, greedily (Sener
-    and Savarese, ICLR 2018). With nothing labelled it starts at the image nearest to the mean."""
+    """Always the image farthest, by 1 - cosine, from all that are labelled or picked: greedy k-centre (Sener and
+    Savarese, ICLR 2018). With nothing labelled it starts at the image nearest to the mean."""
     far = 1 - (pool.unit @ pool.known.T).max(1) if len(pool.known) else pool.unit @ pool.unit.mean(0)
     rows, scores = [], []
     for turn in range(min(n, len(pool.unit))):
@@ -69,8 +69,8 @@ def coverage(pool: Pool, n: int) -> Picked:
 
 
 def typicality(pool: Pool, n: int) -> Picked:
-    """As many clusters as there are labelled and wanted images; of those with the fewest labelled ones, the largest
-    first, the image nearest to the centre, by cosine (after TypiClust: Hacohen et al., ICML 2022)."""
+    """Make one cluster per labelled and wanted image; take clusters in turn, fewest labelled and then largest first,
+    and of each the image nearest to its centre, by cosine (after TypiClust: Hacohen et al., ICML 2022)."""
     points = np.concatenate([pool.known, pool.unit])
     found, centres = _clusters(points, min(len(pool.known) + n, MOST), pool.seed)
     own, labelled = found[len(pool.known) :], np.bincount(found[: len(pool.known)], minlength=len(centres))
@@ -83,21 +83,21 @@ def typicality(pool: Pool, n: int) -> Picked:
 
 
 def mix(pool: Pool, n: int) -> Picked:
-    """Of the images with the smallest margin, ten times as many as are wanted, n clusters, in which small margins weigh
-    more; the one nearest to each centre (Zhdanov 2019, arXiv 1901.05954)."""
+    """Cluster the images with the smallest margin, ten times as many as wanted, into n clusters, in which small margins
+    weigh more, and pick the one nearest to each centre (Zhdanov 2019, arXiv 1901.05954)."""
     wide = margin(pool, WIDER * n)
     own, centres = _clusters(pool.unit[wide.rows], n, pool.seed, np.maximum(wide.scores, 1e-6))
     far = np.linalg.norm(pool.unit[wide.rows] - centres[own], axis=1)
     some = [np.flatnonzero(own == c) for c in range(len(centres))]
     best = np.array(sorted(rows[far[rows].argmin()] for rows in some if len(rows)), int)
-    rest = np.setdiff1d(np.arange(len(wide.rows)), best)[: n - len(best)]  # of clusters that came out empty
+    rest = np.setdiff1d(np.arange(len(wide.rows)), best)[: n - len(best)]  # in place of empty clusters
     best = np.sort(np.concatenate([best, rest]))
     return Picked(wide.rows[best], wide.scores[best])
 
 
 def balanced(pool: Pool, n: int) -> Picked:
-    """As many of each class as the others, as far as the probabilities are right: the classes in turn, and of each the
-    typical images among those that it is the most probable class of."""
+    """Equally many of each class, as far as the probabilities are right: the classes in turn, and of each the typical
+    images among those for which it is the most probable class."""
     classes, answer = pool.table.shape[1], pool.table.argmax(1)
     queues, scores = [], np.zeros(len(pool.unit))
     for c in range(classes):
@@ -126,8 +126,8 @@ FIRST: Mapping[str, Rule] = {
 
 
 def pick(rule: Rule, pool: Pool, n: int, together: np.ndarray | None = None) -> Picked:
-    """At most n rows by a rule. together: [N] numbers of groups, as of near-duplicates; of each group the first image
-    alone can be picked."""
+    """At most n rows by a rule. together: [N] group numbers, as of near-duplicates; only the first image of each
+    group can be picked."""
     firsts = np.arange(len(pool.unit)) if together is None else np.unique(together, return_index=True)[1]
     firsts = np.sort(firsts)
     table = pool.table[firsts] if len(pool.table) else pool.table
@@ -147,11 +147,11 @@ def _unit(x: np.ndarray) -> np.ndarray:
 def _clusters(
     points: np.ndarray, k: int, seed: int, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each point its cluster [N], and the centres [k, e], by k-means."""
+    """The cluster of each point [N], and the centres [k, e], by k-means."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters
         model = KMeans(min(k, len(points)), n_init=1, random_state=seed % 2**32).fit(points, sample_weight=weights)
     return model.labels_, model.cluster_centers_

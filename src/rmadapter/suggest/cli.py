@@ -1,4 +1,4 @@
-"""The verb `suggest`; every import that costs time waits for it."""
+"""The verb `suggest`; slow imports happen inside it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def suggest(
 
 
 def _files(out: Path) -> tuple[Path, Path]:
-    """Of the list and of the page. Raises UserError where one is there."""
+    """Paths of the list and the page. Raises UserError if one exists, or if `out` is not a .csv."""
     if out.suffix.lower() != ".csv":
         raise UserError(f"{out}: give --out a name that ends in .csv")
     for file in (out, out.with_suffix(".html")):

@@ -1,4 +1,4 @@
-"""From a pool of images without labels to those that are worth a label."""
+"""Choose the images of an unlabelled pool that are most worth a label."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SAME = 2e-5  # 1 - cosine of an image to itself, kept in float16, is below this
 
 
 class Suggestion(NamedTuple):
-    """rank: from 1. score: by the rule, higher is more wanted; 0 of random. best: the two most probable labels with
-    their probabilities; none where no class is known."""
+    """rank: from 1. score: by the rule, higher is more wanted; 0 for random. best: the two most probable labels with
+    their probabilities; empty if no class is known."""
 
     image: Path
     rank: int
@@ -45,8 +45,8 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Suggested:
-    """rule: as it was applied. pool: how many images there were. known: how many of them the model was fitted to.
-    copies: how many were left out as near-duplicates of others."""
+    """rule: the one applied. pool: number of images. known: how many of them the model was fitted to. copies: how many
+    were left out as near-duplicates of others."""
 
     rule: str
     pool: int
@@ -62,9 +62,9 @@ def suggest_images(
     """The n images of a pool to label next, for a run to learn from.
 
     pool: files, folders, patterns or tables, as `predict` takes them; or images that `find_images` found. rule: one of
-    NEXT; none of them is sure to beat the default, chance (docs/suggest.md). Images that the run was fitted to are left
-    out, and of near-duplicates all but the first. Raises UserError as `load` and `find_images`, for an unknown rule,
-    and for a pool of which nothing is left.
+    NEXT; none of them is sure to beat the default, random (docs/suggest.md). Images that the run was fitted to are left
+    out, and all but the first of near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown rule,
+    and if nothing is left of the pool.
     """
     chosen = _known(rule or DEFAULT_NEXT, NEXT)
     saved = run if isinstance(run, Saved) else load(run, backbone)
@@ -80,7 +80,7 @@ def first_images(
 ) -> Suggested:  # fmt: skip
     """The n images of a pool to label first, where nothing is labelled yet.
 
-    names: of the classes, where they are known; the rule `balanced` needs them. rule: one of FIRST. The rest as for
+    names: of the classes, if known; the rule `balanced` needs them. rule: one of FIRST. The rest as for
     `suggest_images`.
     """
     chosen = _known(rule or DEFAULT_FIRST, FIRST)
@@ -110,7 +110,7 @@ def _files(pool: Sequence[str | Path] | str | Path) -> list[Path]:
 
 
 class _Seen(NamedTuple):
-    """What a model makes of a pool: unit features [N, e], probabilities [N, C] of labels."""
+    """A pool as a model sees it: unit features [N, e], probabilities [N, C] of labels."""
 
     images: list[Path]
     unit: torch.Tensor

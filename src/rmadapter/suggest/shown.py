@@ -24,7 +24,7 @@ MEANINGS = {
 
 
 def write_csv(path: Path, found: Suggested) -> None:
-    """One suggestion a row, in the order in which to label. Atomic."""
+    """Write one suggestion per row, in the order to label them, atomically."""
     rows = []
     for one in found.suggestions:
         best = [cell for label, share in one.best for cell in (inert(label), share)]
@@ -33,7 +33,7 @@ def write_csv(path: Path, found: Suggested) -> None:
 
 
 def write_page(path: Path, found: Suggested, pool: str, table: Path) -> None:
-    """The page, atomically; it needs no network and no script. pool: as it names the images. table: the list."""
+    """Write the page atomically; it needs no network and no script. pool: its name on the page. table: the list."""
     some = found.suggestions[:MOST]
     cards = [{"src": thumbnail(one.image), **one._asdict()} for one in some]
     html = template("suggest.html.j2", percent=percent).render(

@@ -1,9 +1,9 @@
-"""Training images to look at: wrong labels, copies, and images that are odd or broken; and a data set without them.
+"""Training images to check: wrong labels, copies, odd or broken images; and how to get a data set without them.
 
 find      from a data set to its suspects
 rules     which labels look wrong; nearest images
-oddities  blurred, tiny, flat, unlike all others, or there twice
-sheet     suspects as a list to decide in, and as a page
+oddities  images that are blurred, tiny, flat, unlike all others, or duplicates
+sheet     suspects as a list for decisions, and as a page
 apply     decisions -> a cleaned copy
 cli       the verb
 """

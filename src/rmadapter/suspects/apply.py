@@ -1,4 +1,4 @@
-"""What somebody decided about suspects, as a cleaned copy of the data set; the data set itself is never touched."""
+"""Apply a user's decisions about suspects in a cleaned copy of the data set, which itself is never changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEEP, DROP, RELABEL = "keep", "drop", "relabel"
 
 @dataclass(frozen=True)
 class Cleaned:
-    """images: in the copy, of all splits. without: classes of which no training image is left."""
+    """images: in the copy, over all splits. without: classes that have no training image left."""
 
     images: int
     relabelled: int
@@ -39,13 +39,12 @@ def apply_decisions(
 ) -> Cleaned:  # fmt: skip
     """Write a copy of a data set in which training images are dropped or have another label.
 
-    data: a folder of class folders, of which the images are copied, or any other, and those with groups, of which a
-    list path,label[,split][,group] is written; classnames.json goes with either. decisions: a table of the columns
-    image and decision, as suspects.csv has them with given and suggested: keep or nothing, drop, relabel (as suggested)
-    or relabel:CLASS. out: a folder, or a .csv file where a list is written. columns, outside: as `read_images` has
-    them.
-    Raises UserError, and writes nothing, for a decision, class or image that is not known, for two decisions on one
-    image, and where `out` is there already or lies in the data.
+    data: images of a folder of class folders are copied; for any other layout, or with groups, a list
+    path,label[,split][,group] is written; classnames.json goes with either. decisions: a table with columns image and
+    decision, and optionally given and suggested, like suspects.csv; a decision is keep or empty, drop, relabel (as
+    suggested) or relabel:CLASS. out: a folder, or a .csv file for a list. columns, outside: as for `read_images`.
+    Raises UserError, and writes nothing, for an unknown decision, class or image, for two different decisions on one
+    image, and if `out` exists or is inside the data.
     """
     path, target = user_path(data), user_path(out)
     root, found, _ = open_source(path, outside, columns)
@@ -79,12 +78,12 @@ def apply_decisions(
     )
 
 
-DROP_IT = ""  # in place of a label, which is never empty
-Labelled = list[tuple[Row, str]]  # images, and the labels that they get
+DROP_IT = ""  # instead of a label, which is never empty
+Labelled = list[tuple[Row, str]]  # images with their new labels
 
 
 def _in_class_folders(found: Mapping[str, Rows], root: Path) -> bool:
-    """Whether every image lies in a folder that is called as its class, with or without one for the split above."""
+    """Whether every image is in a folder named after its class, below one for the split if there are splits."""
     depth = 0 if "all" in found else 1
     rows = [row for some in found.values() for row in some]
     return all(
@@ -105,7 +104,7 @@ def _check(path: Path, target: Path, folders: bool) -> None:
 
 
 def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, str]:
-    """Row -> its label from now on, or DROP_IT; of those that are not kept as they are."""
+    """Row -> its new label, or DROP_IT, for every row that the decisions mention."""
     places: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         name = row.image.relative_to(root) if row.image.is_relative_to(root) else row.image
@@ -127,7 +126,7 @@ def _decided(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int, s
 
 
 def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str) -> str | None:
-    """The label that a decision gives an image: None for its own, DROP_IT for no place in the copy."""
+    """The label that a decision gives an image: None to keep its own, DROP_IT to leave it out."""
     word, colon, name = (part.strip() for part in decision.partition(":"))
     if (word.casefold(), colon) in (("", ""), (KEEP, "")):
         return None
@@ -148,7 +147,7 @@ def _label(decision: str, suggested: str, classes: Mapping[str, str], where: str
 def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
     depth, taken = 0 if "all" in splits else 1, set()
     for labelled in splits.values():
-        for row, label in sorted(labelled, key=lambda pair: pair[0].label != pair[1]):  # who stays keeps the name
+        for row, label in sorted(labelled, key=lambda pair: pair[0].label != pair[1]):  # unchanged ones keep the name
             if row.image.is_dir():  # a class without images
                 continue
             parts = row.image.relative_to(root).parts
@@ -163,7 +162,7 @@ def _copy(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
 
 
 def _names_beside(target: Path, given: dict[str, str]) -> None:
-    """The prompt names, where a list is read with them."""
+    """Write the prompt names beside the list, where they are read with it."""
     names = target.with_name(CLASSNAMES)
     if names.exists() and classnames_json(target.parent, False) != given:
         raise UserError(f"{names}: holds different names from this data's; write the list to another folder")

@@ -1,4 +1,4 @@
-"""The verb `suspects`; every import that costs time waits for it."""
+"""The verb `suspects`; slow imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def suspects(
 
 
 def _files(out: Path, data: Path) -> tuple[Path, Path]:
-    """Of the list and of the page. Raises UserError where one is there, which may hold decisions, and for a folder that
+    """Paths of the list and the page. Raises UserError if one exists, as it may hold decisions, and for a folder that
     would be taken for a class."""
     listed = out if out.suffix.lower() == ".csv" else out / "suspects.csv"
     if data.is_dir() and data.resolve() in listed.resolve().parent.parents:
@@ -104,7 +104,7 @@ def _counted(found: Found) -> str:
 
 
 def _show(found: Found, as_json: bool) -> None:
-    """On stdout: all of them as JSON, or the first ones in a table."""
+    """Print suspects: all of them as JSON, or the first ones in a table."""
     if as_json:
         print(json.dumps([one.json() for one in found.suspects]))
         return

@@ -1,4 +1,4 @@
-"""From a data set to its suspects: every training image is judged by models that learnt from the others."""
+"""Find the suspects of a data set: every training image is judged by models trained on the others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHOWN = 5  # neighbours of a suspect
 
 
 class Neighbour(NamedTuple):
-    """row: its place among the images. similarity: cosine of the untouched features."""
+    """row: index among the images. similarity: cosine of the untouched features."""
 
     row: int
     image: str
@@ -40,12 +40,11 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class Suspect:
-    """An image to look at.
+    """An image to check.
 
-    image: as `ImageSet.name` has it. given: its label. suggested: another one, with the probability (confidence) that
-    models give it that did not learn from this image; None where the label is not suspicious. reasons: each begins with
-    a word of ORDER. neighbours: the nearest images that are no copies of it. row: its place among the images, None for
-    a broken one.
+    image: as from `ImageSet.name`. given: its label. suggested, confidence: another label and its probability, from
+    models that did not learn from this image; None if the label is not suspicious. reasons: each begins with an entry
+    of ORDER. neighbours: the nearest images that are not copies of it. row: index among the images; None if broken.
     """
 
     image: str
@@ -64,7 +63,7 @@ class Suspect:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """images: all that can be read. judged: of how many of them the label was judged. suspects: the worst first."""
+    """images: all readable ones. judged: how many labels were judged. suspects: the worst first."""
 
     images: ImageSet
     judged: int
@@ -72,11 +71,11 @@ class Found:
 
     @property
     def total(self) -> int:
-        """Number of training images, broken ones among them."""
+        """Number of training images, broken ones included."""
         return len(self.images) + sum(one.row is None for one in self.suspects)
 
     def counts(self) -> dict[str, int]:
-        """How many suspects have each kind of reason."""
+        """Number of suspects with each kind of reason."""
         heads = [{kind(reason) for reason in one.reasons} for one in self.suspects]
         return {kind: n for kind in ORDER if (n := sum(kind in some for some in heads))}
 
@@ -85,15 +84,14 @@ def find_suspects(
     data: str | Path | ImageSet, method: str = METHOD, settings: Mapping[str, Any] | None = None, *,
     columns: Mapping[str, str] | None = None, outside: bool = False, progress: bool = True, lab: Lab | None = None,
 ) -> Found:  # fmt: skip
-    """Training images with a label that looks wrong, images that are there twice, and those that are broken, blurred,
-    tiny, of one colour or unlike all others. Nothing is written.
+    """Find training images with a label that looks wrong, duplicates, and images that are broken, blurred, tiny, of one
+    colour or unlike all others. Nothing is written.
 
-    data: a folder of class folders, a table, or images in memory; of one with splits, train. method, settings: what
-    answers about images that it did not learn from, as `fit --method` and `--set` have them; the linear probe takes
-    C = 3 unless told otherwise. columns, outside: as `read_images` has them. lab: with a backbone that is there
-    already.
-    The rules and what they are worth: docs/suspects.md. Raises UserError as `read_images`, for a data set without
-    training images and for an unknown setting.
+    data: a folder of class folders, a table, or images in memory; of data with splits, train is used. method, settings:
+    of the models that judge labels, as for `fit --method` and `--set`; the linear probe takes C = 3 unless set
+    otherwise. columns, outside: as for `read_images`. lab: may hold a loaded backbone.
+    docs/suspects.md describes the rules and how well they work. Raises UserError as `read_images` does, for a data set
+    without training images, and for an unknown setting.
     """
     if isinstance(data, ImageSet):
         images, broken = data, []
@@ -122,7 +120,7 @@ def find_suspects(
 
 
 def training(splits: Mapping[str, Any], path: Path) -> Any:
-    """What is trained on, of `read_images` or `open_source`. Raises UserError where nothing is."""
+    """The training split, from `read_images` or `open_source`. Raises UserError if there is none."""
     found = splits.get("train", splits.get("all"))
     if not found:
         raise UserError(f"{path}: no training images: the data has only {', '.join(splits)}; add a train split")
@@ -132,7 +130,7 @@ def training(splits: Mapping[str, Any], path: Path) -> Any:
 def _broken(
     path: Path, splits: Mapping[str, ImageSet], columns: Mapping[str, str] | None, outside: bool
 ) -> list[Suspect]:
-    """The training files that cannot be read."""
+    """Training files that cannot be read."""
     images = training(splits, path)
     good, rows = {*images.images}, training(open_source(path, outside, columns).splits, path)
     bad = [row for row in rows if row.image not in good and not row.image.is_dir()]
@@ -148,7 +146,7 @@ class _Label(NamedTuple):
 
 
 def _wrong(folds: Folds, asked: Request) -> dict[int, _Label]:
-    """Of images whose label looks wrong, what they look like."""
+    """Row -> suggested label, for images whose label looks wrong."""
     if not len(folds):
         return {}
     rows, labels = np.array(folds.rows), np.array(folds.judged.labels)
@@ -175,5 +173,5 @@ def _suspect(images: ImageSet, row: int, label: _Label | None, reasons: list[str
 
 
 def kind(reason: str) -> str:
-    """The word of ORDER that a reason begins with."""
+    """The entry of ORDER that a reason begins with."""
     return next(kind for kind in ORDER if reason.startswith(kind))

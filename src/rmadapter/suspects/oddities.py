@@ -1,4 +1,4 @@
-"""Images that look wrong whatever their label: blurred, tiny, of one colour, unlike all others, or there twice."""
+"""Images that look wrong whatever their label: blurred, tiny, of one colour, unlike all others, or duplicates."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rmadapter.data.duplicates import pairs
 from rmadapter.data.images import ImageSet
 from rmadapter.data.pixels import ImageSource, load_image
 
-LONGEST = 256  # pixels of the longer side, to which larger images are reduced before their sharpness is measured
+LONGEST = 256  # pixels: larger images are reduced to this longer side before their sharpness is measured
 FAR = 3.5  # modified z-score of an outlier (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
-TINY, HALF = 64, 0.5  # pixels of the shorter side, and a share of what is usual in the set: below both
+TINY, HALF = 64, 0.5  # tiny: a shorter side below TINY pixels and below HALF of the set's median
 NTH, SHARE = 5, 0.01
-FLAT = 4.0  # of 255: standard deviation of the liveliest channel
+FLAT = 4.0  # of 255: standard deviation of the channel that varies most
 
 
 def measure(images: Sequence[ImageSource], progress: bool = False) -> np.ndarray:
     """[N, 3]: pixels of the shorter side, variance of the Laplacian (Pech-Pacheco et al., ICPR 2000) of the grey image
-    with values in 0..255, and standard deviation of the liveliest channel. Raises as load_image."""
+    with values in 0..255, and standard deviation of the channel that varies most. Raises as load_image does."""
     with ThreadPoolExecutor() as pool:
         return np.array([*track(pool.map(_measure, images), len(images), "looking at images", progress)]).reshape(-1, 3)
 
@@ -39,7 +39,7 @@ def _measure(source: ImageSource) -> tuple[float, float, float]:
 
 
 def odd(measured: np.ndarray) -> list[list[str]]:
-    """What is wrong with each of N images; measured: as `measure` has it."""
+    """What is wrong with each of N images. measured: as from `measure`."""
     shorter, sharpness, spread = measured.T
     usual = np.median(shorter) if len(shorter) else 0.0
     flat = spread < FLAT
@@ -50,7 +50,7 @@ def odd(measured: np.ndarray) -> list[list[str]]:
 
 
 def modified_z(values: np.ndarray) -> np.ndarray:
-    """[N]: how far each is from the median, in units of a standard deviation that outliers cannot move (as FAR)."""
+    """[N]: distance from the median in units of a standard deviation that is robust to outliers (see FAR)."""
     if not len(values):
         return values
     middle = np.median(values)
@@ -59,8 +59,8 @@ def modified_z(values: np.ndarray) -> np.ndarray:
 
 
 def outliers(cosines: np.ndarray) -> np.ndarray:
-    """[N]: whether an image is one of the SHARE that are farthest from their 5th neighbour (Ramaswamy et al., SIGMOD
-    2000); some always are. cosines: [N, k] to neighbours, the nearest first; -inf, for none, is not far."""
+    """[N]: whether an image is in the SHARE that is farthest from its 5th neighbour (Ramaswamy et al., SIGMOD 2000); of
+    100 images or more, some always are. cosines: [N, k] to neighbours, nearest first; -inf, for none, is not far."""
     far = 1 - cosines[:, min(NTH, cosines.shape[1]) - 1]
     far[~np.isfinite(far)] = -np.inf
     found = np.zeros(len(far), bool)
@@ -69,9 +69,9 @@ def outliers(cosines: np.ndarray) -> np.ndarray:
 
 
 def copies(images: ImageSet, found: np.ndarray) -> list[list[str]]:
-    """What each of N images repeats; found: their `duplicates.looks`.
+    """Which other image each of N images duplicates. found: from `duplicates.looks`.
 
-    Of copies with one label all but the first are named, of those with two labels all, since either may be wrong.
+    Among copies with one label, all but the first are named; with two labels, all are, since either may be wrong.
     """
     others: dict[int, list[int]] = defaultdict(list)
     for i, j in pairs(found, found):

@@ -1,4 +1,4 @@
-"""Suspects as a CSV file, with a column to decide in, and as a page with the images side by side."""
+"""Suspects as a CSV file with a column for decisions, and as a page with the images side by side."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEANINGS = {
 
 
 def write_csv(path: Path, found: Found) -> None:
-    """One suspect a row, the worst first; the decision is empty, which keeps the image as it is. Atomic."""
+    """One row per suspect, the worst first; an empty decision keeps the image as it is. Written atomically."""
     rows = []
     for one in found.suspects:
         near = "; ".join(f"{other.image} ({other.label}, {other.similarity:.2f})" for other in one.neighbours)
@@ -49,12 +49,12 @@ def label_cell(label: Label | None) -> str:
 
 
 def _written(text: str) -> str:
-    """As it is read back: file names that are not UTF-8 are written with backslashes."""
+    """Text in the form it is read back: file names that are not UTF-8 get backslashes."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def write_page(path: Path, found: Found, data: str, method: str, table: Path) -> None:
-    """The page, atomically; it needs no network and no script. data, method: as it names them. table: the list."""
+    """Write the page atomically; it needs no network and no script. data, method: names to show. table: the list."""
     html = template("suspects.html.j2", percent=percent).render(
         data=data,
         method=method,
@@ -69,7 +69,7 @@ def write_page(path: Path, found: Found, data: str, method: str, table: Path) ->
 
 
 def _sections(found: Found) -> Iterator[dict[str, Any]]:
-    """By the worst reason of each suspect."""
+    """Suspects grouped by their worst reason."""
     for which in ORDER:
         some = [one for one in found.suspects if kind(one.reasons[0]) == which]
         if some:

@@ -1,1 +1,1 @@
-"""Records of any origin as one page, beside what papers print."""
+"""One page of records from any source, beside the figures that papers print."""

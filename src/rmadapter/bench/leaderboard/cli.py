@@ -1,4 +1,4 @@
-"""The verbs `leaderboard` and `reproduce`; every import that costs time waits for its verb."""
+"""The commands `leaderboard` and `reproduce`. They import slow modules only when they run."""
 
 from __future__ import annotations
 

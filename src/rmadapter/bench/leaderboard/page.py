@@ -1,4 +1,4 @@
-"""The boards as one page that needs nothing but itself, the same as JSON, and the records they are made of."""
+"""The boards as one self-contained page and as JSON, with the records they are made of."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 300, 48, 328, 10, 256  # of a sca
 
 
 def write_leaderboard(results: Path, out: Path) -> dict[str, Any]:
-    """Write index.html, leaderboard.json and records.jsonl to `out`; returns what the JSON holds.
+    """Write index.html, leaderboard.json and records.jsonl to `out`, and return what the JSON holds.
 
-    results: a folder or a file of lines, as `report` takes it. The same records give the same bytes. Raises UserError
-    for whatever is no finished or failed run of the bench, when no run is finished, and when `out` cannot be written.
+    results: a folder or a file of lines, as for `report`. The same records give the same bytes. Raises UserError for
+    anything that is no valid record of the bench, if no run is finished, and if `out` cannot be written.
     """
     for where, line in lines(results):
         if wrong := fault(parse_record(line, where)):
@@ -42,7 +42,7 @@ def write_leaderboard(results: Path, out: Path) -> dict[str, Any]:
     if not made:
         raise UserError(f"{results}: no finished run of a method, so a leaderboard has nothing to show")
     summary = {"runs": len(found), "boards": [_facts(board) for board in made], "contradictions": contradictions()}
-    with alone(out):  # two at once would leave files of both
+    with alone(out):  # two at once would mix their files
         write_text(out / "records.jsonl", "".join(record.line() for record in found))
         write_text(out / "leaderboard.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
         write_text(out / "index.html", _page(made, len(found)))
@@ -141,7 +141,7 @@ def _axis(rows: Sequence[Standing], which: int, start: float, end: float) -> tup
 
 
 def printed_averages() -> list[dict[str, Any]]:
-    """Tables of the averages that are printed, by protocol, backbone and shots; where sources differ, all values."""
+    """Tables of the printed averages by protocol, backbone and shots; where sources differ, with all values."""
     tables: dict[tuple[str, str, int], dict[str, dict[str, list[Figure]]]] = defaultdict(lambda: defaultdict(dict))
     for figure in published():
         if figure.dataset == AVERAGE and figure.kind == "printed":

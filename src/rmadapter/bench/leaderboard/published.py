@@ -1,4 +1,4 @@
-"""Figures of other papers as they are printed, and those that cannot both be: computed, not typed.
+"""Figures as other papers print them, and the contradictions among them, which are computed, not typed.
 
 assets/published has the figures, each with its source and the place in it; RMAdapter's own are in assets/paper.
 """
@@ -28,7 +28,7 @@ OWN = {"CLIP": "zero-shot", "Co-CoOp": "cocoop", "RMAdapter": "rmadapter"}  # ro
 
 
 class Source(NamedTuple):
-    """at: address or number. read: what was read, and what of it was not readable."""
+    """A source. at: address or number. read: what was read, and which parts were not readable."""
 
     title: str
     at: str
@@ -36,8 +36,8 @@ class Source(NamedTuple):
 
 
 class Figure(BaseModel):
-    """method: ours by its name here, others as printed. dataset: of the catalogue, or "average". backbone: "" where the
-    source does not say. kind: printed, or run again by somebody with the authors' code. place: in the source."""
+    """A published figure. method: our name if we have it, else as printed. dataset: of the catalogue, or "average".
+    backbone: "" if not stated. kind: printed, or rerun by others with the authors' code. place: in the source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ class Figure(BaseModel):
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """What it is a figure of, whoever prints it."""
+        """What the figure measures, whoever prints it."""
         return (self.protocol, self.backbone, str(self.shots), self.method, self.dataset, self.metric)
 
 
@@ -69,7 +69,7 @@ def sources() -> dict[str, Source]:
 
 @cache
 def published() -> tuple[Figure, ...]:
-    """All that were read, RMAdapter's tables among them."""
+    """All figures, including RMAdapter's tables."""
     rows = TypeAdapter(list[Figure]).validate_python(list(csv.DictReader(io.StringIO(_text("figures.csv")))))
     return (*rows, *_rmadapters())
 
@@ -93,8 +93,8 @@ def _rmadapters() -> Iterator[Figure]:
 
 
 def contradictions(figures: Iterable[Figure] | None = None) -> list[str]:
-    """A sentence for each: an HM or an average that does not follow from what it is of, in one source; two sources that
-    print different figures for the same cell; a printed figure outside the 95 % interval of runs by others."""
+    """A sentence for each: an HM or average that does not follow from its parts in the same source; sources that print
+    different figures for the same cell; a printed figure outside the 95 % interval of runs by others."""
     found = published() if figures is None else tuple(figures)
     return [*_arithmetic(found), *_between_sources(found), *_runs_again(found)]
 

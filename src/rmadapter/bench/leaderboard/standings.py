@@ -1,4 +1,4 @@
-"""Records as boards: one for each protocol, backbone, number of shots and track, with what papers print beside them."""
+"""Records as boards, one for each protocol, backbone, number of shots and track, beside the figures papers print."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ TARGETS = {"cross-dataset": tuple(CATALOG)[1:11], "domain-generalization": DOMAI
 
 @dataclass(frozen=True)
 class Standing:
-    """A method over the data sets that all of its board have. rank: the mean and the half width of its 95 % interval
-    over data sets. seconds: median of a training."""
+    """A method over the data sets that all methods of its board have. rank: the mean rank and the half width of its
+    95 % interval over data sets. seconds: median training time."""
 
     label: str
     uses: str
@@ -38,7 +38,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Printed:
-    """difference: measured minus printed, in points. off: by more than a point and than the interval over seeds."""
+    """A printed figure. difference: measured minus printed, in points. off: beyond 1 point and the seeds' interval."""
 
     figure: str
     value: float
@@ -49,7 +49,7 @@ class Printed:
 
 @dataclass(frozen=True)
 class Line:
-    """A method on one data set. lines: of its records in records.jsonl."""
+    """A method on one data set. lines: line numbers of its records in records.jsonl."""
 
     label: str
     dataset: str
@@ -61,8 +61,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Board:
-    """heads: what the cells of standings are; columns: of those of lines. sets: that the standings are over. ranks: of
-    the last column; None where methods or data sets are too few, and where nobody says what the methods use."""
+    """One table. heads, columns: what the cells of `standings` and of `lines` are. sets: those `standings` are over.
+    ranks: in the last column; None for too few methods or data sets, or if what the methods use is not stated."""
 
     group: Group
     heads: tuple[str, ...]
@@ -78,13 +78,13 @@ class Board:
 
 
 def boards(records: Sequence[Record]) -> list[Board]:
-    """Of finished records, in the order in which they stand in records.jsonl; ablations have none."""
+    """The boards of finished records, which are in the order of records.jsonl. Ablations have none."""
     place = {id(record): number for number, record in enumerate(records, 1)}
     return [_board(group, place) for group in _groups(records)]
 
 
 def _groups(records: Sequence[Record]) -> Iterator[Group]:
-    """As of a report, and each number of shots by itself."""
+    """The groups of a report, split by number of shots."""
     of_methods = [record for record in records if not PROTOCOLS[record.protocol].variants]
     for group in group_records(of_methods):
         for shots in sorted({record.task.shots for record in group.records}):
@@ -137,7 +137,7 @@ def _line(
 
 
 def _beside(record: Record, columns: Sequence[Column], cells: Sequence[Cell]) -> Iterator[Printed]:
-    """What papers print of the same method, data set, shots and backbone; a value that several print, once."""
+    """What papers print for the same method, data set, shots and backbone; a value that several print appears once."""
     for column, cell in zip(columns, cells, strict=True):
         told: dict[float, list[str]] = defaultdict(list)
         for figure in _printed(record, column.metric):
@@ -150,7 +150,7 @@ def _beside(record: Record, columns: Sequence[Column], cells: Sequence[Cell]) ->
 
 
 def _printed(record: Record, metric: str) -> list[Figure]:
-    """metric: as `Record.metric` has it; the average over targets is a data set of that name in what is printed."""
+    """The printed figures for a record. metric: as in `Record.metric`; "average" is a data set in what is printed."""
     if not comparable(record, metric):
         return []
     dataset, metric = (AVERAGE, "all") if metric == AVERAGE else (paper.dataset_name(record.task.data), metric)
@@ -166,7 +166,7 @@ def _printed(record: Record, metric: str) -> list[Figure]:
 
 
 def comparable(record: Record, metric: str = "") -> bool:
-    """Whether the data sets are those of that name in the papers, judged by the number of their test images."""
+    """Whether its data sets are those of the same name in the papers, judged by their number of test images."""
     name = paper.dataset_name(record.task.data)
     images = {paper.dataset_name(key): count for key, count in tested(record).items()}
     if name not in paper.TEST_IMAGES:

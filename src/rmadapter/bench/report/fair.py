@@ -1,4 +1,4 @@
-"""What each row of a group uses beyond the shots, as a table: by the records, and of our own methods by `uses`."""
+"""A table of what each row of a group uses beyond the shots, by its records and, for our own methods, by `uses`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOTE = (
 
 
 def uses(records: Sequence[Record]) -> Uses | None:
-    """Of the records of one row, with a search for its settings; None where a method from outside says nothing."""
+    """What the records of one row use, including a search for settings; None if an outside method does not say."""
     method = records[0].method
     found = uses_of(method.name, method.settings, method.uses)
     _, searched, trials = records[0].variant.partition(f", {TUNED} ")
@@ -27,7 +27,7 @@ def uses(records: Sequence[Record]) -> Uses | None:
 
 
 def to_tables(group: Group, first: str) -> list[Table]:
-    """One; none of ranked rows that are all of one method. first: heads the column of rows."""
+    """One table, or none if the rows are ranked and all of one method. first: heading of the column of rows."""
     if group.track == TRACKS[0] and len({record.method.name for record in group.records}) < 2:
         return []
     rows = tuple(Row(label, tuple(map(Cell, _cells(records)))) for label, records in entries(group.records).items())

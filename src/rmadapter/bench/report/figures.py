@@ -1,4 +1,4 @@
-"""The figures of the bench's report as SVG that takes its colours from the page, in the look of `rmadapter.plots`."""
+"""The figures of the bench's report as SVG that takes its colours from the page, in the style of `rmadapter.plots`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rmadapter.plots import COLOURS, canvas
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Mid tones that are readable on white and on black (after Okabe and Ito, and Tol); markers tell the rest apart.
+# Mid tones that are readable on white and black (after Okabe and Ito, and Tol); markers distinguish the rest.
 GREEN = "#009e73"
 FIXED = {"zero-shot": (COLOURS["zero-shot"], "o"), "mma": (GREEN, "s"), "rmadapter": (COLOURS["adapted"], "D")}
 OTHERS = ("#cc79a7", "#8f7a00", "#7f6fd6", "#5f8f9f", "#b5651d", "#3f9f3f", "#a05070")
 MARKERS = "^vPXphd<>"
 HM = HALVES[-1]
-TRADE_OFF = "trade-off"  # as the name of that figure ends
+TRADE_OFF = "trade-off"  # how the name of that figure ends
 
 Look = tuple[str, str]  # colour and marker
 
@@ -51,14 +51,14 @@ def _own(group: Group) -> list[Figure]:
 
 
 def _looks(group: Group) -> dict[str, Look]:
-    """Of each row: the same in every figure of a group."""
+    """The look of each row, the same in every figure of a group."""
     rest = zip(itertools.cycle(OTHERS), itertools.cycle(MARKERS))
     return {label: FIXED.get(some[0].method.name) or next(rest) for label, some in entries(group.records).items()}
 
 
 def _scatter(group: Group) -> list[Figure]:
-    """What a method costs: base against novel accuracy, and HM against training time, averaged over the data sets that
-    every row has."""
+    """Base against novel accuracy, and HM against training time; accuracies are averages over the data sets that every
+    row has."""
     rows, looks = entries(group.records), _looks(group)
     cells = {label: [column.cell(some, *complete(rows)) for column in HALVES] for label, some in rows.items()}
     points = {label: some for label, some in cells.items() if all(cell.value is not None for cell in some)}
@@ -93,7 +93,7 @@ def _scatter(group: Group) -> list[Figure]:
 
 
 def _point(axes: Axes, x: float, y: Cell, label: str, look: Look, interval: float | None = None) -> None:
-    """A row's mark with the intervals of y and, if there is one, of x."""
+    """A row's mark with the interval of y and, if there is one, of x."""
     colour, marker = look
     axes.errorbar(x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
     axes.plot(x, y.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
@@ -108,7 +108,7 @@ def _equal_hm(axes: Axes) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Below the axes, in as many columns as surely fit the figure, which grows by every row but the first."""
+    """A legend below the axes, in as many columns as surely fit. The figure grows for every row but the first."""
     figure: Any = axes.figure
     labels = axes.get_legend_handles_labels()[1]
     inches = 0.4 + 0.065 * max(map(len, labels), default=0)  # of a label in 9 points
@@ -140,7 +140,7 @@ def _few_shot(group: Group) -> list[Figure]:
 
 
 def _curve(axes: Axes, cells: Mapping[Any, Cell], look: Look, label: str) -> None:
-    """Figures over x with a band for their intervals; a lone one, such as of zero-shot, is a line across."""
+    """A curve over x with a band for the intervals; a single figure, such as zero-shot's, is a horizontal line."""
     known = {x: cell for x, cell in cells.items() if cell.value is not None}
     colour, marker = look
     y = np.array([cell.number for cell in known.values()])
@@ -153,7 +153,7 @@ def _curve(axes: Axes, cells: Mapping[Any, Cell], look: Look, label: str) -> Non
 
 
 def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
-    """Ticks at the values that were tried; logarithmic above the smallest positive one where they span a decade."""
+    """Ticks at the values that were tried; logarithmic above the smallest positive one if they span a decade."""
     positive = [place for place in places if place > 0]
     if positive and min(places) >= 0 and max(positive) >= 10 * min(positive):
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
@@ -208,7 +208,7 @@ def _sensitivity(group: Group) -> list[Figure]:
 
 def _ranks(group: Group) -> list[Figure]:
     """A critical-difference diagram of the figure that the finding is about: mean ranks with their intervals, and bars
-    beside methods, no two of which are shown to differ."""
+    beside methods of which no two are shown to differ."""
     found, column = rankings(group), columns_of(group)[-1]
     if column not in found:
         return []
@@ -218,7 +218,7 @@ def _ranks(group: Group) -> list[Figure]:
     with canvas(5.0, 1.1 + 0.25 * k, name, title) as (axes, out):
         for place, (label, rank, half) in enumerate(zip(ranks.labels, ranks.mean, ranks.half_widths, strict=True)):
             colour, marker = looks[label]
-            ends = [[min(half, rank - 1)], [min(half, k - rank)]]  # there are no other ranks
+            ends = [[min(half, rank - 1)], [min(half, k - rank)]]  # ranks are from 1 to k
             axes.errorbar(rank, place, xerr=ends, fmt="none", ecolor=colour, elinewidth=1.2, alpha=0.6)
             axes.plot(rank, place, marker, color=colour, markersize=6.5, markeredgewidth=0)
         right = max(axes.get_xlim()[1], k)

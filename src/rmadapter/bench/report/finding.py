@@ -1,4 +1,4 @@
-"""What the records say in a title and three sentences: no more than the test over data sets shows."""
+"""Sum up records in a title and three sentences that say no more than the test over data sets shows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rmadapter.bench.report.groups import TRANSFER, Group, alike, entries
 from rmadapter.bench.report.stats import ENOUGH, LEVEL, Paired
 from rmadapter.bench.report.tables import columns_of, differences, reference
 
-MAIN = "base-to-novel"  # the protocol that is told of first
+MAIN = "base-to-novel"  # the protocol to sum up if it was run
 
 
 class Finding(NamedTuple):
-    """group: that it is about; None where no two methods were compared."""
+    """group: the one it is about; None if no two methods were compared."""
 
     group: Group | None
     title: str
@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
 
 def finding(groups: Sequence[Group]) -> Finding:
-    """Of the base-to-novel runs on the most data sets, or, where there are none, of the first that compare methods."""
+    """Sum up a group that compares methods: base-to-novel if there is one, with the most data sets, then shots."""
     there = [group for group in groups if _compared(group)[2]]
     if not there:
         count = sum(len(group.records) for group in groups)

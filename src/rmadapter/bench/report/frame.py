@@ -14,12 +14,12 @@ OF_TASK = ("data", "shots", "seed", "classes", "augmentation", "views")
 
 
 def records(results: str | Path) -> Any:
-    """All records of a folder or file, of `fit` as of `bench`, as a DataFrame.
+    """All records of a folder or file, from `fit` or `bench`, as a DataFrame.
 
-    A row is a score: `accuracy`, `zero_shot` and `gain` in percent, on the set `tested`. A run that has none, since it
-    failed or its method does not apply, has one row with the reason. Every setting of the methods is a column
-    `set.NAME`, seconds are columns `seconds.WHAT`.
-    `file` says where a record stands. Raises UserError without pandas, and where there is no record.
+    A row is a score: `accuracy`, `zero_shot` and `gain` in percent, on the set `tested`. A run without scores, which
+    failed or whose method does not apply, has one row with the reason. Every setting of the methods is a column
+    `set.NAME`, seconds are columns `seconds.WHAT`, and `file` is where the record was found. Raises UserError without
+    pandas, and if there is no record.
     """
     try:
         import pandas
@@ -28,7 +28,7 @@ def records(results: str | Path) -> Any:
     seen: set[str] = set()  # a report of the folder repeats its records
     rows = []
     for where, line in lines(Path(results)):
-        with suppress(UserError):  # the other files of a run are no records
+        with suppress(UserError):  # the other files of a run are not records
             record = parse_record(line, where)
             if record.line() not in seen:
                 rows += [{"file": where, **row} for row in _rows(record)]

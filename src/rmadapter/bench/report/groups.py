@@ -24,10 +24,10 @@ ORDER = {"zero-shot": -1, "mma": 1, "rmadapter-paper": 2, "rmadapter": 3}  # of 
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may stand in one table: one protocol, track, backbone, number of shots and set of shared settings.
+    """Records that may share a table: one protocol, track, backbone, number of shots and set of shared settings.
 
-    shots is None for few-shot, where they vary. axis: of sensitivity, the setting that varies. prompts: counts the
-    sets of prompt templates that one data set was run with.
+    shots: None for few-shot, where they vary. axis: of sensitivity, the setting that varies. prompts: number of the
+    set of prompt templates, from 0, where one data set was run with several.
     """
 
     protocol: str
@@ -62,7 +62,7 @@ class Group:
 
     @property
     def compared(self) -> bool:
-        """Whether its rows are tested against each other: not where nobody says what they use."""
+        """Whether its rows are tested against each other: not in sensitivity, nor if what they use is not stated."""
         return self.protocol != "sensitivity" and self.track != UNKNOWN
 
     @property
@@ -75,12 +75,12 @@ class Group:
 
 
 def slug(text: str) -> str:
-    """Lower case, digits, dots and dashes."""
+    """The text in lower-case letters, digits, dots and dashes."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
 def label(record: Record) -> str:
-    """What a row of a table is called: the variant where runs differ in it, else the method."""
+    """The label of a row: the record's variant if it has one, else its method."""
     return record.variant or record.method.title or record.method.name
 
 
@@ -94,7 +94,7 @@ def shared(record: Record) -> dict[str, Any]:
 
 
 def tested(record: Record) -> dict[str, int]:
-    """Images of each set that the method had an answer on."""
+    """Number of images in each test set on which the method has an accuracy."""
     return {score.name: score.images for score in record.scores if score.accuracy is not None}
 
 
@@ -106,9 +106,9 @@ def cell(record: Record) -> tuple[Any, ...]:
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:
-    """Records of different protocols, tracks, backbones, shots or shared settings never meet in a group.
+    """Group records so that protocol, track, backbone, shots and shared settings are the same within a group.
 
-    Each data set may have its own templates. Where one was run with several, the commonest come first.
+    Each data set may have its own templates. If one was run with several, the most common come first.
     """
     usual = Counter(record.task.templates for record in records)
     own: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
@@ -136,9 +136,9 @@ def group_records(records: Sequence[Record]) -> list[Group]:
 
 
 def entries(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by the label of their row: the untouched model first, RMAdapter last; variants as the protocol has them.
+    """Records by the label of their row: the untouched model first, RMAdapter last; variants in the protocol's order.
 
-    Two methods of one title have their names added.
+    Methods that share a title get their names added.
     """
     methods: dict[str, set[str]] = defaultdict(set)
     for record in records:
@@ -159,7 +159,7 @@ def entries(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def complete(rows: Mapping[str, Sequence[Record]]) -> tuple[list[str], list[int]]:
-    """The data sets that every row has, at each of its numbers of shots, and the seeds for which it has all of them."""
+    """The data sets that every row has at each of its numbers of shots, and the seeds for which it has all of them."""
     parts: dict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
     for title, records in rows.items():
         for record in records:
@@ -173,7 +173,7 @@ def complete(rows: Mapping[str, Sequence[Record]]) -> tuple[list[str], list[int]
 
 
 def alike(records: Sequence[Record]) -> list[Record]:
-    """The records with those targets alone that all with the same source have, so that averages are comparable."""
+    """The records with only the targets that all with the same source have, so that averages are comparable."""
     common: dict[str, set[str]] = {}
     for record in records:
         common[record.task.data] = common.get(record.task.data, set(record.targets)) & set(record.targets)

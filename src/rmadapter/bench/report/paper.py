@@ -1,6 +1,6 @@
-"""The printed figures of the RMAdapter paper (AAAI-26, pp. 23594-23602), where they contradict themselves, and ours.
+"""The printed figures of the RMAdapter paper (AAAI-26, pp. 23594-23602), their contradictions, and ours beside them.
 
-The CSV files under assets/paper hold the tables as they are printed; nothing about them is typed here.
+The CSV files under assets/paper hold the tables as they are printed; no figure is typed here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OTHER_NAMES = {"zero-shot": "clip", "rmadapter-paper": "rmadapter"}
 SHOTS = 16
 SEEDS = (1, 2, 3)
 TOLERANCE = 1.0  # points within which a figure counts as reproduced
-ROUNDING = 0.015 + 1e-9  # points by which figures that were rounded to 0.01 may miss what they were computed from
+ROUNDING = 0.015 + 1e-9  # points that recomputing from figures rounded to 0.01 may be off by
 NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
 FILES = dict(zip(TRANSFER, ("table2_cross_dataset", "table3_domain_generalization"), strict=True))
 ABLATIONS = {
@@ -36,9 +36,9 @@ ABLATIONS = {
     "ablation-sharing": ("sharing", "Table 5"),
     "ablation-layers": ("reconstruction_layers", "Table 6"),
 }
-MISNAMED = {("ucf101", "mma"): "ProGrad"}  # block and method of a row of Table 1 -> the name that it has there
+MISNAMED = {("ucf101", "mma"): "ProGrad"}  # block and method of a row of Table 1 -> the name printed there
 MISNAMED_BY = {(block, printed): method for (block, method), printed in MISNAMED.items()}
-# Another number of test images is another data set under the same name.
+# A data set with another number of test images is another one under the same name.
 TEST_IMAGES = {key: dataset.counts["test"] for key, dataset in CATALOG.items()}
 
 Figures = dict[str, float]
@@ -74,7 +74,7 @@ def ablation(protocol: str) -> dict[str, Figures]:
 
 
 def _rows(protocol: str, block: str) -> dict[str, Figures]:
-    """What is printed of a protocol; block: "average", or a data set of Table 1."""
+    """The printed rows of a protocol. block: "average", or a data set of Table 1."""
     if protocol in TRANSFER:
         return transfer(protocol)
     if protocol in ABLATIONS:
@@ -83,9 +83,9 @@ def _rows(protocol: str, block: str) -> dict[str, Figures]:
 
 
 def printed_name(record: Record, rows: Sequence[str]) -> str | None:
-    """Which of the printed rows is about this record's method, or about its variant in an ablation.
+    """The printed row about this record's method, or about its variant in an ablation; None if there is none.
 
-    Table 4 says that it adds its parts to MMA, which ours adds to RMAdapter's adapters.
+    Table 4 says that it adds its parts to MMA; ours adds them to RMAdapter's adapters.
     """
     variant = record.variant.replace("RMAdapter's adapters +", "MMA +")
     method = OTHER_NAMES.get(record.method.name, record.method.name)
@@ -100,7 +100,7 @@ def _match(name: str, rows: Sequence[str]) -> str | None:
 
 
 def dataset_name(dataset: str) -> str:
-    """The key of a catalogue data set, by whichever of its names; another name with underscores."""
+    """The key of a catalogue data set, given any of its names; any other name in lower case with underscores."""
     known = find(dataset)
     return known.key if known else dataset.lower().replace("-", "_")
 
@@ -126,7 +126,7 @@ def printed(record: Record, block: str) -> tuple[str, Figures] | None:
     if name not in rows:
         return None
     figures = rows[name]
-    if record.protocol in TRANSFER:  # a target of other images than the paper's has no printed figure
+    if record.protocol in TRANSFER:  # a target with other images than the paper's has no printed figure
         known = {dataset_name(key): count for key, count in tested(record).items()}
         same = {k: v for k, v in figures.items() if k in {"imagenet", "average"} or known.get(k) == TEST_IMAGES[k]}
         figures = same if len(same) == len(figures) else {k: v for k, v in same.items() if k != "average"}
@@ -149,7 +149,7 @@ def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) 
 
 
 def _implied(protocol: str, block: str, name: str, row: Figures) -> Iterator[tuple[str, str, float]]:
-    """(figure, what it should be, its value) by the other figures that are printed."""
+    """(figure, what it should be, that value) according to the other printed figures."""
     if protocol in TRANSFER:
         targets = [value for key, value in row.items() if key not in {"imagenet", "average"}]
         yield "average", f"the mean of its {len(targets)} printed targets", fmean(targets)
@@ -163,7 +163,7 @@ def _implied(protocol: str, block: str, name: str, row: Figures) -> Iterator[tup
 
 @dataclass(frozen=True)
 class Claim:
-    """A printed figure and the records that measure it. datasets: all that it is about, or a mean over."""
+    """A printed figure and the records that measure it. datasets: the one it is for, or those it averages over."""
 
     table: str
     row: str
@@ -212,7 +212,7 @@ def check(
 
 
 def _renamed(record: Record) -> Record:
-    """Its data sets by the names of the catalogue."""
+    """The record with its data sets named as in the catalogue."""
     scores = [s.model_copy(update={"name": dataset_name(s.name)}) if s.data else s for s in record.scores]
     task = replace(record.task, data=dataset_name(record.task.data))
     return record.model_copy(update={"task": task, "scores": tuple(scores)})
@@ -233,7 +233,7 @@ def _claims(groups: Sequence[Group]) -> Iterator[Claim]:
 
 
 def _ours(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, list[Record]]]:
-    """Our methods that a printed row is about, each group's by itself; no records when there are none."""
+    """(row, records) for each of our methods that a printed row is about, by group; without records if none was run."""
     found: dict[str, list[Record]] = {}
     for group in groups:
         for record in group.records:

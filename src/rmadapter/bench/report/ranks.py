@@ -1,7 +1,7 @@
-"""Many methods over data sets: mean ranks, Friedman's test, and every pair by Wilcoxon's signed ranks.
+"""Compare many methods over data sets: mean ranks, Friedman's test, and Wilcoxon's signed-rank test of every pair.
 
-After Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006. Whether two methods differ is
-asked of their own figures and not of mean ranks, which depend on the other methods (Benavoli et al., JMLR 2016).
+After Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006. Two methods are compared by
+their own figures, not by mean ranks, which depend on the other methods (Benavoli et al., JMLR 2016).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Figures: TypeAlias = "Mapping[str, Mapping[tuple[str, int, int, str], float]]"  
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """k methods on n data sets, the one of the best mean rank first; 1 is the best, and ties share the mean of theirs.
+    """k methods on n data sets, best mean rank first. Rank 1 is the best, and ties share the mean of their ranks.
 
     values: [n, k], means over seeds. ranks: [n, k]. chi2, p: Friedman's. holm: [k, k], symmetric, p of each pair,
-    corrected for the number of pairs; 1 on the diagonal. left_out: data sets and methods that are not in it.
+    corrected for the number of pairs; 1 on the diagonal. left_out: data sets and methods that are not compared.
     """
 
     labels: tuple[str, ...]
@@ -40,12 +40,12 @@ class Ranks:
 
     @property
     def mean(self) -> list[float]:
-        """Of each method's ranks."""
+        """The mean rank of each method."""
         return [float(column.mean()) for column in self.ranks.T]
 
     @property
     def half_widths(self) -> list[float]:
-        """Of the 95 % interval of each mean rank, by Student's t over data sets."""
+        """Half width of the 95 % interval of each mean rank, by Student's t over data sets."""
         return [half_width(column) or 0.0 for column in self.ranks.T]
 
     @property
@@ -54,11 +54,11 @@ class Ranks:
 
     @property
     def least(self) -> float:
-        """The smallest corrected p that so few data sets can give so many pairs: all differences have one sign."""
+        """The smallest corrected p that so few data sets and so many pairs allow: all differences have one sign."""
         return min(1.0, self.pairs * 2.0 ** (1 - len(self.values)))
 
     def against(self, one: int, other: int) -> str:
-        """Data sets on which one is better, level and worse; and ahead or behind, where the corrected test says so."""
+        """On how many data sets `one` is better, level, worse; and ahead or behind, if the corrected test says so."""
         from scipy.stats import rankdata
 
         d = self.values[:, one] - self.values[:, other]
@@ -68,7 +68,7 @@ class Ranks:
         return f"{told} {'ahead' if (np.sign(d) * rankdata(abs(d))).sum() > 0 else 'behind'}"
 
     def level(self) -> list[tuple[int, int]]:
-        """(first, last) of the longest runs of methods, no two of which are shown to differ; none of one method."""
+        """(first, last) of the longest runs of two or more methods in which no two are shown to differ."""
         runs: list[tuple[int, int]] = []
         for first in range(len(self.labels)):
             last = first
@@ -80,8 +80,8 @@ class Ranks:
 
 
 def ranked(rows: Mapping[str, Sequence[Record]], metric: str) -> Ranks | None:
-    """The largest block of data sets and methods without a gap. Each data set counts once, with the mean over those
-    seeds and images that all of these methods have; of "average", each target is a data set.
+    """Rank the largest block of data sets and methods without gaps. Each data set counts once, with the mean over the
+    seeds and images that all of these methods have; for "average", each target is a data set.
 
     None for fewer than three methods or four data sets.
     """
@@ -99,7 +99,7 @@ def ranked(rows: Mapping[str, Sequence[Record]], metric: str) -> Ranks | None:
 
 
 def compare(labels: Sequence[str], values: np.ndarray, left_out: Sequence[str] = ()) -> Ranks:
-    """values: [n, k], larger is better, of n data sets and k > 2 methods."""
+    """Rank k > 2 methods on n data sets. values: [n, k], larger is better."""
     from scipy.stats import friedmanchisquare, rankdata, wilcoxon
 
     values = np.round(values, 9)  # accuracies are ratios of counts: what differs by rounding alone is a tie
@@ -126,8 +126,7 @@ def _figures(records: Sequence[Record], metric: str) -> Figures:
 
 
 def _block(found: Mapping[str, Figures]) -> tuple[list[str], list[str]]:
-    """Methods and data sets without a gap: of all numbers of methods that a data set may be asked to have, the one that
-    gives the most cells."""
+    """Methods and data sets without gaps. The least number of methods per data set is the one that gives most cells."""
     counts = Counter(name for figures in found.values() for name in figures)
     blocks = []
     for least in sorted({*counts.values()}):
@@ -137,7 +136,7 @@ def _block(found: Mapping[str, Figures]) -> tuple[list[str], list[str]]:
 
 
 def to_table(found: Ranks, name: str, figure: str, first: str, facts: str) -> Table:
-    """Mean ranks, and each method against each other one. first: heads the column of methods."""
+    """Mean ranks, and each method against every other. first: heading of the column of methods."""
     n, k = found.values.shape
     lines = [
         Row(label, (Cell(rank, half), *(Cell("" if i == j else found.against(i, j)) for j in range(k))))

@@ -1,4 +1,4 @@
-"""Records read back, each experiment counted once; what is no record, or unlike the others, is left out and named."""
+"""Read records back. Each experiment counts once; what is no record, or unlike the others, is left out with a note."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rmadapter.errors import UserError
 from rmadapter.files import read_text, user_path
 from rmadapter.record import Record, parse_record
 
-SUMMARY = "report.json"  # the report's own file, no record and no foreign file either
+SUMMARY = "report.json"  # the report's own file: neither a record nor worth a note
 
 Cell = tuple[Any, ...]
-Finished = dict[Cell, tuple[str, Record]]  # by cell: where it stands, and what it says
+Finished = dict[Cell, tuple[str, Record]]  # by cell: where the record was found, and the record
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def read_records(results: Path) -> Results:
     """The records of a file of lines, or of every *.json and *.jsonl below a folder.
 
     What is no record is left out with a note, and so is a run tested on other images, or with other settings, than most
-    of its like; of two finished records of one cell the later counts, with a note. Raises UserError where nothing is.
+    of its kind; of two finished records of one cell the later counts, with a note. Raises UserError without records.
     """
     found: list[tuple[str, Record]] = []
     notes = []
@@ -58,16 +58,16 @@ def read_records(results: Path) -> Results:
             late, early = sorted([old, (where, record)], key=lambda pair: pair[1].finished, reverse=True)  # ISO, UTC
             finished[cell(record)] = late
             notes.append(f"{early[0]}: {late[0]} is the same experiment, finished later or first in order; left out")
-    # A failure that was repeated with success since is history.
+    # A failure that has since been repeated with success does not count.
     unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in finished}
     notes += _tested_elsewhere(finished) + _set_otherwise(finished)
-    # In an order of their own, so that the same records give the same report wherever they were found.
+    # Sorted, so that the same records give the same report wherever they were found.
     done = sorted((record for _, record in finished.values()), key=cell)
     return Results(done, sorted(unfinished.values(), key=cell), notes)
 
 
 def _tested_elsewhere(finished: Finished) -> list[str]:
-    """Takes out each record that was tested on other images than most of its data set; a note on each."""
+    """Remove each record that was tested on other images than most of its data set, and return a note on it."""
     sets: dict[Any, dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for key, (_, record) in finished.items():
         for score in record.scores:
@@ -80,9 +80,9 @@ def _tested_elsewhere(finished: Finished) -> list[str]:
 
 
 def _set_otherwise(finished: Finished) -> list[str]:
-    """Takes out each record that has other settings than most of its row; a note on each.
+    """Remove each record that has other settings than most of its row, and return a note on it.
 
-    Variants differ by design; a setting that one of them lacks, as another version wrote it, is no difference.
+    Variants are kept: they differ by design. A setting that a record lacks, as of another version, is no difference.
     """
     rows: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for key, (_, record) in finished.items():
@@ -106,13 +106,13 @@ def _set_otherwise(finished: Finished) -> list[str]:
 
 
 def _fewer(sides: Mapping[str, list[Cell]]) -> tuple[list[Cell], Cell]:
-    """The keys of all sides but the largest, and one of that; among sides of one size their names decide."""
+    """The keys of all sides but the largest, and one key of that; names decide between sides of the same size."""
     *fewer, most = sorted(sides, key=lambda side: (len(sides[side]), side))
     return [key for side in fewer for key in sides[side]], sides[most][0]
 
 
 def lines(results: Path) -> Iterator[tuple[str, str]]:
-    """(where it stands, text) of all that may be a record."""
+    """(where it was found, text) of everything that may be a record."""
     if not user_path(results).exists():
         raise UserError(f"{results}: not found; give the folder that `rmadapter bench ... --out` wrote, or its records")
     paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
@@ -132,7 +132,7 @@ def lines(results: Path) -> Iterator[tuple[str, str]]:
 
 
 def fault(record: Record) -> str:
-    """Why a record is none of the bench's, if so."""
+    """Why a record is not one of the bench's; empty if it is."""
     if record.protocol not in PROTOCOLS:
         return f"a run of {record.protocol!r}, which is not a protocol of the bench"
     needed = "all" if record.protocol in ("few-shot", *TRANSFER) else "base"

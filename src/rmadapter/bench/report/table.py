@@ -1,4 +1,4 @@
-"""A table as a value, and the same value as Markdown, LaTeX (booktabs) and CSV."""
+"""A table as a value, and its Markdown, LaTeX (booktabs) and CSV."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """Two decimals; whole numbers with separated thousands."""
+        """Two decimals; whole numbers with thousands separators."""
         if self.value is None:
             return NOTHING
         if isinstance(self.value, str):
@@ -40,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """paper: the figures are printed ones, not measured here. note: what is incomplete about the row."""
+    """A labelled row. paper: its figures are the paper's, not measured here. note: what is incomplete about it."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files and labels. columns: the first heads the labels. facts: what it takes to repeat it."""
+    """A table. name: of its files and labels. columns: the first heads the row labels. facts: needed to repeat it."""
 
     name: str
     title: str
@@ -65,9 +65,9 @@ class Table:
 
 
 def mark_best(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The largest measured figure of each column marked, and those that print the same; none in a column of one.
+    """Mark the largest measured figure of each column, and those that print the same; none in a column of one.
 
-    Incomplete rows and the paper's take no part: they were not measured on the same runs.
+    Incomplete rows and the paper's rows are not compared: they were not measured on the same runs.
     """
     judged = [row for row in rows if not row.paper and not row.note]
     best: list[float | None] = []
@@ -133,7 +133,7 @@ def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -
 
 
 def to_csv(table: Table) -> str:
-    """One line a row; a column that has intervals is followed by one with their half widths."""
+    """One line per row; a column with intervals is followed by one with their half widths."""
     columns: dict[str, list[str]] = {
         inert(table.columns[0]): [inert(row.label) for row in table.rows],
         "source": ["paper" if row.paper else "measured" for row in table.rows],

@@ -34,8 +34,8 @@ COST_NOTE = (
 
 @dataclass(frozen=True)
 class Column:
-    """A figure in a table. metric: as `average` takes it. shots: of few-shot, which has a column for each number.
-    printed: what the paper's figure is called."""
+    """A column of figures. metric: as `average` takes it. shots: for few-shot, which has a column per number of shots.
+    printed: name of the paper's figure."""
 
     head: str
     metric: str
@@ -46,7 +46,7 @@ class Column:
         return [record for record in records if self.shots in (None, record.task.shots)]
 
     def cell(self, records: Sequence[Record], datasets: Sequence[str], seeds: Sequence[int] | None = None) -> Cell:
-        """seeds: None for those that are there."""
+        """The average. seeds: None for all there are."""
         mine = [record for record in self.of(records) if record.task.data in datasets]
         return average(mine, self.metric, datasets, _seeds(mine) if seeds is None else seeds)
 
@@ -56,7 +56,7 @@ AVERAGES = (*HALVES[:2], Column(HM_OF_MEANS, HM_OF_MEANS, printed="hm"), Column(
 
 
 def columns_of(group: Group) -> tuple[Column, ...]:
-    """What is measured in a group and compared in pairs."""
+    """The figures that are measured in a group and compared in pairs."""
     if group.protocol == "few-shot":
         shots = sorted({record.task.shots for record in group.records})
         return tuple(Column(f"{k} shot{'' if k == 1 else 's'}", "all", k) for k in shots)
@@ -64,7 +64,7 @@ def columns_of(group: Group) -> tuple[Column, ...]:
 
 
 def reference(rows: Rows) -> str | None:
-    """The row that the others are compared with: RMAdapter as it is, else the first."""
+    """The row that the others are compared with: unchanged RMAdapter, else the first."""
     full = [label for label in rows if label == "RMAdapter" or label.endswith("(RMAdapter)")]
     own = [label for label, records in rows.items() if records[0].method.name == "rmadapter" and not records[0].variant]
     return next(iter([*own, *full, *rows]), None)
@@ -87,7 +87,7 @@ def _means(
     group: Group, title: str, columns: Sequence[Column], datasets: Sequence[str], seeds: Sequence[int] | None = None,
     block: str | None = None, notes: Sequence[str] = (),
 ) -> Table:  # fmt: skip
-    """A row for each method or variant. seeds: None for all of a row's own. block: of the paper's figures."""
+    """A table of a row per method or variant. seeds: None for each row's own. block: of the paper's figures."""
     lines: list[Row] = []
     block = paper.dataset_name(datasets[0]) if block is None else block
     comparable = entries(alike(group.records))
@@ -108,7 +108,7 @@ def _means(
 
 
 def _missing(records: Sequence[Record], columns: Sequence[Column], seeds: Sequence[int]) -> str:
-    """Which of the seeds a row lacks on one data set."""
+    """A note on the seeds that a row lacks on one data set."""
     have = {column.shots: len(_seeds(column.of(records))) for column in columns}
     short = [shots for shots, count in have.items() if count < len(seeds)]
     if not short:
@@ -140,7 +140,7 @@ def average_title(datasets: Sequence[str], seeds: Sequence[int]) -> str:
 
 
 def left_out(group: Group) -> list[str]:
-    """What an average does not contain, since not every row has it."""
+    """A note on what an average leaves out because not every row has it."""
     datasets, seeds = complete(entries(group.records))
     sets = [dataset for dataset in group.datasets if dataset not in datasets]
     missing = [str(seed) for seed in group.seeds if seed not in seeds] if datasets else []
@@ -201,14 +201,14 @@ def _pairs(group: Group) -> list[Table]:
 
 
 def differences(rows: Rows, first: str, column: Column) -> dict[str, Paired]:
-    """Of one row to each other one that it has pairs with, tested together."""
+    """Differences of one row to every other that it has pairs with, tested together."""
     others = {label: column.of(records) for label, records in rows.items() if label != first}
     found = {label: paired(column.of(rows[first]), records, column.metric) for label, records in others.items()}
     return corrected({label: pair for label, pair in found.items() if pair is not None})
 
 
 def rankings(group: Group) -> dict[Column, Ranks]:
-    """Of each figure for which enough methods and data sets are there."""
+    """Ranks in each figure that has enough methods and data sets."""
     rows = entries(alike(group.records))
     columns = columns_of(group) if group.compared else ()
     found = {c: ranked({label: c.of(records) for label, records in rows.items()}, c.metric) for c in columns}
@@ -224,7 +224,7 @@ def _ranks(group: Group) -> list[Table]:
 
 
 def _other_images(group: Group) -> list[str]:
-    """Runs that a reader would take for pairs, and that were trained on other images."""
+    """Notes on runs that look like pairs but were trained on different images."""
     digests: dict[tuple[str, int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for label, records in entries(group.records).items():
         for record in records:
@@ -268,7 +268,7 @@ def first_column(group: Group) -> str:
 
 
 def facts(group: Group, records: Sequence[Record]) -> str:
-    """Seeds, shots, backbone, images tested and time: what stands under every table."""
+    """Seeds, shots, backbone, images tested and time: the line under every table."""
     images: dict[str, dict[str, int]] = defaultdict(dict)  # of each set, by the data trained on
     for record in records:
         for name, count in tested(record).items():

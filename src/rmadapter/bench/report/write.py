@@ -66,14 +66,14 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
         "records.jsonl": "".join(record.line() for record in sorted([*found.finished, *found.unfinished], key=cell)),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
     }
-    with alone(out):  # two at once would leave files of both
+    with alone(out):  # two at once would mix their files
         for name, text in files.items():
             write_text(out / name, text)
     return summary
 
 
 def _alone(figure: Figure) -> str:
-    """As a file of its own, which has no page behind it."""
+    """The SVG as a file of its own, with a background, as there is no page behind it."""
     return figure.svg.replace("<svg", '<svg style="background:#fff"', 1)
 
 

@@ -1,4 +1,4 @@
-"""`rmadapter app`: a page on which somebody who writes no code makes a classifier.
+"""`rmadapter app`: a page for making a classifier without writing code.
 
-site.py speaks HTTP, session.py is what one visitor does, and jobs.py runs the very commands that the command line has.
+site.py speaks HTTP, session.py does what one visitor asks for, and jobs.py runs commands of the command line.
 """

@@ -1,4 +1,4 @@
-"""The verb `app`; every import that costs time waits for it."""
+"""The command `app`; slow imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def app(
 
 
 def check_extra() -> None:
-    """Raises UserError where the extra is missing."""
+    """Raises UserError if the extra is not installed."""
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise UserError(f"app needs {', '.join(missing)}; run `pip install 'rmadapter[app]'`")
 
 
 def checked(option: str, words: Sequence[str], form: re.Pattern[str], example: str) -> Sequence[str]:
-    """Raises UserError for a word of another form."""
+    """The words. Raises UserError for one of another form."""
     for word in words:
         if not form.fullmatch(word):
             raise UserError(f"{option} {quoted(word)}: write it as {example}, with nothing before or after")
@@ -94,7 +94,7 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(site: Starlette, door: socket.socket) -> None:
-    """Until somebody ends it; what was written for visitors is then gone."""
+    """Serve until stopped; what was written for visitors is then deleted."""
     import uvicorn
 
     settings = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, proxy_headers=False,

@@ -1,4 +1,4 @@
-"""Who may come in: a browser that was sent here by name or number, and by no other site."""
+"""Which requests are served: those to a known host name or an IP address, and not from another site's page."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ADDED = {
 def refusal(method: str, host: str, origin: str | None, names: Collection[str]) -> str:
     """Why a request is not served, or "".
 
-    host, origin: its headers. names: what this server may be called besides "localhost" and any number. A site that
-    lets its own name lead to this machine (DNS rebinding) is told by the name; one whose page sends something here
-    (CSRF), by the origin.
+    host, origin: its headers. names: host names of this server besides "localhost" and any IP address. The host
+    reveals a site that points its own name at this machine (DNS rebinding), the origin one whose page sends something
+    here (CSRF).
     """
     name = _part(f"//{host}", "hostname")
     if name not in names and name != "localhost" and not _is_number(name):
@@ -37,7 +37,7 @@ def refusal(method: str, host: str, origin: str | None, names: Collection[str]) 
 
 
 def _part(address: str, name: str) -> str:
-    """Of an address as a browser should send it; "" where that makes no sense."""
+    """A part of an address that a browser sent, such as "hostname"; "" if malformed."""
     try:
         return getattr(urlsplit(address), name) or ""
     except ValueError:
@@ -53,7 +53,7 @@ def _is_number(name: str) -> bool:
 
 
 class Doors:
-    """An application behind them; its answers say what a browser must not do with them. names: as `refusal` has it.
+    """An application behind `refusal`; headers of its answers forbid things to browsers. names: as in `refusal`.
     frames: origins of the pages that may show it in a frame."""
 
     def __init__(self, app: ASGIApp, names: Collection[str] = (), frames: Collection[str] = ()) -> None:

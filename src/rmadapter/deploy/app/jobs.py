@@ -1,7 +1,7 @@
-"""Commands of the command line, each in a process of its own, one after the other.
+"""Run commands of the command line one after the other, each in its own process.
 
-A page can thus do nothing that the command line does not do, and says what that says; and whatever is stopped, or runs
-out of memory, takes nothing else with it.
+So the page can do only what the command line does, and says the same; and a job that is stopped, or runs out of memory,
+takes nothing else down.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Any, Literal
 
 from rmadapter.errors import UserError
 
-SURROUNDINGS = {"RMADAPTER_OFTEN": "1", "PYTHONSAFEPATH": "1"}  # no code from the folder that it starts in
+SURROUNDINGS = {"RMADAPTER_OFTEN": "1", "PYTHONSAFEPATH": "1"}  # safe: no imports from its working directory
 COMMAND = (sys.executable, "-m", "rmadapter")
 LINE = re.compile(
     r"(?P<what>[^:]+): (?P<done>[\d,]+)(?: of (?P<total>[\d,]+))?(?:, (?P<left>[1-9][\d,]* (?:s|min) left))?(?:, .*)?"
 )
-# What a bar is called, for those who write no code.
+# Plain names of progress bars, for those who write no code.
 PLAIN = {"frozen activations": "looking at the images", "training": "learning from them"}
-LAST = 30  # lines of a process that ended as none should, for the terminal
-PATIENCE = 10  # seconds in which a process may end by itself
+LAST = 30  # last lines of a process that crashed, for the terminal
+PATIENCE = 10  # seconds for a process to end by itself
 
 
 @dataclass(eq=False)
 class Job:
-    """words: of the command. home: the folder that it is started in. out: what it writes there, which goes unless it
-    ends well. then: what is done when it has ended well, before the job counts as done."""
+    """words: of the command. home: its working directory. out: what it writes there, deleted unless it succeeds. then:
+    called if it succeeds, before the job counts as done."""
 
     what: str
     words: Sequence[str]
@@ -53,7 +53,7 @@ class Job:
         return self.state in ("done", "failed", "stopped")
 
     def hear(self, line: str) -> None:
-        """What the process says on stderr: how far it is, or a note."""
+        """Read a line of the process's stderr: its progress, or a note."""
         kind, _, text = line.partition(": ")
         if kind == "note":
             self.notes.append(text)
@@ -62,12 +62,12 @@ class Job:
         elif found := LINE.fullmatch(line):
             done, total = (int((found[name] or "0").replace(",", "")) for name in ("done", "total"))
             what, under_way = PLAIN.get(found["what"], found["what"]), done < total and ", 0 s left" not in line
-            self.share = done / total if under_way else None  # what comes next has not said a word yet
+            self.share = done / total if under_way else None  # the next step has not reported yet
             self.told = f"{what}: {found['left']}" if found["left"] else what
 
 
 class Jobs:
-    """A line of jobs, of which the first is at work."""
+    """A queue of jobs, of which the first is running."""
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="rmadapter-app")
@@ -81,12 +81,12 @@ class Jobs:
         self._worker.submit(self._do, job)
 
     def place(self, job: Job) -> int:
-        """How many jobs are before it; 0 once it is at work."""
+        """How many jobs are ahead of it; 0 once it is running."""
         with self._lock:
             return self._line.index(job) if job in self._line else 0
 
     def stop(self, job: Job) -> None:
-        """Whatever it had written is removed; one that has ended is too late to stop."""
+        """Stop a job, and remove what it wrote; one that has ended stays as it is."""
         with self._lock:
             if job.state == "waiting":
                 self._line.remove(job)
@@ -96,7 +96,7 @@ class Jobs:
                 job.state = "stopped"
 
     def close(self) -> None:
-        """Stop all of them."""
+        """Stop all jobs."""
         for job in [*self._line]:
             self.stop(job)
         self._worker.shutdown()
@@ -146,7 +146,7 @@ def _start(job: Job) -> subprocess.Popen[str]:
 
 
 def _listen(process: subprocess.Popen[str], job: Job) -> tuple[int, Sequence[str]]:
-    """Exit code and last lines."""
+    """Follow a process to its end: its exit code and last lines."""
     lines: deque[str] = deque(maxlen=LAST)
     assert process.stderr is not None
     with process.stderr:
@@ -161,7 +161,7 @@ def _listen(process: subprocess.Popen[str], job: Job) -> tuple[int, Sequence[str
 
 
 def _reason(code: int, lines: Sequence[str]) -> str:
-    """The sentence that the command line ends with."""
+    """Why a command failed: its own last message, or what its exit code means."""
     if code == 2 and (said := [line for line in lines if line.startswith("rmadapter: ")]):
         return said[-1].removeprefix("rmadapter: ")
     print("\n".join(lines), file=sys.stderr)

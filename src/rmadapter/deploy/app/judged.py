@@ -1,4 +1,4 @@
-"""What a run is worth, as the page shows it: before and after, doubts, and the images that it gets wrong."""
+"""How good a run is, as the page shows it: before and after, doubts, and the images that it gets wrong."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rmadapter.panel import thumbnail, thumbnails_of
 from rmadapter.predictions import Predictions, read_predictions
 from rmadapter.record import Rates, Record, read_record
 
-MOST = 24  # wrong images that are shown
+MOST = 24  # wrong images shown
 
 
 def its_record(run: Path, home: Path) -> Record | None:
-    """The record of a run, whose data is found from a folder on; None of a model that was saved by itself."""
+    """The record of a run, its data path taken relative to `home`; None for a model that was saved by itself."""
     if not (run / RECORD).is_file():
         return None
     record = read_record(run / RECORD)
@@ -27,7 +27,7 @@ def its_record(run: Path, home: Path) -> Record | None:
 
 
 def judged(run: Path, home: Path) -> dict[str, Any] | None:
-    """home: the folder that the command was started in. Rates are in percent. None for what was never judged.
+    """What the page shows of a run, rates in percent; None for a model without record. home: where its command ran.
 
     Raises UserError for a damaged run.
     """
@@ -58,7 +58,7 @@ def _rates(row: Rates, title: str) -> dict[str, Any]:
 
 
 def wrong(found: Predictions, thumbnails: dict[tuple[int, str], str]) -> dict[str, Any]:
-    """The images that the model gets wrong, those that it is surest about first."""
+    """The images that the model gets wrong, the most confident mistakes first."""
     rows = np.flatnonzero(~found.right[1])
     rows = rows[np.argsort(-found.answer.probability[rows], kind="stable")]
     shown = [

@@ -1,4 +1,4 @@
-"""What comes and goes as files: copies of runs, also of those that anybody may have made, and zips."""
+"""Files in and out: copies of runs, including untrusted ones, and zips."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rmadapter.sums import SUMS, check_sums, write_sums
 
 
 def copy_run(run: Path, out: Path, foreign: bool = False) -> None:
-    """What a run consists of, into a new folder. foreign: anybody may have made it, as `keep_within` has it.
+    """Copy the files of a run into a new folder. foreign: it is untrusted, so `keep_within` is applied.
 
-    Raises UserError for a damaged one that is foreign.
+    Raises UserError for a foreign run that is damaged.
     """
     out.mkdir(parents=True)
     for file in {*RUN_FILES, SUMS, "classnames.json"} - ({GROWN} if foreign else set()):
@@ -31,9 +31,9 @@ def copy_run(run: Path, out: Path, foreign: bool = False) -> None:
 
 
 def keep_within(run: Path) -> None:
-    """Let a run name no other images of this machine than those that came with it: the page would show them.
+    """Let a run name only images that came with it: the page would show any others of this machine.
 
-    Raises UserError for a damaged one.
+    Raises UserError for a damaged run.
     """
     check_sums(run)
     if not (run / RECORD).is_file():
@@ -49,7 +49,7 @@ def keep_within(run: Path) -> None:
 
 
 def pack(path: Path, folder: Path, name: str, more: Mapping[str, Path]) -> None:
-    """Write a zip of a folder's files below `name`, and of more files by the names that they get. Atomic."""
+    """Write a zip, atomically, of a folder's files below `name`, and of more files by their names in the zip."""
     files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
     inside = {f"{name}/{file.name}": file for file in files} | dict(more)
     with atomic(path, sync=False) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -36,8 +36,8 @@ NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 
 @dataclass(eq=False)
 class Shared:
-    """What all visitors have in common. runs: a folder of runs that any of them may open. lock: of the backbone, which
-    answers one of them at a time."""
+    """What all visitors share. runs: a folder of runs that any of them may open. lock: of the backbone, which serves
+    one visitor at a time."""
 
     backbone: Backbone
     jobs: Jobs
@@ -52,14 +52,14 @@ class Shared:
 
 
 class Base(NamedTuple):
-    """A run that learns more from images that are not here. data: where they lie; "" for nobody knows."""
+    """An opened run, whose own images are not on the shelf. data: where they are, "" if unknown."""
 
     run: Path
     data: str
 
 
 class Session:
-    """Every method raises UserError, with the sentence that the page shows, and then leaves all as it was."""
+    """One visitor's work. Methods raise UserError with a message for the page, and then leave everything as it was."""
 
     def __init__(self, folder: Path, shared: Shared) -> None:
         self.folder, self.shared, self.shelf = folder, shared, Shelf(folder)
@@ -68,11 +68,11 @@ class Session:
         self.base: Base | None = None
         self.job: Job | None = None
         self.exports: dict[str, Path] = {}  # by target
-        self.lock = threading.RLock()  # a browser may ask for several things at once
+        self.lock = threading.RLock()  # a browser may send several requests at once
         self._count = 0
 
     def state(self) -> dict[str, Any]:
-        """All that the page shows but images."""
+        """Everything that the page shows except images."""
         with self.lock:
             job, saved, run = self.job, self.saved, self.run
             return {
@@ -96,7 +96,7 @@ class Session:
     # Images and runs
 
     def take_zip(self, archive: Path) -> dict[str, Any]:
-        """Of images in class folders, or of a run that the page gave; a sentence for each image that is left out."""
+        """Take a zip of class folders, or of a run from this page; "bad" has a sentence for each image left out."""
         with self.lock:
             self._idle()
             where = self._new("unpacked")
@@ -105,8 +105,7 @@ class Session:
                 run = next((path for path in (inside, inside / "model") if (path / MODEL).is_file()), None)
                 if run is None:
                     return {"opened": "", "bad": self.shelf.take_folder(inside)}
-                self._open(run, "", foreign=True)
-                return {"opened": archive.stem, "bad": self._take_back(inside)}
+                return {"opened": archive.stem, "bad": self._take_back(run, inside)}
             except UserError as error:
                 told = str(error).replace(f"{archive}", archive.name)
                 raise UserError(told.replace(f"{where}", archive.name)) from None
@@ -114,15 +113,21 @@ class Session:
                 shutil.rmtree(where, ignore_errors=True)
                 archive.unlink(missing_ok=True)
 
-    def _take_back(self, inside: Path) -> list[str]:
-        """The images that the zip of a run holds."""
+    def _take_back(self, run: Path, inside: Path) -> list[str]:
+        """Open the run of a zip, and take the images beside it, if there are any."""
+
+        def start() -> None:
+            self._open(run, "", foreign=True)
+
         if not (inside / IMAGES).is_file() or (inside / MODEL).is_file():
+            start()
             return []
+        bad = self.shelf.take_folder(inside, start)
         self.base = None
-        return self.shelf.take_folder(inside)
+        return bad
 
     def open(self, name: str) -> None:
-        """One of the server's own runs, a copy of it."""
+        """Open a copy of one of the server's own runs."""
         with self.lock:
             self._idle()
             there = self.shared.listed()
@@ -132,7 +137,7 @@ class Session:
             self._open(there[name], str(user_path(record.task.data).absolute()) if record else "")
 
     def _open(self, run: Path, data: str, foreign: bool = False) -> None:
-        """foreign: anybody may have made it."""
+        """Open a copy of a run, and clear the shelf. data: as in `Base`. foreign: the run is untrusted."""
         out = self._new("model")
         try:
             copy_run(run, out, foreign)
@@ -146,7 +151,7 @@ class Session:
     # Models
 
     def train(self, method: str) -> None:
-        """On all images that are here; an opened run goes on with its own method."""
+        """Train on all images on the shelf; an opened run goes on with its own method."""
         with self.lock:
             if method not in METHODS:
                 raise UserError(f"unknown method {quoted(method)}{nearest(method, METHODS)}")
@@ -161,7 +166,7 @@ class Session:
             self._start("Training", [*words, "--shots", "0"], out, lambda: self._take(out))
 
     def use_names(self) -> None:
-        """A classifier of the classes by their names alone; nothing is trained."""
+        """Make a zero-shot classifier from the class names alone; nothing is trained."""
         with self.lock:
             self._idle()
             called = prompt_names([*self.shelf.classes])
@@ -176,7 +181,7 @@ class Session:
             self.base = None
 
     def add(self, names: Sequence[str]) -> None:
-        """Classes that the model is to answer by name alone."""
+        """Add classes to the model by name alone."""
         with self.lock:
             self._idle()
             saved, out = self._model(), self._new("model")
@@ -187,7 +192,7 @@ class Session:
             self._take(out)
 
     def ask(self, image: Path, name: str) -> list[dict[str, Any]]:
-        """What the model says of an image, the most probable class first. name: that its owner gave it."""
+        """Classes and probabilities of an image, most probable first. name: what its owner called it."""
         saved = self._model()
         try:
             with self.shared.lock:
@@ -214,7 +219,7 @@ class Session:
         return self.run / PAGE
 
     def export(self, to: str) -> None:
-        """The model as a folder that answers without this package."""
+        """Export the model, in a job, to a folder that answers without this package."""
         with self.lock:
             if to not in TARGETS:
                 raise UserError(f"unknown target {quoted(to)}{nearest(to, TARGETS)}")
@@ -225,7 +230,7 @@ class Session:
             self._start("Exporting", ["export", self.run.name, "--to", to], out, lambda: self.exports.update({to: out}))
 
     def zipped(self, what: str) -> Path:
-        """A file with "model", the same with "images", or an export by its target."""
+        """A zip of the "model", of the model with its "images", or of an export by its target."""
         with self.lock:
             self._model()
             assert self.run is not None

@@ -1,4 +1,4 @@
-"""The images that one visitor has brought, class by class: bounded, decoded once, and under names of ours."""
+"""The images of one visitor by class: limited in number and size, decoded once as a check, and renamed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +23,13 @@ from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.files import write_text
 
 IMAGES, FILES = "images.csv", "files"
-MOST_IMAGES, MOST_BYTES, MOST_CLASSES = 20_000, 4_000_000_000, 1_000  # of one visitor
+MOST_IMAGES, MOST_BYTES, MOST_CLASSES = 20_000, 4_000_000_000, 1_000  # per visitor
 MOST_ZIP = 2_000_000_000  # bytes, packed or not
 LONGEST = 100  # characters of a class's name
 
 
 class Shot(NamedTuple):
-    """file: relative to the visitor's folder. split: "train", "val", "test", or "" where the images came without. size:
-    in bytes."""
+    """file: relative to the visitor's folder. split: "train", "val", "test", or "" if not given. size: in bytes."""
 
     file: str
     split: str = ""
@@ -38,20 +37,20 @@ class Shot(NamedTuple):
 
 
 class Shelf:
-    """folder: of the visitor, where the images lie in `FILES` and their list is written as `IMAGES`."""
+    """folder: the visitor's, with the images in `FILES`, and their list in `IMAGES` once written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.classes: dict[str, list[Shot]] = {}  # by label, in the order in which they came
+        self.classes: dict[str, list[Shot]] = {}  # by label, in order of arrival
         self._count = self._bytes = 0
 
     def __len__(self) -> int:
         return sum(map(len, self.classes.values()))
 
     def add_class(self, written: str) -> str:
-        """The label of a class, which is the one that is there already where the two are the same in a prompt.
+        """Add a class; returns its label, or that of a class that is there already and is the same in a prompt.
 
-        Raises UserError for no name, a very long one, and for too many classes.
+        Raises UserError for an empty or very long name, and for too many classes.
         """
         label = spelled(written)
         label = next((known for known in self.classes if key(known) == key(label)), label)
@@ -61,7 +60,7 @@ class Shelf:
         return label
 
     def remove(self, label: str) -> None:
-        """A class with its images. Raises UserError where there is none."""
+        """Remove a class with its images. Raises UserError if there is none."""
         if label not in self.classes:
             raise UserError(f"{quoted(label)}: no such class")
         for shot in self.classes.pop(label):
@@ -73,9 +72,9 @@ class Shelf:
             self.remove(label)
 
     def take(self, path: Path, label: str, name: str, split: str = "") -> None:
-        """An image from a file, which is moved here. name: that its owner gave it.
+        """Take an image by moving its file here. name: what its owner called it, also used in errors.
 
-        Raises UserError, naming it so, where it cannot be read, and when there are too many.
+        Raises UserError if it cannot be read, and if there are too many images or bytes.
         """
         if bad := complaint(path):
             raise UserError(bad.replace(str(path), name))
@@ -92,14 +91,16 @@ class Shelf:
         os.replace(path, self.folder / file)
         self.classes[label].append(Shot(file, split, size))
 
-    def take_folder(self, folder: Path) -> list[str]:
-        """All images of a folder of class folders, or of `IMAGES` in it; returns a sentence for each that is left out.
+    def take_folder(self, folder: Path, start: Callable[[], None] = lambda: None) -> list[str]:
+        """Take all images in class folders, or listed in `IMAGES`; returns a sentence for each that is left out.
 
-        Raises UserError as `scan_folder` and `scan_table`.
+        start: called once the folder has proved readable, before the first image is taken. Raises UserError as
+        `scan_folder` and `scan_table`.
         """
         ignored: Counter[str] = Counter()
         listed = (folder / IMAGES).is_file()
         rows = scan_table(folder / IMAGES) if listed else scan_folder(folder, ignored)
+        start()
         bad = []
         for split, some in rows.items():
             for row in some:
@@ -110,7 +111,7 @@ class Shelf:
         return [*bad, *filter(None, [ignored_note(ignored)])]
 
     def write(self) -> None:
-        """The list that `fit` reads. Raises UserError where two classes have no image to learn from."""
+        """Write the list that `fit` reads. Raises UserError if fewer than two classes have images to learn from."""
         learnt = [label for label, shots in self.classes.items() if any(shot.split in ("", "train") for shot in shots)]
         if len(learnt) < 2:
             raise UserError("give images of at least two classes: a classifier needs something to tell apart")
@@ -128,7 +129,7 @@ class Shelf:
 
 
 def spelled(written: str) -> str:
-    """A class's name without odd spaces. Raises UserError for none, a very long one, and what no tokenizer takes."""
+    """A class name without odd spaces. Raises UserError if it is empty, very long, or no text to a tokenizer."""
     label = " ".join(written.split())
     if not is_text(label) or len(label) > LONGEST:
         raise UserError(f"{quoted(label)}: a class name must be text of at most {LONGEST} characters")
@@ -142,18 +143,18 @@ def plain(name: str) -> str:
 
 
 def shown(image: Path, folder: Path, ours: bool) -> str:
-    """As its owner knows it. ours: it was called by `Shelf.take`."""
+    """The name of an image as its owner knows it. ours: whether `Shelf.take` named the file."""
     name = image.relative_to(folder).as_posix() if image.is_relative_to(folder) else image.name
     return own_name(name) if ours else name
 
 
 def own_name(file: str) -> str:
-    """What somebody called an image before `Shelf.take` did."""
+    """What an image was called before `Shelf.take` renamed it."""
     return re.sub(rf"^{FILES}/\d+-", "", file)
 
 
 def unzipped(archive: Path, folder: Path) -> Path:
-    """What a zip is about, unpacked into a folder. Raises UserError as `unpack`, and for too many members."""
+    """Unpack a zip into a folder; returns its `inner` one. Raises UserError as `unpack`, and for too many members."""
     try:
         with zipfile.ZipFile(archive) as opened:
             count = len(opened.infolist())

@@ -1,4 +1,4 @@
-"""The page and what it asks for, over HTTP. Images come one at a time as they are, all else as JSON."""
+"""The page and its requests, over HTTP. Images and zips are sent as they are, one at a time, all else as JSON."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from rmadapter.errors import UserError
 
 ASSETS = Path(__file__).parents[2] / "assets/app"
 MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
-MINUTE = 60.0  # between two looks at who has gone
+MINUTE = 60.0  # seconds between two looks for idle visitors
 ENDED = "This page was idle for too long, or the server was restarted: reload it."
-# A report may be of a run that somebody sent: it is shown, and nothing in it runs.
+# A report may come from an uploaded run: it is shown, but nothing in it may run.
 SEALED = {"Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"}
 
 
 def build(shared: Shared, hours: float = 12, names: Collection[str] = (), frames: Collection[str] = ()) -> Starlette:
-    """hours: after which what somebody left alone is removed. names, frames: as `doors.Doors` has them."""
+    """hours: without activity, after which a visitor's data is removed. names, frames: as in `doors.Doors`."""
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
@@ -76,11 +76,11 @@ async def _mistake(_: Request, error: Exception) -> Response:
 
 
 async def _gone(_: Request, error: Exception) -> Response:
-    """Of somebody who left in the middle of sending; nobody reads it."""
+    """The client left in the middle of sending: nobody reads this."""
     return Response(status_code=400)
 
 
-# What is asked for
+# Requests
 
 
 def _names(session: Session, wanted: dict[str, Any]) -> None:
@@ -141,14 +141,14 @@ async def _page(request: Request) -> Response:
     response = FileResponse(ASSETS / "index.html")
     if visitors.known(request.cookies.get(_cookie(request))) is None:
         number = await run_in_threadpool(visitors.welcome)
-        # By hand: Starlette writes Partitioned, without which many a browser keeps no cookie in a frame, from 3.14 on.
+        # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes it from Python 3.14 on.
         cookie = f"{_cookie(request)}={number}; HttpOnly; Path=/; SameSite={request.app.state.same_site}"
         response.headers.append("Set-Cookie", cookie)
     return response
 
 
 def _cookie(request: Request) -> str:
-    """Browsers give one port the cookies of another."""
+    """Name of the cookie, with the port: browsers send one port the cookies of another."""
     return f"rmadapter-app-{request.url.port or 80}"
 
 
@@ -178,7 +178,7 @@ async def _bounded(request: Request, most: int) -> AsyncIterator[bytes]:
 
 @contextlib.asynccontextmanager
 async def _file(request: Request, most: int) -> AsyncIterator[tuple[Session, Path, str]]:
-    """What a browser sends, as a file of the visitor, which goes unless somebody takes it; and its name."""
+    """The session, the file that a browser sends, deleted unless it is moved away, and its name."""
     session = _session(request)
     name = Path(request.query_params.get("name", "")).name or "image"
     with tempfile.TemporaryDirectory(dir=session.folder, ignore_cleanup_errors=True) as folder:

@@ -1,4 +1,4 @@
-"""Who is at the page: each browser is known by a random number in a cookie, and has a folder that nobody else sees."""
+"""Visitors of the page: a random number in a cookie identifies each browser, which has a private folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rmadapter.deploy.app.session import Session, Shared
 
-MOST = 200  # visitors; the one who was away the longest makes room for another
+MOST = 200  # visitors; the one idle the longest makes room for another
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class _Visit:
 
 
 class Visitors:
-    """root: for their folders. seconds: after which one who did nothing is forgotten. clock: in seconds."""
+    """root: of their folders. seconds: without activity, after which one is forgotten. clock: in seconds."""
 
     def __init__(self, root: Path, shared: Shared, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.root, self.shared, self.seconds, self.clock = root, shared, seconds, clock
@@ -31,7 +31,7 @@ class Visitors:
         self._lock = threading.Lock()
 
     def known(self, number: str | None) -> Session | None:
-        """Whose number it is, if anybody's."""
+        """The session of a number, or None."""
         with self._lock:
             visit = self._visits.get(number or "")
             if visit is None:
@@ -40,7 +40,7 @@ class Visitors:
             return visit.session
 
     def welcome(self) -> str:
-        """A new visitor's number; it does not tell which folder is theirs."""
+        """The number of a new visitor; it does not reveal their folder."""
         number = secrets.token_urlsafe(32)
         folder = Path(tempfile.mkdtemp(dir=self.root))
         with self._lock:
@@ -51,7 +51,7 @@ class Visitors:
         return number
 
     def forget(self, number: str) -> None:
-        """All that somebody had."""
+        """Forget a visitor, and delete their folder."""
         with self._lock:
             visit = self._visits.pop(number, None)
         if visit:
@@ -59,7 +59,7 @@ class Visitors:
             shutil.rmtree(visit.session.folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Forget those who did nothing for too long; a training that goes on is something."""
+        """Forget visitors who were idle for too long; a job that is not over keeps them."""
         for number, visit in [*self._visits.items()]:
             job = visit.session.job
             if self.clock() - visit.seen > self.seconds and (job is None or job.over):

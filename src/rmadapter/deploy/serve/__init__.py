@@ -1,17 +1,17 @@
-"""Fitted models answer over HTTP, each from one thread that is asked about images of many requests together.
+"""Serve fitted models over HTTP, each from one thread that batches images of many requests.
 
-cli        the verb
-listen     a socket, signals, and an end without lost answers
-door       who comes in, how much they may bring, what is counted
+cli        the command
+listen     socket, signals, and a shutdown that loses no answers
+door       checks keys, limits request bodies, counts requests
 routes     paths and answers
-status     a page that tells what is served, and a form to try it
-body       what a request brings
-service    models by name: images are decoded in threads, asked about, answered
+status     a page that shows what is served, with a form to try it
+body       images of a request
+service    models by name: decodes images in threads, has them answered
 batcher    the thread of one model
-served     a run or an export as that thread asks it
+served     a run or an export as that thread calls it
 cached     a run exported once for another engine
-wish       what is to be opened
-watch      a run that changes is loaded again
+wish       what to open
+watch      reloads a run that changes
 counters   what /metrics shows
-limits     how much of everything
+limits     of batches, queues and requests
 """

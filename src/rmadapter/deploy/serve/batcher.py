@@ -1,4 +1,4 @@
-"""One thread asks a model about images as they come, those of many requests together."""
+"""One thread per model answers images as they arrive, in batches from many requests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rmadapter.deploy.serve.served import Served
 
 
 class Full(Exception):
-    """As many images are waiting as may."""
+    """The queue of images is full."""
 
 
 class Row(NamedTuple):
-    """Of one image: probabilities [C], and features [e] where they were asked for."""
+    """One image's probabilities [C], and features [e] if asked for."""
 
     probabilities: np.ndarray
     features: np.ndarray | None = None
@@ -33,10 +33,10 @@ class _Item(NamedTuple):
 
 
 class Batcher:
-    """told: takes the number of images of every batch.
+    """told: called with the number of images of every batch.
 
-    All but the thread itself belongs to one thread, that of the event loop. Whoever has taken images gets their answers
-    or an error, also after `retire`, and gives them back by `release`; then the thread ends.
+    All but `_work` runs in the event loop's thread. Whoever takes images gets their answers or an error, even after
+    `retire`, and must `release` them; the thread of a retired batcher ends once all are released.
     """
 
     def __init__(self, served: Served, limits: Limits, told: Callable[[int], object] = lambda _: None) -> None:
@@ -47,7 +47,7 @@ class Batcher:
         self.thread.start()
 
     def take(self, count: int) -> None:
-        """Raises Full."""
+        """Reserve places for images. Raises Full."""
         if self.taken + count > self._limits.queue:
             raise Full
         self.taken += count
@@ -58,12 +58,12 @@ class Batcher:
             self._items.put(None)
 
     def retire(self) -> None:
-        """No more are taken; the thread ends after those that were."""
+        """Take no more images; the thread ends once all that were taken are released."""
         self.retired = True
         self.release(0)
 
     def submit(self, pixels: np.ndarray, features: bool = False) -> Future[Row]:
-        """pixels: [3, H, W] of one image that was taken."""
+        """Queue one image that was taken. pixels: [3, H, W]."""
         item = _Item(pixels, features, Future())
         self._items.put(item)
         return item.answer
@@ -75,7 +75,7 @@ class Batcher:
                 self._answer(items)
 
     def _together(self) -> list[_Item]:
-        """What has come when the time or the batch is full; nothing at the end."""
+        """Images that arrive until the wait is over or the batch is full; none at the end."""
         found: list[_Item] = []
         until = float("inf")
         while len(found) < self._limits.batch:
@@ -83,7 +83,7 @@ class Batcher:
                 item = self._items.get(timeout=max(until - time.monotonic(), 0) if found else None)
             except Empty:
                 break
-            if item is None:  # the end, behind whatever nobody waits for any more
+            if item is None:  # the end, which may follow items that nobody waits for any more
                 if found:
                     self._items.put(None)
                 break
@@ -93,7 +93,7 @@ class Batcher:
         return found
 
     def _answer(self, items: Sequence[_Item]) -> None:
-        """Where a batch fails, each image is asked about by itself, so that none fails for another."""
+        """Answer a batch; if it fails, try each image alone, so that none fails because of another."""
         try:
             pixels, wanted = np.stack([item.pixels for item in items]), any(item.features for item in items)
             probabilities, *features = self.served.ask(pixels, wanted)

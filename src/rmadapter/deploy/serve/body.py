@@ -1,4 +1,4 @@
-"""What a request brings: files of a form, or images in base64 in JSON."""
+"""Images of a request: files of a form, or base64 in JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmadapter.deploy.serve.limits import Limits
 from rmadapter.deploy.serve.service import Given
 
 FIELD = "files"
-NAME = 200  # characters of a file's name that are told
+NAME = 200  # characters kept of a file's name
 HOW = f'send files as multipart/form-data under "{FIELD}", or {{"images": ["base64", ...]}} as application/json'
 # As OpenAPI describes it
 BODY: dict[str, Any] = {
@@ -42,7 +42,7 @@ BODY: dict[str, Any] = {
 
 
 async def images_of(request: Request, limits: Limits) -> list[Given]:
-    """Raises HTTPException: 415 for another kind of body, 400 for a damaged or empty one, or too many images."""
+    """Raises HTTPException: 415 for another kind of body, 400 for a damaged or empty one, or for too many images."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         found = await _files(request, limits.images)
@@ -61,15 +61,15 @@ async def _files(request: Request, most: int) -> list[Given]:
     try:
         async with request.form(max_files=most + 1, max_fields=most + 1) as form:
             files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]
-            # a browser sends an empty file without a name where none was chosen
+            # if no file was chosen, a browser sends an empty one without a name
             named = [(place, one) for place, one in enumerate(files) if one.filename or one.size]
             return [Given(_plain(one.filename) or f"{FIELD}[{place}]", await one.read()) for place, one in named]
-    except ValueError as error:  # of a damaged form, by Starlette 0.49
+    except ValueError as error:  # raised by Starlette 0.49 for a damaged form
         raise HTTPException(400, f"not a form ({str(error)[:100]}); {HOW}") from None
 
 
 def _plain(name: str | None) -> str:
-    """A name that UTF-8 can hold; by their own codec requests may bring lone surrogates."""
+    """A name that UTF-8 can hold: a request chooses its own charset, which may yield lone surrogates."""
     return (name or "")[:NAME].encode("utf-8", "replace").decode()
 
 
@@ -85,7 +85,7 @@ def _base64(body: bytes) -> list[Given]:
 
 
 def _decoded(text: str, place: int) -> bytes:
-    """Also of a data: address, as a web page has it."""
+    """Decode base64, also in a data: URL, as web pages have it."""
     try:
         return base64.b64decode(text.rpartition(",")[2] if text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""A run exported once for an engine that is not torch, kept in the cache under the digest of what it was."""
+"""A run exported once for an engine other than torch, cached under a digest of its contents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmadapter.sums import check_sums, sha256
 
 
 def cached(folder: Path, wish: Wish) -> Path:
-    """The export of a run, made now if it is not there. Raises UserError as `load` and `export`."""
+    """The export of a run, made now if not cached. Raises UserError as `load` and `export`."""
     if not (folder / MODEL).is_file():
         raise UserError(f"{folder}: not a run that --engine {wish.engine} can serve; `rmadapter fit` makes one")
     check_sums(folder)

@@ -1,4 +1,4 @@
-"""The verb `serve`; every import that costs time waits for it."""
+"""The command `serve`; slow imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def serve(
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:
-    """Folders by the names that they are served under, NAME=FOLDER or the folder's own; hf:OWNER/NAME is one, too.
+    """Folders by the names that they are served under: NAME of NAME=FOLDER or hf:OWNER/NAME, else the folder's own.
 
-    Raises UserError for a name that no address can have, and for one that is there twice.
+    Raises UserError for a name that cannot be in a URL, and for one given twice.
     """
     found: dict[str, Path] = {}
     for word in words:

@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus' format by its own library."""
+"""Metrics for /metrics, in Prometheus' format, by its own library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Counters:
-    """Of one server; with the CPU seconds and the memory of its process, where the system tells them (Linux)."""
+    """Metrics of one server, with CPU seconds and memory of its process where the system provides them (Linux)."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -33,7 +33,7 @@ class Counters:
         return generate_latest(self.registry)
 
     def total(self, name: str, **labels: str) -> int:
-        """Of a counter, over all labels that are not given."""
+        """Sum of a counter over all labels that are not given."""
         return int(
             sum(
                 sample.value

@@ -1,4 +1,4 @@
-"""Who comes in, how much they may bring, and what is counted: an ASGI application around another one."""
+"""An ASGI application around another one, which checks keys, limits request bodies, and counts requests."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rmadapter.deploy.serve.counters import Counters
 from rmadapter.deploy.serve.limits import BODIES, Limits
 from rmadapter.deploy.serve.service import LATER
 
-FREE = ("/health", "/ready")  # without a key
-GONE = 499  # the status that is counted where the client left before its answer
+FREE = ("/health", "/ready")  # need no key
+GONE = 499  # status to count when the client leaves before its answer
 
 
 class Door:
-    """key: that a request must show, "" for none."""
+    """key: that a request must have, "" for none."""
 
     def __init__(self, app: ASGIApp, limits: Limits, counters: Counters, key: str = "") -> None:
         self.app, self._limits, self._counters, self._key = app, limits, counters, key.encode()
-        self._held = 0  # bytes of bodies, of all requests
+        self._held = 0  # bytes of the bodies of all requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,14 +53,14 @@ class Door:
             status = 500
             raise
         finally:
-            path = getattr(scope.get("route"), "path", "other")  # as it is declared: a stranger invents no label
+            path = getattr(scope.get("route"), "path", "other")  # as declared: strangers must not invent labels
             self._counters.requests.labels(path, status).inc()
             self._counters.seconds.labels(path).observe(time.perf_counter() - started)
 
     def _fault(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         if self._key and scope["path"] not in FREE and not any(self._opens(key) for key in keys(headers)):
-            more = {"WWW-Authenticate": "Basic"}  # whose password is the key, so that a browser asks for it
+            more = {"WWW-Authenticate": "Basic"}  # the password is the key: a browser then asks for it
             return JSONResponse({"error": "this server needs its key in the header X-API-Key"}, 401, more)
         length = headers.get("content-length", "")
         if length.isdigit() and len(length) < 20 and int(length) > self._limits.bytes:
@@ -75,7 +75,7 @@ class Door:
 
     @contextmanager
     def _counted(self, receive: Receive) -> Iterator[Receive]:
-        """A body counts as it comes, whatever its headers say, and until it is answered."""
+        """Count a body as it arrives, whatever its headers say, and until it is answered."""
         mine = 0
 
         async def counted() -> Message:
@@ -96,8 +96,8 @@ class Door:
 
 
 def keys(headers: Headers) -> Iterator[bytes]:
-    """Those that a request shows: X-API-Key, Authorization: Bearer, or the password of Authorization: Basic."""
-    yield headers.get("x-api-key", "").encode("latin-1")  # as it came
+    """Keys in a request: X-API-Key, Authorization: Bearer, or the password of Authorization: Basic."""
+    yield headers.get("x-api-key", "").encode("latin-1")  # the bytes as sent
     kind, _, word = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
         yield word.strip().encode("latin-1")

@@ -1,4 +1,4 @@
-"""A server, signals, and an end that loses no answer."""
+"""Run the server, handle signals, and shut down without losing answers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from rmadapter.deploy.serve.service import Service
 from rmadapter.deploy.serve.watch import Watch
 from rmadapter.deploy.sockets import until_ended
 
-BACKLOG = 2048  # connections that wait to be taken
+BACKLOG = 2048  # connections that wait to be accepted
 
 
 def run(
     service: Service, wishes: Mapping[str, Wish], listening: socket.socket, ready: Callable[[], None], *,
     key: str = "", cors: Sequence[str] = (), log: bool = False,
 ) -> None:  # fmt: skip
-    """Until SIGTERM or SIGINT. Then nothing new is taken, and what was taken is answered.
+    """Serve until SIGTERM or SIGINT; then accept nothing new, and answer what was accepted.
 
-    ready: is called when requests are taken. log: whether each of them is a line on stderr. SIGHUP loads the models
-    again.
+    ready: called once requests are accepted. log: print a line on stderr for each request. SIGHUP reloads the models.
     """
 
     @asynccontextmanager
@@ -49,7 +48,7 @@ def run(
     config = uvicorn.Config(
         create_app(service, key, cors, lifespan),
         lifespan="on",
-        http="h11",  # the others count headers and bodies otherwise
+        http="h11",  # others count headers and bodies differently
         ws="none",
         log_config=None,
         log_level="info" if log else "error",

@@ -1,4 +1,4 @@
-"""Paths and their answers, all in JSON but for the status page and /metrics."""
+"""Paths and their answers, all JSON except the status page, /docs and /metrics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def predict(request: Request, model: str = "", top: Top = 5, skip_bad: Ski
 @router.post("/models/{model}/embed", openapi_extra=BODY)
 @router.post("/embed", openapi_extra=BODY)
 async def embed(request: Request, model: str = "", skip_bad: SkipBad = False) -> JSONResponse:
-    """Features of unit length, which are alike where images are."""
+    """Features of unit length, similar for similar images."""
     name, names, found = await _answered(request, model, skip_bad=skip_bad, features=True)
     answers: list[dict[str, Any]] = []
     for image, row in zip(names, found.rows, strict=True):
@@ -63,7 +63,7 @@ async def health() -> dict[str, bool]:
 
 @router.get("/ready")
 async def ready(request: Request) -> JSONResponse:
-    """Its models are loaded and it takes requests. Needs no key."""
+    """The models are loaded and requests are accepted. Needs no key."""
     going = not _service(request).stopping
     return JSONResponse({"ready": going}, 200 if going else 503)
 
@@ -76,7 +76,7 @@ async def models(request: Request) -> dict[str, Any]:
 
 @router.get("/info")
 async def info(request: Request) -> dict[str, Any]:
-    """Of each model: method, backbone, classes, engine, versions, and its accuracy where it is known."""
+    """Method, backbone, classes, engine, versions and, if known, accuracy of each model."""
     return {"models": {name: served.facts for name, served in _service(request).models.items()}}
 
 
@@ -112,7 +112,7 @@ async def page_with_answers(request: Request, model: str = "") -> HTMLResponse:
 async def _answered(
     request: Request, model: str, *, skip_bad: bool, features: bool = False
 ) -> tuple[str, list[str], Answered]:
-    """The model's name, those of the images, and what it answers. Raises HTTPException."""
+    """Name of the model, names of the images, and the answers. Raises HTTPException."""
     service = _service(request)
     name, seconds = model or service.only(), service.limits.seconds
     try:
@@ -145,7 +145,7 @@ def create_app(
     cors: Sequence[str] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """key: that requests must show. cors: origins whose web pages may ask. lifespan: what runs beside it."""
+    """key: that requests must have. cors: origins of web pages that may ask. lifespan: what runs beside the app."""
     about = "Image classifiers that rmadapter fitted."
     version, here = metadata.version("rmadapter"), [{"url": "./"}]
     app = FastAPI(
@@ -158,7 +158,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_middleware(Door, limits=service.limits, counters=service.counters, key=key)
-    if cors:  # outside of the door: a browser asks first, without the key
+    if cors:  # outside the door: a browser first asks without the key
         app.add_middleware(
             CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"],
             allow_headers=["X-API-Key", "Authorization", "Content-Type"],
@@ -172,7 +172,7 @@ async def _refused(_: Request, error: Any) -> JSONResponse:
 
 
 async def _left(_: Request, error: Any) -> Response:
-    """In the middle of the body: nobody reads this."""
+    """The client left in the middle of the body: nobody reads this."""
     return Response(status_code=GONE)
 
 

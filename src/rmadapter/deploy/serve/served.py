@@ -1,6 +1,6 @@
-"""A run or an export as the server asks it: an image to pixels, pixels to probabilities and features.
+"""A run or an export as the server calls it: image to pixels, pixels to probabilities and features.
 
-An export, and a run that was exported before, needs no torch here.
+An export, and a run whose export is cached, needs no torch here, unless torch is its engine.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 NAMES = {GRAPH: "onnx", OPENVINO: "openvino", TORCH: "torch", LITERT: "litert"}
 OF_RUNS = ("torch", "onnx", "openvino")
-LIBRARIES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}  # of engines, where they are called otherwise
+LIBRARIES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}  # packages of engines, where their names differ
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
     """labels: of the C classes. transform: RGB image -> float32 [3, H, W]. ask: pixels [B, 3, H, W], and whether
-    features are wanted -> probabilities [B, C], and then features [B, e] of unit length. features: whether it has any.
+    features are wanted -> probabilities [B, C] and, if wanted, unit features [B, e]. features: whether it has any.
     size: H and W. facts: for /info, JSON. sign: of the folder before it was read."""
 
     labels: tuple[str, ...]
@@ -50,15 +50,15 @@ class Served:
     sign: Sign | None = None
 
     def best(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
-        """Of one image, [C]."""
+        """Labels and probabilities of one image, most probable first. probabilities: [C]."""
         return best(self.labels, probabilities, top)
 
 
 def open_served(wish: Wish) -> Served:
-    """Loads it, and asks it about a grey image once.
+    """Load a model, and ask it about a grey image once.
 
-    Raises UserError for a folder that is neither a run nor an export, or damaged, for an engine that it cannot be asked
-    by, and where answers are no numbers.
+    Raises UserError for a folder that is damaged or neither a run nor an export, for an engine that cannot run it, and
+    for answers that contain NaN or infinity.
     """
     before = sign(user_path(wish.folder))
     return replace(_opened(user_path(wish.folder), wish), sign=before)
@@ -78,7 +78,7 @@ def _opened(folder: Path, wish: Wish) -> Served:
 
 
 def _by_runtime(folder: Path, export: Path, threads: int, facts: dict[str, Any]) -> Served:
-    """folder: what the user named. export: what is opened."""
+    """folder: as the user named it. export: the folder to open."""
     model, engine = Model(export, threads), NAMES[next(name for name in ENGINES if (export / name).is_file())]
     size = model.transform.size
     features = len(_grey(folder, model.ask, size)) > 1
@@ -112,14 +112,14 @@ def _by_torch(folder: Path, wish: Wish) -> Served:
 
 
 def _grey(folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int) -> list[np.ndarray]:
-    """The first answer, which is the slowest one."""
+    """The answer to a grey image: the first one, which is the slowest."""
     found = ask(np.zeros((1, 3, size, size), np.float32))
     if not all(np.isfinite(part).all() for part in found):
         raise UserError(f"{folder}: its answers contain NaN or infinity; fit again")
     return found
 
 
-# ---- what /info tells; no path of this machine is in it ----
+# ---- facts for /info, without paths of this machine ----
 
 
 def _facts(own: dict[str, Any], labels: list[str], engine: str, features: bool, size: int) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 
 def worth(record: Record) -> dict[str, Any] | None:
-    """Accuracy in percent with its 95 % interval, on how many images, and on which; None where nobody knows."""
+    """Accuracy in percent with its 95 % interval, on how many images, and on which; None if unknown."""
     if record.judgement:
         own = record.judgement.own
         return _accuracy(record.judgement.how, record.judgement.images, own.accuracy, (own.low, own.high))
@@ -154,7 +154,7 @@ def worth(record: Record) -> dict[str, Any] | None:
 
 
 def _of_export(folder: Path) -> dict[str, Any]:
-    """export.json may be missing, or anything."""
+    """Facts from export.json, which may be missing or hold anything."""
     found = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
     found = found if isinstance(found, Mapping) else {}
     parity = found["parity"] if isinstance(found.get("parity"), Mapping) else {}
@@ -179,5 +179,5 @@ def _accuracy(of: str, images: int, accuracy: float, ends: tuple[float, float] |
 
 
 def _last(name: str) -> str:
-    """Of a backbone that is a folder, its name alone."""
+    """The name alone of a backbone that is a folder."""
     return Path(name).name if Path(name).is_absolute() else name

@@ -1,4 +1,4 @@
-"""Models by name. Images are decoded in threads, asked about together with those of other requests, and answered."""
+"""Models by name. Images are decoded in threads, batched with those of other requests, and answered."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LATER = {"Retry-After": "1"}
 
 
 class Given(NamedTuple):
-    """An image as it came. name: of the file, or its place in the request."""
+    """An image as received. name: of the file, or its place in the request."""
 
     name: str
     data: bytes
 
 
 class Answered(NamedTuple):
-    """The model that was asked, and of each image its row, or what is wrong with it."""
+    """The model that answered, and for each image its row, or what is wrong with it."""
 
     served: Served
     rows: list[Row | UserError]
@@ -54,7 +54,7 @@ class Service:
         return {name: batcher.served for name, batcher in self._models.items()}
 
     def put(self, name: str, served: Served) -> None:
-        """From now on this one answers to the name; the one before it answers what it has taken."""
+        """Serve a model under a name; the previous one still answers what it has taken."""
         before = self._models.get(name)
         self._models[name] = Batcher(served, self.limits, self.counters.batches.labels(name).observe)
         self.counters.queue.labels(name).set_function(lambda: self._models[name].taken)
@@ -62,7 +62,7 @@ class Service:
             before.retire()
 
     def close(self) -> None:
-        """After the last request: the threads end."""
+        """End the threads, after the last request."""
         self.stopping = True
         for batcher in self._models.values():
             batcher.retire()
@@ -70,7 +70,7 @@ class Service:
         self._pool.shutdown(cancel_futures=True)
 
     def only(self) -> str:
-        """The name of the model where there is one. Raises HTTPException where there are several."""
+        """The name of the only model. Raises HTTPException if there are several."""
         if len(self._models) > 1:
             known = ", ".join(sorted(self._models))
             raise HTTPException(400, f"several models are served: add ?model= with one of {known}")
@@ -79,17 +79,17 @@ class Service:
     async def answer(
         self, name: str, given: Sequence[Given], features: bool = False, skip_bad: bool = False
     ) -> Answered:
-        """All images, or with `skip_bad` those that can be read.
+        """Answer all images, or with `skip_bad` those that can be read.
 
-        Raises HTTPException: 404 for a model that is not there or has no features, 422 with the bad images, 429 where
-        too many images wait already.
+        Raises HTTPException: 404 for an unknown model or one without the wanted features, 422 with the bad images, 429
+        if too many images are waiting already.
         """
         if name not in self._models:
             raise HTTPException(404, f"unknown model {name!r:.100}{nearest(name, self._models)}")
         batcher = self._models[name]
         if features and not batcher.served.features:
             raise HTTPException(404, f"{name} gives no features: its method has none, or its export lacks --embeddings")
-        with self._taken(batcher, len(given)):  # and no other model has come since
+        with self._taken(batcher, len(given)):  # nothing was awaited, so it is still the current model
             pixels = await asyncio.gather(*(self._decoded(batcher.served.transform, one) for one in given))
             bad = {place: found for place, found in enumerate(pixels) if isinstance(found, UserError)}
             self.counters.images.labels(name, "bad").inc(len(bad))

@@ -21,8 +21,8 @@ def status_page(
     fault: str = "",
     status: int = 200,
 ) -> HTMLResponse:
-    """asked: the model that answered. answers: of each image its name, what is wrong with it, and its best classes.
-    fault: why there are none."""
+    """asked: the model that answered. answers: each image's name, what is wrong with it, and its best classes.
+    fault: why there are no answers."""
     counters = service.counters
     html = template("serve.html.j2").render(
         models={name: served.facts for name, served in service.models.items()},

@@ -1,4 +1,4 @@
-"""A run that changes on disk is loaded again beside the old one, which answers until then, and on if that fails."""
+"""Reload a run that changes on disk; the old one answers meanwhile, and goes on if loading fails."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Watch:
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
-        """Load all of them again, whether or not they look changed."""
+        """Reload all models, whether or not they look changed."""
         self._asked.set()
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Look for changes until cancelled."""
         while True:
             forced = True
             try:
@@ -40,18 +40,18 @@ class Watch:
             await self.look(forced)
 
     async def look(self, forced: bool = False) -> None:
-        """Whatever changed before the last look, and has not since, is complete."""
+        """Reload what has changed; it is complete if it has not changed since the last look."""
         for name, wish in self._wishes.items():
             found = sign(wish.folder)
             settled, self._last[name] = found == self._last[name], found
             if forced or (found is not None and settled and found != self._loaded[name]):
-                self._loaded[name] = found  # also of one that is refused: it is told once
+                self._loaded[name] = found  # even if loading fails: this is reported only once
                 await self._load(name, wish)
 
     async def _load(self, name: str, wish: Wish) -> None:
         try:
             served = await asyncio.to_thread(open_served, wish)
-        except Exception as error:  # whatever is wrong with the new one, the old one is not to be lost
+        except Exception as error:  # whatever is wrong with the new one, keep the old one
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self._tell(name, "refused", f"not reloaded, the old one keeps answering: {reason}")
         else:

@@ -1,4 +1,4 @@
-"""What a server is to open, and a run as the module that is asked."""
+"""What a server opens, and a run as a module that answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 class Wish(NamedTuple):
-    """What to open: a folder of `fit`, `save` or `export`. engine: "" for the folder's own. threads: 0 leaves them to
-    the engine. backbone, method: as `checkpoint.load` has them."""
+    """What to open: a folder of `fit`, `save` or `export`. engine: "" for the folder's own. threads: 0 leaves it to
+    the engine. backbone, method: as in `checkpoint.load`."""
 
     folder: Path
     engine: str = ""
@@ -21,7 +21,7 @@ class Wish(NamedTuple):
 
 
 def answers_of(saved: Saved) -> tuple[Any, bool]:
-    """The run as a module, and whether it gives features beside probabilities."""
+    """The run as a module, and whether it gives features besides probabilities."""
     from rmadapter.deploy.graph import Answers
     from rmadapter.method import NotApplicable
 
