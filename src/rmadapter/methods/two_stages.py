@@ -1,9 +1,9 @@
 """2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", CVPR 2025
 (https://arxiv.org/abs/2503.11609).
 
-Stage 1, 60 percent of the steps: the LayerNorms of both encoders learn, by cross-entropy. Stage 2: only class features
-are trained, as free weights that start as the text encoder's features after stage 1. Answers use these weights for
-trained classes, and the text encoder after stage 1 for others.
+Stage 1, 60 percent of the steps: the LayerNorms in the blocks of both encoders learn, by cross-entropy. Stage 2: only
+class features are trained, as free weights that start as the text encoder's features after stage 1. Answers use these
+weights for trained classes, and the text encoder after stage 1 for others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Packed, States, encoders_of
+from rmadapter.encoders import Encoder, Packed, States, encoders_of
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
 from rmadapter.methods.copied import with_own
 from rmadapter.methods.still import Still
@@ -28,20 +28,19 @@ FIRST = 1  # block of the image encoder whose input is read; nothing before it i
 
 
 class Norms(nn.Module):
-    """Both encoders with LayerNorms of their own, which start as the backbone's, and weights [C, e] of C classes.
+    """Both encoders with their own LayerNorms in the blocks, which start as the backbone's, and weights [C, e] of C
+    classes.
 
-    All else is shared with the backbone, including the norm before block 1 of the image encoder, as the input of that
-    block is computed only once. Raises UserError for encoders without blocks.
+    All else is shared with the backbone. Raises UserError for encoders without blocks.
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
         self.backbone = backbone.with_blocks("image", "text")
-        norms = (m for m in backbone.model.modules() if isinstance(m, nn.LayerNorm))
-        model: Any = with_own(backbone.model, (p for norm in norms for p in norm.parameters(recurse=False)))
+        norms = _norms(backbone.image, backbone.text)
+        model: Any = with_own(backbone.model, (p for norm in norms for p in norm.parameters()))
         self.image, self.text = encoders_of(model)
-        own = (m for m in model.modules() if isinstance(m, nn.LayerNorm) and m is not self.image.pre_norm)
-        self.norms = nn.ModuleList(own).requires_grad_()
+        self.norms = nn.ModuleList(_norms(self.image, self.text)).requires_grad_()
         self.classes = nn.Parameter(torch.zeros(classes, backbone.embedding_size, device=backbone.device))
 
     def image_features(self, states: States) -> Tensor:
@@ -70,11 +69,20 @@ class Norms(nn.Module):
         return found[[place[name] for name in names]]
 
 
+def _norms(*encoders: Encoder) -> list[nn.Module]:
+    """The LayerNorms in their blocks."""
+    blocks = (block for encoder in encoders for block in encoder.blocks)
+    return [module for block in blocks for module in block.modules() if isinstance(module, nn.LayerNorm)]
+
+
 @dataclass(frozen=True)
 class TwoStages:
-    """One setting for all data sets, as published; stages end with whole epochs. Several templates are averaged, and
-    the norm before block 1 of the image encoder stays fixed; the released code trains with the first template, and
-    trains that norm too."""
+    """One setting for all data sets, as published; stages end with whole epochs. Several templates are averaged, where
+    the released code trains with the first.
+
+    The paper speaks of all LayerNorms. The released code meets those outside the blocks twice, and freezes them again
+    at the second time, so it trains those in the blocks, as here.
+    """
 
     title: ClassVar[str] = "2SFS"
     source: ClassVar[str] = (
