@@ -60,6 +60,54 @@ def test_a_clone_that_does_not(wrong: tuple[str, str], seen: set[str], tmp_path:
     assert {key for key in DIFFERENCES if found[key] > LIMIT} == seen
 
 
+TWO_STAGES = """
+import torch
+from torch.nn import functional as F
+
+from clip import clip
+
+
+def trainable_norm_params(model, modality):
+    model.requires_grad_(False)
+    norms = [m for name, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm) and "resblocks" in name]
+    return [p.requires_grad_() for norm in norms for p in norm.parameters()]
+
+
+def cls_acc(*_):
+    raise TypeError
+
+
+def run_twostage(args, model, scale, dataset, train, val, test):
+    optimizer = torch.optim.AdamW(trainable_norm_params(model, modality="both"), lr=args.lr)
+    texts = torch.cat([clip.tokenize(dataset.template[0].format(name)) for name in dataset.classnames]).to("cuda")
+    for images, labels in train:
+        w = F.normalize(model.encode_text(texts), dim=-1)
+        x = F.normalize(model.encode_image(images.cuda()), dim=-1)
+        F.cross_entropy(model.logit_scale.exp() * x @ w.T, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("wrong", "code"), [(('"resblocks" in name', '"ln_2" in name'), 2), (("", ""), 0)])
+def test_a_function_whose_second_stage_trains_more(
+    wrong: tuple[str, str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clone = write_clone(tmp_path / "clone")
+    (clone / "fs").mkdir()
+    (clone / "fs/twostage.py").write_text(TWO_STAGES.replace(*wrong) if code else TWO_STAGES)
+    assert main(["2sfs", "--upstream", str(clone)]) == code
+    out, err = capsys.readouterr()
+    if code:
+        assert "not trained on both sides: transformer.resblocks.0.ln_1.bias" in err
+    else:
+        assert f"2sfs: {3 * 2 * 2 * (128 + 64):,} trained numbers" in out
+
+
+def test_an_encoder_of_another_depth() -> None:
+    assert (parity.tiny_clip().text.depth, parity.tiny_clip(5).image.depth) == (3, 5)
+
+
 def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     assert main(["mma", "--upstream", str(tmp_path), "--out", str(out)]) == 2

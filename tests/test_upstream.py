@@ -152,9 +152,21 @@ def test_a_clone_with_a_clip_of_another_name_and_more_sections(tmp_path: Path) -
     assert not [name for name in sys.modules if name.partition(".")[0] in LEFT]
 
 
+def test_it_runs_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a clone that is named from here."""
+    pixels, labels = torch.randn(2, 3, upstream.SIZE, upstream.SIZE), torch.tensor([1, 0])
+    write_clone(tmp_path / "clone", ('print("built")', 'open("left.txt", "x").close()'))
+    monkeypatch.chdir(tmp_path)
+    theirs(PEERS["coop"], Path("clone"), parity.tiny_clip().model.state_dict(), ("cat", "sea lion"), pixels, labels)
+    assert Path.cwd() == tmp_path
+    assert not [*tmp_path.rglob("left.txt")]
+
+
 def test_within_it_nothing_is_rounded_or_moved(tmp_path: Path) -> None:
     with imported(write_clone(tmp_path), "trainers.coop", {"a": torch.ones(1)}):
         assert torch.ones(1).half().cuda().dtype == nn.Linear(1, 1).half().cuda().weight.dtype == torch.float32
+        assert torch.ones(1).to("cuda").device == nn.Linear(1, 1).to("cuda").weight.device == torch.device("cpu")
+        assert torch.ones(1).to(torch.float64).dtype == torch.float64
         assert torch.load("anything").keys() == {"a"}
 
 

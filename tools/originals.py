@@ -7,7 +7,9 @@ A method's entry is made for an encoder size: a small one, on which `parity.py` 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,14 @@ def by_the_teachers_classes(trainer: Any, pixels: Tensor) -> Tensor:
     return scale * features @ trainer.model_teacher(pixels)[1].T
 
 
+def one_view_twice(module: Any) -> None:
+    """Give CoPrompt's trainer each image as both of its views, and descriptions in the file that it opens."""
+    module.CoPrompt.parse_batch_train = lambda self, batch: (batch["img"], batch["img"], batch["label"])
+    Path("gpt_file").mkdir()
+    shutil.copyfile(ONE_TEXT, "gpt_file/caltech_prompt.json")
+
+
+KNOWLEDGE = {"N_CTX": 4, "CSC": False, "CLASS_TOKEN_POSITION": "end", "PREC": "fp32", "W": 8.0}
 MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "coop": lambda s: Peer(
         "KaiyangZhou/CoOp", "trainers.coop:CoOp", "COOP",
@@ -57,6 +67,20 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "cocoop": lambda s: Peer(
         "KaiyangZhou/CoOp", "trainers.cocoop:CoCoOp", "COCOOP", {**INIT, "N_CTX": 4},
         {"ctx": "prompt_learner.ctx", **META_NET},
+    ),
+    "kgcoop": lambda s: Peer(
+        "htyao89/KgCoOp", "trainers.kgcoop:KgCoOp", "COOP", {**KNOWLEDGE, "CTX_INIT": True},
+        {"ctx": "prompt_learner.ctx"},
+        taken=itemgetter(0),
+        more={"DATASET": {"NAME": "Caltech101"}, "TRAINER": {"COCOOP": {"PREC": "fp32"}}},
+        folder="KgCoOp",
+    ),
+    "tcp": lambda s: Peer(
+        "htyao89/Textual-based_Class-aware_prompt_tuning", "trainers.tcp:TCP", "COOP", {**KNOWLEDGE, "CTX_INIT": ""},
+        {"ctx": "prompt_learner.ctx", **META_NET},
+        more={"DATASET": {"NAME": "Caltech101"}, "TRAINER": {"COCOOP": {"PREC": "fp32"}}},
+        clip="trainers.clip_text",
+        depth=12,  # the authors' code replaces the context before the ninth block
     ),
     "prograd": lambda s: Peer(
         "BeierZhu/Prompt-align", "trainers.prograd:ProGrad", "COOP",
@@ -94,6 +118,17 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             **{f"maps.{i}": f"prompt_learner.compound_prompt_projections.{i - 1}" for i in range(1, s.prompted)},
         },
         lambda module: {"depth": s.prompted},
+    ),
+    "coprompt": lambda s: Peer(
+        "ShuvenduRoy/CoPrompt", "trainers.coprompt:CoPrompt", "CoPrompt",
+        {**INIT, "N_CTX": 4, "PROMPT_DEPTH": s.prompted},
+        {
+            **{f"coupled.{own}": name for own, name in MAKERS["maple"](s).names.items()},
+            **{f"adapters.{side}.{i}": f"adapter_{side}.fc.{i}" for side in ("image", "text") for i in (0, 2)},
+        },
+        lambda module: {"depth": s.prompted, "descriptions": str(ONE_TEXT)},
+        more={"DATASET": {"NAME": "Caltech101"}, "TRAINER": {"W": 8.0, "DISTILL": "cosine"}},
+        prepare=one_view_twice,
     ),
     "dept": lambda s: Peer(
         "Koorye/DePT", "trainers.elp_maple:ExtrasLinearProbeMaPLe", "MAPLE",
@@ -243,6 +278,22 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
             for ours, matrix in (("down", "A"), ("up", "B"))
         },
         lambda module: {"dropout": 0.0},
+        marks="mark_only_lora_as_trainable",
+    ),
+    "2sfs": lambda s: Peer(
+        "FarinaMatteo/rethinking_fewshot_vlms", "fs.twostage:run_twostage", "",
+        {
+            "peft": "ln", "ln_modality": "both", "ln_vision_start": 0, "ln_text_start": 0, "lr": 0.0, "wd": 0.01,
+            "n_iters": 10**9, "n_iters_frac": 0.6, "shots": 1, "debug": False, "setting": "standard",
+        },
+        {
+            f"norms.{2 * (s.depth * side + i) + j}": f"{tower}.resblocks.{i}.ln_{j + 1}"
+            for side, tower in enumerate(("visual.transformer", "transformer"))
+            for i in range(s.depth)
+            for j in (0, 1)
+        },
+        marks="trainable_norm_params",
+        later={"classes": lambda own, shots: own.class_features(own.prompts(shots.classes, shots.templates), 1)},
     ),
 }  # fmt: skip
 PEERS = {name: make(Sizes(DEPTH, first=2, prompted=DEPTH)) for name, make in MAKERS.items()}

@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs/results/parity.json", ROOT / "docs/parity.md"
 BEGIN, END = "<!-- by tools/parity.py --page, from results/parity.json -->", "<!-- end -->"
 LIMIT = 1e-4
-BY_HAND = ("kgcoop", "tcp", "coprompt", "hicropl", "clip-adapter", "tip-adapter-f")  # not in this tool
+BY_HAND = ("hicropl", "clip-adapter", "tip-adapter-f")  # not in this tool
 CLASSES = ("cat", "night sky", "red fire engine", "very small dog")
 DIFFERENCES = {
     "logits": "largest difference of logits",
@@ -57,12 +57,12 @@ DIFFERENCES = {
 KEPT = "largest difference of what a step keeps besides"  # if there is any
 
 
-def tiny_clip(seed: int = 0) -> Backbone:
-    """OpenAI's architecture with DEPTH blocks per encoder, random weights that are not 0, and temperature 1/100."""
+def tiny_clip(depth: int = 0, seed: int = 0) -> Backbone:
+    """OpenAI's architecture, random weights that are not 0, temperature 1/100. depth: of encoders, DEPTH if 0."""
     import open_clip
 
-    vision: Any = {"image_size": SIZE, "patch_size": 16, "width": WIDTHS[0], "layers": DEPTH}
-    text: Any = {"width": WIDTHS[1], "heads": WIDTHS[1] // 64, "layers": DEPTH}
+    vision: Any = {"image_size": SIZE, "patch_size": 16, "width": WIDTHS[0], "layers": depth or DEPTH}
+    text: Any = {"width": WIDTHS[1], "heads": WIDTHS[1] // 64, "layers": depth or DEPTH}
     with seeded(seed):
         model: Any = open_clip.CLIP(512, vision, text, quick_gelu=True)
         for parameter in model.parameters():
@@ -84,7 +84,8 @@ def shots_of(peer: Peer, backbone: Backbone) -> Shots:
 def compare(name: str, clone: Path) -> dict[str, Any]:
     """The differences, the sizes of what is compared, and what it was measured with. Raises UserError if the clone does
     not have the trainer, or trains other tensors."""
-    peer, backbone = PEERS[name], tiny_clip()
+    peer = PEERS[name]
+    backbone = tiny_clip(peer.depth)
     shots = shots_of(peer, backbone)
     pixels = shots.pixels(torch.arange(len(peer.labels)), 0, 1)
     found = theirs(peer, clone, backbone.model.state_dict(), CLASSES, pixels, shots.labels)
@@ -104,11 +105,14 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
     module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
     trained = {own: parameter for own, parameter in inner.named_parameters() if parameter.requires_grad}
+    trained = {own: parameter for own, parameter in trained.items() if own not in peer.later}
     ours = {peer.called(own): parameter for own, parameter in trained.items()}
     if odd := sorted(ours.keys() ^ (found.tensors.keys() - {*peer.idle})):
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")
     for own, parameter in ours.items():
         parameter.data.copy_(found.tensors[own][0].view_as(parameter))  # their 1 x 1 convolution is our linear layer
+    for own, value in peer.later.items():
+        inner.get_parameter(own).data.copy_(value(inner, shots))
     for own, (before, _) in found.kept.items():
         inner.get_buffer(own).copy_(before)
     fitted = method.restore(backbone, shots.known, inner.get_submodule(peer.answering).state_dict())

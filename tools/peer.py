@@ -37,7 +37,9 @@ class Peer:
     authors' module before anything is built. whole: the trainer's attribute with all that is trained. ask: (trainer,
     images) -> the answer for `taken`. kept: our buffers, which are not trained -> how to get theirs from a trainer.
     idle: tensors of theirs that nothing can move, and that ours lacks. still: our tensors whose gradient is only
-    rounding.
+    rounding. later: our tensors that only a later stage trains -> their values in front of it, from our module and the
+    shots. marks: for code not built on Dassl, its function that chooses what is trained. depth: blocks of the small
+    CLIP's encoders, if their code needs another number than the usual one.
     """
 
     repository: str
@@ -61,6 +63,9 @@ class Peer:
     kept: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
     still: tuple[str, ...] = ()
+    later: Mapping[str, Callable[[Any, Any], Tensor]] = field(default_factory=dict)
+    marks: str = ""
+    depth: int = 0
 
     def called(self, name: str) -> str:
         """The name of one of our tensors in their code."""

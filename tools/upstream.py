@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock, Mock, patch
 
+import packaging.version
 import torch
 from peer import Peer
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 
 SIZE, NOISE = 64, 0.05
 # What an import from a clone leaves in sys.modules
-LEFT = ("clip", "clip_maple", "trainers", "dassl", "lora", "loralib", "utils", "plotnine")
+LEFT = ("clip", "clip_maple", "trainers", "dassl", "lora", "loralib", "utils", "fs", "plotnine", "pkg_resources")
 
 
 class Theirs(NamedTuple):
@@ -54,16 +58,29 @@ def theirs(
     weights: of a CLIP, named as in OpenAI's code. more: each item makes one more step after the one reported; the next
     item is requested as soon as a step is done. Raises as `imported`.
     """
-    name, code = peer.code.split(":")
+    clone, (name, code) = clone.resolve(), peer.code.split(":")
     with ExitStack() as stack:
         stack.enter_context(seeded(1))
+        stack.enter_context(_elsewhere())
         module = stack.enter_context(imported(clone / peer.folder, name, weights, peer.clip))
         if peer.engine:
             function = defined(clone, *peer.engine.split(":"))
             stack.enter_context(patch.object(Trainer, function.__name__, function, create=True))
         peer.prepare(module)
-        step = dassl_step if peer.section else lora_step
+        step = dassl_step if peer.section else function_step
         return Theirs(*step(peer, getattr(module, code), classes, pixels, labels, more), peer.settings(module))
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """In an empty folder: some read and write files where they run."""
+    before = Path.cwd()
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 class Trainer:
@@ -124,17 +141,22 @@ class _Enough(Exception):
     """Raised to stop a function that would train to its end."""
 
 
-def lora_step(
+def function_step(
     peer: Peer, run: Any, classes: Sequence[str], pixels: Tensor, labels: Tensor, more: Iterable[None]
 ) -> Step:
-    """The same for CLIP-LoRA's function; logits are those of training."""
-    module, seen, tensors = sys.modules[run.__module__], [], {}
-    mark, entropy = module.mark_only_lora_as_trainable, nn.functional.cross_entropy
+    """The same for a function that trains, of CLIP-LoRA and 2SFS; logits are those of training."""
+    module, seen, tensors = sys.modules[run.__module__], list[tuple[Tensor, Tensor]](), dict[str, Any]()
+    mark, entropy = getattr(module, peer.marks), nn.functional.cross_entropy
     model = import_module("clip.clip").build_model(torch.load(""))
 
-    def marked(model: nn.Module) -> None:
-        mark(model)
+    def marked(model: nn.Module, *given: Any, **more: Any) -> Any:
+        chosen = mark(model, *given, **more)
         _shake(model)
+        return chosen
+
+    def stepped(*_: Any) -> None:
+        if not tensors:
+            tensors.update(_trained(model))
 
     def watched(logits: Tensor, target: Tensor) -> Tensor:
         seen.append((logits.detach(), entropy(logits, target)))
@@ -142,14 +164,14 @@ def lora_step(
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield pixels, labels
-        tensors.update(_trained(model))
         for _ in more:
             yield pixels, labels
         raise _Enough
 
     data, few = SimpleNamespace(classnames=classes, template=["a photo of a {}."]), [(pixels[:1], labels[:1])]
     with ExitStack() as stack:
-        stack.enter_context(patch.object(module, "mark_only_lora_as_trainable", marked))
+        stack.callback(register_optimizer_step_pre_hook(stepped).remove)
+        stack.enter_context(patch.object(module, peer.marks, marked))
         stack.enter_context(patch.object(module, "cls_acc", lambda *_: 0.0))  # fails with today's numpy
         stack.enter_context(patch.object(nn.functional, "cross_entropy", watched))
         stack.enter_context(suppress(_Enough))
@@ -200,6 +222,7 @@ def imported(clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = 
     parts = ("metrics", "utils", "utils.tools", "optim", "optim.radam")
     stubs: dict[str, Any] = {f"dassl.{part}": MagicMock() for part in parts}
     stubs |= {"dassl": MagicMock(), "dassl.engine": engine, "dassl.engine.trainer": MagicMock(TrainerX=Trainer)}
+    stubs["pkg_resources"] = SimpleNamespace(packaging=packaging)  # TCP's CLIP compares versions; setuptools dropped it
     stubs["plotnine"] = ModuleType("plotnine")  # DePT's trainers import it, but draw nothing
     _forget()
     with ExitStack() as stack:
@@ -209,6 +232,7 @@ def imported(clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = 
         for owner in (Tensor, nn.Module):
             for call in ("cuda", "half"):
                 stack.enter_context(patch.object(owner, call, lambda self, *_, **__: self))
+            stack.enter_context(patch.object(owner, "to", _not_to_a_gpu(owner.to)))
         stack.enter_context(patch.object(torch.cuda, "is_available", lambda: False))
         stack.enter_context(patch.object(torch.jit, "load", Mock(side_effect=RuntimeError)))  # "no such archive"
         stack.enter_context(patch.object(torch, "load", lambda *_, **__: dict(weights)))
@@ -220,6 +244,10 @@ def imported(clone: Path, name: str, weights: Mapping[str, Tensor], clip: str = 
             raise UserError(f"{clone}: {error}; install what the authors' code needs") from error
         stack.enter_context(patch.object(model, "_download", lambda *_: ""))
         yield module
+
+
+def _not_to_a_gpu(to: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *given, **more: self if "cuda" in given else to(self, *given, **more)
 
 
 def _forget() -> None:
