@@ -5,6 +5,7 @@ Returned rates are in percent; probabilities passed in are 0..1.
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import numpy as np
@@ -28,12 +29,12 @@ def harmonic_mean(a: float, b: float) -> float:
 
 def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:
     """Half width of the confidence interval of the mean, by Student's t; NaN for fewer than two values."""
-    from scipy.stats import sem, t
+    from scipy.special import stdtrit  # what scipy.stats calls, a hundred times slower
 
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
         return float("nan")
-    return float(t.ppf((1 + level) / 2, sample.size - 1) * sem(sample))
+    return float(stdtrit(sample.size - 1, (1 + level) / 2) * sample.std(ddof=1) / math.sqrt(sample.size))
 
 
 def wilson(right: int, images: int, level: float = 0.95) -> tuple[float, float]:

@@ -60,7 +60,8 @@ def _scatter(group: Group) -> list[Figure]:
     """Base against novel accuracy, and HM against training time; accuracies are averages over the data sets that every
     row has."""
     rows, looks = entries(group.records), _looks(group)
-    cells = {label: [column.cell(some, *complete(rows)) for column in HALVES] for label, some in rows.items()}
+    every = complete(rows)
+    cells = {label: [column.cell(some, *every) for column in HALVES] for label, some in rows.items()}
     points = {label: some for label, some in cells.items() if all(cell.value is not None for cell in some)}
     seconds = {label: median(record.seconds.get("train", 0) for record in rows[label]) for label in points}
     trained = [value for value in seconds.values() if value > 0]
@@ -164,7 +165,8 @@ def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> No
 def _ablation(group: Group) -> list[Figure]:
     """HM of each variant with a bar for its interval; columns from 0 would hide the differences."""
     rows = entries(group.records)
-    cells = {label: HM.cell(some, *complete(rows)) for label, some in rows.items()}
+    every = complete(rows)
+    cells = {label: HM.cell(some, *every) for label, some in rows.items()}
     cells = {label: cell for label, cell in cells.items() if cell.value is not None}
     if len(cells) < 2:
         return []
@@ -197,8 +199,9 @@ def _sensitivity(group: Group) -> list[Figure]:
     places = [float(number) for number in (numbers if numeric else range(len(values)))]
     name, title = f"{group.slug}-line", f"Accuracy against {group.axis}"
     with canvas(3.6, 3.1, name, title) as (axes, out):
+        every = complete(rows)
         for column, look in zip(HALVES, FIXED.values(), strict=True):
-            cells = [column.cell(some, *complete(rows)) for some in rows.values()]
+            cells = [column.cell(some, *every) for some in rows.values()]
             _curve(axes, dict(zip(places, cells, strict=True)), look, column.head)
         _value_axis(axes, places, [f"{value:g}" if numeric else str(value) for value in values])
         axes.set(xlabel=group.axis, ylabel="accuracy, %")
@@ -209,7 +212,8 @@ def _sensitivity(group: Group) -> list[Figure]:
 def _ranks(group: Group) -> list[Figure]:
     """A critical-difference diagram of the figure that the finding is about: mean ranks with their intervals, and bars
     beside methods of which no two are shown to differ."""
-    found, column = rankings(group), columns_of(group)[-1]
+    *_, column = columns_of(group)
+    found = rankings(group, [column])
     if column not in found:
         return []
     ranks, looks = found[column], _looks(group)

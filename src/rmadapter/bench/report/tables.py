@@ -207,10 +207,10 @@ def differences(rows: Rows, first: str, column: Column) -> dict[str, Paired]:
     return corrected({label: pair for label, pair in found.items() if pair is not None})
 
 
-def rankings(group: Group) -> dict[Column, Ranks]:
-    """Ranks in each figure that has enough methods and data sets."""
+def rankings(group: Group, columns: Sequence[Column] | None = None) -> dict[Column, Ranks]:
+    """Ranks in each figure that has enough methods and data sets. columns: of these figures, by default of all."""
     rows = entries(alike(group.records))
-    columns = columns_of(group) if group.compared else ()
+    columns = (columns_of(group) if columns is None else columns) if group.compared else ()
     found = {c: ranked({label: c.of(records) for label, records in rows.items()}, c.metric) for c in columns}
     return {column: ranks for column, ranks in found.items() if ranks is not None}
 
