@@ -127,7 +127,14 @@ def test_int8_needs_images_with_labels(finished: Path, saved: Saved, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
+def test_a_full_disk(
+    finished: Path, saved: Saved, exported: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    there = onnx.load(exported / "model.onnx")  # it is the writing that fails
+    monkeypatch.setattr("rmadapter.deploy.graph.trace", lambda *_: there)
+
     def full() -> None:
         with no_room(100_000):
             export(finished, saved, tmp_path / "model", data=colors)

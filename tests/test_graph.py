@@ -59,10 +59,13 @@ def answers(fitted: Fitted, pixels: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_by_the_same_way(tiny_clip: Backbone, name: str) -> None:
+def test_every_method_by_the_same_way(tiny_clip: Backbone, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """And in silence, unlike the exporter of torch itself."""
     fitted = fitted_by(name, tiny_clip, **METHODS[name])
     pixels = pixels_of(tiny_clip, meaningless(5, seed=1))
+    capfd.readouterr()
     model = graph.trace(fitted, fitted.classes)
+    assert capfd.readouterr() == ("", "")
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert model.opset_import[0].version == graph.OPSET
     for some in (1, 5):
@@ -116,12 +119,6 @@ def test_weights_in_16_bits_and_beside_the_graph(
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", graph.BESIDE}
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert np.array_equal(session.run(None, {"pixels": pixels.numpy()})[0], whole)
-
-
-def test_the_exporter_is_silent(tiny_clip: Backbone, capfd: pytest.CaptureFixture[str]) -> None:
-    fitted = zero_shot(tiny_clip)
-    graph.trace(fitted, fitted.classes)
-    assert capfd.readouterr() == ("", "")
 
 
 def products(model: Any) -> tuple[int, int]:
