@@ -18,7 +18,8 @@ from rmadapter.checkpoint import load
 from rmadapter.cli import main
 from rmadapter.locks import alone
 from rmadapter.predict import stream
-from rmadapter.predict.cli import _classes
+from rmadapter.predict.cli import _classes, _key
+from rmadapter.predict.stream import Asker
 from shell import Answer, Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -236,3 +237,13 @@ def test_names_of_the_run_keep_what_its_prompts_call_them(finished: Path, tiny_c
     saved = load(finished, tiny_clip)._replace(names=("blue", "green", "the dark", "red"))
     asked = _classes(saved, "night_sky, red, old_house")
     assert asked == (("the dark", "red", "old house"), ["night_sky", "red", "old_house"])
+
+
+def test_answers_of_another_calibration_are_not_gone_on_with(finished: Path, tiny_clip: Backbone) -> None:
+    """The weights are the same with and without folds."""
+    saved = load(finished, tiny_clip)
+    keys = []
+    for heat in (1.0, 1.0, 3.0):
+        asker = Asker(replace(saved.fitted, temperature=heat), saved.names, [*map(str, saved.labels)], 1)
+        keys.append(_key(finished, asker, []))
+    assert keys[0] == keys[1] != keys[2]

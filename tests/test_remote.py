@@ -19,6 +19,7 @@ RUN = {"model.json": b"{}", "model.safetensors": b"\0" * 99, "evil.py": b"raise 
 def test_a_folder_is_itself() -> None:
     assert run_folder("runs/first") == Path("runs/first")
     assert run_folder(Path("/a")) == Path("/a")
+    assert run_folder("~/a") == Path.home() / "a"
 
 
 def test_only_files_of_a_run_are_fetched(hub: Hub) -> None:

@@ -58,8 +58,9 @@ def wait(session: Session) -> str:
 def test_from_images_to_a_model_that_comes_back(session: Session, shared: Shared, colors: Path, tmp_path: Path) -> None:
     bring(session, colors / "train", "red", "blue", "green")
     session.train("linear-probe-pair")
-    with pytest.raises(UserError, match="already running"):
-        session.train("auto")
+    for call in (lambda: session.train("auto"), lambda: session.remove("red")):
+        with pytest.raises(UserError, match="already running"):
+            call()
     assert wait(session) == "done", session.job and session.job.told
     state = session.state()
     assert state["model"]["labels"] == ["blue", "green", "red"]
@@ -227,6 +228,9 @@ def test_words_that_a_browser_never_sends(session: Session) -> None:
         (lambda: session.train("magic"), "unknown method"),
         (lambda: session.export("exe"), "unknown target"),
         (lambda: session.zipped("model"), "no classifier yet"),
+        (lambda: session.zipped("a\\..\\..\\x"), "not one of model, images, onnx, web"),
+        (lambda: session.zipped("x\0"), "not one of model"),
+        (lambda: session.remove("red"), "no such class"),
     ]:
         with pytest.raises(UserError, match=told):
             call()

@@ -95,10 +95,20 @@ def test_what_a_shelf_gave_comes_back(tmp_path: Path) -> None:
     one, two = Shelf(tmp_path / "one"), Shelf(tmp_path / "two")
     put(one, "red/green", "a.png")
     put(one, "blue", "b.png", png("blue"))
+    put(one, "red/green", "a.png")
     one.write()
+    listed = (one.folder / IMAGES).read_text()
     assert two.take_folder(one.folder) == []
-    assert {label: len(shots) for label, shots in two.classes.items()} == {"red/green": 1, "blue": 1}
-    assert sorted(two.files()) == ["files/000001-a.png", "files/000002-b.png"]
+    assert {label: len(shots) for label, shots in two.classes.items()} == {"red/green": 2, "blue": 1}
+    two.write()
+    assert (two.folder / IMAGES).read_text() == listed  # by the names in the run's record, whatever the order
+    put(two, "blue", "c.png", png("blue"))
+    (three := Shelf(tmp_path / "three")).folder.mkdir()
+    put(three, "blue", "a.png", png("blue"))
+    two.write()
+    assert three.take_folder(two.folder) == []
+    names = ("000001-a", "000002-a", "000002-b", "000003-a", "000004-c")  # the second was 000001-a, which was taken
+    assert sorted(three.files()) == [f"files/{name}.png" for name in names]
 
 
 @pytest.mark.parametrize(

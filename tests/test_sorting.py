@@ -50,8 +50,11 @@ def test_moving_a_link_and_between_disks(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "rename", another_disk)
+    source.chmod(0o444)  # as cameras write them
     sorter.put(source, tmp_path / "out/cat/a.jpg")
     assert (tmp_path / "out/cat/a.jpg").read_text() == "x"
+    assert os.access(tmp_path / "out/cat/a.jpg", os.W_OK)
+    assert (tmp_path / "out/cat/a.jpg").stat().st_mode & 0o200
     assert not source.exists()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from parsed import Page
 from rmadapter.backbones import Backbone
 from shell import Command, refused, rmadapter
 from spoiled import spoil
@@ -70,6 +72,23 @@ def test_a_table_with_columns_of_other_names(rmadapter: Command, data: Path) -> 
     found = json.loads(rmadapter("suspects", data / "list.csv", *columns, "--json", "-q").out)
     assert "train/blue/is red.png" in {one["image"] for one in found if "wrong label" in one["reasons"]}
     assert "train/green/broken.png" in {one["image"] for one in found}
+
+
+def test_the_command_on_the_page_works(
+    rmadapter: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder, and of a table whose columns have names of their own."""
+    rows = [f"{path.relative_to(data).as_posix()},{path.parent.name}" for path in sorted(data.glob("train/*/*.png"))]
+    (data / "list.csv").write_text("\n".join(["photo,kind", *rows]))
+    columns = ["--image-column", "photo", "--label-column", "kind"]
+    monkeypatch.chdir(tmp_path)
+    for name, words, copy in (("a", [data], "CLEAN"), ("b", [data / "list.csv", *columns], "CLEAN.csv")):
+        assert rmadapter("suspects", *words, "--out", name, "-q").code == 0
+        page = Page(tmp_path / name / "suspects.html").text
+        command = page[page.index("and run rmadapter ") + len("and run ") : page.index(" to write a cleaned copy")]
+        done = rmadapter(*shlex.split(command)[1:])
+        assert done.code == 0, done.err
+        assert (tmp_path / copy).exists()
 
 
 def test_mistakes_are_one_sentence(rmadapter: Command, data: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
 from rmadapter.data.names import Label, default_name, nfc
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, read_json, user_path, write_json, write_tensors, write_text
+from rmadapter.files import atomic, read_json, write_json, write_tensors, write_text
 from rmadapter.locks import alone
 from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
@@ -162,7 +162,7 @@ def load(
     settings: of the method, over those it was fitted with. Raises UserError for a folder without a model, a damaged or
     foreign file, and a backbone other than the one the model was fitted on.
     """
-    folder = user_path(run_folder(folder))
+    folder = run_folder(folder)
     if not (folder / MODEL).is_file():
         if (folder / OLD).is_file() and (folder / RECORD).is_file():
             return _load_old(folder, backbone, settings or {}, device)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rmadapter.errors import UserError, quoted
+from rmadapter.files import user_path
 
 HUB = "hf:"
 FILES = ("model.safetensors", "model.json", "config.yaml", "run.json", "SHA256SUMS")  # all that is ever fetched
@@ -16,13 +17,13 @@ LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
 
 def run_folder(name: str | Path) -> Path:
     """The folder of a run. For `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`, it is a snapshot in the hub's cache,
-    updated if the hub can be reached; any other name is already that of a folder.
+    updated if the hub can be reached; any other name is already that of a folder, with ~ for home.
 
     Raises UserError if the repository does not exist, holds no model of ours, or cannot be fetched.
     """
     text = str(name)
-    if not text.startswith(HUB):
-        return Path(name)
+    if not is_remote(name):
+        return user_path(name)
     import huggingface_hub
 
     repository, _, revision = text.removeprefix(HUB).partition("@")
@@ -32,6 +33,10 @@ def run_folder(name: str | Path) -> Path:
     if not Path(found, "model.json").is_file():
         raise UserError(f"{text}: holds no rmadapter model: model.json is missing")
     return Path(found)
+
+
+def is_remote(name: str | Path) -> bool:
+    return str(name).startswith(HUB)
 
 
 def check_repository(name: str) -> None:

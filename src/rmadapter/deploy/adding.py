@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmadapter.data.names import OR, key, prompt_name
+from rmadapter.data.names import OR, default_name, key
 from rmadapter.errors import UserError
 
 TOWER, WORDS, PROMPTS, KNOWN = "text.onnx", "tokenizer.json", "prompts.json", "weights.npy"
@@ -26,6 +26,7 @@ class Naming:
 
         facts = json.loads((folder / PROMPTS).read_text("utf-8"))
         self.templates, self.scale = facts["templates"], float(facts["scale"])
+        self.names: list[str] = facts.get("names", [])  # in prompts; exports of version 0.1 have none
         self.weights: np.ndarray = np.load(folder / KNOWN, allow_pickle=False)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / WORDS))
         self._session = onnxruntime.InferenceSession(str(folder / TOWER), providers=["CPUExecutionProvider"])
@@ -37,14 +38,15 @@ class Naming:
 
     def add(self, label: str, labels: list[str]) -> None:
         """Append a class, and its label to `labels`. Raises UserError for one that exists, or is not a single name."""
-        name = prompt_name(label)
+        name = default_name(label)
         if not name or OR in label:
             raise UserError(f"class {label!r}: give one name of at least one word")
-        if key(label) in {key(other) for other in labels}:
+        if key(label) in {key(other) for other in labels} or key(name) in {key(other) for other in self.names}:
             raise UserError(f"class {label!r} already exists")
         (weights,) = self._session.run(None, {TOKENS: self.tokens(name)})
         self.weights = np.concatenate([self.weights, weights])
         labels.append(label)
+        self.names = [*self.names, name]
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Features [B, e] of unit length -> [B, C]"""

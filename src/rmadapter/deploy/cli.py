@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from rmadapter.console import Its, Json, Name, Outside, Quiet, command, table
-from rmadapter.remote import run_folder
+from rmadapter.files import user_path
+from rmadapter.remote import is_remote, run_folder
 
 SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # by `int8.search`, in 80 columns
 
@@ -37,8 +38,8 @@ def export(
     from rmadapter.deploy.parity import HEADER, Parity
 
     folder = run_folder(run)
-    where = run.resolve() if run.name in ("", "..") else run  # "." has no name of its own
-    out = out or (where.with_name(f"{where.name}-{to}") if folder == run else Path(f"{run.name}-{to}"))
+    where = folder.resolve() if folder.name in ("", "..") else folder  # "." has no name of its own
+    out = out or (Path(f"{run.name}-{to}") if is_remote(run) else where.with_name(f"{where.name}-{to}"))
     exporting.check_wishes(out, to, precision, text, embeddings)
     saved = load(folder, backbone, method=method, device="cpu")
     facts = exporting.export(
@@ -79,7 +80,7 @@ def push(
     from rmadapter.deploy.push import Wishes
     from rmadapter.deploy.push import push as pushed
 
-    facts = pushed(run, repository, Wishes(half, examples, licence), private=private, to=to)
+    facts = pushed(user_path(run), repository, Wishes(half, examples, licence), private=private, to=to)
     if as_json:
         print(json.dumps(facts))
         return

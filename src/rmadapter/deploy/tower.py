@@ -97,7 +97,7 @@ def write_text(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
             f"the text encoder of {fitted.method.title} cannot be exported as a graph ({reason})"
         ) from error
     scale = float(fitted.backbone.logit_scale) / fitted.temperature
-    write_json(folder / PROMPTS, {"templates": tower.templates, "scale": scale})
+    write_json(folder / PROMPTS, {"templates": tower.templates, "scale": scale, "names": [*names]})
     np.save(folder / KNOWN, known.weights[:-1].detach().cpu().numpy())
     tokenizer_of(fitted.backbone).save(str(folder / WORDS))
     check_words(fitted.backbone, names, folder)

@@ -65,7 +65,7 @@ def explain_images(
     """
     if data and not user_path(data).exists():
         raise UserError(f"{data}: does not exist; give the location of the run's training images with --data")
-    folder = user_path(run_folder(run))
+    folder = run_folder(run)
     saved = load(folder, backbone, method=method)
     fitted, found = saved.fitted, list[Explanation]()
     known = _training(folder, saved, data)

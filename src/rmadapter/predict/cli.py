@@ -160,7 +160,7 @@ def _key(run: Path, asker: Asker, settings: Sequence[Any]) -> str:
 
     fitted, weights = asker.fitted, run / WEIGHTS if (run / WEIGHTS).exists() else run / OLD
     model = [sha256(weights), fitted.method.title, settings_of(fitted.method), fitted.backbone.digest]
-    parts = [*model, fitted.known.templates, asker.names, asker.labels, *settings]
+    parts = [*model, fitted.temperature, fitted.known.templates, asker.names, asker.labels, *settings]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

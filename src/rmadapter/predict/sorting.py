@@ -91,7 +91,8 @@ class Sorter:
             elif self.how == "copy" or not _renamed(image, place):
                 with atomic(place, sync=self.how == "move") as temporary:
                     shutil.copyfile(image, temporary)
-                    shutil.copystat(image, temporary)
+                    there = image.stat()
+                    os.utime(temporary, ns=(there.st_atime_ns, there.st_mtime_ns))  # its mode may forbid writing
             if self.how == "move":
                 image.unlink(missing_ok=True)
         except OSError as error:

@@ -33,6 +33,12 @@ class Cleaned:
     without: tuple[str, ...] = ()
 
 
+def cleaned_name(data: str | Path, columns: Mapping[str, str] | None = None, outside: bool = False) -> str:
+    """A name for the cleaned copy of a data set that `apply_decisions` accepts."""
+    path = user_path(data)
+    return "CLEAN" if _as_folders(path, open_source(path, outside, columns)[1]) else "CLEAN.csv"
+
+
 def apply_decisions(
     data: str | Path, decisions: str | Path, out: str | Path, *,
     columns: Mapping[str, str] | None = None, outside: bool = False,
@@ -49,8 +55,7 @@ def apply_decisions(
     path, target = user_path(data), user_path(out)
     root, found, _ = open_source(path, outside, columns)
     one_label(any(row.also for some in found.values() for row in some), "suspects --apply")
-    grouped = any(row.group for some in found.values() for row in some)
-    folders = path.is_dir() and not grouped and _in_class_folders(found, path)
+    folders = _as_folders(path, found)
     given = classnames_json(root, beside_splits(path, found))
     _check(path, target, folders)
     rows = training(found, path)
@@ -80,6 +85,12 @@ def apply_decisions(
 
 DROP_IT = ""  # instead of a label, which is never empty
 Labelled = list[tuple[Row, str]]  # images with their new labels
+
+
+def _as_folders(path: Path, found: Mapping[str, Rows]) -> bool:
+    """Whether the copy is a folder of class folders; else it is a list."""
+    grouped = any(row.group for some in found.values() for row in some)
+    return path.is_dir() and not grouped and _in_class_folders(found, path)
 
 
 def _in_class_folders(found: Mapping[str, Rows], root: Path) -> bool:

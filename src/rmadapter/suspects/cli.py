@@ -51,7 +51,7 @@ def suspects(
 ) -> None:
     """Find training images with a wrong label, copies, and broken or odd images; or write a data set without them."""
     from rmadapter.settings import parse_overrides
-    from rmadapter.suspects.apply import apply_decisions
+    from rmadapter.suspects.apply import apply_decisions, cleaned_name
     from rmadapter.suspects.find import find_suspects
 
     columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
@@ -66,7 +66,9 @@ def suspects(
     if not found.judged:
         note("no label was judged: judging takes two images per class that are not copies")
     if files:
-        _write(found, files, data, method, as_json)
+        more = [word for kind, name in columns.items() if name for word in (f"--{kind}-column", name)]
+        more += ["--allow-outside"] * outside
+        _write(found, files, data, method, as_json, [*more, "--out", cleaned_name(data, columns, outside)])
     else:
         _show(found, as_json)
 
@@ -86,10 +88,11 @@ def _files(out: Path, data: Path) -> tuple[Path, Path]:
     return files
 
 
-def _write(found: Found, files: tuple[Path, Path], data: Path, method: str, as_json: bool) -> None:
+def _write(found: Found, files: tuple[Path, Path], data: Path, method: str, as_json: bool, more: list[str]) -> None:
+    """more: options of the command that applies the list."""
     from rmadapter.suspects.sheet import write_csv, write_page
 
-    write_page(files[1], found, str(data), method, files[0])
+    write_page(files[1], found, str(data), method, files[0], more)
     write_csv(files[0], found)
     facts = {"suspects": str(files[0]), "page": str(files[1]), "images": found.total, "found": found.counts()}
     if as_json:

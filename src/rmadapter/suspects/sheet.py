@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,16 @@ def _written(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def write_page(path: Path, found: Found, data: str, method: str, table: Path) -> None:
-    """Write the page atomically; it needs no network and no script. data, method: names to show. table: the list."""
+def write_page(
+    path: Path, found: Found, data: str, method: str, table: Path, more: Sequence[str] = ("--out", "CLEAN")
+) -> None:
+    """Write the page atomically; it needs no network and no script. data, method: names to show. table: the list. more:
+    options of the command that applies the list."""
     html = template("suspects.html.j2", percent=percent).render(
         data=data,
         method=method,
         table=table.name,
-        command=shlex.join(["rmadapter", "suspects", data, "--apply", str(table), "--out", "CLEAN"]),
+        command=shlex.join(["rmadapter", "suspects", data, "--apply", str(table), *more]),
         total=len(found.suspects),
         images=found.total,
         judged=found.judged,

@@ -95,6 +95,12 @@ class Session:
 
     # Images and runs
 
+    def remove(self, label: str) -> None:
+        """Remove a class with its images, which nothing may be reading."""
+        with self.lock:
+            self._idle()
+            self.shelf.remove(label)
+
     def take_zip(self, archive: Path) -> dict[str, Any]:
         """Take a zip of class folders, or of a run from this page; "bad" has a sentence for each image left out."""
         with self.lock:
@@ -232,6 +238,8 @@ class Session:
     def zipped(self, what: str) -> Path:
         """A zip of the "model", of the model with its "images", or of an export by its target."""
         with self.lock:
+            if what not in (*TARGETS, "model", "images"):
+                raise UserError(f"{quoted(what)}: not one of model, images, {', '.join(TARGETS)}")
             self._model()
             assert self.run is not None
             folder = self.exports.get(what) if what in TARGETS else self.run

@@ -71,8 +71,9 @@ class Shelf:
         for label in [*self.classes]:
             self.remove(label)
 
-    def take(self, path: Path, label: str, name: str, split: str = "") -> None:
-        """Take an image by moving its file here. name: what its owner called it, also used in errors.
+    def take(self, path: Path, label: str, name: str, split: str = "", kept: str = "") -> None:
+        """Take an image by moving its file here. name: what its owner called it, also used in errors. kept: its file on
+        another shelf, a name that stays, since the run's record of its images has it.
 
         Raises UserError if it cannot be read, and if there are too many images or bytes.
         """
@@ -85,8 +86,13 @@ class Shelf:
                 f"command line for more"
             )
         label = self.add_class(label)
-        self._count, self._bytes = self._count + 1, self._bytes + size
-        file = f"{FILES}/{self._count:06}-{plain(name)}"
+        named = re.fullmatch(rf"{FILES}/(\d{{6}})-(.+)", kept)
+        if named and plain(named[2]) == named[2] and not (self.folder / kept).exists():
+            file, self._count = kept, max(self._count, int(named[1]))
+        else:
+            self._count += 1
+            file = f"{FILES}/{self._count:06}-{plain(name)}"
+        self._bytes += size
         (self.folder / FILES).mkdir(parents=True, exist_ok=True)
         os.replace(path, self.folder / file)
         self.classes[label].append(Shot(file, split, size))
@@ -105,7 +111,10 @@ class Shelf:
         for split, some in rows.items():
             for row in some:
                 try:
-                    self.take(row.image, row.label, shown(row.image, folder, listed), "" if split == "all" else split)
+                    ours = listed and row.image.is_relative_to(folder)
+                    kept = row.image.relative_to(folder).as_posix() if ours else ""
+                    name = shown(row.image, folder, listed)
+                    self.take(row.image, row.label, name, "" if split == "all" else split, kept)
                 except UserError as error:
                     bad.append(str(error).replace(f"{folder}/", ""))
         return [*bad, *filter(None, [ignored_note(ignored)])]

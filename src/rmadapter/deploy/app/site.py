@@ -103,14 +103,9 @@ def _text(wanted: dict[str, Any], field: str) -> str:
     return value
 
 
-def _remove(session: Session, wanted: dict[str, Any]) -> None:
-    with session.lock:
-        session.shelf.remove(_text(wanted, "label"))
-
-
 ANSWERS: dict[str, Callable[[Session, dict[str, Any]], Any]] = {
     "classes": _names,
-    "remove": _remove,
+    "remove": lambda session, wanted: session.remove(_text(wanted, "label")),
     "open": lambda session, wanted: session.open(_text(wanted, "run")),
     "train": lambda session, wanted: session.train(_text(wanted, "method")),
     "names": lambda session, _: session.use_names(),

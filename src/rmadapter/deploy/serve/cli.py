@@ -15,7 +15,6 @@ import typer
 
 from rmadapter.console import Its, Json, Name, Quiet, plain
 from rmadapter.errors import UserError
-from rmadapter.files import user_path
 from rmadapter.remote import HUB, run_folder
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def named(words: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"{word}: give it a name of letters, digits, dots, _ and -, as in birds={folder}")
         if name in found:
             raise UserError(f"{word}: {name} is already {found[name]}; give one of them another name: NAME={folder}")
-        found[name] = user_path(run_folder(folder))
+        found[name] = run_folder(folder)
     return found
 
 
