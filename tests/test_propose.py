@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_scores_and_classes_are_those_of_the_run(finished: Path, tiny_clip: Back
         assert one.score == pytest.approx(1 - first + second, abs=1e-5)
         assert one.best[0][0] == saved.labels[int(row.argmax())]
     assert found.suggestions[0].score >= found.suggestions[1].score
+
+
+def test_a_run_without_features_of_its_images_says_so(
+    finished: Path, tiny_clip: Backbone, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = load(finished, tiny_clip)
+    suggest_images(saved, [pool], 3, progress=False)
+    assert capsys.readouterr().err == ""
+    bare = saved._replace(fitted=replace(saved.fitted, examples=None))
+    assert suggest_images(bare, [pool], 3, progress=False).known == 0
+    assert "holds no features of its training images, so those in the pool are not left out" in capsys.readouterr().err
 
 
 def test_without_a_run(tiny_clip: Backbone, pool: Path) -> None:

@@ -70,6 +70,8 @@ def suggest_images(
     saved = run if isinstance(run, Saved) else load(run, backbone)
     one_label(saved.fitted.known.several, "suggest")
     labels = [str(label) for label in saved.labels]
+    if saved.fitted.examples is None and not isinstance(saved.fitted.method, ZeroShot):
+        note("the run holds no features of its training images, so those in the pool are not left out")
     seen = _look(_files(pool), saved.fitted, saved.names, labels, skip_bad, progress)
     return _picked(seen, chosen, NEXT, n, seed, saved.fitted)
 
