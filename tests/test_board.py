@@ -27,7 +27,15 @@ def job() -> Job:
 def write(out: Path, job: Job, status: Any, **more: Any) -> Path:
     method = MethodName(name=job.method, settings=settings_of(load_method(job.method)))
     backbone = BackboneName(name="pocket", digest="0")
-    record = Record(format=2, task=job.task, method=method, backbone=backbone, status=status, key="k", **more)
+    record = Record(
+        format=2,
+        task=job.task,
+        method=method,
+        backbone=backbone,
+        status=status,
+        key="k",
+        **{"protocol": job.protocol, **more},
+    )
     record.save(out / job.path)
     return out / job.path
 
@@ -99,4 +107,6 @@ def test_answers_by_key(job: Job, tmp_path: Path) -> None:
     [(key, found)] = answers(tmp_path).items()
     assert (key, found.copied_from) == ("k", path.relative_to(tmp_path).as_posix())
     write(tmp_path, job, "failed")
+    assert answers(tmp_path) == {}
+    write(tmp_path, job, "finished", protocol="fit")  # its scores are of other questions
     assert answers(tmp_path) == {}

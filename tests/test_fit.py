@@ -281,6 +281,14 @@ def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbon
         evaluate_saved(finished, seeing, splits, "heldout", "all", Cache(tiny_clip, progress=False))
 
 
+def test_a_split_that_was_trained_on_is_not_called_held_out(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
+    fitted, cache = load(finished, tiny_clip).fitted, Cache(tiny_clip, progress=False)
+    splits = read_images(colors)
+    for split, told in (("train", "train"), ("test", "test"), ("heldout", "held out")):
+        [one], [score] = evaluate_saved(finished, fitted, splits, split, "all", cache)
+        assert (score.split, score.title, one.title) == (told, f"{told}, all classes", f"{told}, all classes")
+
+
 def test_the_page_is_made_again_from_the_folder_alone(finished: Path, tmp_path: Path) -> None:
     """Byte for byte, though the data, of which the record has a name alone, is not there."""
     out = Path(shutil.copytree(finished, tmp_path / "run"))

@@ -56,6 +56,15 @@ def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Back
     assert judged(tiny_clip, {"train": plain, "test": test}).record.notes == ()
 
 
+def test_nor_do_those_of_a_group_that_settings_were_chosen_on(tiny_clip: Backbone) -> None:
+    train, val = grouped("aabb", ["", "", "", ""]), grouped("ab", ["v", "w"], seed=2)
+    test = grouped("aabb", ["v", "", "w", ""], seed=1)
+    record = judged(tiny_clip, {"train": train, "val": val, "test": test}).record
+    assert record.judgement is not None
+    assert record.judgement.images == 2
+    assert "without 2 that share a group with training images" in record.judgement.how
+
+
 def test_images_that_were_not_drawn_judge_where_enough_are_of_other_groups(tiny_clip: Backbone) -> None:
     def how(images: ImageSet, shots: int) -> tuple[int, str, int]:
         """Groups that were drawn, and by which and how many images it is judged."""

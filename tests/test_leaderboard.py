@@ -13,7 +13,7 @@ import pytest
 
 from pages import axe, needs_browser, tab
 from rmadapter.backbones import Backbone
-from rmadapter.bench.leaderboard.page import printed_averages, scatter, write_leaderboard
+from rmadapter.bench.leaderboard.page import HEIGHT, printed_averages, scatter, write_leaderboard
 from rmadapter.bench.leaderboard.standings import boards
 from rmadapter.bench.report.write import write_reports
 from rmadapter.errors import UserError
@@ -65,6 +65,8 @@ def test_the_same_records_give_the_same_bytes_and_json(rmadapter: Command, resul
     for name in ("index.html", "leaderboard.json", "records.jsonl"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert found == json.loads((first / "leaderboard.json").read_text(encoding="utf-8"))
+    for _ in range(2):  # a page below its results does not stand in its own way
+        assert json.loads(rmadapter("leaderboard", results, "--out", results / "board", "--json").out) == found
     assert [(board["protocol"], board["shots"], board["track"]) for board in found["boards"]] == [
         ("base-to-novel", 16, "ranked"),
         ("few-shot", 1, "ranked"),
@@ -120,6 +122,20 @@ def test_nothing_finished_is_no_leaderboard(tmp_path: Path) -> None:
     failed = write(tmp_path / "r", record("mma", "ucf101", 1, {}, status="failed", reason="no memory"))
     with pytest.raises(UserError, match="no finished run of a method"):
         write_leaderboard(failed, tmp_path / "out")
+
+
+def test_two_seeds_far_apart_are_no_fault(tmp_path: Path) -> None:
+    """Their interval is wider than all accuracies."""
+    runs = [
+        record(method, "dtd", seed, {"base": 60.0, "novel": novel})
+        for method in ("mma", "coop")
+        for seed, novel in ((1, 5.0), (2, 45.0))
+    ]
+    write_leaderboard(write(tmp_path / "results", *runs), tmp_path / "out")
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    ends = [float(y) for line in re.findall(r"<line [^>]*>", page) for y in re.findall(r'y[12]="([\d.-]+)"', line)]
+    assert ends
+    assert all(-1 <= y <= HEIGHT for y in ends)
 
 
 def test_the_scatter_keeps_the_order_and_stays_inside() -> None:

@@ -66,6 +66,14 @@ def test_mma_stands_under_another_name_in_ucf101() -> None:
     known, here = (paper.halves()[block].keys() for block in ("average", "ucf101"))
     assert (known - here, here - known) == ({"MMA"}, {"ProGrad"})
     assert paper.MISNAMED == {("ucf101", "mma"): "ProGrad"}
+    mma, prograd = (
+        paper.printed(
+            record(method, "ucf101", 1, {"base": 1.0, "novel": 1.0}, counts=counts("ucf101"), **VIT), "ucf101"
+        )
+        for method in ("mma", "prograd")
+    )
+    assert mma is not None
+    assert (mma[0], prograd) == ("ProGrad", None)
     assert all(rows.keys() == known for block, rows in paper.halves().items() if block != "ucf101")
     (note,) = paper.footnotes("base-to-novel", "ucf101")
     assert note.startswith("In the paper, ProGrad: HM is printed as 82.20, but ")
@@ -94,6 +102,7 @@ def test_ablations_repeat_the_average_that_does_not_add_up() -> None:
     [
         {"backbone": BackboneName(name="pocket", digest="1")},
         {"shots": 4},
+        {"shots": 0},
         {"data": "grocery"},
         {"counts": {"base": 500, "novel": 500}},
         {"protocol": "few-shot"},
@@ -129,6 +138,14 @@ def test_the_average_of_targets_needs_all_of_them() -> None:
         assert found is not None
         assert found[0] == "CLIP"
         assert ("average" in found[1], "imagenet_a" in found[1], "imagenet_r" in found[1]) == (has, has, True)
+
+
+def test_the_average_of_targets_is_of_no_others() -> None:
+    sizes = {name: paper.TEST_IMAGES[name] for name in TARGETS}
+    found = paper.printed(shifted(1, {**sizes, "my own": 100}), "")
+    assert found is not None
+    assert "average" not in found[1]
+    assert "imagenet_r" in found[1]
 
 
 def test_check_of_targets() -> None:

@@ -49,6 +49,22 @@ def test_a_file_of_lines_is_as_good_as_a_folder_of_files(tmp_path: Path) -> None
     assert len(both.notes) == 1, "the same record twice needs no note"
 
 
+@pytest.mark.parametrize("page", ["report.json", "leaderboard.json"])
+def test_what_a_report_wrote_below_is_read_only_where_it_is_named(tmp_path: Path, page: str) -> None:
+    """Its runs may have been deleted since."""
+    write(tmp_path, record("mma", "a", 1, VALUES))
+    old = record("mma", "a", 2, VALUES)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/records.jsonl").write_text(old.line())
+    assert len(read_records(tmp_path).finished) == 2  # of somebody else, without a page
+    (tmp_path / "report" / page).write_text("{}")
+    found = read_records(tmp_path)
+    assert [run.task.seed for run in found.finished] == [1]
+    assert not found.notes
+    for named in (tmp_path / "report", tmp_path / "report/records.jsonl"):
+        assert read_records(named).finished == [old]
+
+
 def test_nothing_to_read_is_the_users_mistake(tmp_path: Path) -> None:
     for folder in (tmp_path / "missing", tmp_path):
         with pytest.raises(UserError, match="rmadapter bench"):

@@ -184,4 +184,8 @@ def evaluate_saved(
     if not len(images):
         raise UserError(f"{split}: there are no images to evaluate on")
     seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
-    return evaluate(fitted, [(Question(classes, classes=classes), images, split == "test")], cache, seed=seed)
+    found, scores = evaluate(fitted, [(Question(classes, classes=classes), images, split == "test")], cache, seed=seed)
+    if split in splits:  # by its own name: images that were trained on are not held out
+        scores = [score.model_copy(update={"split": split}) for score in scores]
+        found = [replace(one, title=score.title) for one, score in zip(found, scores, strict=True)]
+    return found, scores

@@ -30,11 +30,12 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | No
     """Add a judgement to the outcome of a run on all classes: by the test split or by images that were not drawn; if
     `enough` says that these are too few, by folds of the shots.
 
-    done: the run, with the answers of `BESIDE`. Near-duplicates of training images, and images that share a group with
-    one, do not count.
+    done: the run, with the answers of `BESIDE`. Near-duplicates of training and validation images, and images that
+    share a group with one, do not count.
     """
     record, evaluations, few = done.record, done.evaluations, lab.draw(task)
-    train = seen(method, few, few.train, lab.splits(task.data).get("test"))
+    learnt = seen(method, few, few.train, lab.splits(task.data).get("test"))
+    known = [images for images in (learnt, few.val) if images is not None]  # by the latter settings are chosen
     if folds and not enough(lab, task):
         found = cross_validated(folds, method, record.method.name)
         record = record.model_copy(update={"scores": (_score(found), *record.scores)})
@@ -46,8 +47,9 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | No
     how = {"test": "on the test split", "held out": "on images that were not drawn"}
     text = how.get(score.split, f"by {len(folds or ())}-fold cross-validation of the training images")
     if score.split in how:
-        copies = {i for i, _ in pairs(looks(first.images.images, lab.progress), looks(train.images, lab.progress))}
-        akin = {*first.images.akin(train)} - copies
+        asked, files = first.images, [image for images in known for image in images.images]
+        copies = {i for i, _ in pairs(looks(asked.images, lab.progress), looks(files, lab.progress))}
+        akin = {i for images in known for i in asked.akin(images)} - copies
         rows = [row for row in rows if row not in copies | akin]
         text += f", without {len(copies)} nearly identical to training images" if copies else ""
         text += f", without {len(akin)} that share a group with training images" if akin else ""

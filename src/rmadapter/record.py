@@ -110,7 +110,7 @@ class Score(Value):
     images: int = Field(ge=0, le=10**9)
     classes: int = Field(ge=1, le=10**9)
     digest: str = ""
-    split: Literal["test", "held out", "cross-validated"] = "test"
+    split: Literal["test", "held out", "cross-validated", "train", "val", "all"] = "test"
     data: str = ""
     accuracy: Percent | None = None
     zero_shot: Percent | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.plan import Plan
-from rmadapter.bench.protocols import Job
+from rmadapter.bench.protocols import PROTOCOLS, Job
 from rmadapter.errors import UserError
 from rmadapter.files import read_json
 from rmadapter.record import ANSWERED, Record, read_record
@@ -81,9 +81,10 @@ def _foreign(path: Path) -> bool:
 
 
 def answers(out: Path) -> dict[str, Record]:
-    """Every finished record below `out` by its key, marked as copied from its path."""
+    """Every finished record of a bench below `out` by its key, marked as copied from its path; a `fit` tests others."""
     found = {path.relative_to(out): record_at(path) for path in sorted(out.rglob("*.json"))}
-    return {r.key: copied(r, path) for path, r in found.items() if r and r.status == "finished"}
+    done = {path: r for path, r in found.items() if r and r.status == "finished" and r.protocol in PROTOCOLS}
+    return {r.key: copied(r, path) for path, r in done.items()}
 
 
 def copied(record: Record, path: Path) -> Record:

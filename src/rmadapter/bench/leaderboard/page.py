@@ -128,14 +128,15 @@ def scatter(board: Board) -> dict[str, Any] | None:
 
 def _axis(rows: Sequence[Standing], which: int, start: float, end: float) -> tuple[list[dict[str, Any]], Any]:
     """Ticks, and a function from percent to the drawing's units."""
-    ends = [row.cells[which].number + sign * (row.cells[which].interval or 0) for row in rows for sign in (-1, 1)]
+    cells = [row.cells[which] for row in rows]
+    ends = [min(max(cell.number + sign * (cell.interval or 0), 0), 100) for cell in cells for sign in (-1, 1)]
     low, high = min(ends), max(ends)
     step = next(step for step in (1, 2, 5, 10, 20, 50) if (high - low) / step <= 6)
     low, high = step * math.floor(low / step), step * math.ceil(high / step + 1e-9)
     high = max(high, low + step)
 
     def place(value: float) -> float:
-        return round(start + (value - low) / (high - low) * (end - start), 1)
+        return round(start + (min(max(value, 0), 100) - low) / (high - low) * (end - start), 1)
 
     return [{"at": place(tick), "text": str(tick)} for tick in range(low, high + 1, step)], place
 

@@ -108,7 +108,8 @@ def dataset_name(dataset: str) -> str:
 def belongs(record: Record) -> bool:
     """Whether backbone, shots and data set are the paper's, the latter judged by its name and test images."""
     name, images = dataset_name(record.task.data), tested(record)
-    if record.backbone.name not in BACKBONES or record.task.shots not in {SHOTS, 0} or name not in TEST_IMAGES:
+    shots = {SHOTS, 0} if record.method.name == "zero-shot" else {SHOTS}
+    if record.backbone.name not in BACKBONES or record.task.shots not in shots or name not in TEST_IMAGES:
         return False
     if record.protocol in TRANSFER:
         return name == "imagenet" and images.get("all") == TEST_IMAGES[name]
@@ -122,14 +123,16 @@ def printed(record: Record, block: str) -> tuple[str, Figures] | None:
     if not belongs(record):
         return None
     rows = _rows(record.protocol, block)
-    name = printed_name(record, list(rows)) or MISNAMED.get((block, record.method.name))
+    misnamed = {row for (where, method), row in MISNAMED.items() if where == block and method != record.method.name}
+    name = printed_name(record, [*rows.keys() - misnamed]) or MISNAMED.get((block, record.method.name))
     if name not in rows:
         return None
     figures = rows[name]
     if record.protocol in TRANSFER:  # a target with other images than the paper's has no printed figure
         known = {dataset_name(key): count for key, count in tested(record).items()}
         same = {k: v for k, v in figures.items() if k in {"imagenet", "average"} or known.get(k) == TEST_IMAGES[k]}
-        figures = same if len(same) == len(figures) else {k: v for k, v in same.items() if k != "average"}
+        alike = len(same) == len(figures) and known.keys() <= {*figures, "imagenet", "all"}
+        figures = same if alike else {k: v for k, v in same.items() if k != "average"}
     return name, figures
 
 

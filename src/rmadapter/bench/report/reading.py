@@ -15,7 +15,8 @@ from rmadapter.errors import UserError
 from rmadapter.files import read_text, user_path
 from rmadapter.record import Record, parse_record
 
-SUMMARY = "report.json"  # the report's own file: neither a record nor worth a note
+SUMMARY, RECORDS = "report.json", "records.jsonl"  # of a report's own files
+SUMMARIES = (SUMMARY, "leaderboard.json")  # neither records nor worth a note
 
 Cell = tuple[Any, ...]
 Finished = dict[Cell, tuple[str, Record]]  # by cell: where the record was found, and the record
@@ -112,15 +113,18 @@ def _fewer(sides: Mapping[str, list[Cell]]) -> tuple[list[Cell], Cell]:
 
 
 def lines(results: Path) -> Iterator[tuple[str, str]]:
-    """(where it was found, text) of everything that may be a record."""
+    """(where it was found, text) of everything that may be a record, but for what `report` and `leaderboard` wrote into
+    folders below."""
     if not user_path(results).exists():
         raise UserError(f"{results}: not found; give the folder that `rmadapter bench ... --out` wrote, or its records")
     paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
     for path in paths:
         where = path.relative_to(results).as_posix() if path != results else path.name
         hidden = any(part.startswith(".") for part in where.split("/"))
-        if hidden or path.name == SUMMARY or path.suffix not in (".json", ".jsonl"):
+        if hidden or path.name in SUMMARIES or path.suffix not in (".json", ".jsonl"):
             continue
+        if where.endswith(f"/{RECORDS}") and any((path.parent / name).is_file() for name in SUMMARIES):
+            continue  # its runs are here, too, or were deleted
         try:
             text = read_text(path, errors="replace")
         except UserError:
