@@ -19,6 +19,7 @@ from rmadapter.data.images import ImageSet, read_images
 from rmadapter.evaluation import Evaluation
 from rmadapter.folds import Folds
 from rmadapter.judge import BESIDE, calibrated, judge
+from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.request import Request
 from rmadapter.run import Lab, Outcome, run_task
 from rmadapter.show import as_table
@@ -54,6 +55,16 @@ def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Back
     )
     plain = ImageSet(train.images, train.labels, train.classes)
     assert judged(tiny_clip, {"train": plain, "test": test}).record.notes == ()
+
+
+@pytest.mark.parametrize("title", ["linear-probe", ""])
+def test_a_method_of_any_title_is_judged_by_its_own_answers(tiny_clip: Backbone, title: str) -> None:
+    method = type("Mine", (ZeroShot,), {"title": title, "__module__": __name__})()
+    splits = {"train": grouped("aabb", [""] * 4), "test": grouped("aaabbb", [""] * 6, seed=1)}
+    wanted, lab = lab_of(tiny_clip, splits)
+    [score] = run_task(wanted.task, method, lab, "mine", beside=BESIDE).record.scores
+    [plain] = run_task(wanted.task, ZeroShot(), lab, "zero-shot", beside=BESIDE).record.scores
+    assert (score.accuracy, score.zero_shot) == (plain.accuracy, plain.accuracy)
 
 
 def test_nor_do_those_of_a_group_that_settings_were_chosen_on(tiny_clip: Backbone) -> None:
