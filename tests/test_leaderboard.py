@@ -124,6 +124,13 @@ def test_nothing_finished_is_no_leaderboard(tmp_path: Path) -> None:
         write_leaderboard(failed, tmp_path / "out")
 
 
+def test_a_run_that_is_left_out_is_named(rmadapter: Command, results: Path, tmp_path: Path) -> None:
+    write(results / "late", record("mma", "dtd", 1, {"base": 1.0, "novel": 1.0}, finished="2020-01-01T00:00:00+00:00"))
+    _, out, err = rmadapter("leaderboard", results, "--out", tmp_path / "out", "--json")
+    assert "same experiment" in err
+    assert json.loads(out)["runs"] == 26
+
+
 def test_two_seeds_far_apart_are_no_fault(tmp_path: Path) -> None:
     """Their interval is wider than all accuracies."""
     runs = [

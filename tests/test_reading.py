@@ -131,6 +131,20 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
     assert len(read_records(write(tmp_path / "tracks", *both)).finished) == 2
 
 
+def test_a_later_trial_with_another_setting_does_not_take_a_runs_place(tmp_path: Path) -> None:
+    def run(seed: int, alpha: float, day: int) -> Record:
+        method = MethodName(name="mma", settings={"alpha": alpha})
+        made = record("mma", "a", seed, VALUES, finished=f"2026-01-{day:02}T00:00:00+00:00")
+        return made.model_copy(update={"method": method})
+
+    good, trial = [run(seed, 0.1, seed) for seed in (1, 2, 3)], run(1, 9.5, 9)
+    found = read_records(write(tmp_path / "trial", *good, trial))
+    assert found.finished == good
+    assert [note.split(":")[0] for note in found.notes] == ["003.json"]
+    again = [run(seed, 9.5, seed + 9) for seed in (1, 2, 3)]  # all of the row: the later counts
+    assert read_records(write(tmp_path / "again", *good, *again)).finished == again
+
+
 def test_half_against_half_does_not_depend_on_where_the_runs_were_found(tmp_path: Path) -> None:
     runs = [record("mma", "a", seed, VALUES) for seed in (1, 2)]
     methods = [MethodName(name="mma", settings={"alpha": alpha}) for alpha in (0.1, 9.5)]

@@ -19,6 +19,7 @@ from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import cell
 from rmadapter.bench.report.reading import fault, lines, read_records
 from rmadapter.bench.report.stats import LEVEL
+from rmadapter.console import note
 from rmadapter.errors import UserError
 from rmadapter.files import write_text
 from rmadapter.html import template
@@ -37,7 +38,10 @@ def write_leaderboard(results: Path, out: Path) -> dict[str, Any]:
     for where, line in lines(results):
         if wrong := fault(parse_record(line, where)):
             raise UserError(f"{where}: {wrong}")
-    found = sorted(read_records(results).finished, key=cell)
+    read = read_records(results)
+    for text in read.notes:
+        note(text)
+    found = sorted(read.finished, key=cell)
     made = boards(found)
     if not made:
         raise UserError(f"{results}: no finished run of a method, so a leaderboard has nothing to show")

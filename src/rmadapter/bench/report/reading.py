@@ -18,8 +18,8 @@ from rmadapter.record import Record, parse_record
 SUMMARY, RECORDS = "report.json", "records.jsonl"  # of a report's own files
 SUMMARIES = (SUMMARY, "leaderboard.json")  # neither records nor worth a note
 
-Cell = tuple[Any, ...]
-Finished = dict[Cell, tuple[str, Record]]  # by cell: where the record was found, and the record
+Key = tuple[Any, ...]  # the cell of a record, and its text
+Finished = dict[Key, tuple[str, Record]]  # where the record was found, and the record
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,12 @@ def read_records(results: Path) -> Results:
         raise UserError(f"{results}: no bench records found{why}; `rmadapter bench ... --out FOLDER` writes them")
     finished: Finished = {}
     for where, record in found:
-        old = finished.setdefault(cell(record), (where, record)) if record.status == "finished" else None
-        if old and old[1] != record:  # the same record twice needs no note
-            late, early = sorted([old, (where, record)], key=lambda pair: pair[1].finished, reverse=True)  # ISO, UTC
-            finished[cell(record)] = late
-            notes.append(f"{early[0]}: {late[0]} is the same experiment, finished later or first in order; left out")
+        if record.status == "finished":
+            finished.setdefault((cell(record), record.line()), (where, record))  # the same record twice needs no note
     # A failure that has since been repeated with success does not count.
-    unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in finished}
-    notes += _tested_elsewhere(finished) + _set_otherwise(finished)
+    cells = {which for which, _ in finished}
+    unfinished = {cell(r): r for _, r in found if r.status != "finished" and cell(r) not in cells}
+    notes += _tested_elsewhere(finished) + _set_otherwise(finished) + _done_again(finished)
     # Sorted, so that the same records give the same report wherever they were found.
     done = sorted((record for _, record in finished.values()), key=cell)
     return Results(done, sorted(unfinished.values(), key=cell), notes)
@@ -69,13 +67,13 @@ def read_records(results: Path) -> Results:
 
 def _tested_elsewhere(finished: Finished) -> list[str]:
     """Remove each record that was tested on other images than most of its data set, and return a note on it."""
-    sets: dict[Any, dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    sets: dict[Any, dict[str, list[Key]]] = defaultdict(lambda: defaultdict(list))
     for key, (_, record) in finished.items():
         for score in record.scores:
             drawn = () if score.split == "test" else (record.task.shots, record.split_digest)
             if score.digest:
                 sets[(record.task.data, score.name, score.split, *drawn)][score.digest].append(key)
-    fewer = [key for sides in sets.values() for key in _fewer(sides)[0]]
+    fewer = [key for sides in sets.values() for key in _fewer(finished, sides)[0]]
     gone = [finished.pop(key) for key in dict.fromkeys(fewer)]
     return [f"{where}: tested on other images of {r.task.data} than the runs kept; left out" for where, r in gone]
 
@@ -85,7 +83,7 @@ def _set_otherwise(finished: Finished) -> list[str]:
 
     Variants are kept: they differ by design. A setting that a record lacks, as of another version, is no difference.
     """
-    rows: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    rows: dict[tuple[Any, ...], list[Key]] = defaultdict(list)
     for key, (_, record) in finished.items():
         if not record.variant and not record.axis:
             which = (record.protocol, record.method.name, track(record), record.backbone.digest, record.task.shots)
@@ -94,10 +92,10 @@ def _set_otherwise(finished: Finished) -> list[str]:
     for keys in rows.values():
         settings = {key: finished[key][1].method.settings for key in keys}
         common = sorted(set.intersection(*map(set, settings.values())))
-        sides: dict[str, list[Cell]] = defaultdict(list)
+        sides: dict[str, list[Key]] = defaultdict(list)
         for key in keys:
             sides[json.dumps([settings[key][name] for name in common])].append(key)
-        fewer, usual = _fewer(sides)
+        fewer, usual = _fewer(finished, sides)
         for key in fewer:
             where, record = finished.pop(key)
             apart = [f"{name}={settings[key][name]}" for name in common if settings[key][name] != settings[usual][name]]
@@ -106,9 +104,30 @@ def _set_otherwise(finished: Finished) -> list[str]:
     return notes
 
 
-def _fewer(sides: Mapping[str, list[Cell]]) -> tuple[list[Cell], Cell]:
-    """The keys of all sides but the largest, and one key of that; names decide between sides of the same size."""
-    *fewer, most = sorted(sides, key=lambda side: (len(sides[side]), side))
+def _done_again(finished: Finished) -> list[str]:
+    """Remove all but the latest record of each cell, and return a note on each."""
+    latest: dict[Any, Key] = {}
+    notes = []
+    for key in [*finished]:
+        old = latest.setdefault(key[0], key)
+        if old != key:
+            late, early = sorted([old, key], key=lambda one: finished[one][1].finished, reverse=True)  # ISO, UTC
+            latest[key[0]] = late
+            told = f"{finished[late][0]} is the same experiment, finished later or first in order; left out"
+            notes.append(f"{finished[early][0]}: {told}")
+            del finished[early]
+    return notes
+
+
+def _fewer(finished: Finished, sides: Mapping[str, list[Key]]) -> tuple[list[Key], Key]:
+    """The keys of all sides but that with most cells, and one key of that; between sides of the same size the latest
+    run decides, then names."""
+
+    def size(side: str) -> tuple[int, str, str]:
+        keys = sides[side]
+        return len({which for which, _ in keys}), max(finished[key][1].finished for key in keys), side
+
+    *fewer, most = sorted(sides, key=size)
     return [key for side in fewer for key in sides[side]], sides[most][0]
 
 
