@@ -88,6 +88,13 @@ def test_a_folder_opens_with_the_same_weights(how: str, state: State, tmp_path: 
     assert [path.name for path in out.parent.iterdir()] == ["here"]
 
 
+def test_a_folder_is_named_from_here(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read by a process in another folder."""
+    monkeypatch.chdir(tmp_path)
+    convert(Path(written(tmp_path, state).name), NAME, Path("my-clip"))
+    assert load_backbone("my-clip").model.state_dict().keys() == state.keys()
+
+
 def test_old_files_and_half_precision_are_read(state: State, tmp_path: Path) -> None:
     torch.save({k: v.half() for k, v in state.items()}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
     convert(tmp_path / "a.bin", NAME, tmp_path / "out")
@@ -132,6 +139,8 @@ UNFIT = [
     ({"logit_scale": None}, "they lack logit_scale$"),
     ({"logit_bias": torch.zeros(1)}, "do not fit backbone"),
     ({"text_projection": torch.zeros(4, 2)}, r"they hold text_projection \[4, 2\] instead of \[16, 24\]$"),
+    ({"text_projection": torch.zeros(24, 16)}, r"size mismatch for text_projection"),  # transposed
+    ({"positional_embedding": torch.zeros(16, 20)}, r"text pos_embed width changed"),  # of a wider text encoder
     ({"positional_embedding": torch.zeros(77, 16)}, r"hold positional_embedding \[77, 16\] instead of \[16, 16\]$"),
     ({"visual.positional_embedding": torch.zeros(5, 32)}, r"hold visual.positional_embedding \[5, 32\] instead of"),
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.encoders import encoders_of
+from rmadapter.encoders.whole import WholeImage, first_of
 from rmadapter.methods import load_method
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import tokenize
@@ -237,6 +238,16 @@ def test_the_tail_is_what_the_head_reads(name: str, request: pytest.FixtureReque
         read = [parameter for parameter in model.parameters() if parameter.grad is not None]
         assert {*map(id, read)} == {*map(id, encoder.tail)}
         assert read
+
+
+def test_an_image_encoder_that_also_gives_its_tokens_is_read_by_every_way(tiny_clip: Backbone) -> None:
+    """As CoCa's does; a cache asks for the states of several blocks at once."""
+    visual: Any = double(tiny_clip).model.visual
+    whole = WholeImage(visual, "CoCa", lambda images: first_of((visual(images), "tokens")))
+    pixels = noise(double(tiny_clip))
+    [one, other] = whole.frozen_at(pixels, [None, None], features=False)
+    for states in (one, other, whole.frozen(pixels)):
+        assert torch.equal(states.features, visual(pixels))
 
 
 def test_text_blocks_of_an_unknown_make_are_left_alone(tiny_clip: Backbone) -> None:

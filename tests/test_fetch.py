@@ -153,6 +153,9 @@ def test_files_come_out_as_they_went_in(tmp_path: Path) -> None:
     inner = tar(tmp_path / "inner.tar.gz", *members).read_bytes()
     unpack(zipped(tmp_path / "x.zip", ("z/inner.tar.gz", 0o644, inner), ("z/c", 0, b"c")), tmp_path / "zip")
     assert below(tmp_path / "zip") == {"z/c": b"c", "z/d/a.txt": b"a", "z/d/b": b"b" * 3_000_000}
+    note = "__MACOSX/z/._inner.tar.gz"  # Finder's, and no archive
+    unpack(zipped(tmp_path / "mac.zip", ("z/inner.tar.gz", 0o644, inner), (note, 0o644, b"note")), tmp_path / "mac")
+    assert below(tmp_path / "mac") == {note: b"note", "z/d/a.txt": b"a", "z/d/b": b"b" * 3_000_000}
 
 
 def test_a_tar_file_of_the_folder_itself(tmp_path: Path) -> None:

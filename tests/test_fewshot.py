@@ -178,4 +178,5 @@ def test_the_digest_of_a_split_is_that_of_the_set() -> None:
         assert split_digest(other) != split_digest(few)
         assert not has_digest(few, split_digest(other))
     assert has_digest(few, split_digest(few))
+    split_digest(replace(few, val=few.train.subset(())))  # all of its images are unreadable
     assert has_digest(few, order_digest(few))  # of runs of the first versions

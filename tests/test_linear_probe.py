@@ -84,6 +84,20 @@ def test_the_search_takes_a_strength_with_most_hits() -> None:
     assert losses[1.0] < min(losses[0.8], losses[1.25])
 
 
+def test_however_unsure_no_answer_changes() -> None:
+    """Labels by chance, so that held-out images want a probe that is sure of nothing."""
+    random = torch.Generator().manual_seed(0)
+    labels, weights = torch.arange(5).repeat(4), torch.ones(20)
+    for _ in range(20):
+        x = F.normalize(torch.randn(20, 10, generator=random), dim=-1)
+        turns = torch.arange(20) // 5
+        parts = [((turns != k).nonzero()[:, 0], x[turns == k], labels[turns == k]) for k in range(4)]
+        strength, heat = LinearProbe()._search(x[None], labels, weights, parts)
+        model = LinearProbe()._regression(x[None], labels, weights, strength)
+        weight, bias = (torch.from_numpy(part / heat).float() for part in (model.coef_, model.intercept_))
+        assert F.linear(x, weight, bias).softmax(-1).argmax(-1).tolist() == model.predict(x.numpy()).tolist()
+
+
 def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Shots) -> None:
     fitted = LinearProbe().fit(tiny_clip, shots)
     # A product's columns may be added in an order that depends on their place; another class is off by all digits.

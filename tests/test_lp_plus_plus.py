@@ -60,6 +60,14 @@ def test_losses_and_logits_are_those_of_the_released_algorithm(tiny_clip: Backbo
     np.testing.assert_allclose(logits_of(fitted, shots).numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_factor_of_the_rate_holds_to_the_end(tiny_clip: Backbone, shots: Shots) -> None:
+    whole, part = (
+        configured(LPPlusPlus(), {"epochs": 5, "learning_rate": factor}).fit(tiny_clip, shots).trained.history
+        for factor in (1.0, 0.5)
+    )
+    assert [step["lr"] for step in part] == pytest.approx([step["lr"] / 2 for step in whole])
+
+
 def test_the_gradient_of_alpha_is_that_of_the_loss(tiny_clip: Backbone, shots: Shots) -> None:
     views, values = F.normalize(shots.features(), dim=-1).double(), one_hot(shots).double()
     blend = Blend(views, values, zero_shot_weights(tiny_clip, shots.classes, shots.templates).double(), 3.0)

@@ -122,6 +122,10 @@ def test_devices() -> None:
     assert find_device().type == "cpu"
     with pytest.raises(UserError, match="no usable GPU"):
         find_device("cuda")
+    with pytest.raises(UserError, match="no usable GPU of that name"):
+        find_device("mps")
+    with pytest.raises(UserError, match="write auto, cpu, cuda or cuda:0"):
+        find_device("meta")
 
 
 def test_apples_gpu_is_taken_where_it_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,8 +86,13 @@ def find_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name!r}: this machine has no usable GPU; write device=cpu or device=auto")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0")
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= there.get(device.type, 1):
+        raise UserError(
+            f"device={name!r}: this machine has no usable GPU of that name; write device=cpu or device=auto"
+        )
     return device
 
 

@@ -255,10 +255,10 @@ def evaluate(
             continue
         known = Known(images.classes, fitted.known.templates, several)
         untouched = ZeroShot().restore(fitted.backbone, known, {}).score()
-        models = {"its own": mine, "untouched": untouched}
+        models = {fitted.method.title or "the method": mine, "": untouched}
         for name, other in (beside or {}).items():
             with suppress(NotApplicable):
-                models[f"beside: {name}"] = other.score(images.classes)
+                models[f"{name} beside it"] = other.score(images.classes)
         found = ask_all(models, fitted, cache, images, seed, f"evaluating {score.title}")
         tables = [table.numpy() for table in found.values()]
         if several:
@@ -266,7 +266,7 @@ def evaluate(
             evaluations.append(Evaluation(score.title, images, tables[0], tables[1]))
             scores.append(score.model_copy(update={"several": worth}))
             continue
-        others = dict(zip((name.removeprefix("beside: ") for name in [*models][2:]), tables[2:], strict=True))
+        others = dict(zip((name.removesuffix(" beside it") for name in [*models][2:]), tables[2:], strict=True))
         evaluations.append(Evaluation(score.title, images, tables[0], tables[1], others))
         rates = [round(accuracy(table, images.labels), 4) for table in tables]
         scores.append(score.model_copy(update={"accuracy": rates[0], "zero_shot": rates[1]}))

@@ -59,6 +59,7 @@ def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = N
 
     shown = shown or file
     own = model.state_dict()
+    misfit = ""
     masks = {_last(key) for key, _ in model.named_buffers() if key not in own}  # no weights, though files may hold them
     try:
         with safe_open(file, "pt") as opened:
@@ -67,10 +68,10 @@ def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = N
             missing, unexpected = open_clip.load_checkpoint(model, str(file), strict=False)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{shown}: not a readable safetensors file ({error}); fetch or write it again") from error
-    except (RuntimeError, KeyError, StopIteration, AttributeError) as error:
+    except (RuntimeError, KeyError, StopIteration, AttributeError, AssertionError) as error:
         if "size mismatch" not in str(error):
             raise UserError(f"{shown}: these weights do not fit backbone {name!r}: {first_line(error)}") from error
-        missing, unexpected = [], []
+        missing, unexpected, misfit = [], [], first_line(error)
     wrong = [
         f"{key} {list(shape)} instead of {list(ours.shape)}"
         for key, shape in shapes.items()
@@ -80,10 +81,9 @@ def load_weights(name: str, model: nn.Module, file: Path, shown: Path | None = N
     ]
     unexpected = [key for key in unexpected if _last(key) not in masks and key not in CONSTANTS]
     faults = [_some(what, found) for what, found in (("lack", missing), ("also hold", unexpected), ("hold", wrong))]
-    if any(faults):
-        raise UserError(
-            f"{shown}: these weights do not fit backbone {name!r}: they {', and '.join(filter(None, faults))}"
-        )
+    told = f"they {', and '.join(filter(None, faults))}" if any(faults) else misfit  # such as a transposed matrix
+    if told:
+        raise UserError(f"{shown}: these weights do not fit backbone {name!r}: {told}")
 
 
 def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:

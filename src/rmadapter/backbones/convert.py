@@ -95,7 +95,7 @@ def _check(file: Path, out: Path, digest: str) -> str:
 def _read(file: Path, flat: Path) -> dict[str, Any]:
     """Have another process write the tensors of a checkpoint; returns facts about it."""
     seconds = int(SECONDS + file.stat().st_size / BYTES_A_SECOND)
-    command = [sys.executable, unpickle.__file__, os.path.abspath(file), str(flat), str(seconds)]
+    command = [sys.executable, unpickle.__file__, os.path.abspath(file), os.path.abspath(flat), str(seconds)]
     try:
         done = subprocess.run(
             command, cwd=flat.parent, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False

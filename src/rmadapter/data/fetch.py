@@ -125,7 +125,8 @@ def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = Fa
                 raise UserError(f"{archive}: holds {name!r:.80} twice, or an archive in it does; unpack it first")
             with content() as packed, open(path, "wb") as file:
                 shutil.copyfileobj(packed, file, CHUNK)
-            if name.endswith(ARCHIVES):
+            hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)  # Finder's notes
+            if name.endswith(ARCHIVES) and not hidden:
                 left = unpack(path, path.parent, left, fresh=fresh)
                 path.unlink()
         return left

@@ -122,7 +122,9 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
 def split_digest(few: FewShot) -> str:
     """SHA-256 of the drawn images with their labels, and of the classes; ignores image order, file names and seed."""
     parts = [
-        part and (part.classes, sorted(zip(part.several or part.labels, map(bytes.hex, part.contents), strict=True)))
+        None
+        if part is None
+        else (part.classes, sorted(zip(part.several or part.labels, map(bytes.hex, part.contents), strict=True)))
         for part in (few.train, few.val)
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

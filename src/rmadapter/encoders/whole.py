@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ class WholeImage(ImageEncoder):
         self.kind, self._encode = kind, encode
 
     @torch.no_grad()
-    def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
-        assert first is None, "it has no blocks"
-        return States(None, Grid(None), self._encode(images))
+    def frozen_at(self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True) -> list[States]:
+        assert not any(firsts), "it has no blocks"
+        return [States(None, Grid(None), self._encode(images))] * len(firsts)
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
         raise NotImplementedError("it has no blocks")

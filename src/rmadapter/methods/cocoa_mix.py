@@ -110,11 +110,11 @@ class Mixture(Context):
 
         def logits(names: Sequence[str]) -> tuple[Tensor, Tensor]:
             both = self.bind(names, shots.templates)(), zero_shot_weights(self.backbone, names, shots.templates)
-            ours, theirs = (cosine_logits(self.backbone, features, w).double() for w in both)
+            ours, theirs = (cosine_logits(self.backbone, features, w).cpu().double() for w in both)
             return ours, theirs
 
-        weights = weights.to(shots.device)
-        inside = share_inside(*logits(shots.classes), shots.labels, weights)
+        weights = weights.cpu()  # Apple's GPU has no float64
+        inside = share_inside(*logits(shots.classes), shots.labels.cpu(), weights)
         outside = share_outside(*logits(other_names(shots.classes, shots.seed)), margin, weights)
         self.shares.copy_(torch.tensor([inside, outside]))
 

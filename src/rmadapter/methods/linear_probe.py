@@ -22,6 +22,8 @@ from rmadapter.methods.shapes import shaped
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
 
+FLATTEST = 1e-2  # mean difference of logits to which they are divided at most: float32 still tells the answers apart
+
 
 def linear(title: str, known: Known, weight: Tensor, bias: Tensor) -> Callable[[Sequence[str]], ToLogits]:
     """`Fitted.for_classes` for weights [C, e] and biases [C] of the known classes, on normalised features."""
@@ -116,7 +118,9 @@ class LinearProbe:
             return int((table(exponent).argmax(1) == wanted).sum())
 
         best = self._best(hits)
-        return 10.0**best, temperature(table(best), wanted, most=1e8)  # the weakest probes are nearly uniform
+        heat = temperature(table(best), wanted, most=1e8)  # the weakest probes are nearly uniform
+        spread = float(np.ptp(np.log(np.maximum(table(best), 1e-300)), axis=1).mean())
+        return 10.0**best, min(heat, max(1.0, spread / FLATTEST))
 
     def _best(self, worth: Callable[[float], float]) -> float:
         """The best exponent of ten: among even ones, then neighbours at 1, 1/2, 1/4, ... The current one wins ties,

@@ -94,9 +94,8 @@ class LPPlusPlus:
         views = F.normalize(at_least_float32(shots.features()), dim=-1)
         blend = Blend(views, one_hot(shots), zero_shot_weights(backbone, shots.classes, shots.templates), self.start)
         rate, rate_of_alpha = blend.rates()
-        recipe = replace(
-            self.recipe, learning_rate=rate * self.recipe.learning_rate, final_rate=rate * self.recipe.final_rate
-        )
+        peak = rate * self.recipe.learning_rate
+        recipe = replace(self.recipe, learning_rate=peak, final_rate=peak * self.recipe.final_rate)
 
         def loss(batch: Batch) -> Tensor:
             x = F.normalize(at_least_float32(batch.images.features), dim=-1)
