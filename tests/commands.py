@@ -33,7 +33,8 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
     verb, *arguments = words
     assert verb in group.commands, f"no verb {verb}"
     try:
-        given = group.commands[verb].make_context(verb, arguments).params
+        # With the names of its help option, which a command keeps from the first time that it is asked.
+        given = group.commands[verb].make_context(verb, arguments, **group.context_settings).params
     except Exception as error:
         options = {option for parameter in group.commands[verb].params for option in parameter.opts}
         if whole or type(error).__name__ != "MissingParameter":
