@@ -75,13 +75,11 @@ def peer_on(name: str, backbone: Backbone) -> Peer:
     """The authors' trainer for a whole backbone, configured as published."""
     depth = backbone.text.depth
     first = min(FIRST.get(name, 6), depth)
-    peer = MAKERS[name](Sizes(depth, first, min(PROMPTED, depth)))
+    return replace(MAKERS[name](Sizes(depth, first, min(PROMPTED, depth))), prepare=few_templates)
 
-    def prepare(module: Any) -> None:
-        peer.prepare(module)
-        del getattr(module, "IMAGENET_TEMPLATES", [])[TEMPLATES:]
 
-    return replace(peer, prepare=prepare)
+def few_templates(module: Any) -> None:
+    del getattr(module, "IMAGENET_TEMPLATES", [])[TEMPLATES:]
 
 
 def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:

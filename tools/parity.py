@@ -104,8 +104,8 @@ def differences(name: str, peer: Peer, found: Theirs, shots: Shots, pixels: Tens
     method, backbone, rows = load_method(name, found.settings), shots.cache.backbone, torch.arange(len(pixels))
     module, loss, _, _, source = untrained(method, shots)
     inner = getattr(module, peer.inner) if peer.inner else module
-    trained = {own: parameter for own, parameter in inner.named_parameters() if parameter.requires_grad}
-    trained = {own: parameter for own, parameter in trained.items() if own not in peer.later}
+    every = [(own, parameter) for own, parameter in inner.named_parameters() if parameter.requires_grad]
+    trained = {own: parameter for own, parameter in every if own not in peer.later}
     ours = {peer.called(own): parameter for own, parameter in trained.items()}
     if odd := sorted(ours.keys() ^ (found.tensors.keys() - {*peer.idle})):
         raise UserError(f"{clone}: not trained on both sides: {', '.join(odd)}")

@@ -26,7 +26,7 @@ class Naming:
 
         facts = json.loads((folder / PROMPTS).read_text("utf-8"))
         self.templates, self.scale = facts["templates"], float(facts["scale"])
-        self.names: list[str] = facts.get("names", [])  # in prompts; exports of version 0.1 have none
+        self.names: list[str] = facts.get("names", [])  # in prompts; earlier exports have none
         self.weights: np.ndarray = np.load(folder / KNOWN, allow_pickle=False)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / WORDS))
         self._session = onnxruntime.InferenceSession(str(folder / TOWER), providers=["CPUExecutionProvider"])

@@ -80,7 +80,7 @@ class TwoStages:
     """One setting for all data sets, as published; stages end with whole epochs. Several templates are averaged, where
     the released code trains with the first.
 
-    The paper speaks of all LayerNorms. The released code meets those outside the blocks twice, and freezes them again
+    The paper speaks of LayerNorms. The released code meets those outside the blocks twice, and freezes them again
     at the second time, so it trains those in the blocks, as here.
     """
 

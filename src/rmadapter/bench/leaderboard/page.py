@@ -130,17 +130,22 @@ def scatter(board: Board) -> dict[str, Any] | None:
     return {**box, "x": x[0], "y": y[0], "points": points}
 
 
+def _percent(value: float) -> float:
+    """The nearest that an accuracy can be: an interval over two seeds may reach beyond."""
+    return min(max(value, 0), 100)
+
+
 def _axis(rows: Sequence[Standing], which: int, start: float, end: float) -> tuple[list[dict[str, Any]], Any]:
     """Ticks, and a function from percent to the drawing's units."""
     cells = [row.cells[which] for row in rows]
-    ends = [min(max(cell.number + sign * (cell.interval or 0), 0), 100) for cell in cells for sign in (-1, 1)]
+    ends = [_percent(cell.number + sign * (cell.interval or 0)) for cell in cells for sign in (-1, 1)]
     low, high = min(ends), max(ends)
     step = next(step for step in (1, 2, 5, 10, 20, 50) if (high - low) / step <= 6)
     low, high = step * math.floor(low / step), step * math.ceil(high / step + 1e-9)
     high = max(high, low + step)
 
     def place(value: float) -> float:
-        return round(start + (min(max(value, 0), 100) - low) / (high - low) * (end - start), 1)
+        return round(start + (_percent(value) - low) / (high - low) * (end - start), 1)
 
     return [{"at": place(tick), "text": str(tick)} for tick in range(low, high + 1, step)], place
 

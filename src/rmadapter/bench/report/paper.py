@@ -123,8 +123,9 @@ def printed(record: Record, block: str) -> tuple[str, Figures] | None:
     if not belongs(record):
         return None
     rows = _rows(record.protocol, block)
-    misnamed = {row for (where, method), row in MISNAMED.items() if where == block and method != record.method.name}
-    name = printed_name(record, [*rows.keys() - misnamed]) or MISNAMED.get((block, record.method.name))
+    own = record.method.name
+    honest = [row for row in rows if MISNAMED_BY.get((block, row), own) == own]
+    name = printed_name(record, honest) or MISNAMED.get((block, own))
     if name not in rows:
         return None
     figures = rows[name]
