@@ -28,6 +28,16 @@ def test_groups_go_along() -> None:
         ImageSet.from_lists(pixels, [*"abcab"], groups=["p"])
 
 
+def test_an_image_may_have_a_list_of_labels() -> None:
+    pixels = list(np.zeros((3, 4, 4, 3), np.uint8))
+    named = ImageSet.from_lists(pixels, [["b", "a"], "b", ("a", "a")])
+    assert (named.classes, named.labels, named.several) == (("a", "b"), (1, 1, 0), ((1, 0), (1,), (0,)))
+    assert ImageSet.from_lists(pixels, [[1, 0], 1, [0]], ["a", "b"]).several == named.several
+    assert ImageSet.from_lists(pixels, [["b"], "b", "a"]).several == ()
+    with pytest.raises(UserError, match="image 1 has an empty list of labels"):
+        ImageSet.from_lists(pixels, ["a", [], "b"])
+
+
 def test_several_labels_go_along() -> None:
     pixels = list(np.zeros((3, 4, 4, 3), np.uint8))
     plain = ImageSet.from_lists(pixels, [*"abc"])

@@ -80,6 +80,16 @@ def test_tables_that_say_nothing_clear(columns: dict[str, Any], words: str) -> N
         read_images(pd.DataFrame(columns))
 
 
+def test_a_cell_may_hold_several_labels(home: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    cells = [["cat", "dog"], np.array(["dog"]), ("cat",)]
+    paths = sorted(map(str, home.rglob("*.png")))[:3]
+    for images in (paths, [picture("cat"), picture("dog"), picture("cat", 1)]):
+        for column, values in (("label", cells), ("labels", ["cat;dog", "dog", "cat"])):
+            found = read_images(pd.DataFrame({"image": images, column: values}), progress=False)["all"]
+            assert (found.classes, found.several) == (("cat", "dog"), ((0, 1), (1,), (0,)))
+
+
 def test_torchvision_folders_are_read_as_files_whatever_their_transform(home: Path) -> None:
     from torch.utils.data import Subset
     from torchvision.datasets import ImageFolder
@@ -103,6 +113,16 @@ def test_pairs_of_image_and_label() -> None:
     assert images.images[1] is pairs[1][0]
     (images,) = read_images([(picture("cat"), "cat"), (picture("dog"), "dog")]).values()
     assert labels(images) == ["cat", "dog"]
+    (images,) = read_images(Pairs([(picture("cat"), [0, 1]), (picture("dog"), ["dog"])])).values()
+    assert (images.classes, images.several) == (("dog", "house cat"), ((1, 0), (0,)))
+
+
+def test_imagenet_of_torchvision_has_synonyms(home: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    folder = ImageFolder(str(home))
+    folder.classes = [("tabby", "tabby cat"), ("dog", "hound")]
+    assert labels(read_images(folder)["all"]) == ["tabby", "tabby", "dog"]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,26 @@ def test_columns_of_splits_and_groups(library: Any) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("column", ["label", "labels"])
+def test_lists_of_labels_are_several_labels(library: Any, column: str) -> None:
+    named = library.Features(
+        {"image": library.Image(), column: library.Sequence(library.ClassLabel(names=["house_cat", "dog"]))}
+    )
+    images = [picture("cat"), picture("dog"), picture("dog", 1)]
+    numbers = library.Dataset.from_dict({"image": images, column: [[0], [1, 0], []]}, features=named)
+    words = library.Dataset.from_dict({"image": images, column: [["house_cat"], ["dog", "house_cat"], []]})
+    for found in (numbers, words.cast_column("image", library.Image())):
+        source = read_dataset(found)
+        assert [row.labels for row in source.splits["all"]] == [("house_cat",), ("dog", "house_cat")]
+        assert source.ignored.total() == 1
+
+
+def test_minus_one_is_unknown_only_where_classes_are_numbered(library: Any) -> None:
+    numbers = library.Dataset.from_dict({"image": [picture("cat"), picture("dog")], "label": [-1, 1]})
+    assert labels(read_dataset(numbers.cast_column("image", library.Image())).splits["all"]) == ["-1", "1"]
+    assert labels(read_dataset(pets(library, (-1, 1))).splits["all"]) == ["dog"]
+
+
 def test_what_is_missing_is_said(library: Any) -> None:
     with pytest.raises(UserError, match="has a split 'dev': call it train, val or test"):
         read_dataset({"dev": pets(library)})

@@ -46,7 +46,7 @@ def read_rows(
     where = ""
     reader = {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
     for where, cells in reader(path, lambda there: choose_columns(path, there, needed, also, named)):
-        yield f"{path}, {where}", {what: _cell(cell) for what, cell in cells.items()}
+        yield f"{path}, {where}", {what: as_text(cell) for what, cell in cells.items()}
     if not where:
         raise UserError(f"{path}: has no rows of data")
 
@@ -74,10 +74,11 @@ def choose_columns(
     return {what: column for what, column in columns.items() if column is not None}
 
 
-def _cell(value: Any) -> str:
-    """The cell as stripped text; the items of a list joined with BETWEEN."""
+def as_text(value: Any) -> str:
+    """The cell as stripped text, "" for a missing one; the items of a list or array joined with BETWEEN."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):
-        return BETWEEN.join(map(_cell, value))
+        return BETWEEN.join(map(as_text, value))
     return "" if value is None else str(value).strip()
 
 

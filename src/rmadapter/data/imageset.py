@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,26 +58,34 @@ class ImageSet:
 
     @classmethod
     def from_lists(
-        cls, images: Iterable[ImageSource], labels: Iterable[str | int], classes: Sequence[str] | None = None,
-        groups: Iterable[str] = (),
+        cls, images: Iterable[ImageSource], labels: Iterable[Label | Sequence[Label]],
+        classes: Sequence[str] | None = None, groups: Iterable[str] = (),
     ) -> ImageSet:  # fmt: skip
         """From N images and N labels: class names (then `classes` may be omitted), or indices into `classes`.
 
-        `prompt_names` turns the names into prompt names. Raises UserError for lists that do not fit together.
+        An image that may have several labels has a list of them. `prompt_names` turns the names into prompt names.
+        Raises UserError for lists that do not fit together.
         """
-        images, labels = tuple(images), tuple(labels)
-        if not images or len(images) != len(labels):
-            raise UserError(f"{len(images)} images and {len(labels)} labels: give one label for each image")
-        text, numbers = (all(isinstance(label, kind) for label in labels) for kind in (str, Integral))
+        images, given = tuple(images), tuple(labels)
+        if not images or len(images) != len(given):
+            raise UserError(f"{len(images)} images and {len(given)} labels: give one label for each image")
+        each = [tuple(label) if isinstance(label, (list, tuple)) else (label,) for label in given]
+        if () in each:
+            raise UserError(f"image {each.index(())} has an empty list of labels")
+        flat = [label for own in each for label in own]
+        text, numbers = (all(isinstance(label, kind) for label in flat) for kind in (str, Integral))
         if text and classes is None:
-            classes = sorted({str(label) for label in labels}, key=order)
+            classes = sorted({str(label) for label in flat}, key=order)
         if classes is None or not (text or numbers):
             raise UserError("labels must be class names, or whole numbers with classes=[name, ...]")
         names = tuple(prompt_names(classes).values())
-        found = places(labels, classes if text else range(len(classes)), names)
-        spelled = dict(zip(found, labels, strict=True)) if text else {}
+        found = places(flat, classes if text else range(len(classes)), names)
+        spelled = dict(zip(found, flat, strict=True)) if text else {}
         written = tuple(spelled.get(i, name if text else i) for i, name in enumerate(classes))
-        return cls(images, tuple(found), names, written=written, groups=tuple(groups))
+        turn = iter(found)
+        rows = tuple(tuple(dict.fromkeys(islice(turn, len(own)))) for own in each)
+        first, several = tuple(own[0] for own in rows), rows if max(map(len, rows)) > 1 else ()
+        return cls(images, first, names, written=written, groups=tuple(groups), several=several)
 
     def __len__(self) -> int:
         return len(self.images)

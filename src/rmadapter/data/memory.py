@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.columns import choose_columns, frame_cells
+from rmadapter.data.columns import as_text, choose_columns, frame_cells
 from rmadapter.data.guard import URL
 from rmadapter.data.imageset import ImageSet
 from rmadapter.data.saved import is_dataset, read_dataset
-from rmadapter.data.scan import SPLITS, Row, Rows, Source
+from rmadapter.data.scan import SPLITS, Row, Rows, Source, row_labels
 from rmadapter.errors import UserError, quoted
 
 
@@ -37,36 +37,33 @@ def open_object(data: Any, columns: Mapping[str, str] | None = None) -> Source |
 
 def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, ImageSet]:
     chosen = choose_columns(
-        "DataFrame", list(map(str, table.columns)), ("image", "label"), ("split", "group"), columns or {}
+        "DataFrame", list(map(str, table.columns)), ("image", "label"), ("several", "split", "group"), columns or {}
     )
     cells = frame_cells(table, chosen)
-    images, labels = cells["image"], cells["label"]
-    count, empty = len(images), [None] * len(images)
-    if gap := next((i for i, label in enumerate(labels) if _text(label) == ""), -1) + 1:
-        raise UserError(f"DataFrame, row {gap - 1}: the label is empty")
-    splits = [_text(split).casefold() or "all" for split in cells.get("split", empty)]
+    images, empty = cells["image"], [None] * len(cells["image"])
+    texts = {what: [*map(as_text, column)] for what, column in cells.items() if what in ("label", "several")}
+    labels = [row_labels(dict(zip(texts, row, strict=True))) for row in zip(*texts.values(), strict=True)]
+    if [] in labels:
+        raise UserError(f"DataFrame, row {labels.index([])}: the label is empty")
+    splits = [as_text(split).casefold() or "all" for split in cells.get("split", empty)]
     if other := next((split for split in splits if split not in SPLITS and split != "all"), None):
         raise UserError(f"DataFrame: split is {quoted(other)}: write train, val or test")
     if "all" in splits and {*splits} != {"all"}:
         raise UserError(f"DataFrame, row {splits.index('all')}: the split is empty: write train, val or test")
-    groups = [_text(group) for group in cells.get("group", empty)]
+    groups = [as_text(group) for group in cells.get("group", empty)]
     order: dict[str, list[int]] = {}
     for i, split in enumerate(splits):
         order.setdefault(SPLITS.get(split, split), []).append(i)
-    if count and all(isinstance(image, (str, Path)) for image in images):
+    if images and all(isinstance(image, (str, Path)) for image in images):
         if address := next((image for image in images if URL.match(str(image))), None):
             raise UserError(f"DataFrame: {quoted(str(address))} is a web address; fetch the images first")
         rows = {
-            split: [Row(_text(labels[i]), Path(images[i]), groups[i]) for i in some] for split, some in order.items()
+            split: [Row(labels[i][0], Path(images[i]), groups[i], tuple(labels[i][1:])) for i in some]
+            for split, some in order.items()
         }
         return Source(Path(), rows, Counter())
-    whole = ImageSet.from_lists(images, [_text(label) for label in labels], groups=groups)
+    whole = ImageSet.from_lists(images, labels, groups=groups)
     return {split: whole.subset(some) for split, some in order.items()}
-
-
-def _text(cell: Any) -> str:
-    """A cell as stripped text; "" for a missing one."""
-    return "" if cell is None else str(cell).strip()
 
 
 def _pairs(data: Any) -> Source | dict[str, ImageSet]:
@@ -74,7 +71,7 @@ def _pairs(data: Any) -> Source | dict[str, ImageSet]:
     names: Sequence[Any] | None = getattr(whole, "classes", None)
     samples = getattr(whole, "samples", None)
     if names and samples and all(isinstance(path, (str, Path)) for path, _ in samples):
-        rows: Rows = [Row(_name(samples[i][1], names), Path(samples[i][0])) for i in places]
+        rows: Rows = [Row(str(_name(samples[i][1], names)), Path(samples[i][0])) for i in places]
         return Source(Path(), {"all": rows}, Counter())
     images, labels = [], []
     for i in range(len(data)):
@@ -89,8 +86,12 @@ def _pairs(data: Any) -> Source | dict[str, ImageSet]:
     return {"all": ImageSet.from_lists(images, labels)}
 
 
-def _name(label: Any, names: Sequence[Any]) -> str:
+def _name(label: Any, names: Sequence[Any]) -> str | list[Any]:
+    """The label, or list of labels, in words."""
+    if isinstance(label, (list, tuple)):
+        return [one if isinstance(one, str) else _name(one, names) for one in label]
     number = label.item() if hasattr(label, "item") else label
     if not isinstance(number, int) or not 0 <= number < len(names):
         raise UserError(f"label {quoted(number)} is not one of the {len(names)} classes")
-    return str(names[number])
+    name = names[number]
+    return str(name[0] if isinstance(name, tuple) else name)  # torchvision's ImageNet has synonyms

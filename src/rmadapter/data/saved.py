@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.columns import choose_columns, pyarrow
+from rmadapter.data.columns import as_text, choose_columns, pyarrow
 from rmadapter.data.guard import check_inside
 from rmadapter.data.marks import UNLABELLED
-from rmadapter.data.scan import SPLITS, Row, Rows, Source, in_order, split_named
+from rmadapter.data.scan import SPLITS, Row, Rows, Source, in_order, row_labels, split_named
 from rmadapter.data.unpacked import stored
 from rmadapter.errors import UserError, quoted
 from rmadapter.files import cache_folder
@@ -135,16 +135,30 @@ def _rows(
     part: Any, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool, ignored: Counter[str]
 ) -> Any:
     """(split, row) of each labelled image; split is "" unless a column gives it."""
-    cells, labels = _cells(part, where, ("image", "label"), ("split", "group"), columns)
+    cells, feature = _cells(part, where, ("image", "label"), ("several", "split", "group"), columns)
     for number, cell in cells:
-        value = cell["label"]
-        if value is None or value == -1:  # how `datasets` writes an unknown class
+        what = "label" if "label" in cell else "several"
+        labels = row_labels({what: as_text(_names(cell[what], feature))})
+        if not labels:
             ignored[UNLABELLED] += 1
             continue
-        name = labels.int2str(value) if hasattr(labels, "int2str") else str(value).strip()
         path = _file(cell["image"], f"{where}, row {number}", folder, outside)
         group = "" if cell.get("group") is None else str(cell["group"])
-        yield str(cell["split"]) if "split" in cell else "", Row(name, path, group)
+        yield str(cell["split"]) if "split" in cell else "", Row(labels[0], path, group, tuple(labels[1:]))
+
+
+def _names(value: Any, feature: Any) -> Any:
+    """The label, or list of labels, as text where the feature numbers its classes; None for an unknown class."""
+    if isinstance(value, list):
+        return [_names(one, _inner(feature)) for one in value]
+    if not hasattr(feature, "int2str") or value is None:
+        return value
+    return None if value == -1 else feature.int2str(value)  # how `datasets` writes an unknown class
+
+
+def _inner(feature: Any) -> Any:
+    """The feature of each item of a list; None for anything else."""
+    return getattr(feature, "feature", None)
 
 
 def _cells(
@@ -153,16 +167,18 @@ def _cells(
     """(number, cells) of each row, images not decoded; and the feature of the label column, if there is one."""
     library, features = _library(where), part.features
     named = dict(columns or {})
-    for what, kind in (("image", library.Image), ("label", library.ClassLabel)):
-        kept = [name for name, feature in features.items() if isinstance(feature, kind)]
+    images = [name for name, feature in features.items() if isinstance(feature, library.Image)]
+    kinds = {name: (type(feature), type(_inner(feature))) for name, feature in features.items()}
+    labels = [name for name, kind in kinds.items() if library.ClassLabel in kind]
+    for what, kept in (("image", images), ("label", labels)):
         named[what] = named.get(what) or (kept[0] if len(kept) == 1 else "")
     chosen = choose_columns(where, list(features), needed, also, named)
     image = chosen["image"]
     if not isinstance(features[image], library.Image):
         raise UserError(f"{where}: the column {image!r} holds no images")
-    plain = part.select_columns(list(chosen.values())).cast_column(image, library.Image(decode=False))
+    plain = part.select_columns([*dict.fromkeys(chosen.values())]).cast_column(image, library.Image(decode=False))
     rows = ({what: row[column] for what, column in chosen.items()} for row in plain.with_format(None))
-    return enumerate(rows), features.get(chosen.get("label"))
+    return enumerate(rows), features.get(chosen.get("label", chosen.get("several")))
 
 
 def _file(cell: Any, where: str, folder: Path | None, outside: bool) -> Path:

@@ -170,7 +170,7 @@ def scan_table(path: Path, outside: bool = False, columns: Mapping[str, str] | N
     named = None if columns is None else {what: name for what, name in columns.items() if what != SEPARATOR}
     for where, cells in read_rows(path, ("image", "label"), ("several", "split", "group"), named):
         image, split = listed_image(path, where, cells["image"], outside), cells.get("split", "all")
-        labels = _labels(cells, (columns or {}).get(SEPARATOR, ""))
+        labels = row_labels(cells, (columns or {}).get(SEPARATOR, ""))
         if not labels:
             raise UserError(f"{where}: the label is empty")
         if "split" in cells and split.casefold() not in SPLITS:
@@ -180,8 +180,9 @@ def scan_table(path: Path, outside: bool = False, columns: Mapping[str, str] | N
     return found
 
 
-def _labels(cells: Mapping[str, str], separator: str) -> list[str]:
-    """Labels of a row, without repeats. Without a separator, only a column `labels` is split, at ; and |."""
+def row_labels(cells: Mapping[str, str], separator: str = "") -> list[str]:
+    """Labels of a row, without repeats; those of a list, and what the separator splits. Without one, only a column
+    `labels` is split, at ; and |."""
     written = cells["label"] if "label" in cells else cells["several"]
     for mark in [separator] if separator else [] if "label" in cells else [";", "|"]:
         written = written.replace(mark, BETWEEN)
