@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conftest import CLIP_TEXT, write_model
 from rmadapter import prompts
-from rmadapter.backbones import Backbone
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
+from rmadapter.methods.context import init_words
 from rmadapter.prompts import (
     class_weights,
     cosine_logits,
@@ -113,15 +118,30 @@ def test_logits_are_cosines_over_the_temperature(tiny_clip: Backbone) -> None:
     assert cosine_logits(tiny_clip, features.bfloat16(), weights).dtype == torch.float32
 
 
-def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(tiny_clip: Backbone) -> None:
+def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = zero_shot_weights(tiny_clip, ["cat", "dog"], ["a {}."])
-    kept = prompts._zero_shot_weights.cache_info()
+    encoded, encode = [], prompts.raw_text_features
+    monkeypatch.setattr(prompts, "raw_text_features", lambda *asked: encoded.append(asked[1]) or encode(*asked))
     first.zero_()
     again = zero_shot_weights(tiny_clip, ("cat", "dog"), ("a {}.",))
-    assert prompts._zero_shot_weights.cache_info().misses == kept.misses
+    assert encoded == []
     torch.testing.assert_close(again.norm(dim=-1), torch.ones(2))
     assert not torch.equal(zero_shot_weights(tiny_clip, ["dog", "cat"], ["a {}."]), again)
     assert not torch.equal(zero_shot_weights(tiny_clip, ["cat", "dog"], ["{}"]), again)
+    assert len(encoded) == 2
+
+
+def test_kept_class_weights_keep_no_backbone_alive(tmp_path: Path) -> None:
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}
+    backbone = load_backbone(str(write_model(tmp_path, {"vision_cfg": vision, "text_cfg": CLIP_TEXT})))
+    zero_shot_weights(backbone, ["cat", "dog"], ["a {}."])
+    init_words(backbone, "a photo")
+    gone = ref(backbone)
+    del backbone
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("templates", [["a {}."], ["a {}.", "the {} there.", "{}"]])
@@ -135,7 +155,7 @@ def test_classes_in_chunks_are_classes_at_once(
     monkeypatch.setattr(
         type(tiny_clip.text), "frozen", lambda _, t, first=None: sizes.append(len(t)) or frozen(t, first)
     )
-    prompts._zero_shot_weights.cache_clear()
+    prompts._KEPT.clear()
     torch.testing.assert_close(zero_shot_weights(tiny_clip, names, templates), whole, rtol=1e-5, atol=1e-5)
     assert 2 <= max(sizes) <= 5
     assert [list(some) for some in prompts.in_chunks(names[2:], templates * 9)] == [

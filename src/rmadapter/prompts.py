@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from rmadapter.errors import UserError
 
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
 MOST = 100  # prompts per class and template, where classes have descriptions
+_KEPT: WeakKeyDictionary[Backbone, Callable[..., Tensor]] = WeakKeyDictionary()  # which a plain cache would keep alive
 
 
 def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
@@ -103,13 +105,17 @@ class Cosines:
 def zero_shot_weights(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Class weights [C, e] of the untouched text encoder.
 
-    The last results are cached for the next method with the same classes; each call returns a copy.
+    The last results are kept, as long as the backbone is, for the next method with the same classes; each call returns
+    a copy.
     """
-    return _zero_shot_weights(backbone, tuple(names), tuple(templates), backbone.device).clone()
+    if backbone not in _KEPT:
+        _KEPT[backbone] = lru_cache(maxsize=16)(partial(_zero_shot_weights, ref(backbone)))
+    return _KEPT[backbone](tuple(names), tuple(templates), backbone.device).clone()
 
 
-@lru_cache(maxsize=16)
-def _zero_shot_weights(backbone: Backbone, names: tuple[str, ...], templates: tuple[str, ...], device: Any) -> Tensor:
+def _zero_shot_weights(home: ref[Backbone], names: tuple[str, ...], templates: tuple[str, ...], device: Any) -> Tensor:
+    backbone = home()
+    assert backbone is not None
     parts = [raw_text_features(backbone, some, templates) for some in in_chunks(names, templates)]
     return torch.cat([class_weights(features.flatten(0, 1), len(features)) for features in parts])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +79,6 @@ def encoded(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[
     return lambda context: torch.cat([checkpoint(part.encode, context, use_reentrant=False) for part in parts])
 
 
-@lru_cache(maxsize=16)
 def _start(backbone: Backbone) -> int:
     """How many tokens the tokenizer puts before a text."""
     one, other = backbone.tokenizer([HOLDER, "photo"])
