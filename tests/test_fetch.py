@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 import threading
 import zipfile
@@ -168,6 +169,12 @@ def test_a_tar_file_of_the_folder_itself(tmp_path: Path) -> None:
     )
     unpack(archive, tmp_path / "out")
     assert below(tmp_path / "out") == {"d/a.txt": b"a"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no colon in a name")
+def test_names_may_hold_a_colon(tmp_path: Path) -> None:
+    unpack(zipped(tmp_path / "x.zip", ("cats/2024-05-01 10:30.jpg", 0o644, b"a")), tmp_path / "out")
+    assert below(tmp_path / "out") == {"cats/2024-05-01 10:30.jpg": b"a"}
 
 
 CLIMBING = ["../evil", "/tmp/evil", "a/../../evil", "C:\\evil", "..\\evil"]

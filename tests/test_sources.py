@@ -230,6 +230,18 @@ def test_class_folders_count_what_lies_beside_them(tmp_path: Path) -> None:
     assert read_images(yolo_classification(tmp_path / "clean"))["train"].ignored == ""
 
 
+def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
+    paint(tmp_path, "cat_1.png", "dog_1.png")
+    (tmp_path / "t.csv").write_text(
+        "path,label,split\ncat_1.png,cat,train\ndog_1.png,dog,train\n./cat_1.png,cat,train\ncat_1.png,cat,test\n"
+    )
+    sets = read_images(tmp_path / "t.csv", progress=False)
+    assert {split: [images.name(i) for i in range(len(images))] for split, images in sets.items()} == {
+        "train": ["cat_1.png", "dog_1.png"], "test": ["cat_1.png"],
+    }  # fmt: skip
+    assert sets["train"].ignored == "1 file ignored: images listed again 1"
+
+
 @pytest.mark.parametrize("name", ["photo.jpg", "notes.txt", "gone.zip", "gone"])
 def test_what_is_no_data_says_what_is(tmp_path: Path, name: str) -> None:
     if "gone" not in name:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -138,7 +139,8 @@ def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = Fa
 
 def _inside(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts or any(mark in name for mark in "\\:\0"):
+    drive = re.match("[A-Za-z]:", name) or (os.name == "nt" and ":" in name)  # other colons are Windows's alone
+    if path.is_absolute() or ".." in path.parts or not path.parts or drive or "\\" in name or "\0" in name:
         raise UserError(f"{archive}: holds {name!r:.80}, which leads out of its folder; nothing in it can be trusted")
     return path
 
