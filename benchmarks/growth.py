@@ -198,7 +198,7 @@ def training_step(backbone: Backbone, names: Sequence[str], options: argparse.Na
 
 def asked(backbone: Backbone, images: ImageSet, cache: Cache) -> None:
     fitted = ZeroShot().restore(backbone, Known(images.classes, ("a photo of a {}.",)), {})
-    evaluate(fitted, [(Question("all"), images, True)], cache)
+    evaluate(fitted, [(Question("all"), images, "test")], cache)
 
 
 def predicted(backbone: Backbone, images: ImageSet) -> None:

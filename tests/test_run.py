@@ -29,7 +29,8 @@ def test_what_is_asked_of_which_images() -> None:
         lab, task = Lab(progress=False), Task(data="x", classes=classes, shots=1)
         lab.add("x", splits)
         return {
-            f"{question.name}{'' if split else ' held out'}": len(part) for question, part, split in lab.tests(task)
+            question.name if split == "test" else f"{question.name} {split}": len(part)
+            for question, part, split in lab.tests(task)
         }
 
     splits = {"train": images(0, 1, 2, 2), "test": images(0, 1, 1, 2)}
@@ -100,7 +101,7 @@ def test_both_models_answer_as_the_backbone_with_and_without_hooks(
 ) -> None:
     fitted, images = load(finished, tiny_clip).fitted, read_images(colors)["test"]
     cache = Cache(tiny_clip, Machine(device="cpu"), hold=False, progress=False)
-    (answers,), (score,) = evaluate(fitted, [(Question("all"), images, True)], cache)
+    (answers,), (score,) = evaluate(fitted, [(Question("all"), images, "test")], cache)
     assert (answers.title, answers.classes) == ("test, all classes", images.classes)
     assert answers.labels.tolist() == list(images.labels)
     np.testing.assert_allclose(answers.zero_shot, plain(tiny_clip, images), atol=1e-5)

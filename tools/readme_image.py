@@ -18,7 +18,7 @@ from rmadapter.data.fewshot import half
 from rmadapter.data.openmoji import load_openmoji
 from rmadapter.evaluation import Evaluation
 from rmadapter.record import read_record
-from rmadapter.run import evaluate
+from rmadapter.run import Sets, evaluate
 from rmadapter.task import Question
 
 COLUMNS = 6
@@ -48,7 +48,7 @@ def main(run: Path, out: Path) -> None:
 
     fitted, record = load(run).fitted, read_record(run / "run.json")
     test = load_openmoji()["test"]
-    sets = [(Question(which, classes=which), half(test, which), True) for which in ("base", "novel")]
+    sets: Sets = [(Question(which, classes=which), half(test, which), "test") for which in ("base", "novel")]
     evaluations, _ = evaluate(fitted, sets, Cache(fitted.backbone, hold=False))
     figure = Figure(figsize=(10, 4.8), dpi=120, facecolor="white")
     for line, (found, which) in enumerate(zip(evaluations, ("base", "novel"), strict=True)):

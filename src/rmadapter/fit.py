@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -29,7 +30,7 @@ from rmadapter.neighbours import WHY, mistakes, read_mistakes, write_mistakes
 from rmadapter.page import write_page
 from rmadapter.panel import thumbnails_of
 from rmadapter.predictions import PREDICTIONS, SPLIT, predictions, read_predictions, write_answers, write_predictions
-from rmadapter.record import Choice, Record, Score, read_record
+from rmadapter.record import Choice, Record, Score, Split, read_record
 from rmadapter.run import Lab, Outcome, Splits, evaluate, learn, run_key, run_task
 from rmadapter.sums import check_sums, write_sums
 from rmadapter.task import Half, Question, Task
@@ -184,8 +185,5 @@ def evaluate_saved(
     if not len(images):
         raise UserError(f"{split}: there are no images to evaluate on")
     seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
-    found, scores = evaluate(fitted, [(Question(classes, classes=classes), images, split == "test")], cache, seed=seed)
-    if split in splits:  # by its own name: images that were trained on are not held out
-        scores = [score.model_copy(update={"split": split}) for score in scores]
-        found = [replace(one, title=score.title) for one, score in zip(found, scores, strict=True)]
-    return found, scores
+    named = cast(Split, "held out" if split == "heldout" else split)
+    return evaluate(fitted, [(Question(classes, classes=classes), images, named)], cache, seed=seed)

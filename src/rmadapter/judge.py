@@ -64,10 +64,10 @@ def judge(task: Task, method: Method, lab: Lab, done: Outcome, folds: Folds | No
 def enough(lab: Lab, task: Task) -> bool:
     """Whether there are images to judge by besides the shots: a test split, or as many as the shots, of every class."""
     train = lab.draw(task).train
-    for _, images, tested in lab.tests(task):
+    for _, images, split in lab.tests(task):
         akin = {*images.akin(train)}
         labels = [label for i, label in enumerate(images.labels) if i not in akin]
-        if tested or (len(labels) >= len(train) and {*labels} == {*train.labels}):
+        if split == "test" or (len(labels) >= len(train) and {*labels} == {*train.labels}):
             return True
     return False
 

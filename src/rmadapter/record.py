@@ -31,6 +31,7 @@ LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredt
 # What a record's open fields may hold: nothing nested deeper than a list, no number too large to compute with.
 Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Split: TypeAlias = Literal["test", "held out", "cross-validated", "train", "val", "all"]
 Plain: TypeAlias = str | bool | Annotated[int, Field(ge=-(2**63), le=2**63)] | Number | None
 Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=10_000)]
 
@@ -110,7 +111,7 @@ class Score(Value):
     images: int = Field(ge=0, le=10**9)
     classes: int = Field(ge=1, le=10**9)
     digest: str = ""
-    split: Literal["test", "held out", "cross-validated", "train", "val", "all"] = "test"
+    split: Split = "test"
     data: str = ""
     accuracy: Percent | None = None
     zero_shot: Percent | None = None
@@ -248,7 +249,7 @@ class Record(Value):
         score = self.score(name)
         return None if score is None else score.zero_shot if zero_shot else score.accuracy
 
-    def other_images(self, sets: Iterable[tuple[Question, ImageSet, bool]]) -> list[str]:
+    def other_images(self, sets: Iterable[tuple[Question, ImageSet, Split]]) -> list[str]:
         """Names of the sets whose images differ from those that were evaluated. sets: from `Lab.tests`."""
         digests = {test.name: images.digest for test, images, _ in sets}
         own = {score.name: score.digest for score in self.scores if score.split != "cross-validated"}

@@ -27,7 +27,7 @@ from rmadapter.methods import check_labels
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
 from rmadapter.order import ask_all
-from rmadapter.record import FORMAT, BackboneName, MethodName, Record, Score, Several
+from rmadapter.record import FORMAT, BackboneName, MethodName, Record, Score, Several, Split
 from rmadapter.settings import Machine, settings_of
 from rmadapter.task import Question, Task
 from rmadapter.trained import Unfinished
@@ -36,6 +36,7 @@ from rmadapter.uses import named_sums
 from rmadapter.world import ask
 
 Splits = Mapping[str, ImageSet]
+Sets = list[tuple[Question, ImageSet, Split]]
 
 
 @dataclass(eq=False)
@@ -118,9 +119,9 @@ class Lab:
         self._test.blocks = self.blocks if self.keep else ()
         return self._test
 
-    def tests(self, task: Task) -> list[tuple[Question, ImageSet, bool]]:
-        """Each question, its images, and whether they are from a test split; sets without images are left out."""
-        found = []
+    def tests(self, task: Task) -> Sets:
+        """Each question, its images, and the split they are from; sets without images are left out."""
+        found: Sets = []
         for test in task.asked:
             splits, own = self.splits(test.data or task.data), not test.data
             tested = splits.get("test") or (None if own else splits.get("all"))
@@ -131,7 +132,7 @@ class Lab:
             if key not in self._tests and len(images):
                 self._tests[key] = half(images, test.classes)
             if len(self._tests.get(key, ())):
-                found.append((test, self._tests[key], tested is not None))
+                found.append((test, self._tests[key], "held out" if tested is None else "test"))
         return found
 
 
@@ -186,11 +187,11 @@ def run_task(
     return Outcome(record, fitted, evaluations)
 
 
-def _shared(train: ImageSet, sets: list[tuple[Question, ImageSet, bool]]) -> list[str]:
+def _shared(train: ImageSet, sets: Sets) -> list[str]:
     """A sentence for each test split of the same data that shares groups with the training images."""
     found = []
-    for test, images, tested in sets:
-        rows = [] if test.data or not tested else images.akin(train)
+    for test, images, split in sets:
+        rows = [] if test.data or split != "test" else images.akin(train)
         if names := list(dict.fromkeys(images.groups[i] for i in rows)):
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             found.append(
@@ -229,9 +230,8 @@ def learn_beside(method: Method, images: ImageSet, task: Task, lab: Lab) -> Fitt
 
 
 def evaluate(
-    fitted: Fitted, sets: list[tuple[Question, ImageSet, bool]], cache: Cache,
-    beside: Mapping[str, Fitted] | None = None, seed: int = 1,
-) -> tuple[list[Evaluation], list[Score]]:  # fmt: skip
+    fitted: Fitted, sets: Sets, cache: Cache, beside: Mapping[str, Fitted] | None = None, seed: int = 1
+) -> tuple[list[Evaluation], list[Score]]:
     """Evaluate the method and the untouched backbone on every image; the frozen part is computed once for both.
 
     beside: other methods, which read only features; the evaluations hold their answers where they know the classes.
@@ -244,7 +244,7 @@ def evaluate(
         one_label(images.several and not several, fitted.method.title)
         score = Score(
             name=test.name, images=len(images), classes=len(images.classes), data=test.data, digest=images.digest,
-            split="test" if split else "held out", order=seed if fitted.remembers else None,
+            split=split, order=seed if fitted.remembers else None,
         )  # fmt: skip
         try:
             mine = fitted.score(images.classes)

@@ -23,13 +23,10 @@ from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.machine import find_device
 from rmadapter.method import Method, NotApplicable
-from rmadapter.run import Lab, evaluate, learn
-from rmadapter.task import Question
+from rmadapter.run import Lab, Sets, evaluate, learn
 
 TRIED, ASKED = 96, 48  # training images, and images of each test set, to measure on
 STEPS = 4  # at least; the first is not counted
-
-Sets = list[tuple[Question, ImageSet, bool]]
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ def measure(job: Job, method: Method, lab: Lab, shots: int) -> Rates:
     steps = [after - before for before, after in pairwise(stamps)]
     step = statistics.median(steps) if steps else 0.0
     count = sum(len(images) for _, images, _ in sets)
-    single: Sets = [(q, images.subset([0]), tested) for q, images, tested in sets]
+    single: Sets = [(q, images.subset([0]), split) for q, images, split in sets]
     asks = [partial(evaluate, fitted, some, lab.test_cache(task)) for some in (sets, sets, single)]
     fresh, again, alone = (_timed(ask)[0] for ask in asks)
     return Rates(

@@ -59,7 +59,7 @@ def compare(runs: Sequence[tuple[Path, Saved]], images: ImageSet) -> list[Line]:
         )
         asked, cache = replace(images, classes=tuple(names)), Cache(saved.fitted.backbone, hold=False)
         try:
-            [found], _ = evaluate(saved.fitted, [(Question("all"), asked, True)], cache)
+            [found], _ = evaluate(saved.fitted, [(Question("all"), asked, "test")], cache)
         except NotApplicable as error:
             raise UserError(f"{folder}: {error}") from None
         right = found.probabilities.argmax(1) == found.labels
