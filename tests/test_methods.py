@@ -92,6 +92,8 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     table = answers(fitted, images)
     assert table.shape == (len(images), len(images.classes))
     torch.testing.assert_close(table.sum(1), torch.ones(len(images)))
+    shots = len(images) // len(images.classes)
+    assert fitted.parameters == fitted.method.parameters(tiny_clip, len(images.classes), shots).trained
     assert (fitted.parameters > 0) == (name not in UNTRAINED)
     assert (fitted.first is None) == (name in ON_FEATURES)
     assert blocks_read([fitted.method], tiny_clip) == {fitted.first} - {None}

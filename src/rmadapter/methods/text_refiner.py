@@ -10,8 +10,8 @@ of A is a running mean of those most similar to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -165,6 +165,9 @@ class TextRefiner(ModuleMethod):
 
         done = minimise(module, loss, self.recipe, shots, shots.source(refiner.first))
         return self.restore(backbone, shots.known, refiner.state_dict()).after(done)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        return replace(super().restore(backbone, known, tensors), parameters=self.parameters(backbone).trained)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         module = Training(self.module(backbone), self.keep, 1)
