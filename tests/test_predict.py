@@ -154,6 +154,9 @@ def test_the_digest_is_that_of_what_was_learnt(finished: Path, tiny_clip: Backbo
     tensors = {name: tensor + 1 for name, tensor in asker.fitted.tensors.items()}
     asker.fitted = replace(asker.fitted, tensors=tensors)
     assert digest(asker) != before
+    warmer = asker_of(finished, tiny_clip)
+    warmer.fitted = replace(warmer.fitted, temperature=2.0)
+    assert digest(warmer) != before
 
 
 def test_what_belongs_to_the_local_engine(

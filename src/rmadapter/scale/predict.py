@@ -47,11 +47,13 @@ class Model:
 
 
 def digest(asker: Asker) -> str:
-    """SHA-256 of the learnt tensors and the backbone's digest, which `load` has checked against the run."""
+    """SHA-256 of all that answers depend on; `load` has checked the backbone's digest against the run."""
     import hashlib
 
-    found = hashlib.sha256(asker.fitted.backbone.digest.encode())
-    for name, tensor in sorted(asker.fitted.tensors.items()):
+    fitted = asker.fitted
+    rest = fitted.backbone.digest, fitted.known.templates, fitted.temperature, fitted.threshold
+    found = hashlib.sha256(repr(rest).encode())
+    for name, tensor in sorted(fitted.tensors.items()):
         found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
