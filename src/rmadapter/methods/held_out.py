@@ -13,7 +13,10 @@ FOLDS = 4
 
 
 def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by): one, or one per fold."""
+    """(rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by): one, or one per fold.
+
+    Folds are drawn whatever the groups, which change no model: nothing is reported on them.
+    """
     labels = shots.labels
     if shots.val:
         wanted = replace(shots, images=shots.val).labels
