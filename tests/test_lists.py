@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import archives
+from rmadapter.data import lists
 from rmadapter.data.catalog import CATALOG, table_of
 from rmadapter.data.images import read_images
 from rmadapter.data.lists import write_list
@@ -54,6 +55,24 @@ def test_the_table_holds_their_images_and_the_whole_test_split(home: Path, tmp_p
     assert len(val) == len(CLASSES)
     assert len(test) == len(table_of(CATALOG["caltech101"], home)["test"])
     assert train.classes == test.classes
+    assert not (home / "classnames.json").exists()
+
+
+def test_names_with_hyphens_stay_as_they_are(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the catalogue has them, and so as they are in the authors' prompts."""
+    renamed = {"accordion": "MD-11", "car_side": "car_side-1"}
+    for file in (home / "split_fewshot").glob("*.jsonl"):
+        text = file.read_text()
+        for name, other in renamed.items():
+            text = text.replace(f'"_classname": "{name}"', f'"_classname": "{other}"')
+        file.write_text(text)
+    own = {
+        split: [(path, number, renamed.get(name, name)) for path, number, name in rows]
+        for split, rows in table_of(CATALOG["caltech101"], home).items()
+    }
+    monkeypatch.setattr(lists, "table_of", lambda *_: own)
+    found = read_images(write_list(CATALOG["caltech101"], tmp_path, 1, 3))["train"]
+    assert {*found.classes} == {"MD-11", "airplane", "face", "leopard", "car side-1"}
 
 
 def test_the_command(rmadapter: Command, home: Path, tmp_path: Path) -> None:

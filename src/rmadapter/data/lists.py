@@ -14,15 +14,18 @@ from pathlib import Path, PurePosixPath
 from rmadapter.data.archive import Dataset
 from rmadapter.data.catalog import home_of, table_of
 from rmadapter.data.guard import check_inside
+from rmadapter.data.names import default_name
+from rmadapter.data.scan import CLASSNAMES
 from rmadapter.errors import UserError
-from rmadapter.files import read_text, write_text
+from rmadapter.files import read_text, write_json, write_text
 
 
 def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
     """Write a table of path, label and split beside the images, for `fit` and `bench` with --shots 0; returns its path.
 
-    Train and val come from the lists, test from the data set itself. Raises UserError if the data set, a list or one
-    of its images is missing.
+    Train and val come from the lists, test from the data set itself. Names that the table's reader would change
+    (707-320) go into classnames.json, unless there is one. Raises UserError if the data set, a list or one of its
+    images is missing.
     """
     home = home_of(dataset, root)
     if home is None:
@@ -38,6 +41,10 @@ def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
     csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
     out = home / f"shots_{shots}-seed_{seed}.csv"
     write_text(out, text.getvalue())
+    names = {label: label.replace("_", " ") for _, label, _ in rows}  # as in `image_sets`
+    kept = {label: name for label, name in names.items() if default_name(label) != name}
+    if kept and not (home / CLASSNAMES).exists():
+        write_json(home / CLASSNAMES, kept)
     return out
 
 
