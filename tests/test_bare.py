@@ -33,4 +33,5 @@ def test_a_command_without_folders() -> None:
     assert bare_command("rmadapter export hf:a/b --data=/home/anna/pets --set a=b/c") == (
         "rmadapter export hf:a/b --data=pets --set a=b/c"
     )
+    assert bare_command(r"rmadapter export r '--data=C:\Users\anna\pets'") == "rmadapter export r --data=pets"
     assert bare_command("as tested") == "as tested"

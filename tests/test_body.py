@@ -40,6 +40,13 @@ def test_a_codec_of_the_requests_own_brings_no_name_that_no_answer_can_hold(code
     assert (found, data) == ("?.png", b"1")
 
 
+def test_a_form_that_is_cut_off_is_not_answered_in_part() -> None:
+    body, kind = multipart([("a.png", b"1"), ("b.png", b"2" * 100)])
+    assert len(read(body, kind)) == 2
+    for cut in (body[:-30], body[:-4]):
+        assert refusal(cut, kind)[0] == 400
+
+
 def test_base64_in_json() -> None:
     coded = base64.b64encode(b"1").decode()
     body = json.dumps({"images": [coded, f"data:image/png;base64,{coded}"]}).encode()

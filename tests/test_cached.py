@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load, save
 from rmadapter.deploy import export as exporting
+from rmadapter.deploy.serve import cached as caching
 from rmadapter.deploy.serve.cached import cached
 from rmadapter.deploy.serve.served import Wish, open_served
 from rmadapter.errors import UserError
@@ -36,6 +39,31 @@ def test_once_a_run(finished: Path, tiny_clip: Backbone, tmp_path: Path, monkeyp
     save(run, saved.fitted, saved.name, labels=("a", "b", "c", "d"))
     assert open_served(wish).labels == ("a", "b", "c", "d")
     assert len(list((tmp_path / "cache/serve").iterdir())) == 2
+
+
+def test_a_second_server_waits_for_the_first_one_s_export(
+    finished: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    wish, made = Wish(finished, "onnx", 1, tiny_clip.name), []
+
+    def slowly(folder: Path, wish: Wish, place: Path) -> None:
+        made.append(place)
+        time.sleep(0.5)
+        place.mkdir()
+
+    monkeypatch.setattr(caching, "_export", slowly)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: cached(finished, wish), range(2))
+    assert made == [first]
+    assert first == second
+    monkeypatch.setattr(caching, "PATIENCE", 0)
+    first.rmdir()
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(cached, finished, wish) for _ in range(2)]
+        faults = [str(answer.exception()) for answer in answers if answer.exception()]
+    assert len(faults) == 1
+    assert "another server has been exporting it" in faults[0]
 
 
 def test_another_code_of_a_method_from_outside_is_another_export(

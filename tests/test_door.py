@@ -89,6 +89,13 @@ def test_a_key_opens_and_nothing_else_does() -> None:
         assert through(door, path="/health/x") == 401
 
 
+def test_a_key_that_is_no_text_is_compared_as_bytes() -> None:
+    """As a variable of the environment may hold one."""
+    with serviced(Toy()) as service:
+        door = Door(Inside(), service.limits, service.counters, b"\xff\xfe".decode("utf-8", "surrogateescape"))
+        assert through(door) == through(door, x_api_key="y") == 401
+
+
 def test_keys_of_a_request() -> None:
     assert list(keys(Headers({"x-api-key": "a", "authorization": "bearer b"}))) == [b"a", b"b"]
     assert list(keys(Headers({"authorization": "Digest b"}))) == [b""]

@@ -171,6 +171,15 @@ def test_a_tar_file_of_the_folder_itself(tmp_path: Path) -> None:
     assert below(tmp_path / "out") == {"d/a.txt": b"a"}
 
 
+def test_empty_files_fill_no_disk_either(tmp_path: Path) -> None:
+    """Not even in an archive inside, whose members nobody counts."""
+    inner = zipped(tmp_path / "y.zip", *((str(number), 0o644, b"") for number in range(9)))
+    archive = zipped(tmp_path / "x.zip", ("y.zip", 0o644, inner.read_bytes()))
+    with pytest.raises(UserError, match=r"unpacks to more than"):
+        unpack(archive, tmp_path / "in", 8 * 4096)
+    unpack(archive, tmp_path / "out", 10 * 4096)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows allows no colon in a name")
 def test_names_may_hold_a_colon(tmp_path: Path) -> None:
     unpack(zipped(tmp_path / "x.zip", ("cats/2024-05-01 10:30.jpg", 0o644, b"a")), tmp_path / "out")

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -27,6 +28,7 @@ from rmadapter.machine import (
     peak,
     reset_peak,
     threads_each,
+    version_of,
     versions,
 )
 
@@ -160,6 +162,13 @@ def test_versions_are_those_installed() -> None:
     found = versions()
     assert found["torch"] == metadata.version("torch")
     assert {"python", "platform", "rmadapter", "open_clip_torch", "timm", "numpy", "pillow"} <= set(found)
+
+
+def test_a_module_that_another_package_brings_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert version_of("numpy") == metadata.version("numpy")
+    monkeypatch.setitem(sys.modules, "of_another_wheel", SimpleNamespace(__version__="1.2"))
+    assert version_of("of-another-wheel") == "1.2"
+    assert version_of("no-such-thing") == "unknown"
 
 
 def test_every_global_generator_starts_at_the_seed_and_goes_on_as_before() -> None:

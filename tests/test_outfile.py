@@ -75,6 +75,12 @@ def test_one_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in out.read_text("utf-8").splitlines()[1:]] == ["a.png", "a.png", "b.png"]
 
 
+def test_the_file_is_the_same_on_every_system(tmp_path: Path) -> None:
+    """With line ends that text files of Windows do not have: it is read as bytes."""
+    started(tmp_path / "a.csv").write([row("a.png")])
+    assert b"\r" not in (tmp_path / "a.csv.partial").read_bytes()
+
+
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "answers.csv"
     started(out).write([row("a.png")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rmadapter.checkpoint import Saved, load
+from rmadapter.data.imageset import relative
 from rmadapter.deploy.cli import SEARCHED
 from rmadapter.deploy.int8 import WAYS
 from rmadapter.deploy.parity import HEADER, LIMITS, Limit, Parity, Questions, generated, measure, questions, training
@@ -91,6 +93,21 @@ def test_of_its_own_data_what_was_not_drawn(
     drawn = training(finished)
     assert len(drawn) == 4 * 4
     assert not {Path(str(image)).resolve() for image in held.images} & {Path(str(i)).resolve() for i in drawn}
+
+
+def test_what_was_drawn_for_validation_is_not_held_out(
+    saved: Saved, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(colors / "train", tmp_path / "colors/train")
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = questions(run, saved, None, False, 100)
+    split = json.loads((run / "split.json").read_text())
+    first = relative(Path(str(before.images[0])).absolute(), tmp_path / "colors")
+    (run / "split.json").write_text(json.dumps({**split, "val": [[first, 0, split["classes"][0]]]}))
+    after = questions(run, saved, None, False, 100)
+    assert {*map(str, before.images)} - {*map(str, after.images)} == {str(before.images[0])}
+    assert len(training(run)) == 4 * 4
 
 
 def test_generated_images_are_always_the_same() -> None:

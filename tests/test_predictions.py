@@ -111,7 +111,17 @@ def test_sets_of_other_classes_than_the_run(tmp_path: Path) -> None:
     assert (first.labels, second.labels, second.classes) == (LABELS, ("x_y", "z"), ("x y", "z"))
 
 
-@pytest.mark.parametrize("path", ["/etc/secret.png", "../secret.png", "a/../../secret.png"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/secret.png",
+        "../secret.png",
+        "a/../../secret.png",
+        "C:/Users/anna/secret.png",
+        r"..\..\secret.png",
+        r"\\host\share\x.png",
+    ],
+)
 def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path: str) -> None:
     its, _ = written(tmp_path)
     file = tmp_path / PREDICTIONS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
@@ -20,6 +20,11 @@ def test_a_folder_is_itself() -> None:
     assert run_folder("runs/first") == Path("runs/first")
     assert run_folder(Path("/a")) == Path("/a")
     assert run_folder("~/a") == Path.home() / "a"
+
+
+def test_a_path_of_windows_still_names_a_repository(hub: Hub) -> None:
+    hub.repositories["anna/birds"] = Repository(**RUN)
+    assert run_folder(PureWindowsPath("hf:anna/birds")) == run_folder("hf:anna/birds")  # type: ignore[arg-type]
 
 
 def test_only_files_of_a_run_are_fetched(hub: Hub) -> None:

@@ -169,6 +169,17 @@ def test_names_alone(session: Session, colors: Path) -> None:
         assert "model/model.json" in file.namelist()
 
 
+def test_models_that_nothing_uses_any_more_take_no_room(session: Session) -> None:
+    for label in ("red", "blue"):
+        session.shelf.add_class(label)
+    for _ in range(3):
+        session.use_names()
+        session.add(["night-sky"])
+    left = {*session.folder.glob("model-*")}
+    assert session.run in left
+    assert len(left) <= 2  # and the one before it, until the next
+
+
 def test_stopping_leaves_everything_as_it_was(session: Session, colors: Path) -> None:
     session.shelf.add_class("red")
     session.shelf.add_class("blue")

@@ -71,6 +71,8 @@ def test_a_killed_process_is_made_good(tmp_path: Path) -> None:
 def test_labels_as_folders(tmp_path: Path) -> None:
     sorter = Sorter(tmp_path, ["sea_horse", "a/b", "..", "Käfer "])
     assert list(sorter.folders.values()) == ["sea_horse", "a_b", "_", "Käfer"]
+    odd = Sorter(tmp_path, ["a. .", "aux", "NUL.txt", "com1 .x", "console"])
+    assert list(odd.folders.values()) == ["a", "aux_", "NUL.txt_", "com1 .x_", "console"]
     with pytest.raises(UserError, match="labels 'a/b' and 'A_b' would share the folder 'A_b'"):
         Sorter(tmp_path, ["a/b", "A_b"])
 

@@ -54,6 +54,32 @@ def test_who_did_nothing_for_long(tmp_path: Path) -> None:
     assert len([*tmp_path.iterdir()]) == 2
 
 
+def test_who_worked_here_does_not_make_room_for_those_who_only_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another site's page, or a monitor, asks for the page again and again."""
+    monkeypatch.setattr(module, "MOST", 4)
+    shared: Any = SimpleNamespace()
+    clock = Clock()
+    visitors = Visitors(tmp_path, shared, 10, clock)
+    training, labelled = visitors.welcome(), visitors.welcome()
+    busy, idle = visitors.known(training), visitors.known(labelled)
+    assert busy
+    assert idle
+    busy.job = SimpleNamespace(over=False)  # type: ignore[assignment]
+    idle.shelf.add_class("cat")
+    for clock.now in range(1, 9):
+        newest = visitors.welcome()
+        assert visitors.known(newest)
+    assert (visitors.known(training), visitors.known(labelled)) == (busy, idle)
+    for clock.now in range(9, 12):
+        another = visitors.known(visitors.welcome())
+        assert another
+        another.shelf.add_class("dog")
+    assert visitors.known(training)
+    assert visitors.known(labelled) is None
+
+
 def test_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST", 2)
     shared: Any = SimpleNamespace()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -33,6 +34,16 @@ def versions() -> dict[str, str]:
     """Versions of Python, the platform and every library that a number can depend on."""
     found = {name: metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def version_of(name: str) -> str:
+    """The version of a package, or of the module of this name that another package brings, as onnxruntime-gpu does."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        with contextlib.suppress(ImportError):
+            return str(getattr(importlib.import_module(name.replace("-", "_")), "__version__", "unknown"))
+        return "unknown"
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -205,8 +205,8 @@ def spelled(text: object) -> str:
 
 def source_of(root: Path, image: str) -> Path | None:
     """The path of an image, None if it leads out of the data: a foreign run could name any image on this machine."""
-    name = PurePosixPath(image)
-    return None if name.is_absolute() or ".." in name.parts else root / image
+    there = PureWindowsPath(image)  # which takes both kinds of slashes for one
+    return None if there.anchor or image.startswith("/") or ".." in there.parts else root / image
 
 
 def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Evaluation]) -> None:

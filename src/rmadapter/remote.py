@@ -21,7 +21,7 @@ def run_folder(name: str | Path) -> Path:
 
     Raises UserError if the repository does not exist, holds no model of ours, or cannot be fetched.
     """
-    text = str(name)
+    text = str(name).replace("\\", "/")  # as a Path of Windows has it
     if not is_remote(name):
         return user_path(name)
     import huggingface_hub

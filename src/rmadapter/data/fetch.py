@@ -21,6 +21,7 @@ from rmadapter.errors import UserError
 from rmadapter.files import read_text, write_text
 
 CHUNK = 1 << 20
+BLOCK = 4096  # bytes that a file takes on most disks
 TRIES = 5  # in a row without new bytes
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
@@ -110,17 +111,17 @@ def _digest(path: Path, kind: str) -> str:
 def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = False) -> int:
     """Unpack a zip or tar file, and archives inside it, below a folder; returns how many of `most` bytes are left.
 
-    fresh: the folder is empty, so a file that exists is a duplicate (two inner archives may share names) and raises
-    UserError. Also raises UserError for links, members that leave the folder, more than `most` bytes, and damaged
-    archives. Files already unpacked stay.
+    A file counts as at least a BLOCK, so that no archive of empty ones fills a disk. fresh: the folder is empty, so a
+    file that exists is a duplicate (two inner archives may share names) and raises UserError. Also raises UserError for
+    links, members that leave the folder, more than `most` bytes, and damaged archives. Files already unpacked stay.
     """
     left = most
     try:
         for name, size, content in (_of_zip if archive.suffix.lower() == ".zip" else _of_tar)(archive):
-            left -= size
+            path = folder / _inside(name, archive)
+            left -= max(size, BLOCK)
             if left < 0:
                 raise UserError(f"{archive}: unpacks to more than {most:,} bytes, so it is not what it says")
-            path = folder / _inside(name, archive)
             path.parent.mkdir(parents=True, exist_ok=True)
             if fresh and path.exists():
                 raise UserError(f"{archive}: holds {name!r:.80} twice, or an archive in it does; unpack it first")

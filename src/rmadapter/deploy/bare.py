@@ -65,7 +65,11 @@ def bare_command(command: str) -> str:
 
     def bare(word: str) -> str:
         name, equals, value = word.rpartition("=")
-        path = value[:1] in ("/", "~", ".") or not (equals or is_published(word) or word.startswith(("hf:", "hf-hub:")))
+        path = (
+            value[:1] in ("/", "~", ".")
+            or PureWindowsPath(value).drive
+            or not (equals or is_published(word) or word.startswith(("hf:", "hf-hub:")))
+        )
         return name + equals + last_part(value) if path else word
 
     return shlex.join(map(bare, shlex.split(command)))

@@ -18,7 +18,7 @@ from rmadapter.deploy.onefile import one_file
 from rmadapter.errors import UserError
 from rmadapter.files import write_json, write_text
 from rmadapter.locks import whole
-from rmadapter.machine import versions
+from rmadapter.machine import version_of, versions
 from rmadapter.method import NotApplicable
 from rmadapter.record import BackboneName, MethodName, Record, read_record
 from rmadapter.sums import sha256, write_sums
@@ -180,7 +180,7 @@ def _write_model(
         "parity": parity.json(),
         "kept in spite of": fault,
         "search": search,
-        "versions": versions() | {name: metadata.version(name) for name in TARGETS[to].modules},
+        "versions": versions() | {name: version_of(name) for name in TARGETS[to].modules},
     }, record  # fmt: skip
 
 

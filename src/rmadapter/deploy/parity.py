@@ -148,15 +148,15 @@ def compare(saved: Saved, model: Model, asked: Questions, embeddings: bool = Fal
 
 def questions(run: Path, saved: Saved, data: Path | None, outside: bool, most: int) -> Questions:
     """At most `most` images: of `data` if given, else of the run's own data, if still there, else generated ones. The
-    test split if there is one; of its own data, in any case none that the run was trained on.
+    test split if there is one; of its own data, in any case none that the run drew for training or validation.
 
     Raises UserError for data without images of the model's classes.
     """
     if data is not None:
         home = user_path(data)
-        return _of(home, open_source(data, outside), saved, _drawn(run) if _is_own(run, home) else None, most)
+        return _of(home, open_source(data, outside), saved, _seen(run) if _is_own(run, home) else None, most)
     with suppress(UserError):  # moved, changed, or all of it was trained on
-        return _of(*_opened(run), saved, _drawn(run), most)
+        return _of(*_opened(run), saved, _seen(run), most)
     return Questions("generated", generated(GENERATED))
 
 
@@ -189,8 +189,13 @@ def _drawn(run: Path) -> set[str]:
     return {name for name, _, _ in read_split(run / "split.json").train}
 
 
+def _seen(run: Path) -> set[str]:
+    """With the validation images, by which methods choose settings."""
+    return _drawn(run) | {name for name, _, _ in read_split(run / "split.json").val or ()}
+
+
 def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: int) -> Questions:
-    """drawn: names of those images that the run was trained on; None for data that is not its own."""
+    """drawn: names of those images that the run drew; None for data that is not its own."""
     root, there, _ = source
     rows = there.get("test") or [
         row for part in there.values() for row in part if relative(row.image, root) not in (drawn or ())
@@ -200,7 +205,7 @@ def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: 
     random.Random(0).shuffle(known)
     good = [row for row in known[:most] if not complaint(row.image)]
     if not good:
-        but = "" if drawn is None else " that it was not trained on"
+        but = "" if drawn is None else " that `fit` did not draw"
         raise UserError(f"{data}: no readable image of the model's classes{but}")
     kind = "test " if there.get("test") else "" if drawn is None else "held out "
     title = f"{kind}images of {data.name}"

@@ -66,13 +66,13 @@ class OutFile:
         """Begin or resume. Raises UserError if the file exists, or if a partial one has another key or is damaged."""
         if os.path.lexists(self.path):
             raise UserError(f"{self.path}: already exists; choose another --out, or delete it")
-        head = json.dumps({"what": WHAT, "key": self.key}) + "\n"
+        head = (json.dumps({"what": WHAT, "key": self.key}) + "\n").encode()
         if not self.partial.exists():
             with atomic(self.partial) as temporary:
-                temporary.write_text(head)
+                temporary.write_bytes(head)
             return
         with opened(self.partial) as file:
-            if file.readline(1000) != head.encode():
+            if file.readline(1000) != head:
                 raise UserError(
                     f"{self.partial}: holds answers from another run or other settings; resume it with the command "
                     "that began it, or delete it"

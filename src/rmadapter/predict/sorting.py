@@ -16,6 +16,7 @@ from typing import Any, Literal
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, cache_folder
 
+RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)  # on Windows, with any suffix
 UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some system
 
 
@@ -112,8 +113,8 @@ def _renamed(image: Path, place: Path) -> bool:
 
 def _folder_name(label: str) -> str:
     """A label as a folder name that is valid on any system."""
-    name = UNSAFE.sub("_", label).strip().rstrip(".")
-    return name or "_"
+    name = UNSAFE.sub("_", label).strip().rstrip(". ") or "_"
+    return f"{name}_" if RESERVED.fullmatch(name.partition(".")[0].rstrip()) else name
 
 
 def _same(path: str) -> str:

@@ -71,6 +71,15 @@ class Session:
         self.lock = threading.RLock()  # a browser may send several requests at once
         self._count = 0
 
+    @property
+    def busy(self) -> bool:
+        return self.job is not None and not self.job.over
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would be lost with it."""
+        return not (self.shelf.classes or self.run or self.job)
+
     def state(self) -> dict[str, Any]:
         """Everything that the page shows except images."""
         with self.lock:
@@ -256,7 +265,7 @@ class Session:
     # Within
 
     def _idle(self) -> None:
-        if self.job and not self.job.over:
+        if self.busy:
             raise UserError(BUSY)
 
     def _model(self) -> Saved:
@@ -265,6 +274,11 @@ class Session:
         return self.saved
 
     def _new(self, what: str) -> Path:
+        """A new folder; models and exports that nothing uses any more are removed."""
+        used = {self.run, self.base and self.base.run, *self.exports.values()}
+        for old in [path for kind in ("model", *TARGETS) for path in self.folder.glob(f"{kind}-*")]:
+            if old not in used:
+                shutil.rmtree(old, ignore_errors=True)
         self._count += 1
         return self.folder / f"{what}-{self._count}"
 

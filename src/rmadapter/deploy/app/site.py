@@ -134,7 +134,7 @@ def _answered(answer: Callable[[Session, dict[str, Any]], Any]) -> Callable[[Req
 async def _page(request: Request) -> Response:
     visitors: Visitors = request.app.state.visitors
     response = FileResponse(ASSETS / "index.html")
-    if visitors.known(request.cookies.get(_cookie(request))) is None:
+    if request.method == "GET" and visitors.known(request.cookies.get(_cookie(request))) is None:
         number = await run_in_threadpool(visitors.welcome)
         # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes it from Python 3.14 on.
         cookie = f"{_cookie(request)}={number}; HttpOnly; Path=/; SameSite={request.app.state.same_site}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rmadapter.deploy.app.session import Session, Shared
 
-MOST = 200  # visitors; the one idle the longest makes room for another
+MOST = 200  # visitors; to make room, those go first who did nothing yet, then the one idle the longest
 
 
 @dataclass(eq=False)
@@ -44,11 +44,16 @@ class Visitors:
         number = secrets.token_urlsafe(32)
         folder = Path(tempfile.mkdtemp(dir=self.root))
         with self._lock:
+            over = sorted(self._visits, key=self._claim)[: max(len(self._visits) + 1 - MOST, 0)]
             self._visits[number] = _Visit(Session(folder, self.shared), self.clock())
-            over = sorted(self._visits, key=lambda each: self._visits[each].seen)[: max(len(self._visits) - MOST, 0)]
         for each in over:
             self.forget(each)
         return number
+
+    def _claim(self, number: str) -> tuple[bool, bool, float]:
+        """Sort key: who is to stay longest comes last."""
+        visit = self._visits[number]
+        return visit.session.busy, not visit.session.empty, visit.seen
 
     def forget(self, number: str) -> None:
         """Forget a visitor, and delete their folder."""
@@ -61,6 +66,5 @@ class Visitors:
     def sweep(self) -> None:
         """Forget visitors who were idle for too long; a job that is not over keeps them."""
         for number, visit in [*self._visits.items()]:
-            job = visit.session.job
-            if self.clock() - visit.seen > self.seconds and (job is None or job.over):
+            if self.clock() - visit.seen > self.seconds and not visit.session.busy:
                 self.forget(number)

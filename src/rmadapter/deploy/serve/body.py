@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from email.message import Message
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -58,6 +59,11 @@ async def images_of(request: Request, limits: Limits) -> list[Given]:
 
 
 async def _files(request: Request, most: int) -> list[Given]:
+    told = Message()
+    told["content-type"] = request.headers["content-type"]
+    end = f"--{told.get_boundary('')}--".encode("latin-1")
+    if end not in await request.body():  # Starlette drops an incomplete part without a word
+        raise HTTPException(400, f"not a whole form; {HOW}")
     try:
         async with request.form(max_files=most + 1, max_fields=most + 1) as form:
             files = [one for one in form.getlist(FIELD) if isinstance(one, UploadFile)]

@@ -10,8 +10,11 @@ from rmadapter.console import note
 from rmadapter.deploy.serve.wish import Wish, answers_of
 from rmadapter.errors import UserError
 from rmadapter.files import cache_folder, user_path
+from rmadapter.locks import only
 from rmadapter.modelfile import MODEL
 from rmadapter.sums import check_sums, sha256
+
+PATIENCE = 1800  # seconds to wait for another server's export
 
 
 def cached(folder: Path, wish: Wish) -> Path:
@@ -24,13 +27,21 @@ def cached(folder: Path, wish: Wish) -> Path:
     code = sha256(own) if wish.method and own.is_file() else ""
     words = f"{sha256(folder / MODEL)} {wish.engine} {metadata.version('rmadapter')} {code}".rstrip()
     place = cache_folder() / "serve" / hashlib.sha256(words.encode()).hexdigest()[:32]
-    if not place.is_dir():
-        from rmadapter.checkpoint import load
-        from rmadapter.deploy.export import check_wishes, export
-
-        check_wishes(place, wish.engine, "fp32")
-        note(f"{folder}: exporting it for {wish.engine} and comparing, once; the cache keeps it")
-        saved = load(folder, wish.backbone, method=wish.method, device="cpu")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        export(folder, saved, place, to=wish.engine, embeddings=answers_of(saved)[1])
+    if place.is_dir():
+        return place
+    taken = UserError(f"{folder}: another server has been exporting it for {PATIENCE // 60} minutes")
+    failed = f"{place}: cannot be written (%s); point RMADAPTER_CACHE elsewhere"
+    with only(place.with_name(f".{place.name}.lock"), PATIENCE, taken, failed):  # servers of one run share the cache
+        if not place.is_dir():
+            _export(folder, wish, place)
     return place
+
+
+def _export(folder: Path, wish: Wish, place: Path) -> None:
+    from rmadapter.checkpoint import load
+    from rmadapter.deploy.export import check_wishes, export
+
+    check_wishes(place, wish.engine, "fp32")
+    note(f"{folder}: exporting it for {wish.engine} and comparing, once; the cache keeps it")
+    saved = load(folder, wish.backbone, method=wish.method, device="cpu")
+    export(folder, saved, place, to=wish.engine, embeddings=answers_of(saved)[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ class Door:
     """key: that a request must have, "" for none."""
 
     def __init__(self, app: ASGIApp, limits: Limits, counters: Counters, key: str = "") -> None:
-        self.app, self._limits, self._counters, self._key = app, limits, counters, key.encode()
+        self.app, self._limits, self._counters, self._key = app, limits, counters, os.fsencode(key)
         self._held = 0  # bytes of the bodies of all requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

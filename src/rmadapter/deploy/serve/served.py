@@ -9,7 +9,6 @@ import copy
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from rmadapter.deploy.serve.cached import cached
 from rmadapter.deploy.serve.wish import Wish, answers_of
 from rmadapter.errors import UserError, nearest
 from rmadapter.files import read_json, user_path
+from rmadapter.machine import version_of
 from rmadapter.metrics import wilson
 from rmadapter.modelfile import MODEL, read_model
 from rmadapter.predict.answer import best
@@ -124,7 +124,7 @@ def _grey(folder: Path, ask: Callable[[np.ndarray], list[np.ndarray]], size: int
 
 def _facts(own: dict[str, Any], labels: list[str], engine: str, features: bool, size: int) -> dict[str, Any]:
     libraries = ("rmadapter", "numpy", "pillow", LIBRARIES.get(engine, engine))
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in libraries}
+    versions = {"python": platform.python_version()} | {name: version_of(name) for name in libraries}
     return {**own, "engine": engine, "classes": labels, "features": features, "image_size": size, "versions": versions}
 
 
