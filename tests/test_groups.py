@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rmadapter.bench.report.groups import alike, complete, entries, group_records
+from rmadapter.bench.report.groups import alike, by_size, complete, entries, group_records, in_words, slug
 from rmadapter.bench.report.tables import make_tables
-from rmadapter.record import MethodName, Record
+from rmadapter.record import BackboneName, MethodName, Record
 from synthetic_runs import VIT, record
 
 VALUES = {"base": 50.0, "novel": 40.0}
@@ -48,6 +48,25 @@ def test_methods_of_different_tracks_never_share_a_table_or_a_test() -> None:
         for run in runs[:4]
     ]
     assert [group.track for group in group_records([*runs[4:8], *texts])] == ["ranked", "extra data"]
+
+
+def test_one_backbone_under_two_names_is_one() -> None:
+    names = {name: BackboneName(name=name, digest="d") for name in ("x", "/y/x")}
+    two = [record("mma", "a", 1, VALUES, backbone=names["x"]), record("coop", "a", 1, VALUES, backbone=names["/y/x"])]
+    [group] = group_records(two)
+    assert (len(group.records), group.backbone.name) == (2, "x")
+
+
+def test_all_images_are_the_most_shots() -> None:
+    assert sorted([4, 0, 16, 1], key=by_size) == [1, 4, 16, 0]
+    assert in_words(1, 4, 0) == "1, 4 shots, all images"
+    assert (in_words(1), in_words(4), in_words(0)) == ("1 shot", "4 shots", "all images")
+    [group] = group_records([record("mma", "a", 1, VALUES, shots=0)])
+    assert group.title == "base-to-novel: pocket, all images"
+
+
+def test_names_of_files_keep_letters_of_any_script() -> None:
+    assert slug("Ä_b c/猫") == "ä-b-c-猫"
 
 
 def test_templates_may_differ_between_data_sets_but_not_within_one() -> None:

@@ -39,6 +39,11 @@ def test_harmonic_mean() -> None:
     assert metrics.harmonic_mean(0, 50) == metrics.harmonic_mean(50, 0) == metrics.harmonic_mean(0, 0) == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_harmonic_mean_of_nothing_is_0_without_a_warning() -> None:
+    assert metrics.harmonic_mean(np.float64(0), np.float64(3)) == 0
+
+
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_confidence_interval_equals_scipy(level: float) -> None:
     values = [71.2, 73.4, 72.1]

@@ -116,6 +116,7 @@ def test_axes_of_sensitivity() -> None:
         ({"axes": ["rank"]}, "leave out --axes"),
         ({"protocol": "sensitivity", "axes": ["rnak"]}, "did you mean 'rank'"),
         ({"protocol": "cross-dataset"}, "at least two --datasets"),
+        ({"protocol": "cross-dataset", "datasets": ["a", "all"]}, "--datasets all: records have this name for another"),
         ({"protocol": "domain-generalization", "datasets": ["pacs"]}, "pacs/photo"),
         ({"protocol": "domain-generalization", "datasets": ["pacs/foto"]}, "not such a folder"),
     ],

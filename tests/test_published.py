@@ -82,6 +82,12 @@ def test_each_kind_of_contradiction_and_no_other() -> None:
     swapped = {(sets[0], "hm"): 68.6, ("average", "novel"): 60.1}
     told = contradictions(f.model_copy(update={"value": swapped.get((f.dataset, f.metric), f.value)}) for f in fine)
     assert [text.split(":")[0].split(", ", 2)[2] for text in told] == [f"{sets[0]}, HM", "average, novel"]
+    hms = [figure(80.0, metric="base"), figure(60.0, metric="novel")]
+    halves = [f.model_copy(update={"dataset": "average"}) for f in hms]  # whose HM is 68.57
+    each = [figure(value, dataset=dataset) for dataset, value in zip(sets, (60.0, 65.0, 68.0, 70.0, 72.0), strict=True)]
+    for value, parts, count in ((68.57, each, 0), (67.0, each, 0), (67.5, each, 1), (67.5, [], 0), (68.7, [], 1)):
+        told = contradictions([*halves, *parts, figure(value, dataset="average")])
+        assert len(told) == count, (value, told)
     runs = [figure(70.0 + i, metric="base", kind="rerun", source="mmrl-issue-14", place=f"seed {i}") for i in range(3)]
     assert contradictions([figure(73.0, metric="base"), *runs]) == []
     assert len(contradictions([figure(74.0, metric="base"), *runs])) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,6 +130,22 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
     plain = MethodName(name="coprompt", settings={**texts[0].method.settings, "descriptions": ""})
     both = [run.model_copy(update={"method": one}) for run, one in zip(texts, (plain, described), strict=True)]
     assert len(read_records(write(tmp_path / "tracks", *both)).finished) == 2
+
+
+def test_other_settings_are_found_across_prompts_of_data_sets_and_within_a_variant(tmp_path: Path) -> None:
+    def run(data: str, seed: int, epochs: int, **fields: Any) -> Record:
+        made = record("rmadapter", data, seed, VALUES, templates=(f"a {{}}, a {data}.",), **fields)
+        return made.model_copy(update={"method": made.method.model_copy(update={"settings": {"epochs": epochs}})})
+
+    own = [run("a", 1, 5), run("a", 2, 5), run("b", 1, 50)]
+    assert [r.task.data for r in read_records(write(tmp_path / "own", *own)).finished] == ["a", "a"]
+    variant = {"protocol": "ablation-sharing", "variant": "independent"}
+    same = [run("a", 1, 5, **variant), run("a", 2, 5, **variant), run("a", 3, 500, **variant)]
+    found = read_records(write(tmp_path / "variant", *same))
+    assert [r.task.seed for r in found.finished] == [1, 2]
+    assert "rmadapter with epochs=500, unlike the runs kept" in found.notes[0]
+    published = [run(data, 1, epochs, variant="as published") for data, epochs in (("a", 5), ("b", 50))]
+    assert len(read_records(write(tmp_path / "published", *published)).finished) == 2
 
 
 def test_a_later_trial_with_another_setting_does_not_take_a_runs_place(tmp_path: Path) -> None:

@@ -112,3 +112,10 @@ def test_the_average_over_targets_stands_beside_that_of_the_same_targets() -> No
     assert {(one.figure, one.value) for one in line.printed} == {("source", 71.0), ("targets", 66.61)}
     [line] = boards([run(1)])[0].lines
     assert {one.figure for one in line.printed} == {"source"}
+
+
+def test_lines_average_the_targets_that_all_have() -> None:
+    asked = {"mma": {"x": 90.0}, "coop": {"x": 90.0, "y": 10.0}}
+    runs = [record(m, "a", 1, {"all": 50.0, **targets}, protocol="cross-dataset") for m, targets in asked.items()]
+    [board] = boards(runs)
+    assert [line.cells[-1].value for line in board.lines] == [90.0, 90.0]

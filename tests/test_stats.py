@@ -68,6 +68,17 @@ def test_a_difference_is_tested_over_data_sets(gain: float, verdict: str) -> Non
     assert (found.t < 0.05) == (low > 0 or high < 0)
 
 
+def test_equal_differences_on_all_sets_are_shown() -> None:
+    """Their interval is one point, which is not 0."""
+    a = with_bases("rmadapter", np.full((4, 1), 60.0))
+    found = paired(a, with_bases("mma", np.full((4, 1), 50.0)), "base")
+    assert found is not None
+    assert (found.low, found.high, found.t, found.verdict) == (10, 10, 0, "ahead")
+    same = paired(a, with_bases("mma", np.full((4, 1), 60.0)), "base")
+    assert same is not None
+    assert (same.t, same.verdict) == (None, "not shown")
+
+
 def test_more_seeds_are_no_more_data_sets() -> None:
     d = np.array([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
     few, many = (paired(with_bases("a", 60 + x), with_bases("b", 60 + 0 * x), "base") for x in (d, np.tile(d, 50)))

@@ -11,7 +11,7 @@ from scipy import stats
 from rmadapter.bench.report.groups import Group, group_records
 from rmadapter.bench.report.paper import TEST_IMAGES, halves
 from rmadapter.bench.report.table import Row, Table
-from rmadapter.bench.report.tables import make_tables, reference
+from rmadapter.bench.report.tables import make_tables, reference, total_seconds
 from rmadapter.record import Record
 from synthetic_runs import TITLES, VIT, record
 
@@ -196,6 +196,15 @@ def test_few_shot_has_a_column_per_number_of_shots() -> None:
     assert [cell.value for cell in row(found["average"], "RMAdapter").cells] == [52.5, 55.5], "seed 1 alone"
     assert {r.cells[0].value for r in found["pairs"].rows} == {"1 shot", "4 shots"}
     assert [r.cells[-1].value for r in found["cost"].rows] == [3, 4]
+    every = [record("mma", "a", 1, {"all": 90.0}, protocol="few-shot", shots=k) for k in (0, 4)]
+    assert tables(every)["a"].columns == ("method", "4 shots", "all images")
+
+
+def test_a_run_that_two_protocols_count_was_made_once() -> None:
+    run = record("mma", "a", 1, {"base": 1.0, "novel": 1.0}, key="k")
+    copied = run.model_copy(update={"protocol": "ablation-sharing", "variant": "full", "copied_from": "x"})
+    other = record("mma", "a", 2, {"base": 1.0, "novel": 1.0}, key="l")
+    assert total_seconds([run, copied, other]) == total_seconds([run, other]) == 14 + 15
 
 
 def test_cost_is_the_median_and_names_mixed_machines() -> None:

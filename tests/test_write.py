@@ -146,6 +146,18 @@ def test_every_file_that_is_named_is_there(folder: Path) -> None:
     assert summary["runs"] == 12 + 4 + 3
 
 
+def test_data_sets_whose_names_end_alike_have_files_of_their_own(tmp_path: Path) -> None:
+    sets = {"pacs/photo": 10.0, "pacs-photo": 20.0, "average": 30.0}
+    runs = [record("mma", data, 1, {"base": value, "novel": value}) for data, value in sets.items()]
+    write_reports(write(tmp_path / "runs", *runs), tmp_path / "out")
+    tables = {path.name: path.read_text() for path in (tmp_path / "out/tables").iterdir()}
+    for value in (10, 20, 30):
+        assert any(f"{value}.0" in text for text in tables.values())
+    names = [name for name in tables if "average" in name]
+    assert len(names) == 2
+    assert len([name for name in tables if "pacs-photo" in name]) == 2
+
+
 def test_the_same_runs_give_the_same_bytes_even_beside_the_report(folder: Path) -> None:
     def content(out: Path) -> dict[str, bytes]:
         return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}

@@ -24,7 +24,7 @@ def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
 
 def harmonic_mean(a: float, b: float) -> float:
     """2ab / (a + b), which sums up base-to-novel results; 0 when either is 0."""
-    return float(statistics.harmonic_mean([a, b]))
+    return statistics.harmonic_mean([float(a), float(b)])
 
 
 def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:

@@ -122,6 +122,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "sensitivity": Protocol("rank, first block, alpha and each lambda", variants=SENSITIVITY),
 }
 METHODS = ("zero-shot", "mma", "rmadapter")  # of a protocol without variants, unless others are named
+RESERVED = {"all", "base", "novel", "hm", "average", "source"}  # figures of a record, and columns of its tables
 DOMAINS = {"imagenet": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")}
 
 
@@ -205,6 +206,8 @@ def _sets(protocol: str, datasets: Sequence[str], root: Path) -> Iterator[tuple[
     if protocol == "cross-dataset":
         if len(datasets) < 2:
             raise UserError("cross-dataset needs at least two --datasets: the source, then the targets")
+        if taken := RESERVED.intersection(datasets[1:]):
+            raise UserError(f"--datasets {min(taken)}: records have this name for another figure: rename the folder")
         yield datasets[0], tuple(datasets[1:])
         return
     for dataset in datasets:

@@ -102,10 +102,11 @@ def _board(group: Group, place: Mapping[int, int]) -> Board:
         for label, records in rows.items()
     ]
     lines = [
-        _line(label, dataset, some, columns, place)
+        _line(label, dataset, some, trimmed, columns, place)
         for dataset in group.datasets
         for label, records in rows.items()
         if (some := [record for record in records if record.task.data == dataset])
+        if (trimmed := [record for record in same[label] if record.task.data == dataset])
     ]
     best = sorted(standings, key=lambda row: (_or(row.rank, math.inf), -_or(row.cells[-1], -1.0), row.label))
     heads, own = (tuple(column.head for column in some) for some in (over, columns))
@@ -128,9 +129,11 @@ def _standing(label: str, records: Sequence[Record], cells: Sequence[Cell], rank
 
 
 def _line(
-    label: str, dataset: str, records: Sequence[Record], columns: Sequence[Column], place: Mapping[int, int]
-) -> Line:
-    cells = tuple(column.cell(records, [dataset]) for column in columns)
+    label: str, dataset: str, records: Sequence[Record], trimmed: Sequence[Record], columns: Sequence[Column],
+    place: Mapping[int, int],
+) -> Line:  # fmt: skip
+    """trimmed: the records as `alike` gives them, so that a board averages the same targets for all."""
+    cells = tuple(column.cell(trimmed, [dataset]) for column in columns)
     printed = tuple(_beside(records[0], columns, cells))
     seeds = len({record.task.seed for record in records})
     return Line(label, dataset, cells, printed, seeds, tuple(sorted(place[id(record)] for record in records)))

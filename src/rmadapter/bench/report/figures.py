@@ -130,10 +130,11 @@ def _few_shot(group: Group) -> list[Figure]:
         name = f"{group.slug}-{slug(key)}-curve"
         with canvas(3.6, 3.1, name, f"Accuracy against shots, {title}") as (axes, out):
             columns = {column.shots or 0: column for column in columns_of(group)}
+            places = {shots: shots or 2 * max(columns) or 1 for shots in columns}  # all images, after the most shots
             for label, records in rows.items():
-                cells = {shots: column.cell(records, sets, some) for shots, column in columns.items()}
+                cells = {places[shots]: column.cell(records, sets, some) for shots, column in columns.items()}
                 _curve(axes, cells, looks[label], label)
-            _value_axis(axes, list(columns), list(map(str, columns)))
+            _value_axis(axes, list(places.values()), [str(shots or "all") for shots in places])
             axes.set(xlabel="images per class", ylabel="accuracy, %")
             _legend(axes)
         figures.append(Figure(name, title, out[0]))

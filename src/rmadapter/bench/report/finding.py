@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rmadapter.bench.report.groups import TRANSFER, Group, alike, entries
+from rmadapter.bench.report.groups import TRANSFER, Group, alike, by_size, entries
 from rmadapter.bench.report.stats import ENOUGH, LEVEL, Paired
 from rmadapter.bench.report.tables import columns_of, differences, reference
 
@@ -26,7 +26,7 @@ def finding(groups: Sequence[Group]) -> Finding:
     if not there:
         count = sum(len(group.records) for group in groups)
         return Finding(None, f"{count} run{'' if count == 1 else 's'}, and no two methods to compare", ())
-    group = max(there, key=lambda group: (group.protocol == MAIN, len(group.datasets), group.shots or 0))
+    group = max(there, key=lambda group: (group.protocol == MAIN, len(group.datasets), by_size(group.shots or 0)))
     first, figure, pairs = _compared(group)
     return Finding(group, _title(first, figure, pairs), _sentences(group, first, figure, pairs))
 

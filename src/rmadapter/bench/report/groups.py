@@ -52,7 +52,7 @@ class Group:
     @property
     def title(self) -> str:
         axis = f", {self.axis}" if self.axis else ""
-        shots = "" if self.shots is None else f", {self.shots} shot{'' if self.shots == 1 else 's'}"
+        shots = "" if self.shots is None else f", {in_words(self.shots)}"
         track = "" if self.track == TRACKS[0] else f", {self.track}"
         made = "".join(f", {value}" for value in self._unlike_the_defaults("precision", "augmentation").values())
         return f"{self.protocol}{axis}: {self.backbone.name}{shots}{made}{track}"
@@ -74,9 +74,21 @@ class Group:
         return sorted({record.task.seed for record in self.records})
 
 
+def in_words(*shots: int) -> str:
+    """ "1, 4, 16 shots, all images"; in the order of `by_size`."""
+    some = [number for number in shots if number]
+    told = [f"{', '.join(map(str, some))} shot{'' if some == [1] else 's'}"] if some else []
+    return ", ".join([*told, *["all images"] * (0 in shots)])
+
+
+def by_size(shots: int) -> tuple[bool, int]:
+    """Sort key of numbers of shots: 0 stands for all images, and is the most."""
+    return shots == 0, shots
+
+
 def slug(text: str) -> str:
-    """The text in lower-case letters, digits, dots and dashes."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    """The text in lower-case letters of any script, digits, dots and dashes."""
+    return re.sub(r"[^\w.]+|_+", "-", text.lower()).strip("-.")
 
 
 def label(record: Record) -> str:
@@ -115,23 +127,26 @@ def group_records(records: Sequence[Record]) -> list[Group]:
     for record in records:
         own[record.protocol, record.task.data].add(record.task.templates)
 
+    names = {record.backbone.digest: record.backbone for record in reversed(records)}  # of several, the first
+
     def key(record: Record) -> tuple[Any, ...]:
         mine = sorted(own[record.protocol, record.task.data], key=lambda templates: (-usual[templates], templates))
         settings = {name: value for name, value in shared(record).items() if name != "templates"}
         places = list(PROTOCOLS).index(record.protocol), [*TRACKS, UNKNOWN].index(track(record))
         shots = record.task.shots
-        fixed = (record.backbone.name, record.backbone.digest, -1 if record.protocol == "few-shot" else shots)
+        digest = record.backbone.digest
+        fixed = (names[digest].name, digest, -1 if record.protocol == "few-shot" else shots)
         return *places, *fixed, json.dumps(settings), mine.index(record.task.templates), record.axis
 
     groups = []
-    for (_, place, _, _, shots, _, prompts, axis), members in groupby(sorted(records, key=key), key):
+    for (_, place, _, digest, shots, _, prompts, axis), members in groupby(sorted(records, key=key), key):
         some = list(members)
         settings = shared(some[0])
         if len({record.task.templates for record in some}) > 1:
             settings["templates"] = "each data set's own"
         known = None if shots < 0 else shots
         which = [*TRACKS, UNKNOWN][place]
-        groups.append(Group(some[0].protocol, some[0].backbone, known, settings, some, which, axis, prompts))
+        groups.append(Group(some[0].protocol, names[digest], known, settings, some, which, axis, prompts))
     return groups
 
 

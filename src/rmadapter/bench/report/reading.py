@@ -81,13 +81,16 @@ def _tested_elsewhere(finished: Finished) -> list[str]:
 def _set_otherwise(finished: Finished) -> list[str]:
     """Remove each record that has other settings than most of its row, and return a note on it.
 
-    Variants are kept: they differ by design. A setting that a record lacks, as of another version, is no difference.
+    Variants that are not the protocol's own, such as methods as published, differ from set to set by design and are
+    kept. A setting that a record lacks, as of another version, is no difference.
     """
     rows: dict[tuple[Any, ...], list[Key]] = defaultdict(list)
     for key, (_, record) in finished.items():
-        if not record.variant and not record.axis:
-            which = (record.protocol, record.method.name, track(record), record.backbone.digest, record.task.shots)
-            rows[(*which, json.dumps(shared(record)))].append(key)
+        planned = [variant.label for variant in PROTOCOLS[record.protocol].variants]
+        if not record.variant or record.variant in planned:
+            row = (record.protocol, record.method.name, record.variant, record.axis, json.dumps(record.value))
+            made = {name: value for name, value in shared(record).items() if name != "templates"}
+            rows[(*row, track(record), record.backbone.digest, record.task.shots, json.dumps(made))].append(key)
     notes = []
     for keys in rows.values():
         settings = {key: finished[key][1].method.settings for key in keys}

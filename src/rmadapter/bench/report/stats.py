@@ -87,7 +87,7 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
 
     For "average", each target counts as a data set.
     """
-    from scipy.stats import ttest_1samp, wilcoxon
+    from scipy.stats import wilcoxon
 
     others = {drawn(record): record for record in b}
     of_set: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -112,9 +112,16 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
         high=None if half is None else mean + half,
         ahead=int((d > 0).sum()),
         behind=int((d < 0).sum()),
-        t=float(ttest_1samp(d, 0).pvalue) if enough and np.ptp(d) > 0 else None,
+        t=_student(d) if enough and d.any() else None,
         wilcoxon=float(wilcoxon(d[d != 0]).pvalue) if enough and d.any() else None,
     )
+
+
+def _student(d: np.ndarray) -> float:
+    """p of Student's t; 0 for equal differences, whose interval is their value alone."""
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(d, 0).pvalue) if np.ptp(d) > 0 else 0.0
 
 
 def drawn(record: Record) -> tuple[str, int, int, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from rmadapter.bench.report import fair, paper
-from rmadapter.bench.report.groups import TRANSFER, Group, alike, complete, entries, slug, tested
+from rmadapter.bench.report.groups import TRANSFER, Group, alike, by_size, complete, entries, in_words, slug, tested
 from rmadapter.bench.report.ranks import Ranks, ranked, to_table
 from rmadapter.bench.report.stats import HM_OF_MEANS, LEVEL, Paired, average, corrected, paired
 from rmadapter.bench.report.table import Cell, Row, Table, mark_best
@@ -58,8 +58,8 @@ AVERAGES = (*HALVES[:2], Column(HM_OF_MEANS, HM_OF_MEANS, printed="hm"), Column(
 def columns_of(group: Group) -> tuple[Column, ...]:
     """The figures that are measured in a group and compared in pairs."""
     if group.protocol == "few-shot":
-        shots = sorted({record.task.shots for record in group.records})
-        return tuple(Column(f"{k} shot{'' if k == 1 else 's'}", "all", k) for k in shots)
+        shots = sorted({record.task.shots for record in group.records}, key=by_size)
+        return tuple(Column(in_words(k), "all", k) for k in shots)
     return (Column("source", "all"), Column("targets", "average")) if group.protocol in TRANSFER else HALVES
 
 
@@ -239,7 +239,7 @@ def _other_images(group: Group) -> list[str]:
 
 
 def _cost(group: Group) -> Table:
-    most = max(record.task.shots for record in group.records)
+    most = max((record.task.shots for record in group.records), key=by_size)
     used = [record for record in group.records if group.protocol != "few-shot" or record.task.shots == most]
     on_gpu = any(record.peak_gpu_mb is not None for record in used)
     heads = ["trained parameters", "peak memory, MB", *(["peak GPU memory, MB"] if on_gpu else [])]
@@ -274,10 +274,10 @@ def facts(group: Group, records: Sequence[Record]) -> str:
         for name, count in tested(record).items():
             images[name][record.task.data] = max(count, images[name].get(record.task.data, 0))
     told = ", ".join(f"{name} {sum(counts.values()):,}" for name, counts in images.items())
-    seeds, shots = _seeds(records), sorted({record.task.shots for record in records})
+    seeds, shots = _seeds(records), sorted({record.task.shots for record in records}, key=by_size)
     parts = [
         f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'} ({', '.join(map(str, seeds))})",
-        f"{', '.join(map(str, shots))} shot{'' if shots == [1] else 's'}",
+        in_words(*shots),
         f"{group.backbone.name} ({group.backbone.digest[:8]})",
         *([f"images tested: {told}"] if told else []),
         f"{len(records)} run{'' if len(records) == 1 else 's'}, {duration(total_seconds(records))}",
@@ -286,7 +286,9 @@ def facts(group: Group, records: Sequence[Record]) -> str:
 
 
 def total_seconds(records: Sequence[Record]) -> float:
-    return sum(record.seconds.get("total", 0) for record in records)
+    """A run that is in the records of several protocols was made once."""
+    made = {record.key or str(id(record)): record.seconds.get("total", 0) for record in records}
+    return sum(made.values())
 
 
 def machines(records: Sequence[Record]) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,15 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
     """
     found = read_records(results)
     sections = [_section(group) for group in group_records(found.finished)]
+    table, figure = _namer(), _namer()
+    sections = [
+        replace(
+            section,
+            tables=[replace(part, name=table(part.name)) for part in section.tables],
+            figures=[part._replace(name=figure(part.name)) for part in section.figures],
+        )
+        for section in sections
+    ]
     told = finding([section.group for section in sections])
     scatter = next(
         (f for s in sections if s.group is told.group for f in s.figures if f.name.endswith(TRADE_OFF)), None
@@ -70,6 +79,17 @@ def write_reports(results: Path, out: Path) -> dict[str, Any]:
         for name, text in files.items():
             write_text(out / name, text)
     return summary
+
+
+def _namer() -> Callable[[str], str]:
+    """Names for files: a number is added to one that is taken."""
+    taken: Counter[str] = Counter()
+
+    def own(name: str) -> str:
+        taken[name] += 1
+        return name if taken[name] == 1 else f"{name}-{taken[name]}"
+
+    return own
 
 
 def _alone(figure: Figure) -> str:
