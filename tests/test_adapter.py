@@ -115,6 +115,14 @@ def test_a_squared_error_under_autocast_is_float32_and_near() -> None:
     torch.testing.assert_close(mixed_gradients, exact_gradients, rtol=0.05, atol=0.05)
 
 
+def test_the_cross_entropy_under_autocast_is_float32s() -> None:
+    scale, labels = torch.tensor(100.0), torch.arange(3)
+    sides = [Side(torch.randn(3, 64), torch.randn(3, 64), [], 0.0, 0.0) for _ in range(2)]
+    exact = loss_terms(scale, labels, *sides)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(loss_terms(scale, labels, *sides), exact)
+
+
 @pytest.mark.parametrize("share", ["down", "up", "none"])
 def test_reconstruction_is_local(share: str) -> None:
     """Through a chain of two adapters, the upper one's error moves the upper one alone."""

@@ -159,6 +159,19 @@ def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pyt
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
+def test_an_archive_of_class_folders_becomes_a_folder(
+    colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose images do not vanish with the cache."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    archive = shutil.make_archive(str(tmp_path / "set"), "zip", colors / "train")
+    chosen = decisions(tmp_path / "d.csv", ("red/0.png", "relabel:blue"), columns="image,decision")
+    assert apply_decisions(archive, chosen, tmp_path / "clean").relabelled == 1
+    shutil.rmtree(tmp_path / "cache")
+    found = read_images(tmp_path / "clean")["all"]
+    assert len(found) == len(read_images(colors)["train"])
+
+
 def test_a_folder_of_another_format_becomes_a_list(colors: Path, tmp_path: Path) -> None:
     home = tmp_path / "set"
     shutil.copytree(colors / "train", home / "images")

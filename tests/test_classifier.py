@@ -209,6 +209,20 @@ def test_unreadable_images_are_refused(fitted: FewShotClassifier, tmp_path: Path
         fitted.predict([3])
 
 
+def test_what_is_not_drawn_is_not_looked_at(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    (bad := tmp_path / "bad.png").write_bytes(b"no image")
+    images, labels = files(colors, "train")
+    some = FewShotClassifier(tiny_clip.name, method="zero-shot", shots=1, progress=False)
+    failed = []
+    for seed in range(1, 6):
+        try:
+            some.set_params(seed=seed).fit([*images, bad], [*labels, labels[0]])
+        except UserError as error:  # it was drawn
+            failed.append(str(error))
+    assert len(failed) < 5
+    assert all("bad.png" in told for told in failed)
+
+
 def test_new_classes_leave_the_old_answers_in_proportion(
     fitted: FewShotClassifier, colors: Path, tmp_path: Path
 ) -> None:

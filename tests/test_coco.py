@@ -55,6 +55,12 @@ def test_images_where_coco_has_them(tmp_path: Path, place: str) -> None:
     assert coco_files(tmp_path) == {"train": file}
 
 
+def test_one_image_that_is_gone_does_not_hide_where_the_others_are(tmp_path: Path) -> None:
+    paint(tmp_path / "train2017", *NAMES[1:])
+    file = write_json(tmp_path / "annotations" / "instances_train2017.json", coco())
+    assert {image.parent for image in read_coco(file, coco())} == {tmp_path / "train2017"}
+
+
 def test_roboflow_has_a_file_in_each_split(tmp_path: Path) -> None:
     files = {s: write_json(tmp_path / s / "_annotations.coco.json", coco()) for s in ("train", "valid", "test")}
     assert coco_files(tmp_path) == {"train": files["train"], "val": files["valid"], "test": files["test"]}

@@ -107,6 +107,11 @@ def test_a_list_is_one_cell(tmp_path: Path) -> None:
     ]
 
 
+def test_a_number_that_is_none_is_an_empty_cell(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"path": "a", "label": NaN}\n')
+    assert [cells for _, cells in read_rows(tmp_path / "t.jsonl", ("label",))] == [{"label": ""}]
+
+
 def test_any_line_of_json_may_bring_a_column(tmp_path: Path) -> None:
     table = tmp_path / "a.jsonl"
     table.write_text('{"path": "1.png", "label": "cat"}\n{"path": "2.png", "label": "dog", "split": "test"}\n')

@@ -148,6 +148,11 @@ def vit_b16() -> Backbone:
     return load_backbone("ViT-B-16/none")
 
 
+def test_an_adapter_without_width_is_refused(tiny_clip: Backbone) -> None:
+    with pytest.raises(UserError, match="reduction=4000: give a number from 1 to 40"):
+        CoPrompt(reduction=4000).module(tiny_clip)
+
+
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     # Counted in the released code: prompts and maps of 12 blocks, and two adapters 512-128-512.
     adapters = 2 * 2 * 512 * 128

@@ -30,6 +30,13 @@ def test_copies_are_found_and_other_images_are_not(tmp_path: Path) -> None:
     assert len(set(numbers)) == 30
 
 
+def test_images_of_one_colour_are_the_same_if_the_colour_is() -> None:
+    colours = [(255, 255, 255), (250, 10, 10), (255, 255, 255), (249, 10, 10)]
+    found = looks([Image.new("RGB", (40, 30), colour) for colour in colours])
+    assert groups(found).tolist() == [0, 1, 0, 2]
+    assert set(pairs(found[:1], found[1:])) == {(0, 1)}
+
+
 def test_a_chain_is_one_group() -> None:
     """The first and the last differ by more than may be, and are connected by what lies between."""
     first, last = (np.asarray(scene(seed), float) for seed in (0, 1))

@@ -69,6 +69,12 @@ def test_folds_keep_groups_together() -> None:
     assert fold[7] == fold[8]
 
 
+def test_there_are_several_folds_or_none() -> None:
+    """Three patients who share classes two by two: holding out one leaves a class with none."""
+    some = grouped("xxxyyyxxxzzzzzzyyy", [*"ppppppqqqqqqrrrrrr"])
+    assert [split(some, 4, seed) for seed in range(8)] == [[]] * 8
+
+
 def test_a_group_that_is_always_trained_on_judges_nothing() -> None:
     """All of c is of p, so that c is never held out; nor are p's images of a, then."""
     some = grouped("aaaabbbcc", [*"pqrsqrspp"])

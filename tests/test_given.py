@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from miniatures import picture
 from rmadapter.data.given import image_list, image_set, weighted
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
@@ -54,6 +55,14 @@ def test_data_frames(colors: Path) -> None:
         image_set(frame[["File"]])
     with pytest.raises(UserError, match="no row says train"):
         image_set(frame.assign(split="test"))
+
+
+def test_splits_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    library = pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    kinds = library.Features({"image": library.Image(), "label": library.ClassLabel(names=["cat", "dog"])})
+    train = library.Dataset.from_dict({"image": [picture("cat"), picture("dog")], "label": [0, 1]}, features=kinds)
+    assert image_set(library.DatasetDict({"train": train})).classes == ("cat", "dog")
 
 
 def test_lists_arrays_and_columns(colors: Path) -> None:

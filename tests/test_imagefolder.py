@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from miniatures import said
+from miniatures import paint, said
 from rmadapter.data.imagefolder import metadata, read_imagefolder
+from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
 
 ROWS = [("cat_1.png", "cat"), ("dog_1.png", "dog")]
@@ -41,6 +42,13 @@ def test_a_table_in_each_split(tmp_path: Path) -> None:
     assert metadata(tmp_path) == tables
     found = said(read_imagefolder(tables), tmp_path)
     assert found == {"train": [(f"train/{n}", x) for n, x in ROWS], "test": [("test/cat_1.png", "cat")]}
+
+
+def test_a_row_that_is_listed_again_is_read_once(tmp_path: Path) -> None:
+    table(paint(tmp_path, *dict(ROWS)), ".csv", [*ROWS, *ROWS])
+    found = read_images(tmp_path)["all"]
+    assert len(found) == len(ROWS)
+    assert found.ignored.endswith(f"images listed again {len(ROWS)}")
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:

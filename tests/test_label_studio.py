@@ -50,6 +50,36 @@ def test_an_upload_is_found_by_its_own_name(tmp_path: Path) -> None:
     assert labels(tmp_path / "export.json", tasks) == {"cat_1.png": ["cat"]}
 
 
+def test_two_addresses_that_end_alike_are_no_two_labels(tmp_path: Path) -> None:
+    paint(tmp_path, "cat_1.png")
+    both = [task("https://x.org/cats/cat_1.png", "cat"), task("https://x.org/dogs/cat_1.png", "dog")]
+    with pytest.raises(UserError, match=r"are both .*cat_1\.png here: rename one"):
+        labels(tmp_path / "e.json", both)
+    assert labels(tmp_path / "e.json", [both[0], both[0]]) == {"cat_1.png": ["cat", "cat"]}
+
+
+def test_a_relation_is_no_label(tmp_path: Path) -> None:
+    paint(tmp_path, "cat_1.png")
+    one = task("cat_1.png", "cat")
+    one["annotations"][0]["result"].append({"type": "relation", "from_id": "a", "to_id": "b"})
+    assert labels(tmp_path / "e.json", [one]) == {"cat_1.png": ["cat"]}
+
+
+def test_a_turned_rectangle_is_the_box_around_it(tmp_path: Path) -> None:
+    """As Label Studio turns it: clockwise about its top left corner, in pixels."""
+    paint(tmp_path, "cat_1.png")
+    value = {"x": 50, "y": 0, "width": 20, "height": 50, "rotation": 90, "rectanglelabels": ["cat"]}
+    result = {"type": "rectanglelabels", "original_width": 200, "original_height": 100, "value": value}
+    full = {"id": 1, "data": {"image": "cat_1.png"}, "annotations": [{"result": [result]}]}
+    short = {"id": 1, "image": "cat_1.png", "label": [{**value, "original_width": 200, "original_height": 100}]}
+    for tasks in ([full], [short]):
+        [[mark]] = read_label_studio(tmp_path / "e.json", tasks).values()
+        assert mark.box == pytest.approx((25, 0, 25, 40))  # 40 x 50 pixels at (100, 0) become 50 x 40 at (50, 0)
+    value["rotation"] = 45
+    [[mark]] = read_label_studio(tmp_path / "e.json", [full]).values()
+    assert mark.box == pytest.approx((50 - 25 * 0.5**0.5, 0, 45 * 0.5**0.5, 90 * 0.5**0.5))
+
+
 def test_annotations_of_several_people_and_those_that_were_cancelled(tmp_path: Path) -> None:
     one = task("a.png", "cat")
     one["annotations"] += [

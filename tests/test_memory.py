@@ -50,6 +50,8 @@ def test_cells_that_pandas_takes_for_missing_and_columns_without_names(home: Pat
         assert (labels(images), images.groups) == (["a", "b", "a"], ("p", "", "q"))
     with pytest.raises(UserError, match="row 1: the label is empty"):
         read_images(table.assign(label=pd.array([1, pd.NA, 2], "Int64")))
+    with pytest.raises(UserError, match="row 2: the image is empty"):
+        read_images(table.assign(file=[*paths[:2], None]), columns={"label": "7"})
 
 
 def test_a_table_of_images() -> None:

@@ -14,6 +14,14 @@ from rmadapter.packed import pack, unpack
 from shots import logits_of, shots_of
 
 
+def test_without_its_device_it_comes_back_on_the_best_one(tiny_clip: Backbone) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the GPU that the others lack")
+    shots = shots_of(tiny_clip)
+    fitted = load_method("zero-shot", {}).fit(tiny_clip, shots)
+    assert unpack(pack(fitted, "zero-shot"), "cuda").backbone.device.type == tiny_clip.device.type
+
+
 @pytest.mark.parametrize("name", ["rmadapter", "linear-probe", "tip-adapter", "zero-shot"])
 def test_it_comes_back(tiny_clip: Backbone, name: str) -> None:
     shots = shots_of(tiny_clip)

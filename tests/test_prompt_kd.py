@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from rmadapter import train as training
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone, load_backbone, shared
+from rmadapter.checkpoint import load, save
 from rmadapter.errors import UserError
 from rmadapter.methods import prompt_kd
 from rmadapter.methods.prompt_kd import DIGEST, PromptKD
@@ -118,6 +119,21 @@ def test_a_larger_teacher_is_needed_for_new_names_alone(
     assert torch.equal(logits_of(alone, shots), logits_of(fitted, shots))
     with pytest.raises(RuntimeError, match=r"classes is torch.float32 of \[3, 40\], not numbers of \[4, any\]"):
         method.restore(tiny_clip, fitted.known, {**fitted.tensors, "classes": fitted.tensors["classes"][:3]})
+
+
+def test_a_model_s_word_is_not_enough_to_read_its_teacher(
+    tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of any backbone that is not published: it may come from anyone."""
+    own = {"teacher": tiny_hf.name}
+    fitted = configured(PromptKD(), {**QUICK, **own}).fit(tiny_clip, eight_images(tiny_clip))
+    save(tmp_path, fitted, "prompt-kd")
+    monkeypatch.setattr(shared, "_NAMED", set())  # as in another process
+    loaded = load(tmp_path, tiny_clip).fitted
+    loaded.score()
+    with pytest.raises(UserError, match="its word is not enough to read it"):
+        loaded.score(("tree", "dog"))
+    load(tmp_path, tiny_clip, settings=own).fitted.score(("tree", "dog"))
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -118,6 +118,17 @@ def test_logits_are_cosines_over_the_temperature(tiny_clip: Backbone) -> None:
     assert cosine_logits(tiny_clip, features.bfloat16(), weights).dtype == torch.float32
 
 
+def test_logits_are_not_rounded_by_autocast(tiny_clip: Backbone) -> None:
+    """bfloat16 has steps of 0.5 where logits are near 100."""
+    x = torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
+    weights = F.normalize(x[:4] + 0.01, dim=-1)
+    exact = cosine_logits(tiny_clip, x, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cosine_logits(tiny_clip, x, weights)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact)
+
+
 def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

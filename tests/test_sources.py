@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -240,6 +241,17 @@ def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
         "train": ["cat_1.png", "dog_1.png"], "test": ["cat_1.png"],
     }  # fmt: skip
     assert sets["train"].ignored == "1 file ignored: images listed again 1"
+
+
+def test_a_shard_of_no_split_beside_others_is_not_forgotten(tmp_path: Path) -> None:
+    for name in ("train-0000.tar", "extra-0000.tar"):
+        with tarfile.open(tmp_path / name, "w") as file:
+            for member in (paint(tmp_path / "raw", "cat_1.png") / "cat_1.png", tmp_path / "raw/cat_1.cls"):
+                member.exists() or member.write_text("cat")
+                file.add(member, member.name)
+    shutil.rmtree(tmp_path / "raw")
+    with pytest.raises(UserError, match="some of its images are in no split, but others are"):
+        read_images(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "notes.txt", "gone.zip", "gone"])

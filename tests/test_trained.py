@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rmadapter.trained import Trained, Unfinished
+import torch
+
+from rmadapter.trained import Trained, Unfinished, as_rows, as_table
 
 
 def test_a_training_begins_at_nothing_and_shares_no_history() -> None:
     one, other = Trained(), Trained()
     one.history.append({"loss": 1.0})
     assert (other.step, other.seconds, other.history, other.step_seconds, other.weighed) == (0, 0.0, [], None, False)
+
+
+def test_a_history_comes_back_from_numbers_alone() -> None:
+    history = [{"loss": 0.1, "ce": 1 / 3}, {"loss": 2.0}, {"loss": 1e-300, "penalty": float("inf")}]
+    names, table = as_table(history)
+    assert (names, table.shape, table.dtype) == (["loss", "ce", "penalty"], (3, 3), torch.float64)
+    assert as_rows(names, table) == history
+    assert as_rows(*as_table([])) == []
 
 
 def test_another_training_is_known_by_its_key() -> None:

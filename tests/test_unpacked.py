@@ -92,6 +92,8 @@ def test_the_folder_that_an_archive_is_about(tmp_path: Path) -> None:
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "again").symlink_to(tmp_path / "loop")
     assert inner(tmp_path / "loop") == tmp_path / "loop"
+    (tmp_path / "one/Test/cat").mkdir(parents=True)
+    assert inner(tmp_path / "one") == tmp_path / "one"  # images to test on are not to be trained on
 
 
 @pytest.mark.parametrize(

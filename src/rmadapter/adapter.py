@@ -92,15 +92,9 @@ class DualBranchAdapter(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        rank: int = 32,
-        *,
-        activation: str = "gelu",
-        share: str = "down",
-        reconstruction_layers: int = 2,
-        init: str = "zero",
-    ) -> None:
+        self, width: int, rank: int = 32, *, activation: str = "gelu", share: str = "down",
+        reconstruction_layers: int = 2, init: str = "zero",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.activation, self.share = activation, share
         self.down = nn.Linear(width, rank)
@@ -289,7 +283,8 @@ def loss_terms(
     the differences by the logit scale, with which the gradient of the cross-entropy grows too.
     """
     x, w = (F.normalize(at_least_float32(side.adapted), dim=-1) for side in (image, text))
-    terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round a logit of 100 to halves
+        terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}
     for name, side in zip(SIDES, (image, text), strict=True):
         if side.errors and side.lambda_rec:
             terms[f"{name}_rec"] = side.lambda_rec * torch.stack(list(side.errors)).sum()

@@ -20,6 +20,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
+from rmadapter.backbones.shared import name_it
 from rmadapter.data.names import Label, default_name, nfc
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, write_json, write_tensors, write_text
@@ -36,6 +37,7 @@ from rmadapter.request import COMMON, TASK, own_names
 from rmadapter.settings import configured, read_yaml, settings_of, to_yaml
 from rmadapter.sums import SUMS, check_sums, sha256, write_sums
 from rmadapter.task import Task
+from rmadapter.uses import backbones_in
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.yaml", "history.csv"
 IMAGES = "images.csv"  # of a run that grew; it replaces a folder of data
@@ -180,6 +182,8 @@ def load(
     loaded = _backbone(folder, backbone, model.backbone, device)
     _check_surroundings(folder, model, loaded)
     found = load_method(model.method.name, {**model.method.settings, **(settings or {})})
+    for name in backbones_in(model.method.name, settings or {}):
+        name_it(name)
     fitted = _restored(folder, found, loaded, Known(model.classes, model.templates, model.several), tensors)
     fitted = replace(fitted, temperature=model.temperature, threshold=model.threshold)
     return Saved(fitted, model.labels, model.method.name, model.names or model.classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         from rmadapter.machine import find_device
         from rmadapter.methods import AUTO
         from rmadapter.request import Request
-        from rmadapter.run import Lab, run_task
+        from rmadapter.run import Lab, learn
 
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
         wanted = asked(given) if self.method == AUTO else Request.make(given, self.method)
@@ -111,7 +112,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             method, name = method.method(self.choice_.chosen), self.choice_.chosen
             temperature = folds.temperature(method, name)
         lab.callbacks = tuple(callbacks)
-        fitted = run_task(wanted.task, method, lab, name, temperature=temperature).fitted
+        train = half(lab.draw(wanted.task).train, wanted.task.classes)
+        fitted = replace(learn(method, train, wanted.task, lab), temperature=temperature or 1.0)
+        fitted = fitted.fitted_to(lab.train_cache(wanted.task).features(train)[0])
         self.fitted_, self.history_ = fitted, fitted.trained.history
         self.class_names_, self._name = fitted.classes, name
         self.classes_ = np.array(half(found, wanted.task.classes).written)

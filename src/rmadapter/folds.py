@@ -165,4 +165,5 @@ def split(
         rest = {label for i in np.flatnonzero(place != fold).tolist() for label in labels[i]}
         kept = {together[i] for i in held if not rest.issuperset(labels[i])}
         found.append([i for i in held if together[i] not in kept])
-    return [part for part in found if part]
+    parts = [part for part in found if part]
+    return parts if len(parts) > 1 else []

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmadapter.backbones.shared import again
+from rmadapter.backbones.shared import again, name_it
+from rmadapter.errors import UserError
 from rmadapter.machine import find_device
 from rmadapter.method import Fitted, Known, Trained
 from rmadapter.methods import load_method
 from rmadapter.settings import settings_of
+from rmadapter.uses import backbones_in
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,20 @@ def pack(fitted: Fitted, method: str) -> Packed:
     )
 
 
+def _there(device: str) -> torch.device:
+    """The device that it was made for, or the best one here."""
+    try:
+        return find_device(device)
+    except UserError:
+        return find_device("auto")
+
+
 def unpack(packed: Packed, device: str = "auto") -> Fitted:
-    """Restore it on a device. Raises UserError if the backbone cannot be loaded by its name or has other weights."""
-    backbone = again(packed.backbone, packed.digest, find_device(device))
+    """Restore it on a device, if that is there. Raises UserError if the backbone cannot be loaded by its name or has
+    other weights."""
+    backbone = again(packed.backbone, packed.digest, _there(device), trusted=True)  # as all of a pickle is
+    for name in backbones_in(packed.method, packed.settings):
+        name_it(name)
     tensors = {name: torch.from_numpy(array).to(backbone.device) for name, array in packed.tensors.items()}
     examples = None if packed.examples is None else torch.from_numpy(packed.examples).to(backbone.device)
     fitted = load_method(packed.method, packed.settings).restore(backbone, packed.known, tensors)

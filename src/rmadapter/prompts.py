@@ -80,8 +80,12 @@ def learnt_weights(encode: Callable[..., Tensor], chunks: Sequence[tuple[Any, ..
 
 
 def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tensor:
-    """Cosines of image features [B, e], normalised here, and class weights [C, e], times the logit scale -> [B, C]."""
-    return backbone.logit_scale * F.normalize(at_least_float32(features), dim=-1) @ weights.T
+    """Cosines of image features [B, e], normalised here, and class weights [C, e], times the logit scale -> [B, C].
+
+    In float32 at least, in autocast too: bfloat16 would round logits of 64 to 128 to halves.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return backbone.logit_scale * F.normalize(at_least_float32(features), dim=-1) @ at_least_float32(weights).T
 
 
 def untouched(states: States) -> Tensor:

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,7 @@ from rmadapter.files import write_tensors
 from rmadapter.machine import keep_freed_memory
 from rmadapter.method import Shots
 from rmadapter.settings import STRICT, option
-from rmadapter.trained import Trained, Unfinished, key_of
+from rmadapter.trained import Trained, Unfinished, as_rows, as_table, key_of
 from rmadapter.world import add_up, begin, several
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
@@ -261,7 +261,8 @@ class _Loop:
         tensors |= {"random.cpu": torch.get_rng_state(), "random.batch": self.generator.get_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        record = {"key": unfinished.key, "scaler": self.scaler.state_dict(), **asdict(self.trained)}
+        terms, tensors["history"] = as_table(self.trained.history)  # metadata may have 100 MB at most
+        record = {"key": unfinished.key, "scaler": self.scaler.state_dict(), **vars(self.trained), "history": terms}
         write_tensors(unfinished.path, tensors, {"progress": json.dumps(record)})
 
     def load(self, unfinished: Unfinished) -> None:
@@ -290,4 +291,6 @@ class _Loop:
                 state["state"].setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict(state)
         self._random = {name: tensor for name, tensor in tensors.items() if name.startswith("random.")}
+        if (table := tensors.get("history")) is not None:  # else of an earlier version
+            record["history"] = as_rows(record["history"], table)
         self.trained = Trained(**record)

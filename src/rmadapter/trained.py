@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -19,6 +25,21 @@ class Trained:
     history: list[dict[str, float]] = field(default_factory=list)
     step_seconds: float | None = None
     weighed: bool = False
+
+
+def as_table(history: Sequence[Mapping[str, float]]) -> tuple[list[str], Tensor]:
+    """Names of the terms, and their values [steps, terms] in float64; NaN where a step has none."""
+    import torch
+
+    names = list(dict.fromkeys(name for step in history for name in step))
+    rows = [[step.get(name, math.nan) for name in names] for step in history]
+    return names, torch.tensor(rows, dtype=torch.float64).reshape(len(history), len(names))
+
+
+def as_rows(names: Sequence[str], table: Tensor) -> list[dict[str, float]]:
+    """What `as_table` was given."""
+    rows = (zip(names, row, strict=True) for row in table.tolist())
+    return [{name: value for name, value in row if not math.isnan(value)} for row in rows]
 
 
 @dataclass(frozen=True)

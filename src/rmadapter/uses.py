@@ -145,6 +145,11 @@ def uses_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> 
     return known and known.given(settings)
 
 
+def backbones_in(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """Further backbones that settings of this method name, such as a teacher."""
+    return [settings[field] for field in USES[name].backbones if settings.get(field)] if name in USES else []
+
+
 def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
     """SHA-256 of each file that the settings name, and digest of each backbone whose name does not determine its
     weights, so that other content makes another run. Raises UserError if one is missing."""
@@ -155,9 +160,7 @@ def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
     from rmadapter.backbones.load import is_published
     from rmadapter.backbones.shared import shared
 
-    files, models = (
-        [settings[f] for f in fields if settings.get(f)] for fields in (USES[name].files, USES[name].backbones)
-    )
+    files, models = [settings[f] for f in USES[name].files if settings.get(f)], backbones_in(name, settings)
     sums = [hashlib.sha256(read_text(user_path(file)).encode()).hexdigest() for file in files]
     return sums + [shared(model, torch.device("cpu")).digest for model in models if not is_published(model)]
 

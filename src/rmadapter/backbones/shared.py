@@ -14,10 +14,18 @@ from rmadapter.errors import UserError
 
 # By name, device and thread: methods hook into the model while they train.
 _ALIVE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionary()
+_NAMED: set[str] = set()  # by the user, in this process
+
+
+def name_it(name: str) -> None:
+    """Let `again` read this folder, file or repository, since the user named it."""
+    _NAMED.add(name)
 
 
 def shared(name: str, device: torch.device) -> Backbone:
-    """As `load_backbone(name)`, on a device; the copy in use, if its name alone determines the weights."""
+    """As `load_backbone(name)`, on a device; the copy in use, if its name alone determines the weights. The user gave
+    the name."""
+    name_it(name)
     key = (name, str(device), threading.get_ident())
     found = _ALIVE.get(key) if is_published(name) else None
     if found is None:
@@ -25,12 +33,18 @@ def shared(name: str, device: torch.device) -> Backbone:
     return found
 
 
-def again(name: str, digest: str, device: torch.device) -> Backbone:
+def again(name: str, digest: str, device: torch.device, *, trusted: bool = False) -> Backbone:
     """The backbone with this digest: the copy in use, or loaded by its name.
 
-    Raises UserError if no backbone has this name any more, or if it has other weights.
+    trusted: whether the name is the user's own; a model's word is only enough for a published backbone. Raises
+    UserError if it is not enough, if no backbone has this name any more, or if it has other weights.
     """
     name = pocket_named(name, digest)
+    if not (trusted or is_published(name) or name in _NAMED):
+        raise UserError(
+            f"the model names {name!r:.300}, a folder, a file or a repository, and its word is not enough to read it; "
+            f"name it yourself, as `load(run, settings={{...}})` or `eval --set` repeat a setting"
+        )
     found = _ALIVE.get((name, str(device), threading.get_ident()))
     if found is None or found.digest != digest:
         found = shared(name, device)

@@ -15,6 +15,7 @@ from rmadapter.data.scan import SPLITS, split_named
 from rmadapter.errors import UserError, quoted
 
 KIND = "a COCO file"
+TRIED = 20  # images by which their folder is found
 
 
 def is_coco(value: Any) -> bool:
@@ -74,4 +75,4 @@ def _base(path: Path, names: list[str]) -> Path:
     places = [home, home / "images", home / "data"]
     if home.name == "annotations":
         places += [home.parent / split, home.parent / "images" / split, home.parent / "images", home.parent]
-    return next((place for place in places if names and (place / names[0]).exists()), home)
+    return max(places, key=lambda place: sum((place / name).exists() for name in names[:TRIED]))  # one may be missing

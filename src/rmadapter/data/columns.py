@@ -79,7 +79,8 @@ def as_text(value: Any) -> str:
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):
         return BETWEEN.join(map(as_text, value))
-    return "" if value is None else str(value).strip()
+    missing = value is None or value != value  # NaN, as JSON lines of pandas have it
+    return "" if missing else str(value).strip()
 
 
 def _column(

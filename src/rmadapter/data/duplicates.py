@@ -30,16 +30,27 @@ def looks(images: Sequence[ImageSource], progress: bool = False) -> np.ndarray:
 
 
 def _look(source: ImageSource) -> np.ndarray:
-    grey = load_image(source).convert("L")
+    image = load_image(source)
+    grey = image.convert("L")
     small = np.asarray(grey.resize((9, 8), Image.Resampling.BICUBIC), np.int16)
     large = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
-    return np.stack([_one(small, large), _one(small[:, ::-1], large[:, ::-1])])
+    found = np.stack([_one(small, large), _one(small[:, ::-1], large[:, ::-1])])
+    if not found[:, BITS:].any():
+        found[:, BITS:] = _of_colour(image)
+    return found
 
 
 def _one(small: np.ndarray, large: np.ndarray) -> np.ndarray:
     signs = np.where(small[:, 1:] > small[:, :-1], 1, -1).ravel()
     flat = (large - large.mean()).ravel()
     return np.concatenate([signs, flat / max(float(np.linalg.norm(flat)), 1e-6)]).astype(np.float32)
+
+
+def _of_colour(image: Image.Image) -> np.ndarray:
+    """In place of the grey image, whose norm is 0: a direction of its own for each colour."""
+    red, green, blue = image.resize((1, 1)).tobytes()
+    found = np.random.default_rng(red << 16 | green << 8 | blue).standard_normal(SIDE * SIDE)
+    return found / np.linalg.norm(found)
 
 
 def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:

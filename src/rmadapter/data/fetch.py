@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ from rmadapter.errors import UserError
 from rmadapter.files import read_text, write_text
 
 CHUNK = 1 << 20
-BLOCK = 4096  # bytes that a file takes on most disks
+FEW, BLOCK = 10_000, 4096  # files that any archive may hold; bytes that one takes on most disks
 TRIES = 5  # in a row without new bytes
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
@@ -111,27 +112,42 @@ def _digest(path: Path, kind: str) -> str:
 def unpack(archive: Path, folder: Path, most: int = 1 << 40, *, fresh: bool = False) -> int:
     """Unpack a zip or tar file, and archives inside it, below a folder; returns how many of `most` bytes are left.
 
-    A file counts as at least a BLOCK, so that no archive of empty ones fills a disk. fresh: the folder is empty, so a
-    file that exists is a duplicate (two inner archives may share names) and raises UserError. Also raises UserError for
-    links, members that leave the folder, more than `most` bytes, and damaged archives. Files already unpacked stay.
+    fresh: the folder is empty, so a file that exists is a duplicate (two inner archives may share names) and raises
+    UserError. Also raises UserError for links, members that leave the folder, more than `most` bytes or FEW files and
+    another for each BLOCK bytes, and damaged archives. Files already unpacked stay.
     """
-    left = most
+    room = _Room(most, FEW + most // BLOCK)
+    _unpack(archive, folder, room, fresh)
+    return room.bytes
+
+
+@dataclass
+class _Room:
+    """What may still be unpacked."""
+
+    bytes: int
+    files: int
+
+
+def _unpack(archive: Path, folder: Path, room: _Room, fresh: bool) -> None:
+    most = room.bytes
     try:
         for name, size, content in (_of_zip if archive.suffix.lower() == ".zip" else _of_tar)(archive):
             path = folder / _inside(name, archive)
-            left -= max(size, BLOCK)
-            if left < 0:
+            room.bytes, room.files = room.bytes - size, room.files - 1
+            if room.bytes < 0:
                 raise UserError(f"{archive}: unpacks to more than {most:,} bytes, so it is not what it says")
+            if room.files < 0:
+                raise UserError(f"{archive}: unpacks to far too many files, so it is not what it says")
             path.parent.mkdir(parents=True, exist_ok=True)
             if fresh and path.exists():
                 raise UserError(f"{archive}: holds {name!r:.80} twice, or an archive in it does; unpack it first")
             with content() as packed, open(path, "wb") as file:
                 shutil.copyfileobj(packed, file, CHUNK)
             hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)  # Finder's notes
-            if name.endswith(ARCHIVES) and not hidden:
-                left = unpack(path, path.parent, left, fresh=fresh)
+            if name.lower().endswith(ARCHIVES) and not hidden:
+                _unpack(path, path.parent, room, fresh)
                 path.unlink()
-        return left
     except UserError:
         raise
     except Exception as error:  # on damaged archives their readers raise nearly anything

@@ -14,6 +14,7 @@ import numpy as np
 from rmadapter.data.columns import choose_columns, frame_cells
 from rmadapter.data.images import ImageSet, ImageSource, read_images
 from rmadapter.data.names import places
+from rmadapter.data.saved import is_dataset
 from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError, quoted
 
@@ -31,7 +32,7 @@ def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = Non
     if _is_frame(data):
         return _of_frame(data, classes)
     listed = isinstance(data, (list, tuple, np.ndarray)) and not (len(data) and isinstance(data[0], tuple))
-    if not listed and not isinstance(data, (ImageSet, Mapping)):
+    if is_dataset(data) or (not listed and not isinstance(data, (ImageSet, Mapping))):
         data = read_images(data, progress=False)
     if isinstance(data, Mapping):
         found = data.get("train", data.get("all"))

@@ -56,8 +56,8 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
 
     Otherwise a list from someone else could put any image of this machine into a report.
     """
-    climbs = ".." in name and ".." in PurePath(name).parts
-    if not outside and (climbs or os.path.isabs(name) or os.path.splitdrive(name)[0]):
+    there = PurePath(name)
+    if not outside and (there.anchor or ".." in there.parts):
         raise UserError(f"{where}: {name!r:.80} lies outside the data's folder; {ALLOW} allows it")
 
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from rmadapter.data.columns import header
-from rmadapter.data.scan import SPLITS, Rows, scan_table
+from rmadapter.data.scan import SPLITS, Rows, listed, scan_table
 from rmadapter.errors import UserError
 
 FILE = "file_name"
@@ -23,7 +24,7 @@ def metadata(folder: Path) -> dict[str, Path]:
     if found:
         return {"": found}
     tables: dict[str, Path] = {}
-    for below in sorted(folder.iterdir()):
+    for below in sorted(listed(folder)):
         if (split := SPLITS.get(below.name.casefold())) and below.is_dir() and (table := _table(below)):
             if split in tables:
                 raise UserError(f"{folder}: {below.name!r} is a second folder for the split {split!r}: merge the two")
@@ -34,7 +35,7 @@ def metadata(folder: Path) -> dict[str, Path]:
 def _table(folder: Path) -> Path | None:
     for suffix in (".csv", ".jsonl", ".parquet"):
         file = folder / f"metadata{suffix}"
-        if file.is_file() and FILE in (name.strip().casefold() for name in header(file)):
+        if os.path.isfile(file) and FILE in (name.strip().casefold() for name in header(file)):
             return file
     return None
 

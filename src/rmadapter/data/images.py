@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,10 +17,12 @@ from rmadapter.data.imageset import ImageSet, relative
 from rmadapter.data.memory import open_object
 from rmadapter.data.names import beside_splits, classnames_json, prompt_name, prompt_names
 from rmadapter.data.pixels import ImageSource, complaint, load_image
-from rmadapter.data.scan import Rows, order
+from rmadapter.data.scan import Row, Rows, order
 from rmadapter.data.sources import open_source
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
+
+REPEATED = "images listed again"
 
 __all__ = ["ImageSet", "ImageSource", "load_image", "prompt_name", "read_images"]
 
@@ -48,7 +51,11 @@ def read_images(
         if isinstance(opened, dict):
             return opened
         path, source = Path(type(data).__name__), opened
-    root, found, ignored = source.root, source.splits, ignored_note(source.ignored)
+    found = {split: rows if split == "test" else _once(rows) for split, rows in source.splits.items()}
+    if "all" in found and len(found) > 1:
+        raise UserError(f"{path}: some of its images are in no split, but others are: put all into train, val or test")
+    again = sum(map(len, source.splits.values())) - sum(map(len, found.values()))
+    root, ignored = source.root, ignored_note(source.ignored + Counter({REPEATED: again}))
     given = {**classnames_json(root, beside_splits(path, found)), **(names or {})}
     written, called = _shared_names(found, given, path)
 
@@ -72,6 +79,14 @@ def read_images(
     whole = ImageSet((), (), tuple(classes), root, written=tuple(written[name] for name in classes), ignored=ignored)
     several = any(row.also for rows in found.values() for row in rows)
     return {split: _filled(whole, rows, numbers, skipped[split], several) for split, rows in good.items()}
+
+
+def _once(rows: Rows) -> Rows:
+    """The rows without those of the same image and labels, one of which could be trained on and another judge."""
+    first: dict[Any, Row] = {}
+    for row in rows:
+        first.setdefault((row.image, row.labels), row)
+    return [*first.values()]
 
 
 def _filled(empty: ImageSet, rows: Rows, numbers: Mapping[str, int], skipped: Sequence[str], several: bool) -> ImageSet:

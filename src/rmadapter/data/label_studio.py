@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,12 +27,15 @@ def read_label_studio(path: Path, tasks: Sequence[Any], outside: bool = False) -
     """The images in the order of the file, without cancelled annotations. Raises UserError for a malformed file, a
     task without an image, and paths that leave the folder unless `outside` is set."""
     marks: Marks = {}
+    known: dict[Path, str] = {}
     with shaped(path, KIND):
         for number, task in enumerate(tasks):
             where = f"{path}: task {quoted(task.get('id', number))}"
             full = isinstance(task.get("data"), dict)
             written = _written(where, task["data"] if full else task)
             image = _file(path, where, written, str(task.get("file_upload") or ""), outside)
+            if (other := known.setdefault(image, written)) != written:
+                raise UserError(f"{where}: {quoted(written)} and {quoted(other)} are both {image} here: rename one")
             marks.setdefault(image, []).extend(_full(where, task) if full else _short(where, task))
     return marks
 
@@ -49,9 +53,11 @@ def _written(where: str, data: Mapping[str, Any]) -> str:
 def _full(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
     for annotation in task.get("annotations") or task.get("completions") or ():
         for result in () if annotation.get("was_cancelled") else annotation["result"]:
+            if result.get("type") == "relation":  # of two regions, without a value
+                continue
             value = result["value"]
             yield from (Mark(str(name), where) for name in value.get("choices", ()))
-            yield from _boxes(where, [value])
+            yield from _boxes(where, [{**result, **value}])
 
 
 def _short(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
@@ -65,11 +71,23 @@ def _short(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
 
 
 def _boxes(where: str, values: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
-    """Rectangles, in percent of the image."""
+    """Rectangles, in percent of the image; of a turned one, the box around it."""
     for value in values:
         for name in value.get(BOXES, ()):
             box = (value["x"], value["y"], value["width"], value["height"])
+            if turn := float(value.get("rotation") or 0):
+                box = _around(box, turn, value["original_height"] / value["original_width"])
             yield Mark(str(name), where, box, (100, 100))
+
+
+def _around(box: tuple[float, float, float, float], turn: float, ratio: float) -> tuple[float, float, float, float]:
+    """The upright box around one that is turned clockwise about its corner at the top left, by `turn` degrees of a
+    circle in pixels. ratio: height of the image over its width, in pixels."""
+    left, top, width, height = box
+    c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    corners = [(x * width, y * height * ratio) for x in (0, 1) for y in (0, 1)]
+    across, down = [x * c - y * s for x, y in corners], [(x * s + y * c) / ratio for x, y in corners]
+    return left + min(across), top + min(down), max(across) - min(across), max(down) - min(down)
 
 
 def _file(path: Path, where: str, written: str, upload: str, outside: bool) -> Path:

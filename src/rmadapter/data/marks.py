@@ -6,16 +6,26 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+
+from PIL import Image
 
 from rmadapter.data.pixels import load_image
 from rmadapter.data.scan import Row, Rows
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.files import atomic, cache_folder, shortened
 
+ORIENTATION = 0x0112  # tag of EXIF
+UPRIGHT: dict[int, Callable[[float, float, float, float], tuple[float, float, float, float]]] = {
+    1: lambda left, top, right, bottom: (left, top, right, bottom),
+    5: lambda left, top, right, bottom: (top, left, bottom, right),
+    6: lambda left, top, right, bottom: (1 - bottom, left, 1 - top, right),
+    7: lambda left, top, right, bottom: (1 - bottom, 1 - right, 1 - top, 1 - left),
+    8: lambda left, top, right, bottom: (top, 1 - right, bottom, 1 - left),
+}  # the other orientations keep the size, and so nothing tells
 UNLABELLED = "images without a label"
 MOST = 1000  # characters of a class name
 
@@ -57,7 +67,8 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
             boxed = [mark for mark in own if len(mark.box)]
             ignored["labels without a box"] += len(own) - len(boxed)
             labels = [class_name(mark.label, mark.where) for mark in boxed]
-            pieces = cut(image, [_shares(mark) for mark in boxed])
+            turn = _turn(image, boxed[0].size) if boxed else 1
+            pieces = cut(image, [UPRIGHT[turn](*_shares(mark)) for mark in boxed])
             group = Path(os.path.relpath(image, root)).as_posix()
             rows += [Row(label, piece, group) for label, piece in zip(labels, pieces, strict=True)]
         else:
@@ -65,6 +76,16 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
             rows.append(Row(label, image, also=tuple(more)))
     ignored += Counter()  # drops zero counts
     return rows
+
+
+def _turn(image: Path, size: Sequence[Any]) -> int:
+    """The orientation in a photo's EXIF if its boxes, by the size that they are for, are of the pixels as stored; 1 if
+    of the upright image."""
+    with suppress(Exception), Image.open(image) as photo:  # an unreadable one is told later
+        turn = photo.getexif().get(ORIENTATION, 1)
+        if turn in UPRIGHT and photo.width != photo.height and photo.size == tuple(map(float, size)):
+            return int(turn)
+    return 1
 
 
 def class_name(written: str, where: str) -> str:

@@ -45,6 +45,8 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
     labels = [row_labels(dict(zip(texts, row, strict=True))) for row in zip(*texts.values(), strict=True)]
     if [] in labels:
         raise UserError(f"DataFrame, row {labels.index([])}: the label is empty")
+    if gaps := [i for i, image in enumerate(images) if image is None]:
+        raise UserError(f"DataFrame, row {gaps[0]}: the image is empty")
     splits = [as_text(split).casefold() or "all" for split in cells.get("split", empty)]
     if other := next((split for split in splits if split not in SPLITS and split != "all"), None):
         raise UserError(f"DataFrame: split is {quoted(other)}: write train, val or test")

@@ -166,6 +166,8 @@ def _cells(
 ) -> tuple[Iterator[tuple[int, dict[str, Any]]], Any]:
     """(number, cells) of each row, images not decoded; and the feature of the label column, if there is one."""
     library, features = _library(where), part.features
+    if features is None:
+        raise UserError(f"{where}: its columns are unknown, as of a stream: give a Dataset with features")
     named = dict(columns or {})
     images = [name for name, feature in features.items() if isinstance(feature, library.Image)]
     kinds = {name: (type(feature), type(_inner(feature))) for name, feature in features.items()}

@@ -26,7 +26,6 @@ YAML = (".yaml", ".yml")
 ANNOTATED = (".json", *YAML)
 LARGEST = 2**29  # most bytes of a JSON file of labels; COCO's train2017 is smaller
 UNREAD = ("segmentation", "mask", "rle")  # most of a COCO file; dropped while reading
-REPEATED = "images listed again"  # which could be trained on and judge
 LISTS = (*SUFFIXES, *ANNOTATED, ".txt")  # files that may hold labels
 KNOWN = (
     "a folder of class folders; a table of path,label[,split] (.csv, .tsv, .parquet, .jsonl); a COCO, "
@@ -57,10 +56,7 @@ def open_source(
         only_boxes(path, crops)
         if is_hub_parquet(path):
             return read_parquets({"all": [path]}, columns)
-        listed = scan_table(path, outside, columns)
-        rows = {split: [*dict.fromkeys(some)] for split, some in listed.items()}
-        repeated = sum(map(len, listed.values())) - sum(map(len, rows.values()))
-        return Source(path.parent, rows, Counter({REPEATED: repeated} if repeated else {}))
+        return Source(path.parent, scan_table(path, outside, columns), Counter())
     if is_packed(path):
         return _archive(path, outside, columns, crops)
     _no_columns(path, columns)

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from rmadapter.data.fetch import ARCHIVES, unpack
+from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, cache_folder, shortened
 
@@ -55,10 +56,12 @@ def unpacked(archive: Path) -> Path:
 
 
 def inner(folder: Path) -> Path:
-    """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but one folder."""
+    """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but one folder, which is
+    none of a split."""
     while True:
         inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
-        if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink():
+        one = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
+        if not one or inside[0].name.casefold() in SPLITS:
             return folder
         folder = inside[0]
 

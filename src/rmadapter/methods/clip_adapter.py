@@ -36,6 +36,13 @@ class Bottleneck(Learner):
         return Cosines(self.backbone, lambda states: self(states.features), weights)
 
 
+def check_reduction(reduction: int, backbone: Backbone) -> None:
+    """Raise UserError for a reduction that leaves no width."""
+    width = backbone.embedding_size
+    if not 1 <= reduction <= width:
+        raise UserError(f"reduction={reduction}: give a number from 1 to {width}, the length of a feature")
+
+
 @dataclass(frozen=True)
 class CLIPAdapter(ModuleMethod):
     """Adapts only image features, as the released trainer does. That trainer has no configuration of its own and is run
@@ -52,9 +59,7 @@ class CLIPAdapter(ModuleMethod):
 
     def module(self, backbone: Backbone, seed: int = 1) -> Bottleneck:
         """A new adapter with PyTorch's initialisation. Raises UserError for a reduction that leaves no width."""
-        width = backbone.embedding_size
-        if not 1 <= self.reduction <= width:
-            raise UserError(f"reduction={self.reduction}: give a number from 1 to {width}, the length of a feature")
+        check_reduction(self.reduction, backbone)
         with seeded(seed):
             return Bottleneck(backbone, self.reduction, self.ratio).to(backbone.device)
 

@@ -25,6 +25,7 @@ from rmadapter.encoders import States
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods import deep
+from rmadapter.methods.clip_adapter import check_reduction
 from rmadapter.methods.context import PromptedText
 from rmadapter.methods.maple import CoupledPrompts
 from rmadapter.prompts import text_features, zero_shot_weights
@@ -99,6 +100,7 @@ class CoPrompt(ModuleMethod):
     recipe: Recipe = Recipe(learning_rate=0.0035, epochs=8, batch_size=4)
 
     def module(self, backbone: Backbone, seed: int = 1) -> AdaptedPrompts:
+        check_reduction(self.reduction, backbone)
         coupled = CoupledPrompts(backbone, self.n_ctx, self.depth, self.init, seed, "CoPrompt")
         share = {"image": self.image_share, "text": self.text_share}
         return AdaptedPrompts(coupled, self.reduction, share, seed)

@@ -14,6 +14,7 @@ from rmadapter.data.imageset import one_label
 from rmadapter.data.names import beside_splits, classnames_json
 from rmadapter.data.scan import CLASSNAMES, Row, Rows
 from rmadapter.data.sources import open_source
+from rmadapter.data.unpacked import is_packed
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.files import csv_text, path_from, user_path, write_json, write_text
 from rmadapter.locks import whole
@@ -45,7 +46,7 @@ def apply_decisions(
 ) -> Cleaned:  # fmt: skip
     """Write a copy of a data set in which training images are dropped or have another label.
 
-    data: images of a folder of class folders are copied; for any other layout, or with groups, a list
+    data: images of a folder or archive of class folders are copied; for any other layout, or with groups, a list
     path,label[,split][,group] is written; classnames.json goes with either. decisions: a table with columns image and
     decision, and optionally given and suggested, like suspects.csv; a decision is keep or empty, drop, relabel (as
     suggested) or relabel:CLASS. out: a folder, or a .csv file for a list. columns, outside: as for `read_images`.
@@ -55,8 +56,9 @@ def apply_decisions(
     path, target = user_path(data), user_path(out)
     root, found, _ = open_source(path, outside, columns)
     one_label(any(row.also for some in found.values() for row in some), "suspects --apply")
-    folders = _as_folders(path, found)
-    given = classnames_json(root, beside_splits(path, found))
+    home = root if is_packed(path) else path
+    folders = _as_folders(home, found)
+    given = classnames_json(root, beside_splits(home, found))
     _check(path, target, folders)
     rows = training(found, path)
     chosen = _decided(user_path(decisions), rows, root, path)
@@ -65,7 +67,7 @@ def apply_decisions(
     splits[own] = [(row, chosen.get(i, row.label)) for i, row in enumerate(rows) if chosen.get(i) != DROP_IT]
     if folders:
         with whole(target) as folder:
-            _copy(path, splits, folder)
+            _copy(home, splits, folder)
             if (root / CLASSNAMES).is_file():
                 shutil.copy2(root / CLASSNAMES, folder / CLASSNAMES)
             elif given:
