@@ -208,6 +208,7 @@ def _backbone(folder: Path, given: Backbone | str | None, wanted: BackboneName, 
                 f"{folder}: its backbone {shown} is a folder, a file or a repository, and a run's word is not enough "
                 f"to read it; name it yourself: --backbone {shown}, in Python backbone={shown}"
             )
+        name_it(name)
         given = load_backbone(name)
     if given.digest != wanted.digest:
         raise UserError(

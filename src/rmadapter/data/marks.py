@@ -79,12 +79,14 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
 
 
 def _turn(image: Path, size: Sequence[Any]) -> int:
-    """The orientation in a photo's EXIF if its boxes, by the size that they are for, are of the pixels as stored; 1 if
-    of the upright image."""
-    with suppress(Exception), Image.open(image) as photo:  # an unreadable one is told later
-        turn = photo.getexif().get(ORIENTATION, 1)
-        if turn in UPRIGHT and photo.width != photo.height and photo.size == tuple(map(float, size)):
-            return int(turn)
+    """The orientation in a JPEG's EXIF if its boxes, by the size they are for, are of the pixels as stored; 1 if of
+    the upright image."""
+    with suppress(Exception):  # an unreadable file is told later
+        if os.path.isfile(image):
+            with Image.open(image, formats=["JPEG", "MPO"]) as photo:  # reads their header alone
+                if photo.width != photo.height and photo.size == tuple(map(float, size)):
+                    turn = photo.getexif().get(ORIENTATION, 1)
+                    return int(turn) if turn in UPRIGHT else 1
     return 1
 
 
