@@ -6,9 +6,9 @@ BIN := .venv/bin
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml  # modules are compiled when they are first imported, which few of them are
+.venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"
+	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
 demo: setup

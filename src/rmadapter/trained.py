@@ -27,19 +27,22 @@ class Trained:
     weighed: bool = False
 
 
-def as_table(history: Sequence[Mapping[str, float]]) -> tuple[list[str], Tensor]:
-    """Names of the terms, and their values [steps, terms] in float64; NaN where a step has none."""
+def as_table(history: Sequence[Mapping[str, float]]) -> tuple[dict[str, bool], Tensor]:
+    """Name of each term -> whether it is a whole number; and all values [steps, terms] in float64, NaN for none."""
     import torch
 
-    names = list(dict.fromkeys(name for step in history for name in step))
+    names: dict[str, bool] = {}
+    for step in history:
+        for name, value in step.items():
+            names[name] = names.get(name, True) and isinstance(value, int)
     rows = [[step.get(name, math.nan) for name in names] for step in history]
     return names, torch.tensor(rows, dtype=torch.float64).reshape(len(history), len(names))
 
 
-def as_rows(names: Sequence[str], table: Tensor) -> list[dict[str, float]]:
+def as_rows(names: Mapping[str, bool], table: Tensor) -> list[dict[str, float]]:
     """What `as_table` was given."""
-    rows = (zip(names, row, strict=True) for row in table.tolist())
-    return [{name: value for name, value in row if not math.isnan(value)} for row in rows]
+    rows = (zip(names.items(), row, strict=True) for row in table.tolist())
+    return [{name: int(x) if whole else x for (name, whole), x in row if not math.isnan(x)} for row in rows]
 
 
 @dataclass(frozen=True)
