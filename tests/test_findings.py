@@ -69,6 +69,20 @@ def measured(*which: str, sets: Collection[str] = ()) -> dict[tuple[str, str], s
     return cells | {key: " / ".join("–" if v is None else f"{v:.1f}" for v in values) for key, values in means.items()}
 
 
+def test_where_2sfs_is_above_zero_shot() -> None:
+    """As the sentence below its table says."""
+    gains: dict[str, dict[str, list[float]]] = {"base": {}, "novel": {}}
+    for record in records("two_stages"):
+        for score in record.scores:
+            assert score.accuracy is not None
+            assert score.zero_shot is not None
+            gains[score.name].setdefault(record.task.data, []).append(score.accuracy - score.zero_shot)
+    ahead = {name: sum(fmean(each) > 0 for each in of_sets.values()) for name, of_sets in gains.items()}
+    assert ahead == {"base": 6, "novel": 3}
+    minutes = [round(record.seconds["total"] / 60) for record in records("two_stages")]
+    assert (min(minutes), max(minutes)) == (17, 41)
+
+
 @each_page
 def test_figures_of_the_tables_are_those_of_the_records(page: Path) -> None:
     """Data sets as rows and methods as columns, or the other way."""
