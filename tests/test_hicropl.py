@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
+from rmadapter.methods import hicropl
 from rmadapter.methods.hicropl import HEADS, HiCroPL
 from rmadapter.settings import configured
 from rounding import double
@@ -116,3 +117,9 @@ def test_parameters_are_the_codes(tiny_clip: Backbone) -> None:
 
     assert HiCroPL(n_ctx=2).parameters(tiny_clip) == (count(4, 2, 48, 64), 0)
     assert count(12, 16, 512, 768) == 33_431_040  # docs/methods.md, and what the method has on a ViT-B/16
+
+
+def test_a_width_that_its_heads_do_not_divide(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hicropl, "HEADS", 7)
+    with pytest.raises(UserError, match=r"7 heads of attention do not divide .* width, 48"):
+        HiCroPL().module(tiny_clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -208,4 +209,18 @@ def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
             pass
         assert stage.is_dir()
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_nobody_comes_in_before_the_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def watched(stage: Path, out: Path) -> None:
+        with pytest.raises(UserError, match="another process is at work"), whole(tmp_path / "new"):
+            pass
+        rename(stage, out)
+
+    monkeypatch.setattr(os, "rename", watched)
+    with whole(tmp_path / "new") as stage:
+        (stage / "a.txt").write_text("a")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]

@@ -90,3 +90,17 @@ def test_data_that_is_not_there_and_labels_of_other_images_are_refused(
     write_json(copy / "split.json", {**split, "several": [[0]]})
     with pytest.raises(UserError, match="names a class that it does not list"):
         explain_images(copy, [image], backbone=tiny_clip, progress=False)
+
+
+def test_a_foreign_run_shows_no_image_outside_its_data(
+    finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (copy / "SHA256SUMS").unlink()
+    split = read_json(finished / "split.json")
+    [name, *more], *others = split["train"]
+    write_json(copy / "split.json", {**split, "train": [[f"../colors/{name}", *more], *others]})
+    [one] = explain_images(copy, [colors / name], backbone=tiny_clip, progress=False)
+    sources = {near.image: near.source for near in one.neighbours}
+    assert sources.pop(f"../colors/{name}") is None
+    assert all(source is not None for source in sources.values())

@@ -200,6 +200,16 @@ def test_latex_has_balanced_environments(folder: Path) -> None:
     assert [line for line in prose if re.search(r"(?<!\\)[_&#%]", line)] == []
 
 
+def test_groups_in_both_train_and_test_are_named_once_per_set(tmp_path: Path) -> None:
+    """The start of the note is that of a run's, which test_judge has in full."""
+    told = ("train and test share the group 'p': 3 of 6 test images inflate the accuracy", "another note")
+    runs = [record("mma", data, seed, {"base": 5.0, "novel": 4.0}, notes=told) for data in "ab" for seed in (1, 2)]
+    write_reports(write(tmp_path / "runs", *runs), tmp_path / "report")
+    page = (tmp_path / "report/report.md").read_text()
+    assert page.count("share the group") == 2
+    assert f"**Groups in both train and test**\n\n- a: {told[0]}\n- b: {told[0]}\n" in page
+
+
 def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no bench records found"):
         write_reports(tmp_path, tmp_path / "out")

@@ -88,21 +88,21 @@ def whole(out: Path) -> Iterator[Path]:
     What a killed process left in it is removed first. Raises UserError if another process is at work on it or nothing
     can be written, as on a full disk.
     """
-    stage = out.with_name(f".{out.name}.part")
+    stage, door = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}{DOOR}")
+    failed = f"{out}: cannot be written (%s); nothing was left there"
     try:
-        with alone(stage):
+        with only(door, SECONDS, _taken(out), failed):  # until after the renaming: who waits would empty the stage
             try:
-                for left in stage.iterdir():
-                    if left.name != DOOR:
-                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+                if stage.exists():
+                    shutil.rmtree(stage)
+                stage.mkdir()
                 yield stage
+                os.rename(stage, out)
             except BaseException:
                 shutil.rmtree(stage, ignore_errors=True)
                 raise
-        os.rename(stage, out)
     except OSError as error:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from error
+        raise UserError(failed.replace("%s", str(error.strerror or error))) from error
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from rmadapter.metrics import accuracy
 from rmadapter.order import ask_all
 from rmadapter.record import FORMAT, BackboneName, MethodName, Record, Score, Several, Split
 from rmadapter.settings import Machine, settings_of
-from rmadapter.task import Question, Task
+from rmadapter.task import AKIN, Question, Task
 from rmadapter.trained import Unfinished
 from rmadapter.unlabelled import digests, pool, seen, wants
 from rmadapter.uses import named_sums
@@ -195,7 +195,7 @@ def _shared(train: ImageSet, sets: Sets) -> list[str]:
         if names := list(dict.fromkeys(images.groups[i] for i in rows)):
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             found.append(
-                f"train and test share the group {quoted(names[0])}{more}: {len(rows)} of {len(images)} test images "
+                f"{AKIN} {quoted(names[0])}{more}: {len(rows)} of {len(images)} test images "
                 f"({test.name} classes) inflate the accuracy; the judgement leaves them out"
             )
     return found

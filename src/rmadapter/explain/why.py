@@ -23,6 +23,7 @@ from rmadapter.files import user_path
 from rmadapter.method import NotApplicable, answers
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.neighbours import Neighbour, kept, nearest
+from rmadapter.predictions import source_of
 from rmadapter.record import read_record
 from rmadapter.remote import run_folder
 
@@ -109,7 +110,8 @@ def _training(folder: Path, saved: Saved, data: str | Path | None) -> list[Neigh
     if len(rows) != len(examples):
         raise UserError(f"{split}: does not list the images the model was fitted to; the folder is damaged or mixed")
     root = images_root(data or record.task.data, record.crops)
-    return [Neighbour(name, root / name, "; ".join(str(drawn.written[i]) for i in own), 0.0) for name, own in rows]
+    shown = ((name, "; ".join(str(drawn.written[i]) for i in own)) for name, own in rows)
+    return [Neighbour(name, source_of(root, name), label, 0.0) for name, label in shown]
 
 
 def _maps(saved: Saved, name: str, pixels: Tensor, targets: Tensor) -> Tensor | None:

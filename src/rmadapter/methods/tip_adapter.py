@@ -125,7 +125,7 @@ def _fit(method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots) -> 
     views = shots.features()
     keys, done = method.keys(backbone, shots, views)
     alpha, beta = _search(method, backbone, shots, views, keys)
-    numbers = {"alpha": torch.tensor(alpha, dtype=torch.float64), "beta": torch.tensor(beta, dtype=torch.float64)}
+    numbers = {"alpha": torch.tensor(alpha), "beta": torch.tensor(beta)}
     return method.restore(backbone, shots.known, {"keys": keys, "values": one_hot(shots), **numbers}).after(done)
 
 

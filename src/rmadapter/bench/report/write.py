@@ -22,6 +22,7 @@ from rmadapter.html import template
 from rmadapter.locks import alone
 from rmadapter.plots import duration
 from rmadapter.record import Record
+from rmadapter.task import AKIN
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _summary(found: Results, sections: Sequence[Section]) -> dict[str, Any]:
 
 
 def _appendix(found: Results, checked: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Title -> lines: agreement with the paper, runs without figures, what was left out, and what it was made with."""
+    """Title -> lines: agreement with the paper, runs without figures, what was left out, shared groups, versions."""
     judged = [line for line in checked if line["within"] is not None]
     outside = [
         f"{line['table']}, {line['row']}, {line['figure']}: {line['ours']:.2f}, the paper has {line['paper']:.2f}"
@@ -144,11 +145,13 @@ def _appendix(found: Results, checked: Sequence[dict[str, Any]]) -> dict[str, li
         for name, version in record.versions.items():
             versions[name].add(version)
     weights = {f"weights of {record.backbone.name}: {record.backbone.digest}" for record in found.finished}
+    akin = {r.task.data: note for r in found.finished for note in r.notes if note.startswith(AKIN)}
     made_with = [f"{name} {', '.join(sorted(some))}" for name, some in sorted(versions.items())]
     parts = {
         "Against the paper": [f"{agreement}{'; these do not:' if outside else '.'}", *outside] if judged else [],
         "Runs without figures": list(map(_unfinished, found.unfinished)),
         "Left out": found.notes,
+        "Groups in both train and test": [f"{data}: {note}" for data, note in akin.items()],
         "Made with": [*made_with, *machines(found.finished), *sorted(weights)],
     }
     return {title: lines for title, lines in parts.items() if lines}
