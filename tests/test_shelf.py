@@ -89,6 +89,18 @@ def test_a_zip_with_a_folder_for_each_class(tmp_path: Path) -> None:
     assert {split: len(images) for split, images in sets.items()} == {"train": 3, "test": 2}
 
 
+def test_a_list_of_images_with_several_labels_is_refused_before_one_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "set" / name).write_bytes(png())
+    (tmp_path / "set" / IMAGES).write_text("path,labels\na.png,red;round\nb.png,blue\n")
+    shelf = Shelf(tmp_path / "home")
+    with pytest.raises(UserError, match="this page: needs one label per image, but images here have several"):
+        shelf.take_folder(tmp_path / "set")
+    assert not shelf.classes
+    assert (tmp_path / "set/a.png").exists()
+
+
 def test_what_a_shelf_gave_comes_back(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

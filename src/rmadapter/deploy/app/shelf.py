@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from rmadapter.data.fetch import unpack
 from rmadapter.data.ignored import ignored_note
+from rmadapter.data.imageset import one_label
 from rmadapter.data.names import key, prompt_names
 from rmadapter.data.pixels import complaint
 from rmadapter.data.scan import scan_folder, scan_table
@@ -101,11 +102,12 @@ class Shelf:
         """Take all images in class folders, or listed in `IMAGES`; returns a sentence for each that is left out.
 
         start: called once the folder has proved readable, before the first image is taken. Raises UserError as
-        `scan_folder` and `scan_table`.
+        `scan_folder` and `scan_table`, and for images with several labels.
         """
         ignored: Counter[str] = Counter()
         listed = (folder / IMAGES).is_file()
         rows = scan_table(folder / IMAGES) if listed else scan_folder(folder, ignored)
+        one_label(any(row.also for some in rows.values() for row in some), "this page")
         start()
         bad = []
         for split, some in rows.items():
