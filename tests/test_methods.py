@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from gpu_rules import GpuRules
 from rmadapter import train as training
 from rmadapter.backbones import Backbone
 from rmadapter.bench.runner import blocks_read
@@ -106,6 +107,13 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
         assert answers(fitted, images, OTHERS).shape == (len(images), 4)
     assert weights(tiny_clip) == before
     assert not any(module._forward_hooks for module in tiny_clip.model.modules())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_half_precision_works_by_the_rules_of_a_gpu(name: str, tiny_clip: Backbone, images: ImageSet) -> None:
+    with GpuRules():
+        fitted = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="bf16"))
+    assert not {tensor.dtype for tensor in fitted.tensors.values()} & {torch.bfloat16, torch.float16}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -267,6 +267,12 @@ def test_a_method_from_outside_that_is_gone_has_no_known_defaults(tmp_path: Path
     assert "Bold: not the default" not in Page(tmp_path / "r.html").text
 
 
+def test_a_page_runs_no_method_that_only_the_record_names(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    write(tmp_path / "r.html", record(method=f"{tmp_path}/evil.py:Evil", settings={"width": 3}), [], [])
+    assert settings_table(tmp_path / "r.html")["width"] == ("3", False, "")
+
+
 def test_scores_and_answers_that_do_not_belong_together_are_refused(
     tmp_path: Path, base: Evaluation, novel: Evaluation
 ) -> None:

@@ -38,20 +38,21 @@ def test_what_the_sources_say() -> None:
     assert constants("tip-adapter", "eurosat") == {"alpha": 2.0, "largest_beta": 12.0, "largest_alpha": 10.0}
     assert constants("tip-adapter-f", "eurosat") == constants("tip-adapter", "eurosat") | {"epochs": 100}
     assert constants("mmrl", "my-images") == constants("mma", "eurosat") == {}
+    assert constants("mma", "imagenet") == {"batch_size": 128}
 
 
 def test_a_second_row_where_there_are_constants() -> None:
-    jobs = expand("base-to-novel", ["dtd", "sun397", "my-images"], ["mma", "prompt-kd"], [1])
+    jobs = expand("base-to-novel", ["dtd", "sun397", "my-images"], ["maple", "prompt-kd"], [1])
     assert constants("prompt-kd", "sun397") == {}
     found, own = list(as_published(jobs)), "PromptKD, as published for each set"
     assert [(job.task.data, job.method, job.variant) for job in found] == [
-        ("dtd", "mma", ""),
+        ("dtd", "maple", ""),
         ("dtd", "prompt-kd", ""),
         ("dtd", "prompt-kd", own),
-        ("sun397", "mma", ""),
+        ("sun397", "maple", ""),
         ("sun397", "prompt-kd", ""),
         ("sun397", "prompt-kd", own),  # so that the two rows have the same sets
-        ("my-images", "mma", ""),
+        ("my-images", "maple", ""),
         ("my-images", "prompt-kd", ""),
     ]
     assert (found[2].values, found[5].values) == ((("weight", 200.0),), ())

@@ -21,6 +21,7 @@ from rmadapter.prompts import (
     class_weights,
     cosine_logits,
     frozen_prompts,
+    linear_logits,
     prompts_each,
     raw_text_features,
     tokenize,
@@ -125,8 +126,10 @@ def test_logits_are_not_rounded_by_autocast(tiny_clip: Backbone) -> None:
     exact = cosine_logits(tiny_clip, x, weights)
     with torch.autocast("cpu", torch.bfloat16):
         found = cosine_logits(tiny_clip, x, weights)
-    assert found.dtype == torch.float32
+        linear = linear_logits(100 * x, weights)
+    assert found.dtype == linear.dtype == torch.float32
     torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(linear, 100 * x @ weights.T)
 
 
 def test_class_weights_are_computed_once_and_safe_from_those_who_use_them(

@@ -14,7 +14,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.bench import reproduce
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report import paper
-from rmadapter.data.catalog import CATALOG
+from rmadapter.data.catalog import CATALOG, find
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
 from rmadapter.record import read_record
@@ -80,7 +80,7 @@ def test_a_rehearsal_from_plan_to_verdict_and_on(rmadapter: Command, words: list
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     code, out, _ = rmadapter(*words, *QUICK)  # nothing is left to do
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
-    assert f"verdict on each of {len(judged)} printed figures" in out
+    assert f"{len(judged)} verdicts, one on each printed figure" in out
     plan = json.loads(rmadapter(*words, *QUICK, "--plan", "--json").out)
     assert [row["finished"] for row in plan] == [2, 2]
     rows = json.loads(rmadapter(*words, *QUICK, "--tables", "1,6", "--json").out)
@@ -132,6 +132,9 @@ def test_what_is_missing_takes_away_what_needs_it(tmp_path: Path) -> None:
     assert reproduce.missing(wish(tmp_path, tables=("3",))).keys() == {
         "imagenet", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r",
     }  # fmt: skip
+    own = reproduce.plans(wish(tmp_path, tables=("1",), methods=("tcp",), own_templates=True), [])["1"].jobs
+    assert {job.task.templates for job in own} == {find(job.task.data).templates for job in own}  # type: ignore[union-attr]
+    assert len({job.task.templates for job in own}) == 8
     both = reproduce.plans(wish(tmp_path, tables=("1",), methods=("coprompt",), seeds=(1,), per_set=True), [])
     assert len(both["1"].jobs) == 22
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rmadapter.choose import requested
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
 from rmadapter.request import COMMON, Request, own_names, read_config
@@ -97,6 +98,16 @@ def test_a_run_from_before_keeps_the_unit_of_its_constraint(tmp_path: Path) -> N
     assert values["consistency_unit"] == "feature"
     (tmp_path / "mine.yaml").write_text("lambda_image_con: 2\n")
     assert read_config(tmp_path / "mine.yaml")[1] == {"lambda_image_con": 2}
+
+
+@pytest.mark.parametrize("text", ["method: {}", "method: auto\ncandidates: [mma, {}]", "auto.candidates: ['{}']"])
+def test_a_config_alone_runs_no_code_from_outside(text: str, tmp_path: Path) -> None:
+    name = f"{tmp_path / 'evil.py'}:Evil"
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    (tmp_path / "config.yaml").write_text(text.format(name))
+    with pytest.raises(UserError, match=r"is code from outside; name it yourself to run it: --method .+evil\.py:Evil"):
+        requested("", tmp_path / "config.yaml", {}, [], auto=True)
+    read_config(tmp_path / "config.yaml", ("mma", name))
 
 
 def test_precision_auto_is_what_it_means_here(

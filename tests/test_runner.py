@@ -163,7 +163,7 @@ def test_another_content_of_a_file_that_a_method_reads_is_refused(
     assert [record.key for record in do(colors, out, jobs, values=values)] == before
     texts.write_text(json.dumps(written | {"red": ["blood"]}))
     left = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"], seeds=[1, 2, 3])
-    with pytest.raises(UserError, match=r"method learns from has changed since .+ was run: choose another --out"):
+    with pytest.raises(UserError, match=r"what that learns from, has changed since .+ was run: choose another --out"):
         do(colors, out, left, values=values)
 
 
@@ -211,6 +211,17 @@ def test_one_failure_leaves_the_others_alone(tiny_clip: Backbone, colors: Path, 
         assert (bad.status, good.status) == ("failed", "finished")
         assert "have 4 and 4 blocks" in bad.reason
         assert not bad.scores
+
+
+def test_a_method_whose_file_is_missing_leaves_the_others_alone(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    """Without the file, its run has no key."""
+    jobs = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions", "zero-shot"], seeds=[1])
+    values = {"zero-shot-descriptions": {"descriptions": str(tmp_path / "gone.json")}}
+    bad, good = do(colors, tmp_path / "out", jobs, values=values)
+    assert (bad.status, bad.key, good.status) == ("failed", "", "finished")
+    assert "gone.json" in bad.reason
 
 
 def test_a_method_from_outside_may_fail_in_its_own_ways(

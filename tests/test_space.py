@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -44,6 +45,16 @@ def test_every_method_can_have_what_is_tried_of_it() -> None:
         for end in (0, -1):
             configured(method, {field: ends(one)[end] for field, one in found.items()}, name)
     assert empty == 3  # zero-shot, its ensemble, and with descriptions
+
+
+@dataclass(frozen=True)
+class Optional:
+    radius: float | None = None
+    rate: float = 0.1
+
+
+def test_a_setting_that_is_unset_is_not_tried_by_default() -> None:
+    assert [*space(Optional(), "mine")] == ["rate"]
 
 
 def test_sizes_choices_and_switches_when_named() -> None:

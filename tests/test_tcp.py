@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.errors import UserError
 from rmadapter.method import Shots
 from rmadapter.methods.tcp import TCP
 from rmadapter.settings import configured
@@ -74,3 +75,8 @@ def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
     assert the_seed_decides(configured(TCP(), {"epochs": 3}), request.getfixturevalue(name))
+
+
+def test_a_block_that_no_encoder_has(tiny_clip: Backbone) -> None:
+    with pytest.raises(UserError, match=r"tcp\.layer=13: .* has no such block; give at most 12"):
+        TCP(layer=13).module(tiny_clip)

@@ -66,7 +66,12 @@ def test_what_settings_name_is_told_by_its_content(tmp_path: Path, tiny_clip: Ba
     assert named_sums("lweib", {"descriptions": str(texts)}) != sums
     assert named_sums("prompt-kd", {"teacher": tiny_clip.name}) == [tiny_clip.digest]  # a folder can hold other weights
     assert named_sums("prompt-kd", {"teacher": "ViT-B-16/openai"}) == []  # its name says which, and it is not loaded
-    assert named_sums("prompt-kd", {"teacher": ""}) == named_sums("mine.py:Mine", {"teacher": "?"}) == []
+    assert named_sums("prompt-kd", {"teacher": ""}) == named_sums("mine:Mine", {"teacher": "?"}) == []
+    (code := tmp_path / "mine.py").write_text("a = 1")
+    first = named_sums(f"{code}:Mine", {})
+    code.write_text("a = 2")
+    assert len(first) == 1
+    assert named_sums(f"{code}:Mine", {}) != first
 
 
 MINE = """

@@ -71,7 +71,7 @@ def requested(
     data: str = "", auto: bool = False,
 ) -> Any:  # fmt: skip
     """What the command line asks for: a file of settings, overridden by flags, which --set overrides."""
-    name, values = request.read_config(config)
+    name, values = request.read_config(config, (method,))
     values |= {flag: value for flag, value in flags.items() if value is not None}
     values |= parse_overrides(sets or [])
     if auto and (method or name) == AUTO:

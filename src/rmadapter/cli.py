@@ -196,7 +196,7 @@ def evaluate(
     from rmadapter.task import Task
 
     which = configured(Task(), {"classes": classes or "all"}).classes
-    name, values = request.read_config(config)
+    name, values = request.read_config(config, (method,))
     given = parse_overrides(sets or [])
     machine = request.machine_of({field: given.pop(field) for field in request.READING if field in given})
     settings = request.split(values, name)[2] | given

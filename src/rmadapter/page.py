@@ -14,7 +14,7 @@ from rmadapter.checkpoint import flat
 from rmadapter.errors import UserError
 from rmadapter.files import write_text
 from rmadapter.html import template
-from rmadapter.methods import load_method
+from rmadapter.methods import load_method, may_run
 from rmadapter.neighbours import Mistake
 from rmadapter.panel import Thumbnails, panel, reasons
 from rmadapter.predictions import Predictions
@@ -70,8 +70,7 @@ def _settings(record: Record) -> list[dict[str, Any]]:
     """Every setting with its meaning; `changed` if it differs from the default, which is known only if the method can
     be loaded again."""
     name, meaning, usual = record.method.name, documentation(Task()) | documentation(Machine()), {}
-    with suppress(UserError):
-        method = load_method(name)
+    if (method := _method(name)) is not None:
         own = documentation(method)
         meaning = own | {f"{name}.{setting}": text for setting, text in own.items()} | meaning
         plain = MethodName(name=name, settings=settings_of(method))
@@ -85,6 +84,13 @@ def _settings(record: Record) -> list[dict[str, Any]]:
         }
         for setting, value in flat(record).items()
     ]
+
+
+def _method(name: str) -> Any:
+    """The method; None if it cannot be loaded, and if that would run code that only the record names."""
+    with suppress(UserError):
+        return load_method(name) if may_run(name) else None
+    return None
 
 
 def _json(value: Any) -> str:

@@ -88,6 +88,12 @@ def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tens
         return backbone.logit_scale * F.normalize(at_least_float32(features), dim=-1) @ at_least_float32(weights).T
 
 
+def linear_logits(features: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Logits [B, C] of features [B, e], weights [C, e] and bias [C]. In float32 at least, as `cosine_logits`."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(at_least_float32(features), at_least_float32(weights), bias)
+
+
 def untouched(states: States) -> Tensor:
     """Features [B, e] of the untouched encoder."""
     return states.features

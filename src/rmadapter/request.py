@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rmadapter.console import note
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.machine import fastest_precision, find_device
 from rmadapter.method import Method
-from rmadapter.methods import DEFAULT, load_method
+from rmadapter.methods import AUTO, DEFAULT, check_named, load_method
 from rmadapter.settings import Machine, configured, read_yaml, settings_of
 from rmadapter.task import Task, check_views
 
@@ -69,9 +69,16 @@ def own_names(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{method}.{name}" if name in COMMON else name: value for name, value in settings.items()}
 
 
-def read_config(file: Path | None) -> tuple[str, dict[str, Any]]:
-    """The method named in a run's config.yaml, "" if none, and its other values; None counts as an empty file."""
+def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+    """The method named in a run's config.yaml, "" if none, and its other values; None counts as an empty file.
+
+    Raises UserError for a method from outside, also as a candidate of `auto`, that is not among those `named` by the
+    user: the file may come from elsewhere, and loading such a method runs its code.
+    """
     values = read_yaml(file) if file else {}
+    if file:
+        given = [values[name] for name in ("method", "candidates", f"{AUTO}.candidates") if name in values]
+        check_named(file, [str(one) for some in given for one in (some if isinstance(some, list) else [some])], named)
     if {"lambda_image_con", "lambda_text_con", "decouple_scale"} <= values.keys():  # a run's file lists all settings
         values.setdefault("consistency_unit", "feature")  # from before this setting existed
     return str(values.pop("method", "")), values

@@ -130,7 +130,7 @@ USES: Mapping[str, Uses] = {
         constants="scales, batch, rate and epochs where a model of ImageNet goes to other sets",
         tuned=PUBLISHED,
     ),
-    "mma": Uses(tuned=PUBLISHED),
+    "mma": Uses(constants="batch, on ImageNet", tuned=PUBLISHED),
     "mma-adamw": Uses(tuned=OURS),
     "rmadapter": Uses(tuned=OURS),
     "rmadapter-paper": Uses(tuned="as MMA and PromptSRC published"),
@@ -151,18 +151,24 @@ def backbones_in(name: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def named_sums(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """SHA-256 of each file that the settings name, and digest of each backbone whose name does not determine its
-    weights, so that other content makes another run. Raises UserError if one is missing."""
+    """SHA-256 of each file that the settings name, or of the method's own, and digest of each backbone whose name does
+    not determine its weights, so that other content makes another run. Raises UserError if one is missing."""
     if name not in USES:
-        return []
+        code = name.rpartition(":")[0]
+        return [_sum(code)] if code.endswith(".py") else []
     import torch  # the service of an export imports this module, and has no torch
 
     from rmadapter.backbones.load import is_published
     from rmadapter.backbones.shared import shared
 
     files, models = [settings[f] for f in USES[name].files if settings.get(f)], backbones_in(name, settings)
-    sums = [hashlib.sha256(read_text(user_path(file)).encode()).hexdigest() for file in files]
-    return sums + [shared(model, torch.device("cpu")).digest for model in models if not is_published(model)]
+    return [*map(_sum, files)] + [
+        shared(model, torch.device("cpu")).digest for model in models if not is_published(model)
+    ]
+
+
+def _sum(file: str) -> str:
+    return hashlib.sha256(read_text(user_path(file)).encode()).hexdigest()
 
 
 def track_of(name: str, settings: Mapping[str, Any], own: Uses | None = None) -> str:

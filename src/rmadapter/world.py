@@ -90,7 +90,8 @@ def tell(sentence: str) -> None:
 def share(name: str, method: Any, machine: Machine) -> Machine:
     """Train this method in all processes, each on its own GPU if there are any.
 
-    Raises UserError if processes would have nothing to do, for a device cuda:N, and for fewer GPUs than processes.
+    Raises UserError if processes would have nothing to do or may not split a batch, for a device cuda:N, and for fewer
+    GPUs than processes.
     """
     global _shared
     if not launched():
@@ -98,6 +99,8 @@ def share(name: str, method: Any, machine: Machine) -> Machine:
     recipe, count, local = getattr(method, "recipe", None), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if recipe is None:
         raise UserError(f"{name} is not trained step by step: {count} processes have nothing to share; start one")
+    if getattr(method, "whole_batches", False):
+        raise UserError(f"{name} normalises over a batch, which {count} processes would split: start one")
     if recipe.batch_size < count:
         raise UserError(f"{name} has batch_size={recipe.batch_size}, too small for {count} processes: start fewer")
     import torch

@@ -88,7 +88,7 @@ def _asked(
         elsewhere = partial(work, address=address)
     if datasets == "paper":
         datasets = ",".join(list(CATALOG)[:ELEVEN])  # Table 1's, ImageNet first
-    fitted, values = read_config(config)
+    fitted, values = read_config(config, _list(methods))
     given = {**_of_run(fitted, values), **({"backbone": backbone} if backbone else {})}
     if templates not in ("", "dataset"):
         given["templates"] = templates

@@ -83,7 +83,8 @@ PARTS: Mapping[str, Part] = {
 
 @dataclass(frozen=True)
 class Wish:
-    """What to reproduce and how. tables: their numbers. methods: empty for all. values: of `--set`."""
+    """What to reproduce and how. tables: their numbers. methods: empty for all. own_templates: each data set's prompt
+    templates. values: of `--set`."""
 
     root: Path
     out: Path
@@ -91,6 +92,7 @@ class Wish:
     methods: Sequence[str] = ()
     seeds: Sequence[int] = paper.SEEDS
     per_set: bool = False
+    own_templates: bool = False
     task: Task = field(default_factory=Task)
     machine: Machine = field(default_factory=Machine)
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -125,7 +127,8 @@ def plans(wish: Wish, absent: Iterable[str]) -> dict[str, Plan]:
         ablation = not part.methods and (not wish.methods or "rmadapter" in wish.methods)
         if not datasets or not (methods or ablation):
             continue
-        jobs = expand(part.protocol, datasets, methods, wish.seeds, root=wish.root, common=wish.task)
+        own = {"root": wish.root, "common": wish.task, "own_templates": wish.own_templates}
+        jobs = expand(part.protocol, datasets, methods, wish.seeds, **own)  # type: ignore[arg-type]
         there = {job.method for job in jobs}
         values = {m: {**part.values.get(m, {}), **wish.values.get(m, {})} for m in there}
         jobs = list(as_published(jobs)) if wish.per_set else jobs

@@ -139,7 +139,7 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
             if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):
                 few = lab.draw(job.task)
                 if old.key != run_key(job.task, method, job.method, plan.machine, backbone.digest, few):
-                    raise UserError(f"what its method learns from has changed since {path} was run: {CHOOSE}")
+                    raise UserError(f"its method, or what that learns from, has changed since {path} was run: {CHOOSE}")
 
 
 def line(record: Record) -> str:
@@ -277,10 +277,10 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
     task, method, few, told, spent = job.task, plan.method(job), None, "", 0.0
     backbone = lab.backbone(task.backbone)  # without it there is nothing to record
     try:
-        few = lab.draw(task)
+        drawn = lab.draw(task)
         if job.trials and plan.tune:
             method, told, spent = plan.tune(method, job, lab)
-        key = run_key(task, method, job.method, plan.machine, backbone.digest, few)
+        key, few = run_key(task, method, job.method, plan.machine, backbone.digest, drawn), drawn
         old = known.get(key)  # of another protocol; folders of the same name may share only their train images
         same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
         record = old if old and same else run_task(task, method, lab, job.method).record

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
@@ -84,6 +84,23 @@ def is_outside(name: str) -> bool:
     return name not in METHODS and name not in entry_points()
 
 
+_TRUSTED: set[str] = set()  # methods from outside that this process has loaded, as its user named them
+
+
+def may_run(name: str) -> bool:
+    """Whether a method that only a file names may be loaded: not if that would run code which nobody asked for."""
+    return not is_outside(name) or name in _TRUSTED
+
+
+def check_named(file: Path, names: Iterable[str], user: Iterable[str]) -> None:
+    """Raise UserError if a file names a method from outside that its user does not name, too."""
+    if strange := [name for name in names if ":" in name and is_outside(name) and name not in user]:
+        raise UserError(
+            f"{file}: its method {quoted(strange[0])} is code from outside; name it yourself to run it: "
+            f"--method {strange[0]}"
+        )
+
+
 def load_method(name: str, values: Mapping[str, Any] | None = None, effort: str = "normal") -> Method:
     """A method with its published settings, some of them replaced by flat name.
 
@@ -117,7 +134,9 @@ def _find(name: str) -> Any:
         )
     try:
         module_ = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
-        return getattr(module_, attribute)
+        found = getattr(module_, attribute)
+        _TRUSTED.add(name)
+        return found
     except (ImportError, AttributeError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise UserError(
             f"method {quoted(name)} cannot be loaded ({type(error).__name__}: {str(error)[:300]})"

@@ -28,7 +28,7 @@ from rmadapter.method import Fitted, Known, Learner, Parameters, Shots, ToLogits
 from rmadapter.methods import deep
 from rmadapter.methods.context import PromptedText
 from rmadapter.methods.maple import CoupledPrompts
-from rmadapter.prompts import Cosines, cosine_logits
+from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Positive, Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
@@ -64,12 +64,16 @@ class Decoupled(Learner):
     def loss(self, labels: Tensor, states: States, text: PromptedText) -> dict[str, Tensor]:
         """The loss and its weighted terms, for labels [B]."""
         f, w = self.prompts.image_features(states), self.prompts.class_features(text)
-        own = self.head(torch.cat([self.text(w[labels]), self.image(f)]))
+        own = self.own_logits(torch.cat([self.text(w[labels]), self.image(f)]))
         terms = {
             "ce": (1 - self.share) * F.cross_entropy(deep.logits(self.backbone, f, w), labels),
             "ce_head": self.share * F.cross_entropy(own, labels.repeat(2)),
         }
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def own_logits(self, features: Tensor) -> Tensor:
+        """Of the head, [B, C]."""
+        return linear_logits(features, self.head.weight, self.head.bias)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         w = F.normalize(self.prompts.class_features(self.prompts.text(names)), dim=-1)
@@ -79,7 +83,7 @@ class Decoupled(Learner):
 
         def score(states: States) -> Tensor:
             f = self.prompts.image_features(states)
-            own = self.head(self.image(f))[:, rows]
+            own = self.own_logits(self.image(f))[:, rows]
             return (1 - self.share) * cosine_logits(self.backbone, f, w) + self.share * own
 
         return score

@@ -26,7 +26,7 @@ from rmadapter.method import Fitted, Known, Parameters, Shots
 from rmadapter.methods.linear_probe import linear
 from rmadapter.methods.shapes import shaped
 from rmadapter.methods.tip_adapter import one_hot
-from rmadapter.prompts import zero_shot_weights
+from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
 from rmadapter.train import WHOLE, Batch, Recipe, minimise
 
@@ -99,7 +99,7 @@ class LPPlusPlus:
 
         def loss(batch: Batch) -> Tensor:
             x = F.normalize(at_least_float32(batch.images.features), dim=-1)
-            return F.cross_entropy(F.linear(x, blend.folded(), blend.bias), batch.labels)
+            return F.cross_entropy(linear_logits(x, blend.folded(), blend.bias), batch.labels)
 
         def move(epoch: int) -> None:
             if (epoch + 1) % self.every == 0:

@@ -162,7 +162,7 @@ class Representations(Learner):
             mapped = self.tokens("text", i)[prompts.which]
             if i > self.lowest["text"] and self.beta < 1:
                 mapped = self.beta * mapped + (1 - self.beta) * x[prompts.new]
-            x = x.index_copy(0, prompts.new, mapped)
+            x = x.index_copy(0, prompts.new, mapped.to(x.dtype))
             x = encoder.step(i, x, encoder.norm(i, x), layout, i == encoder.depth and some)
         if not some:
             x = x[prompts.old]  # an encoder that pools over all tokens only pools over the prompt's own

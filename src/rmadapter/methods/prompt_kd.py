@@ -93,6 +93,7 @@ class PromptKD:
         "scripts/promptkd/base2new_train.sh of github.com/zhengli97/PromptKD"
     )
     unlabelled: ClassVar[bool] = True
+    whole_batches: ClassVar[bool] = True  # of the batch norm
     in_epochs: ClassVar[tuple[str, ...]] = ("teaching",)
     teacher: str = ""
     teaching: Size = 20

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods.context import ContextLearner, PromptedText, context_vectors, train_context
@@ -36,6 +37,10 @@ class ClassAware(ContextLearner):
         with seeded(seed):
             self.down, self.up = nn.Linear(size, hidden), nn.Linear(hidden, n * width)
         self.layer = min(method.layer, 1 + (method.layer - 1) * depth // 12)
+        if self.layer > depth:
+            raise UserError(
+                f"tcp.layer={method.layer}: {backbone.name} has no such block; give at most {max(depth, 12)}"
+            )
         self.to(backbone.device)
 
     def contexts(self, known: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Parameters, Shots, ToLogits, count
 from rmadapter.methods.context import PromptedText, context_vectors
-from rmadapter.prompts import Cosines, cosine_logits
+from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 from rmadapter.world import add_up, several
@@ -158,7 +158,7 @@ class TextRefiner(ModuleMethod):
             labels = batch.labels.repeat_interleave(places.shape[1] + 2)
             terms = {
                 "ce": F.cross_entropy(cosine_logits(backbone, batch.images.features, w), batch.labels),
-                "local": self.local_weight * F.cross_entropy(backbone.logit_scale * local @ t.T, labels),
+                "local": self.local_weight * F.cross_entropy(linear_logits(backbone.logit_scale * local, t), labels),
                 "likeness": self.likeness * F.l1_loss(F.normalize(w, dim=-1), t),
             }
             return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -78,7 +78,7 @@ def add_images(
     also = (row.also for source in (opened, fresh) for rows in source.splits.values() for row in rows)
     one_label(saved.fitted.known.several or any(also), "add with images")
     rows, counts = _grown(run, saved, record, opened, _called(fresh.splits, data, saved), data, shots)
-    name, values = read_config(run / CONFIG)
+    name, values = read_config(run / CONFIG, (saved.name,))
     wanted = Request.make(values, name, data=str(out / IMAGES))
     task = configured(wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name})
     lab = Lab(wanted.machine)

@@ -52,7 +52,7 @@ def tune(
     from rmadapter.settings import parse_overrides
 
     cluster = address if is_ray(engine, address, jobs) else None
-    named, values = read_config(config)
+    named, values = read_config(config, (method,))
     flags = {"backbone": backbone, "shots": shots, "seed": seed}
     values |= {flag: value for flag, value in flags.items() if value is not None} | parse_overrides(sets or [])
     request = Request.make(values, method or named or DEFAULT, data=str(data))

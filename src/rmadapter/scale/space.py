@@ -55,7 +55,7 @@ def space(method: Any, name: str, asked: Iterable[str] = ()) -> dict[str, Any]:
     """
     known, values = dict(_fields(method)), settings_of(method)
     wanted = list(asked) or [
-        field for field, (kind, _) in known.items() if kind is float and values[field] > 0 and field not in LEFT
+        field for field, (kind, _) in known.items() if kind is float and (values[field] or 0) > 0 and field not in LEFT
     ]
     if not wanted:
         raise UserError(f"{name} has no settings to try by default: name some, such as --search rank=4,8,16")

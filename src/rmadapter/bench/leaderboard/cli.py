@@ -33,6 +33,9 @@ def reproduce(
     methods: Annotated[str, typer.Option(help="Some of the tables' methods; all by default.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds of draw, initialisation and batches.")] = "1,2,3",
     backbone: Annotated[str, typer.Option(help="Backbone; the paper's by default.")] = "ViT-B-16/openai",
+    templates: Annotated[
+        str, typer.Option(help='"dataset" for each data set\'s own, or one prompt template with {}.')
+    ] = "",
     per_set: Annotated[
         bool, typer.Option("--per-set", help="Also run with the authors' constants for each data set.")
     ] = False,
@@ -50,12 +53,13 @@ def reproduce(
     from rmadapter.bench.cli import _list, _numbers, common_and_own
     from rmadapter.request import machine_of
     from rmadapter.settings import configured, parse_overrides
-    from rmadapter.task import Task
+    from rmadapter.task import Task, check_views
 
-    task, machine, own = common_and_own({"backbone": backbone} | parse_overrides(sets or []))
+    given = {"backbone": backbone, **({"templates": templates} if templates not in ("", "dataset") else {})}
+    task, machine, own = common_and_own(given | parse_overrides(sets or []))
     wish = work.Wish(
         root, out, _list(tables), _list(methods), _numbers("seeds", seeds), per_set,
-        configured(Task(), task), machine_of(machine), own,
+        templates == "dataset", check_views(configured(Task(), task)), machine_of(machine), own,
     )  # fmt: skip
     absent = work.missing(wish)
     for key, why in absent.items():
@@ -89,4 +93,4 @@ def _tell(judged: Sequence[dict[str, Any]], as_json: bool, where: Path) -> None:
         kind = "off" if verdict.startswith("off") else verdict if verdict in kinds else "some seeds"
         counts.setdefault(row["table"], Counter())[kind] += 1
     table(["table", *kinds], [[name, *(str(found[kind]) for kind in kinds)] for name, found in counts.items()])
-    print(f"verdict on each of {len(judged)} printed figures: {where}")
+    print(f"{len(judged)} verdicts, one on each printed figure for each of our entries: {where}")

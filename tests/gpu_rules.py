@@ -1,0 +1,39 @@
+"""Mixed precision as on a GPU, on a processor: what is done in float32, and what mixes no formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+# Of torch's autocast_mode.h: those of the list for float32 that methods use, and those that only a processor's autocast
+# brings to one format.
+FULL = (
+    *("layer_norm", "group_norm", "norm", "linalg_vector_norm", "vector_norm", "normalize", "cosine_similarity"),
+    *("exp", "log", "pow", "rsqrt", "sum", "cumsum", "softmax", "log_softmax", "l1_loss", "kl_div", "cross_entropy"),
+)
+UNMIXED = ("index_copy", "index_copy_", "gather", "scatter", "index_select")
+
+
+def _full(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.half) else x
+
+
+class GpuRules(TorchFunctionMode):
+    """Within it, the processor's autocast goes by a GPU's rules."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given, named = args, kwargs or {}
+        name = getattr(func, "__name__", "")
+        if not torch.is_autocast_enabled("cpu") or name not in (*FULL, *UNMIXED):
+            return func(*given, **named)
+        if name in FULL:
+            given, named = tree_map(_full, given), tree_map(_full, named)
+        with torch.autocast("cpu", enabled=False):
+            return func(*given, **named)
