@@ -10,7 +10,7 @@ import pytest
 
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
-from rmadapter.suspects.apply import Cleaned, apply_decisions
+from rmadapter.suspects.apply import Cleaned, apply_decisions, cleaned_name
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -166,6 +166,7 @@ def test_an_archive_of_class_folders_becomes_a_folder(
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     archive = shutil.make_archive(str(tmp_path / "set"), "zip", colors / "train")
     chosen = decisions(tmp_path / "d.csv", ("red/0.png", "relabel:blue"), columns="image,decision")
+    assert cleaned_name(archive) == "CLEAN"
     assert apply_decisions(archive, chosen, tmp_path / "clean").relabelled == 1
     shutil.rmtree(tmp_path / "cache")
     found = read_images(tmp_path / "clean")["all"]
@@ -183,6 +184,23 @@ def test_a_folder_of_another_format_becomes_a_list(colors: Path, tmp_path: Path)
     done = apply_decisions(home, chosen, tmp_path / "clean.csv")
     assert done == Cleaned(images=4, relabelled=1, dropped=0)
     assert "set/images/red/0.png,blue" in (tmp_path / "clean.csv").read_text()
+
+
+def test_folders_between_the_root_and_the_classes_are_no_splits(colors: Path, tmp_path: Path) -> None:
+    """Their splits are in a table, which a copy of the folders would lose."""
+    home = tmp_path / "set"
+    shutil.copytree(colors / "train", home / "cam1")
+    rows = [
+        f"cam1/{label}/{n}.png,{label},{split}"
+        for label in ("blue", "red")
+        for n, split in enumerate(("train", "test"))
+    ]
+    (home / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]))
+    chosen = decisions(tmp_path / "d.csv", ("cam1/red/0.png", "relabel:blue"), columns="image,decision")
+    assert cleaned_name(home) == "CLEAN.csv"
+    apply_decisions(home, chosen, tmp_path / "clean.csv")
+    found = read_images(tmp_path / "clean.csv", outside=True)
+    assert {split: images.labels for split, images in found.items()} == {"train": (0, 0), "test": (0, 1)}
 
 
 def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
-from rmadapter.data.images import load_image
+from rmadapter.data.images import load_image, read_images
 from rmadapter.errors import UserError
 from rmadapter.method import NotApplicable
 from rmadapter.model import AdaptedCLIP
@@ -239,6 +239,17 @@ def test_new_classes_leave_the_old_answers_in_proportion(
     ratio = np.log(after[:, :4]) - np.log(before)  # one constant per image: the same logits, another sum
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape), atol=1e-3)
     assert wider.set_classes(["zebra"]).predict(paths[0]) == "zebra"
+    wider.classes_, wider.class_names_ = np.array(["n01", "707-320"]), ("crane | tall bird", "Boeing 707-320")
+    assert wider.add_classes(["ant"]).class_names_ == ("crane | tall bird", "Boeing 707-320", "ant")
+    wider.classes_, wider.class_names_ = np.array([0, 1]), ("cat", "707-320")
+    assert wider.add_classes(["ant"]).class_names_ == ("cat", "707-320", "ant")
+
+
+def test_a_score_is_asked_of_test_images(fitted: FewShotClassifier, colors: Path) -> None:
+    asked = fitted.score(*files(colors, "test"))
+    assert fitted.score(colors) == fitted.score(read_images(colors)) == asked != fitted.score(*files(colors, "train"))
+    with pytest.raises(UserError, match="no test images: the data has only train"):
+        fitted.score({"train": read_images(colors)["train"]})
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_data_frames(colors: Path) -> None:
         image_set(frame[["File"]])
     with pytest.raises(UserError, match="no row says train"):
         image_set(frame.assign(split="test"))
+    assert len(image_set(frame, split="test")) == 4
 
 
 def test_splits_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

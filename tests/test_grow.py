@@ -119,6 +119,17 @@ def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path:
     assert third.scores[0].classes == 6
 
 
+def test_an_image_that_settings_are_chosen_on_is_not_tested_on(run: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+    """A collection that was split anew: its validation images were test images before."""
+    write(tmp_path / "photos/train", yellow=(YELLOW, 5))
+    shutil.copytree(tmp_path / "data/test/green", tmp_path / "photos/val/green")
+    grown(run, tiny_clip, tmp_path / "photos", tmp_path / "new")
+    found = read_images(tmp_path / "new/images.csv", outside=True)
+    held, tested = ({Path(str(path)).read_bytes() for path in found[split].images} for split in ("val", "test"))
+    assert held
+    assert not held & tested
+
+
 def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finished: Path) -> None:
     new = write(tmp_path / "photos", yellow=(YELLOW, 3))
     with pytest.raises(UserError, match="holds another run"):

@@ -10,6 +10,7 @@ import pytest
 
 from rmadapter.data.inputs import find_images
 from rmadapter.errors import UserError
+from test_webdataset import sample, shard
 
 
 @pytest.fixture
@@ -35,6 +36,14 @@ def test_a_folder_is_searched_to_any_depth_in_order_and_what_is_no_image_is_coun
     assert found.note == "5 files ignored: .mov 2, .txt 1, hidden 1, no suffix 1"
     assert found.folders == [photos]
     assert find_images(["photos/b.jpg"]).note == ""
+
+
+def test_labels_in_shards_and_the_shards_themselves_are_not_ignored_files(tmp_path: Path) -> None:
+    shard(tmp_path / "set/0.tar", **sample(0, "cat", "0"), **sample(1, "dog", "1"))
+    (tmp_path / "set/notes.txt").write_text("x")
+    found = find_images([str(tmp_path / "set")])
+    assert [path.name for path in found.files] == ["000000.png", "000001.png"]
+    assert found.note == "1 file ignored: .txt 1"
 
 
 def test_what_is_given_keeps_its_order(photos: Path) -> None:

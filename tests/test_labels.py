@@ -14,6 +14,7 @@ from rmadapter import FewShotClassifier, load, read_images
 from rmadapter.backbones import Backbone
 from rmadapter.data.images import load_image
 from rmadapter.errors import UserError
+from rmadapter.fit import known_names
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.record import read_record
 from shell import Command, its_backbone, refused, rmadapter
@@ -121,6 +122,20 @@ def test_eval_asks_a_run_by_the_names_it_knows(rmadapter: Command, named: Path, 
     assert found["accuracy"] == record["scores"][0]["accuracy"]
     held = rmadapter("eval", named, colors, *its_backbone(named), "--split", "heldout", "--json")
     assert json.loads(held.out)["n_images"] == 16  # the draw's digest counts the names
+
+
+def test_eval_asks_a_run_on_half_of_the_classes_about_the_others_by_their_names(
+    rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "names.csv").write_text("label,name\nblue,sea\nred,scarlet\n")
+    words = ["--method", "zero-shot", "--backbone", tiny_clip.name, "--shots", "2", "--classes", "base"]
+    run = tmp_path / "run"
+    assert rmadapter("fit", colors, "--out", run, "--names", tmp_path / "names.csv", *words).code == 0
+    saved = load(run, tiny_clip)
+    assert saved.given == {"blue": "sea"}
+    assert known_names(run, saved) == {"blue": "sea", "red": "scarlet"}
+    held = rmadapter("eval", run, colors, *its_backbone(run), "--split", "heldout", "--classes", "novel", "--json")
+    assert json.loads(held.out)["n_images"] > 0
 
 
 def test_names_that_fit_no_class_are_refused(rmadapter: Command, colors: Path, tmp_path: Path) -> None:

@@ -86,6 +86,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     Sorter(tmp_path / "inner", ["cat"]).check([tmp_path / "in"], [one, one])
     with pytest.raises(UserError, match=r"a\.jpg: is given twice, but can only be moved once"):
         Sorter(tmp_path / "inner", ["cat"], "move").check([], [one, one])
+    for searched, images in (
+        ([tmp_path / "in/cat"], []),
+        ([tmp_path / "in/cat/old"], []),
+        ([], [tmp_path / "in/cat/a.jpg"]),
+    ):
+        with pytest.raises(UserError, match="images are sorted into it as well: choose another folder"):
+            Sorter(tmp_path / "in", ["cat"]).check(searched, images)
+    Sorter(tmp_path / "in", ["cat"]).check([tmp_path / "in/dog"], [one])
     image(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be placed at"):
         Sorter(tmp_path / "file", ["cat"], "link").put(one, tmp_path / "file/cat/a.jpg")

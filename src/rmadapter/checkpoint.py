@@ -21,7 +21,7 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.pocket import pocket_named
 from rmadapter.backbones.shared import name_it
-from rmadapter.data.names import Label, default_name, nfc
+from rmadapter.data.names import Label, given_names
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, read_json, write_json, write_tensors, write_text
 from rmadapter.locks import alone
@@ -59,8 +59,7 @@ class Saved(NamedTuple):
     @property
     def given(self) -> dict[str, str]:
         """The prompt names that do not follow from the labels, as `read_images` takes them."""
-        pairs = zip(self.labels, self.names, strict=True)
-        return {nfc(label): name for label, name in pairs if isinstance(label, str) and name != default_name(label)}
+        return given_names(self.labels, self.names)
 
 
 def save(

@@ -16,7 +16,7 @@ from rmadapter.data.fewshot import half
 from rmadapter.data.given import image_list, image_set, weighted
 from rmadapter.data.images import ImageSource
 from rmadapter.data.imageset import one_label
-from rmadapter.data.names import places, prompt_names
+from rmadapter.data.names import nfc, places, prompt_names
 from rmadapter.errors import UserError
 
 OWN = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
@@ -121,7 +121,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def set_classes(self, names: Sequence[str]) -> FewShotClassifier:
-        """Let `predict` answer these classes and no others, by name alone; nothing is trained.
+        """Let `predict` answer these classes and no others, by name alone; nothing is trained. A label that it answers
+        already keeps its prompt name.
 
         Raises UserError for names that are empty or given twice, and NotApplicable if the method cannot handle them.
         """
@@ -130,7 +131,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"give class names as a list: [{names!r}]")
         if not len(names):
             raise UserError("no class names: give at least one")
-        prompts = tuple(prompt_names(names).values())
+        given = {nfc(label): name for label, name in zip(self._labels(), self.class_names_, strict=True)}
+        prompts = tuple(prompt_names(names, given).values())
         self.fitted_.score(prompts)  # complains now rather than at the first image
         self.class_names_, self.classes_ = prompts, np.array(list(names))
         return self
@@ -139,8 +141,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Let `predict` answer further classes, by name alone. Labels that were numbers become names, since the
         new classes have no number. Raises as `set_classes`."""
         check_is_fitted(self, "fitted_")
-        before = self.classes_.tolist() if self.classes_.dtype.kind in "US" else list(self.class_names_)
-        return self.set_classes(names if isinstance(names, str) else [*before, *names])
+        return self.set_classes(names if isinstance(names, str) else [*self._labels(), *names])
+
+    def _labels(self) -> list[str]:
+        """The labels; if they are numbers, the names that prompts have for them."""
+        return self.classes_.tolist() if self.classes_.dtype.kind in "US" else list(self.class_names_)
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """Probabilities [N, C] of N images, or [C] of a single one, in the order of `classes_`."""
@@ -158,12 +163,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return best.item() if np.ndim(best) == 0 else best
 
     def score(self, images: Any, labels: Sequence[Any] | None = None, sample_weight: Any = None) -> float:
-        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_` or as in the prompts; None for
-        an ImageSet, which has its own. Raises UserError for a label that is no class.
+        """Accuracy between 0 and 1, as in scikit-learn; labels as in `classes_` or as in the prompts; None for what
+        has its own: an ImageSet, or whatever else `fit` takes, of which the test images are used if there are splits.
+        Raises UserError for a label that is no class, and for splits without test images.
         """
         check_is_fitted(self, "fitted_")
         if labels is None:
-            found = image_set(images)
+            found = image_set(images, split="test")
             images, labels = found, [found.written[label] for label in found.labels]
         images, wanted = image_list(images), np.asarray(labels)
         if wanted.shape != (len(images),):

@@ -190,7 +190,7 @@ def evaluate(
     from rmadapter.cache import Cache
     from rmadapter.checkpoint import load
     from rmadapter.data.images import read_images
-    from rmadapter.fit import evaluate_saved
+    from rmadapter.fit import evaluate_saved, known_names
     from rmadapter.settings import configured, parse_overrides
     from rmadapter.show import show_score
     from rmadapter.task import Task
@@ -202,7 +202,8 @@ def evaluate(
     settings = request.split(values, name)[2] | given
     saved = load(run, backbone, method=method, settings=settings, device=machine.device)
     columns = named_columns(image_column, label_column, split_column, group_column, separator)
-    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=saved.given, columns=columns, crops=crops)
+    names = known_names(run_folder(run), saved)
+    splits = read_images(data, skip_bad=skip_bad, outside=outside, names=names, columns=columns, crops=crops)
     if ignored := next(iter(splits.values())).ignored:
         note(ignored)
     _, scores = evaluate_saved(

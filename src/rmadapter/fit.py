@@ -13,10 +13,11 @@ from typing import cast
 from pydantic import ValidationError
 
 from rmadapter.cache import Cache
-from rmadapter.checkpoint import FILES, HISTORY, PAGE, RECORD, drawn, finished, save_run
+from rmadapter.checkpoint import FILES, HISTORY, PAGE, RECORD, Saved, drawn, finished, save_run
 from rmadapter.choose import Auto, choose
 from rmadapter.console import note
-from rmadapter.data.fewshot import few_shot, half, has_digest, save_split
+from rmadapter.data.fewshot import few_shot, half, has_digest, read_split, save_split
+from rmadapter.data.names import given_names
 from rmadapter.data.sources import images_root
 from rmadapter.errors import UserError
 from rmadapter.evaluation import Evaluation
@@ -159,6 +160,16 @@ def _choice(folds: Folds, auto: Auto, unfinished: Unfinished) -> Choice:
     choice = choose(folds, auto)
     write_json(path, choice.model_dump(mode="json"))
     return choice
+
+
+def known_names(folder: Path, saved: Saved) -> dict[str, str]:
+    """The prompt names that do not follow from the labels of a saved run, also of the half that it was not fitted to,
+    as `read_images` takes them."""
+    split = folder / "split.json"
+    if not split.is_file():
+        return saved.given
+    found = read_split(split)
+    return {**given_names(found.written, found.classes), **saved.given}
 
 
 def evaluate_saved(

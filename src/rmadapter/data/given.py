@@ -19,25 +19,25 @@ from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError, quoted
 
 
-def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = None) -> ImageSet:
-    """Images to train on. With labels: N images, as `image_list` takes them, and N class names or whole numbers.
+def image_set(data: Any, labels: Any = None, classes: Sequence[str] | None = None, split: str = "train") -> ImageSet:
+    """Images to train on, or of another split.
 
-    Without labels: an ImageSet, split -> ImageSet ("train", else "all" is used), a pandas DataFrame with columns named
-    as in a table (if it has splits, its train rows are used), or anything else that `read_images` accepts. classes:
-    prompt names of the numbers 0..C-1; without it, numbers may be any and prompts contain them, with a warning.
-    Raises UserError for anything else.
+    With labels: N images, as `image_list` takes them, and N class names or whole numbers. Without: an ImageSet, split
+    -> ImageSet (the split, else "all" is used), a pandas DataFrame with columns named as in a table (if it has splits,
+    its rows of this one are used), or anything else that `read_images` accepts. classes: prompt names of the numbers
+    0..C-1; without it, numbers may be any and prompts contain them, with a warning. Raises UserError for anything else.
     """
     if labels is not None:
         return _of_lists(image_list(data), _plain(labels), classes)
     if _is_frame(data):
-        return _of_frame(data, classes)
+        return _of_frame(data, classes, split)
     listed = isinstance(data, (list, tuple, np.ndarray)) and not (len(data) and isinstance(data[0], tuple))
     if is_dataset(data) or (not listed and not isinstance(data, (ImageSet, Mapping))):
         data = read_images(data, progress=False)
     if isinstance(data, Mapping):
-        found = data.get("train", data.get("all"))
+        found = data.get(split, data.get("all"))
         if found is None:
-            raise UserError(f"no train images: the data has only {', '.join(map(str, data)) or 'nothing'}")
+            raise UserError(f"no {split} images: the data has only {', '.join(map(str, data)) or 'nothing'}")
         data = found
     if not isinstance(data, ImageSet):
         raise UserError(
@@ -119,15 +119,16 @@ def _of_lists(
     return ImageSet(tuple(images), tuple(numbers[x] for x in labels), names, written=tuple(written), groups=groups)
 
 
-def _of_frame(frame: Any, classes: Sequence[str] | None) -> ImageSet:
-    """The train images of a DataFrame; unlike in `memory.open_object`, numeric labels stay numbers."""
+def _of_frame(frame: Any, classes: Sequence[str] | None, split: str) -> ImageSet:
+    """The images of a DataFrame, of this split if it has any; unlike in `memory.open_object`, numeric labels stay
+    numbers."""
     names = list(map(str, frame.columns))
     chosen = choose_columns("DataFrame", names, ("image", "label"), ("split", "group"))
     cells = {what: _plain(values) for what, values in frame_cells(frame, chosen).items()}
     if "split" in cells:
-        rows = [row for row, split in enumerate(cells["split"]) if SPLITS.get(str(split).strip().casefold()) == "train"]
+        rows = [row for row, own in enumerate(cells["split"]) if SPLITS.get(str(own).strip().casefold()) == split]
         if not rows:
-            raise UserError("the DataFrame has a split column, but no row says train")
+            raise UserError(f"the DataFrame has a split column, but no row says {split}")
         cells = {what: [values[row] for row in rows] for what, values in cells.items()}
     groups = tuple("" if group is None else str(group) for group in cells.get("group", ()))
     return _of_lists(cells["image"], cells["label"], classes, groups)

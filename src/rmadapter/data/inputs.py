@@ -70,9 +70,10 @@ def _add(found: Inputs, name: str, column: str, outside: bool, none: bool, crops
         found.files += dict.fromkeys(row.image for rows in source.splits.values() for row in rows)
         found.ignored += source.ignored
     elif os.path.isdir(path):
-        for shard in [file for files in shards(path).values() for file in files]:
-            _search(found, unpacked(shard))
+        inside = [file for files in shards(path).values() for file in files]
+        found.files += [image for shard in inside for image in image_files(unpacked(shard), set())]
         _search(found, path)
+        found.ignored -= Counter(shard.suffix.lower() for shard in inside)
     elif os.path.isfile(path) and path.suffix.lower() in ANNOTATED:
         found.files += dict.fromkeys(image for marks in annotated(path, outside).values() for image in marks)
     elif os.path.isfile(path) and is_packed(path):

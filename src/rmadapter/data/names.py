@@ -34,6 +34,12 @@ def default_name(written: str) -> str:
     return ELSE if key(written) in OTHER else prompt_name(written)
 
 
+def given_names(labels: Iterable[Label], names: Iterable[str]) -> dict[str, str]:
+    """The prompt names that do not follow from the labels, as `read_images` takes them."""
+    pairs = zip(labels, names, strict=True)
+    return {nfc(label): name for label, name in pairs if isinstance(label, str) and name != default_name(label)}
+
+
 def descriptions(name: str) -> tuple[str, ...]:
     """ "crane | tall bird" -> the two descriptions of a class; the first is its name."""
     return tuple(name.split(OR))

@@ -49,9 +49,13 @@ class Sorter:
                 raise UserError(
                     f"{self.root}: lies in {folder}, which is searched for images: choose another folder to sort into"
                 )
+        homes = {folder: folder.resolve() for folder in {image.parent for image in images}}
+        targets = {here / name for name in self.folders.values()}
+        for folder in [*map(Path.resolve, searched), *homes.values()]:
+            if not targets.isdisjoint((folder, *folder.parents)):
+                raise UserError(f"{folder}: images are sorted into it as well: choose another folder to sort into")
         if self.how == "copy":
             return
-        homes = {folder: folder.resolve() for folder in {image.parent for image in images}}
         cache = cache_folder().resolve()
         if inside := next((folder for folder, home in homes.items() if cache in home.parents), None):
             raise UserError(f"{inside}: images from an archive can only be copied: leave out --{self.how}")

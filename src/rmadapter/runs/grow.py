@@ -131,11 +131,11 @@ def _grown(
     held = new.get("val", [])
     val += [held[i] for i in sample_shots(_numbers(held), min(shots, VAL_SHOTS), rng)]
     tests += new.get("test", source)
-    trained = seen | {_content(row.image) for row in more}
+    learnt = seen | {_content(row.image) for row in [*more, *val]}  # methods choose settings on val
     labels = {row.label for row in [*train, *more]}
     if lost := next((row.label for row in tests if row.label not in labels), None):
         raise UserError(f"{data}: class {lost!r} has test images but none to train on: add some, or remove it")
-    tested = [row for row in dict.fromkeys(tests) if _content(row.image) not in trained]
+    tested = [row for row in dict.fromkeys(tests) if _content(row.image) not in learnt]
     splits = {"train": [*train, *more], "val": val, "test": tested}
     return [(split, row) for split, rows in splits.items() for row in rows], (len(train), len(more))
 

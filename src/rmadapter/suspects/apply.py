@@ -12,7 +12,7 @@ from pathlib import Path
 from rmadapter.data.columns import read_rows
 from rmadapter.data.imageset import one_label
 from rmadapter.data.names import beside_splits, classnames_json
-from rmadapter.data.scan import CLASSNAMES, Row, Rows
+from rmadapter.data.scan import CLASSNAMES, SPLITS, Row, Rows
 from rmadapter.data.sources import open_source
 from rmadapter.data.unpacked import is_packed
 from rmadapter.errors import UserError, nearest, quoted
@@ -37,7 +37,8 @@ class Cleaned:
 def cleaned_name(data: str | Path, columns: Mapping[str, str] | None = None, outside: bool = False) -> str:
     """A name for the cleaned copy of a data set that `apply_decisions` accepts."""
     path = user_path(data)
-    return "CLEAN" if _as_folders(path, open_source(path, outside, columns)[1]) else "CLEAN.csv"
+    root, found, _ = open_source(path, outside, columns)
+    return "CLEAN" if _as_folders(root if is_packed(path) else path, found) else "CLEAN.csv"
 
 
 def apply_decisions(
@@ -97,12 +98,14 @@ def _as_folders(path: Path, found: Mapping[str, Rows]) -> bool:
 
 def _in_class_folders(found: Mapping[str, Rows], root: Path) -> bool:
     """Whether every image is in a folder named after its class, below one for the split if there are splits."""
-    depth = 0 if "all" in found else 1
-    rows = [row for some in found.values() for row in some]
-    return all(
-        row.image.is_relative_to(root) and row.image.relative_to(root).parts[depth : depth + 1] == (row.label,)
-        for row in rows
-    )
+
+    def there(split: str, row: Row) -> bool:
+        if not row.image.is_relative_to(root):
+            return False
+        above, *below = row.image.relative_to(root).parts
+        return above == row.label if split == "all" else (SPLITS.get(above.casefold()), below[0]) == (split, row.label)
+
+    return all(there(split, row) for split, rows in found.items() for row in rows)
 
 
 def _check(path: Path, target: Path, folders: bool) -> None:
