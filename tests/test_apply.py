@@ -190,17 +190,14 @@ def test_folders_between_the_root_and_the_classes_are_no_splits(colors: Path, tm
     """Their splits are in a table, which a copy of the folders would lose."""
     home = tmp_path / "set"
     shutil.copytree(colors / "train", home / "cam1")
-    rows = [
-        f"cam1/{label}/{n}.png,{label},{split}"
-        for label in ("blue", "red")
-        for n, split in enumerate(("train", "test"))
-    ]
+    splits = ("train", "train", "test")
+    rows = [f"cam1/{label}/{n}.png,{label},{splits[n]}" for label in ("blue", "red") for n in range(3)]
     (home / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]))
     chosen = decisions(tmp_path / "d.csv", ("cam1/red/0.png", "relabel:blue"), columns="image,decision")
     assert cleaned_name(home) == "CLEAN.csv"
     apply_decisions(home, chosen, tmp_path / "clean.csv")
     found = read_images(tmp_path / "clean.csv", outside=True)
-    assert {split: images.labels for split, images in found.items()} == {"train": (0, 0), "test": (0, 1)}
+    assert {split: images.labels for split, images in found.items()} == {"train": (0, 0, 0, 1), "test": (0, 1)}
 
 
 def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(data: Path, tmp_path: Path) -> None:
