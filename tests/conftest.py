@@ -144,13 +144,18 @@ def tiny_eva(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 @pytest.fixture(scope="session")
 def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """timm DINOv2 trunk with layer scale and class token; Hugging Face BERT text encoder: `pocket` in small."""
-    folder = write_bert(tmp_path_factory.mktemp("tiny_hf"))  # open_clip takes the tokenizer from the folder itself
+    return load_backbone(str(write_hf(tmp_path_factory.mktemp("tiny_hf"))))
+
+
+def write_hf(folder: Path, pooler: str = "mean_pooler", **bert_config: Any) -> Path:
+    write_bert(folder)  # open_clip takes the tokenizer from the folder itself
     trunk = timm_trunk(folder / "vit", "vit_small_patch14_dinov2", init_values=0.1)
     vision = {"timm_model_name": trunk, "timm_pool": "token", "timm_proj": "linear", "image_size": SIZE}
     bert = str(write_bert(folder / "bert"))
+    (folder / "bert/config.json").write_text(json.dumps({**BERT, **bert_config}))
     text = {"hf_model_name": bert, "hf_tokenizer_name": bert, "hf_model_pretrained": False, "context_length": 16}
-    text |= {"hf_pooler_type": "mean_pooler", "hf_proj_type": "linear"}
-    return load_backbone(str(write_model(folder, {"vision_cfg": vision, "text_cfg": text, "custom_text": True})))
+    text |= {"hf_pooler_type": pooler, "hf_proj_type": "linear"}
+    return write_model(folder, {"vision_cfg": vision, "text_cfg": text, "custom_text": True})
 
 
 @pytest.fixture(scope="session")

@@ -35,3 +35,16 @@ def test_a_command_without_folders() -> None:
     )
     assert bare_command(r"rmadapter export r '--data=C:\Users\anna\pets'") == "rmadapter export r --data=pets"
     assert bare_command("as tested") == "as tested"
+    assert bare_command(
+        "rmadapter fit --data=acme/photos --set descriptions=acme/t.json lweib.descriptions=b/t.json"
+    ) == ("rmadapter fit --data=photos --set descriptions=t.json lweib.descriptions=t.json")
+
+
+def test_settings_that_name_files_are_cut_wherever_the_files_are() -> None:
+    method = MethodName(
+        name="lweib", title="LwEIB", settings={"descriptions": "acme/merger/texts.json", "init": "a / b"}
+    )
+    assert bare_names(method, BackboneName(name="pocket", digest=""))[0].settings == {
+        "descriptions": "texts.json",
+        "init": "a / b",
+    }

@@ -75,6 +75,12 @@ def test_a_block_with_a_part_that_the_view_would_leave_out_stays_whole(part: str
     assert isinstance(view_of(block), Opaque)
 
 
+def test_another_kind_of_attention_stays_whole(tiny_hf: Backbone) -> None:
+    block = image_blocks(double(tiny_hf))[0]
+    block.attn.__class__ = type("DiffAttention", (type(block.attn),), {})
+    assert isinstance(view_of(block), Opaque)
+
+
 def test_a_subclass_of_a_known_block_stays_whole(tiny_clip: Backbone) -> None:
     """It may compute something else."""
     block = image_blocks(double(tiny_clip))[0]

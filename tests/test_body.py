@@ -76,3 +76,4 @@ def test_what_is_refused() -> None:
     assert refusal(*multipart([("a", b"1")] * 9))[0] == 400
     assert refusal(b"nothing", "multipart/form-data; boundary=edge")[0] == 400
     assert refusal(b"nothing", "multipart/form-data")[0] == 400
+    assert refusal(b"nothing", "multipart/form-data; boundary*=utf-8''%E2%82%AC")[0] == 400

@@ -98,7 +98,8 @@ def test_round_trip(fitted: Fitted, tmp_path: Path, half: bool) -> None:
             assert torch.equal(loaded.tensors[name], tensor)
     assert {path.name for path in tmp_path.iterdir()} == {FILE, "model.json", "SHA256SUMS"}
     content = json.loads((tmp_path / "model.json").read_text("utf-8"))
-    assert content["transform"] == {"image_size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
+    resized = {"resize": "shortest", "interpolation": "bicubic", "fill": 0}
+    assert content["transform"] == {"image_size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1], **resized}
     assert content["method"]["settings"]["rank"] == 4
     assert loaded.examples is None
     shown = fitted.fitted_to(torch.randn(6, 40, generator=torch.Generator().manual_seed(0)))

@@ -14,6 +14,7 @@ from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import drawn, load, save
 from rmadapter.errors import UserError
+from rmadapter.sums import write_sums
 
 FILE = "model.safetensors"
 
@@ -68,12 +69,29 @@ def test_a_run_cannot_name_a_folder_or_a_repository_to_be_read(
         FewShotClassifier.load(copy)
 
 
-def test_another_tokenizer_or_transform_is_refused(finished: Path, tiny_clip: Backbone) -> None:
+def test_another_tokenizer_or_transform_is_refused(
+    finished: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = json.loads((finished / "model.json").read_text("utf-8"))
     assert content["tokenizer"] == tiny_clip.tokenizer_digest != ""
     for part, other in (("tokenizer", {"tokenizer_digest": "0" * 64}), ("image transform", {"mean": (0.5, 0.4, 0.31)})):
         changed: Any = replace(tiny_clip, **other)  # type: ignore[arg-type]
         refused(finished, f"the {part} of its backbone .+ has changed since; restore it, or fit again", changed)
+    assert content["transform"]["resize"] == "shortest"
+    visual: Any = tiny_clip.model.visual
+    for field, value in (("resize_mode", "squash"), ("interpolation", "bilinear")):
+        monkeypatch.setattr(visual, "preprocess_cfg", {**visual.preprocess_cfg, field: value})
+        refused(finished, "the image transform of its backbone .+ has changed since", tiny_clip)
+        monkeypatch.undo()
+
+
+def test_a_model_that_says_little_of_its_transform_is_still_read(copy: Path, tiny_clip: Backbone) -> None:
+    content = json.loads((copy / "model.json").read_text("utf-8"))
+    for field in ("resize", "interpolation", "fill"):
+        del content["transform"][field]
+    (copy / "model.json").write_text(json.dumps(content))
+    (copy / "SHA256SUMS").unlink()
+    assert load(copy, tiny_clip).name == "rmadapter"
 
 
 def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(copy: Path, tiny_clip: Backbone) -> None:
@@ -87,6 +105,13 @@ def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(copy: Path, ti
 # ---- files that do not belong together ----
 
 
+def test_a_model_is_not_saved_over_a_run_whose_figures_are_of_another(copy: Path, tiny_clip: Backbone) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(UserError, match="holds a run of `fit`, which this would overwrite: choose another folder"):
+        FewShotClassifier.load(copy, backbone=tiny_clip.name).save(copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "history.csv", "split.json", "report.html", "model.json"])
 def test_one_changed_byte_of_any_file_is_refused(copy: Path, tiny_clip: Backbone, name: str) -> None:
     content = (copy / name).read_bytes()
@@ -95,10 +120,9 @@ def test_one_changed_byte_of_any_file_is_refused(copy: Path, tiny_clip: Backbone
     refused(copy, rf"{name}: does not match SHA256SUMS.+ or delete its line", tiny_clip)
 
 
-def test_a_model_saved_over_a_run_does_not_take_its_record(copy: Path, tiny_clip: Backbone) -> None:
+def test_a_record_that_the_sums_leave_out_is_of_another_run(copy: Path) -> None:
     assert drawn(copy)[:2] == (4, 1)
-    save(copy, load(copy, tiny_clip).fitted, "mma", half=True)
-    assert load(copy, tiny_clip).name == "mma"
+    write_sums(copy, (FILE, "model.json"))
     with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
         drawn(copy)
 
@@ -114,5 +138,6 @@ def test_weights_that_are_no_numbers_are_refused(copy: Path, tiny_clip: Backbone
     fitted = load(copy, tiny_clip).fitted
     tensors = {name: tensor.clone() for name, tensor in fitted.tensors.items()}
     tensors["text.4.down.weight"][1, 1] = number
+    (copy / "run.json").unlink()
     save(copy, replace(fitted, tensors=tensors), "rmadapter")
     refused(copy, rf"{FILE}: 'text.4.down.weight' holds numbers that are not finite; fit again", tiny_clip)

@@ -35,6 +35,9 @@ def test_transform_comes_from_the_folder(tmp_path: Path) -> None:
     pixels = np.asarray(image.resize((51, 32), Image.Resampling.BILINEAR).crop((10, 0, 42, 32))) / 255
     expected = torch.tensor((pixels - values["image_mean"]) / values["image_std"]).permute(2, 0, 1).float()
     torch.testing.assert_close(backbone.preprocess(image), expected)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": json.loads(file.read_text())}))
+    file.unlink()  # transformers 5 saves all processors of a model in one file
+    torch.testing.assert_close(load_backbone(str(tmp_path)).preprocess(image), expected)
     file.write_text(json.dumps({**values, "size": {"shortest_edge": 40}}))
     with pytest.raises(UserError, match=r"preprocessor_config.json: images are resized"):
         load_backbone(str(tmp_path))

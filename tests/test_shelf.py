@@ -11,7 +11,7 @@ from PIL import Image
 
 from rmadapter.data.images import read_images
 from rmadapter.deploy.app import shelf as module
-from rmadapter.deploy.app.shelf import FILES, IMAGES, Shelf, plain, unzipped
+from rmadapter.deploy.app.shelf import FILES, IMAGES, Shelf, listing, plain, unzipped
 from rmadapter.errors import UserError
 
 
@@ -146,3 +146,20 @@ def test_archives_that_mean_harm(
     with pytest.raises(UserError, match=told):
         unzipped(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_zips_list_of_files_is_measured_before_it_is_read(
+    large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """large: in the format for more than 65,535 files."""
+    if large:
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    path = packed(tmp_path / "x.zip", {f"a/{i}.png": b"" for i in range(9)})
+    with zipfile.ZipFile(path) as opened:
+        bytes_listed = path.stat().st_size - opened.start_dir - (98 if large else 22)
+    assert listing(path) == bytes_listed
+    monkeypatch.setattr(module, "MOST_LISTING", bytes_listed - 1)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(UserError, match=r"x\.zip: lists far more files than the"):
+        unzipped(path, tmp_path / "out")

@@ -63,6 +63,13 @@ def test_no_file_of_lines_is_refused(folder: Path, kind: str) -> None:
         check_sums(folder)
 
 
+def test_a_file_of_any_size_takes_no_memory(folder: Path) -> None:
+    with open(folder / "SHA256SUMS", "wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(UserError, match=r"SHA256SUMS: not a readable text file .more than 1,048,576 bytes"):
+        check_sums(folder)
+
+
 def test_no_file_has_no_sum(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "gone"):
         with pytest.raises(UserError, match="not readable"):

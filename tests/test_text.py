@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from rmadapter.backbones import Backbone
+from conftest import write_hf
+from rmadapter.backbones import Backbone, load_backbone
 from rounding import double
 
 BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
@@ -35,6 +38,21 @@ def test_frozen_features_are_the_backbones(backbone: Backbone, tokens: Tensor) -
     torch.testing.assert_close(states.features, own(backbone, tokens), **EXACT)
     assert states.first is None
     assert len(states.x) == len(states.y) == 0
+
+
+@pytest.mark.parametrize(
+    ("pooler", "config", "kind"),
+    [
+        ("cls_pooler", {}, "BertText"),  # reads the transformer's own pooler
+        ("cls_last_hidden_state_pooler", {}, "BertText"),
+        ("mean_pooler", {"is_decoder": True}, "WholeText"),  # causal
+    ],
+)
+def test_other_berts(pooler: str, config: dict[str, bool], kind: str, tmp_path: Path) -> None:
+    found = double(load_backbone(str(write_hf(tmp_path, pooler, **config))))
+    tokens = found.tokenizer(PROMPTS)
+    assert type(found.text).__name__ == kind
+    torch.testing.assert_close(found.text.frozen(tokens).features, own(found, tokens), **EXACT)
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])

@@ -74,9 +74,12 @@ def save(
     """Write a fitted method. name: of the method, as `load_method` accepts it. half: float32 numbers as float16.
 
     names, labels: as in `Saved`; by default the classes that it was fitted to. A folder that has model.json is
-    complete. Raises UserError if another process is at work in the folder or nothing can be written there.
+    complete. Raises UserError if another process is at work in the folder, if nothing can be written there, and if it
+    holds a run of `fit`, whose figures are of another model.
     """
     with alone(Path(folder)):
+        if (Path(folder) / RECORD).exists():
+            raise UserError(f"{folder}: holds a run of `fit`, which this would overwrite: choose another folder")
         _save(Path(folder), fitted, name, labels, names, half)
         write_sums(Path(folder), (WEIGHTS, MODEL))
 
@@ -221,7 +224,7 @@ def _check_surroundings(folder: Path, model: Model, backbone: Backbone) -> None:
     """Raise UserError if the backbone has the same weights, but another tokenizer or image transform."""
     if model.tokenizer and backbone.tokenizer_digest and model.tokenizer != backbone.tokenizer_digest:
         part = "tokenizer"
-    elif model.transform != _transform(backbone):
+    elif not model.transform.allows(_transform(backbone)):
         part = "image transform"
     else:
         return
@@ -229,7 +232,7 @@ def _check_surroundings(folder: Path, model: Model, backbone: Backbone) -> None:
 
 
 def _transform(backbone: Backbone) -> Transform:
-    return Transform(image_size=backbone.image_size, mean=backbone.mean, std=backbone.std)
+    return Transform(image_size=backbone.image_size, mean=backbone.mean, std=backbone.std, **backbone.resizing)
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

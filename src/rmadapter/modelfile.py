@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from rmadapter.errors import UserError, first_fault, is_text
 from rmadapter.files import read_json
-from rmadapter.record import BackboneName, MethodName
+from rmadapter.record import LONGEST, BackboneName, MethodName
 
 MODEL = "model.json"
 
@@ -24,11 +24,19 @@ Text = Annotated[str, AfterValidator(_a_name)]
 
 
 class Transform(BaseModel):
-    """How images are prepared for the backbone: side in pixels; mean and standard deviation of RGB in 0..1."""
+    """How images are prepared for the backbone: side in pixels; mean and standard deviation of RGB in 0..1; the rest
+    as in open_clip, None in files of earlier versions."""
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize: str | None = None
+    interpolation: str | None = None
+    fill: int | None = None
+
+    def allows(self, other: Transform) -> bool:
+        """Whether the other is the same, as far as this one says."""
+        return all(value in (None, theirs) for (_, value), (_, theirs) in zip(self, other, strict=True))
 
 
 class Model(BaseModel):
@@ -67,7 +75,7 @@ class Model(BaseModel):
 def read_model(file: Path) -> Model:
     """Read a model.json. Raises UserError if it is missing, damaged or no such file."""
     try:
-        return Model.model_validate(read_json(file))
+        return Model.model_validate(read_json(file, LONGEST))
     except ValidationError as error:
         place, reason = first_fault(error)
         raise UserError(f"{file}: not a model of this version ({place}: {reason})") from None

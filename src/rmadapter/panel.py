@@ -16,6 +16,7 @@ import numpy as np
 from rmadapter import metrics, plots
 from rmadapter.data.images import ImageSource, load_image
 from rmadapter.errors import UserError
+from rmadapter.files import read_text
 from rmadapter.neighbours import Mistake
 from rmadapter.predictions import Predictions
 from rmadapter.record import Score
@@ -203,8 +204,10 @@ def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
 
 def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
     """Thumbnails from an earlier page of the run, so that it can be rebuilt without its images."""
-    if not page.is_file():
+    try:
+        text = read_text(page, errors="replace") if page.is_file() else ""
+    except UserError:  # far larger than any page
         return {}
     card = r'<\w+ class="\w+" data-set="(-?\d+)" title="([^"]*)">\s*<img src="(data:image/jpeg;base64,[\w+/=]+)"'
-    found = re.findall(card, page.read_text(encoding="utf-8", errors="replace"))
+    found = re.findall(card, text)
     return {(int(number), unescape(file)): src for number, file, src in found}

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rmadapter.errors import UserError
-from rmadapter.files import CHUNK, write_text
+from rmadapter.files import CHUNK, read_text, write_text
 
 SUMS = "SHA256SUMS"
+LARGEST = 2**20  # bytes of it
 Sign = tuple[int, int, int]
 
 
@@ -66,9 +67,9 @@ def sign(folder: Path) -> Sign | None:
 def _read(file: Path) -> dict[str, str]:
     """SHA-256 by file name; accepts only files in the folder itself."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [""]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable ({type(error).__name__})") from None
+        lines = read_text(file, most=LARGEST).splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not a text file; restore it, or delete it to do without") from None
     found = [re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line) for line in lines]
     if not all(found):
         raise UserError(f"{file}: not lines of a SHA-256 and a name; restore it, or delete it to do without")

@@ -70,6 +70,16 @@ class Backbone:
         with torch.no_grad():
             return self.text.frozen(self.tokenizer(["a"]).to(self.device)).features.shape[-1]
 
+    @property
+    def resizing(self) -> dict[str, Any]:
+        """How `preprocess` makes a square of an image: resize (open_clip's mode), interpolation, and fill of what is
+        padded."""
+        from open_clip.transform import PreprocessCfg
+
+        config = PreprocessCfg(**getattr(self.model.visual, "preprocess_cfg", {}))
+        how = "bilinear" if config.interpolation == "bilinear" else "bicubic"  # as open_clip does
+        return {"resize": config.resize_mode, "interpolation": how, "fill": config.fill_color}
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 in hex over names, shapes and bytes of the weights, and the kind of GELU, which has none."""

@@ -101,12 +101,16 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _transform(folder: Path, image_size: int, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """preprocessor_config.json as open_clip's settings; empty if there is none."""
-    file = folder / "preprocessor_config.json"
+    """preprocessor_config.json, or its part of processor_config.json, as open_clip's settings; empty if there is
+    neither."""
+    file, part = folder / "preprocessor_config.json", None
     if not file.is_file():
-        return {}
+        file, part = folder / "processor_config.json", "image_processor"  # where transformers 5 saves it
+        if not file.is_file():
+            return {}
     try:
         values = read_json(file)
+        values = values if part is None else values[part]
         transform = {
             "mean": tuple(values["image_mean"]),
             "std": tuple(values["image_std"]),

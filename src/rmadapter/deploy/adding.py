@@ -1,7 +1,8 @@
-"""Classes added to an exported model by name: its text encoder, run by onnxruntime and tokenizers."""
+"""Classes added to an exported model by name: its text encoder, run by onnxruntime and tokenizers, after ftfy."""
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Naming:
     def __init__(self, folder: Path) -> None:
         if not (folder / TOWER).is_file():
             raise UserError("this model takes no other classes; `rmadapter export RUN --text` makes one that does")
+        import ftfy
         import onnxruntime
         import tokenizers
 
@@ -28,13 +30,18 @@ class Naming:
         self.templates, self.scale = facts["templates"], float(facts["scale"])
         self.names: list[str] = facts.get("names", [])  # in prompts; earlier exports have none
         self.weights: np.ndarray = np.load(folder / KNOWN, allow_pickle=False)
+        self._mend = ftfy.fix_text
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / WORDS))
         self._session = onnxruntime.InferenceSession(str(folder / TOWER), providers=["CPUExecutionProvider"])
 
     def tokens(self, name: str) -> np.ndarray:
         """Tokens of all prompts of a class, int64 [N, L]."""
-        texts = [template.replace("{}", name) for template in self.templates]
+        texts = [self._clean(template.replace("{}", name)) for template in self.templates]
         return np.array([self._tokenizer.encode(text).ids for text in texts], np.int64)
+
+    def _clean(self, text: str) -> str:
+        """As open_clip before any tokenizer: straight quotes, no ligatures, no HTML entities."""
+        return " ".join(html.unescape(html.unescape(self._mend(text))).split())
 
     def add(self, label: str, labels: list[str]) -> None:
         """Append a class, and its label to `labels`. Raises UserError for one that exists, or is not a single name."""

@@ -11,6 +11,9 @@ from typing import Any
 
 from rmadapter.backbones.load import is_published
 from rmadapter.record import BackboneName, MethodName, Record
+from rmadapter.uses import USES
+
+FILES = {name for uses in USES.values() for name in (*uses.files, *uses.backbones)}  # settings that name any
 
 
 def last_part(path: str) -> str:
@@ -30,15 +33,23 @@ def libraries(versions: Mapping[str, str]) -> dict[str, str]:
 
 def bare_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, BackboneName]:
     """Strip folders from a method's own file, from files in its settings, and from an unpublished backbone."""
-    known = is_published(backbone.name) or backbone.name.startswith("hf-hub:")
-    settings = {
-        name: last_part(value) if isinstance(value, str) and (os.path.exists(value) or value[:1] in "/~.") else value
-        for name, value in method.settings.items()
-    }
+    uses = USES.get(method.name, method.uses)
+    named = () if uses is None else (*uses.files, *uses.backbones)
+
+    def bare(name: str, value: Any) -> Any:
+        path = isinstance(value, str) and (name in named or os.path.exists(value) or value[:1] in "/~.")
+        return bare_word(value) if path else value
+
+    settings = {name: bare(name, value) for name, value in method.settings.items()}
     return (
         method.model_copy(update={"name": last_part(method.name), "settings": settings}),
-        backbone if known else backbone.model_copy(update={"name": last_part(backbone.name)}),
+        backbone.model_copy(update={"name": bare_word(backbone.name)}),
     )
+
+
+def bare_word(word: str) -> str:
+    """The last part of a path; the whole name of a published backbone and of a repository."""
+    return word if is_published(word) or word.startswith(("hf:", "hf-hub:")) else last_part(word)
 
 
 def bare_record(record: Record) -> Record:
@@ -51,8 +62,11 @@ def bare_record(record: Record) -> Record:
         for score in record.scores
     )
     if choice := record.choice:
-        rows = tuple(row.model_copy(update={"reason": bare_reason(row.reason)}) for row in choice.rows)
-        choice = choice.model_copy(update={"rows": rows})
+        rows = tuple(
+            row.model_copy(update={"name": last_part(row.name), "reason": bare_reason(row.reason)})
+            for row in choice.rows
+        )
+        choice = choice.model_copy(update={"rows": rows, "chosen": last_part(choice.chosen)})
     gone: Mapping[str, Any] = {"command": "", "machine": {}, "notes": (), "columns": {}, "copied_from": ""}
     kept = {"method": method, "backbone": backbone, "task": task, "scores": scores, "choice": choice}
     return record.model_copy(
@@ -65,11 +79,9 @@ def bare_command(command: str) -> str:
 
     def bare(word: str) -> str:
         name, equals, value = word.rpartition("=")
-        path = (
-            value[:1] in ("/", "~", ".")
-            or PureWindowsPath(value).drive
-            or not (equals or is_published(word) or word.startswith(("hf:", "hf-hub:")))
-        )
-        return name + equals + last_part(value) if path else word
+        option = not equals or name.startswith("--") or name.rpartition(".")[2] in FILES
+        if value[:1] in ("/", "~", ".") or PureWindowsPath(value).drive:
+            return name + equals + last_part(value)
+        return name + equals + bare_word(value) if option else word  # others may be texts
 
     return shlex.join(map(bare, shlex.split(command)))

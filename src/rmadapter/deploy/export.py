@@ -86,7 +86,7 @@ def export(
         facts["command"] = bare_command(command)
         write_json(stage / FACTS, facts)
         write_text(stage / PREDICT, one_file("rmadapter.deploy.runtime", _header()))
-        write_text(stage / NEEDS, TARGETS[to].needs + "tokenizers>=0.20\n" * text)
+        write_text(stage / NEEDS, TARGETS[to].needs + "tokenizers>=0.20\nftfy>=6.1\n" * text)
         write_text(stage / README, card(facts, record, saved.fitted.backbone.image_size))
     return facts
 
@@ -205,15 +205,4 @@ def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:
 
 def transform_of(backbone: Backbone) -> dict[str, Any]:
     """Arguments of `runtime.Transform` that describe `backbone.preprocess`."""
-    from open_clip.transform import PreprocessCfg
-
-    visual: Any = backbone.model.visual
-    config = PreprocessCfg(**visual.preprocess_cfg)
-    return {
-        "size": backbone.image_size,
-        "resize": config.resize_mode,
-        "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",  # as open_clip does
-        "mean": backbone.mean,
-        "std": backbone.std,
-        "fill": config.fill_color,
-    }
+    return {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std, **backbone.resizing}

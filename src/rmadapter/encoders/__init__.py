@@ -51,7 +51,7 @@ def _text(model: Any) -> TextEncoder:
     elif isinstance(text, TextTransformer) and text.cls_emb is None and not text.use_pad_mask:
         found = ClipText(text, inside=False)
     elif isinstance(text, HFTextEncoder) and hasattr(getattr(text.transformer, "encoder", None), "layer"):
-        found = BertText(text)
+        found = None if getattr(text.config, "is_decoder", False) else BertText(text)  # a decoder is causal
     if found is not None and not found.opaque:
         return found
     kind = type(getattr(text, "transformer", text)).__name__ if found is None else type(found.blocks[0]).__name__

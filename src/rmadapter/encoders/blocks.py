@@ -136,7 +136,7 @@ def view_of(block: Any) -> View | Opaque:
 
     if type(block) is ResidualAttentionBlock and getattr(block.attn, "batch_first", True):  # open_clip 4 has no other
         return PreNorm(block, timm=False)
-    if type(block) is Block:
+    if type(block) is Block and type(block.attn).__name__ == "Attention":  # there are others, such as DiffAttention
         plain = [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
         if all(part is None or isinstance(part, nn.Identity) for part in plain) and hasattr(block.attn, "qkv"):
             return PreNorm(block, timm=True)

@@ -90,10 +90,11 @@ class BertText(TextEncoder):
     def __init__(self, text: Any) -> None:
         super().__init__(text.transformer.encoder.layer, text.config.hidden_size)
         self.text = text
+        self.top = getattr(text.transformer, "pooler", None)  # there if open_clip's pooler reads its output
 
     @property
     def tail(self) -> list[nn.Parameter]:
-        return weights_of(self.text.pooler, self.text.proj)
+        return weights_of(self.top, self.text.pooler, self.text.proj)
 
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, None]:
         return (tokens != self.text.config.pad_token_id).sum(-1), None
@@ -108,8 +109,10 @@ class BertText(TextEncoder):
         return self.text.transformer.embeddings(**given).flatten(0, 1)[layout.slots]
 
     def head(self, x: Tensor, layout: Packed) -> Tensor:
-        from transformers.modeling_outputs import BaseModelOutput
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         hidden = layout.pad(x)
         mask = layout.pad((layout.weight[:, None] > 0).to(x.dtype))[..., 0].long()
-        return self.text.proj(self.text.pooler(BaseModelOutput(last_hidden_state=hidden), mask))
+        read = None if self.top is None else self.top(hidden)
+        found = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=read)
+        return self.text.proj(self.text.pooler(found, mask))

@@ -25,6 +25,7 @@ from rmadapter.files import write_text
 
 IMAGES, FILES = "images.csv", "files"
 MOST_IMAGES, MOST_BYTES, MOST_CLASSES = 20_000, 4_000_000_000, 1_000  # per visitor
+MOST_LISTING = 2**24  # bytes of a zip's list of files
 MOST_ZIP = 2_000_000_000  # bytes, packed or not
 LONGEST = 100  # characters of a class's name
 
@@ -164,8 +165,25 @@ def own_name(file: str) -> str:
     return re.sub(rf"^{FILES}/\d+-", "", file)
 
 
+def listing(archive: Path) -> int:
+    """Bytes of the list of files at a zip's end, as its end says, before any of them is read; 0 if it has no end."""
+    with open(archive, "rb") as file:
+        file.seek(max(0, archive.stat().st_size - 2**16 - 100))
+        tail = file.read()
+        place = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
+        if place < 0:
+            return 0
+        size, before = int.from_bytes(tail[place + 12 : place + 16], "little"), tail[max(0, place - 20) : place]
+        if before[:4] == b"PK\6\7":  # of a large one: where its own end is
+            file.seek(int.from_bytes(before[8:16], "little"))
+            size = max(size % (2**32 - 1), int.from_bytes(file.read(48)[40:], "little"))
+        return size
+
+
 def unzipped(archive: Path, folder: Path) -> Path:
     """Unpack a zip into a folder; returns its `inner` one. Raises UserError as `unpack`, and for too many members."""
+    if listing(archive) > MOST_LISTING:
+        raise UserError(f"{archive.name}: lists far more files than the {2 * MOST_IMAGES:,} that are allowed")
     try:
         with zipfile.ZipFile(archive) as opened:
             count = len(opened.infolist())

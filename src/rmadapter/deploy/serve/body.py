@@ -61,7 +61,7 @@ async def images_of(request: Request, limits: Limits) -> list[Given]:
 async def _files(request: Request, most: int) -> list[Given]:
     told = Message()
     told["content-type"] = request.headers["content-type"]
-    end = f"--{told.get_boundary('')}--".encode("latin-1")
+    end = f"--{told.get_boundary('')}--".encode("latin-1", "replace")
     if end not in await request.body():  # Starlette drops an incomplete part without a word
         raise HTTPException(400, f"not a whole form; {HOW}")
     try:
