@@ -33,6 +33,14 @@ def test_usual_names_are_recognised(tmp_path: Path, image: str, label: str) -> N
     assert cells(tmp_path / "t.csv", f"{label},{image}\ncat, a.png \n") == {"image": "a.png", "label": "cat"}
 
 
+@pytest.mark.parametrize("text", [",path,label\n0,a.png,cat\n", "path;label;\na.png;cat;\n"])
+def test_a_column_without_a_name_is_nobodys(text: str, tmp_path: Path) -> None:
+    """As pandas and Excel write them."""
+    (tmp_path / "t.csv").write_text(text)
+    rows = read_rows(tmp_path / "t.csv", ("image", "label"), ("several", "split", "group"))
+    assert [cells for _, cells in rows] == [{"image": "a.png", "label": "cat"}]
+
+
 def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> None:
     text = "image,path,class,label,subset,group,fold\n1,2,3,4,5,6,7\n"
     assert cells(tmp_path / "t.csv", text) == {"image": "2", "label": "4", "split": "5", "group": "6"}

@@ -188,6 +188,27 @@ def test_names_may_hold_a_colon(tmp_path: Path) -> None:
     assert below(tmp_path / "out") == {"cats/2024-05-01 10:30.jpg": b"a"}
 
 
+@pytest.mark.parametrize(
+    ("written", "flag", "name"),
+    [
+        ("Löwe/a.png".encode(), 0, "Löwe/a.png"),  # the Finder's and Info-ZIP's
+        ("Löwe/a.png".encode(), 0x800, "Löwe/a.png"),
+        ("Löwe/a.png".encode("cp437"), 0, "Löwe/a.png"),
+        (b"photos\\cat\\0.png", 0, "photos/cat/0.png"),  # PowerShell's
+    ],
+)
+def test_names_in_zips_of_other_programs(written: bytes, flag: int, name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("x" * len(written), b"1")
+    data = (tmp_path / "x.zip").read_bytes().replace(b"x" * len(written), written)
+    for mark, place in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        at = data.index(mark) + place
+        data = data[:at] + flag.to_bytes(2, "little") + data[at + 2 :]
+    (tmp_path / "x.zip").write_bytes(data)
+    unpack(tmp_path / "x.zip", tmp_path / "out", 100)
+    assert (tmp_path / "out" / name).read_bytes() == b"1"
+
+
 CLIMBING = ["../evil", "/tmp/evil", "a/../../evil", "C:\\evil", "..\\evil"]
 
 

@@ -56,6 +56,9 @@ def test_data_frames(colors: Path) -> None:
     with pytest.raises(UserError, match="no row says train"):
         image_set(frame.assign(split="test"))
     assert len(image_set(frame, split="test")) == 4
+    for odd in ("exam", None):
+        with pytest.raises(UserError, match=f"a split is '?{odd}'?: write train, val or test"):
+            image_set(frame.assign(split=["train"] * 23 + [odd]))
 
 
 def test_splits_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

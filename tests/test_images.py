@@ -50,6 +50,17 @@ def test_splits_share_the_classes_of_train(tmp_path: Path) -> None:
     refused(tmp_path, "test has a class 'zebra' that train lacks")
 
 
+def test_crops_have_the_names_beside_their_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    home = plant(tmp_path / "data", "images/a.png", "images/b.png")
+    (home / "labels").mkdir()
+    for number, name in enumerate("ab"):
+        (home / f"labels/{name}.txt").write_text(f"{number} .5 .5 1 1\n")
+    (home / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    (home / "classnames.json").write_text('{"cat": "house cat"}')
+    assert read_images(home, crops=True)["train"].classes == ("house cat", "dog")
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     plant(tmp_path, "train/1.png", "bus/1.png")
     assert read_images(tmp_path)["all"].classes == ("bus", "train")
@@ -176,7 +187,9 @@ def test_csv_keeps_its_order(tmp_path: Path) -> None:
         (b'path,label\n"a.png,cat\n', "not a readable CSV file"),
         (b"path,label\na.png,big_cat\na.png,big-cat\n", "are both called"),
         (b"path,label\na.png,cat\ngone.png,cat\n", r"gone\.png: .*No such file"),
-        (b"path,label,split\na.png,cat,train\na.png,dog,test\n", "test has a class 'dog' that train lacks"),
+        (b"path,label,split\na.png,cat,train\nb.png,dog,test\n", "test has a class 'dog' that train lacks"),
+        (b"path,label,split\na.png,cat,train\n./a.png,cat,val\n", r"a\.png is in train and in val: leave it in one"),
+        (b"path,label\na.png,cat\na.png,dog\n", r"a\.png is listed as 'cat' and as 'dog': list it once"),
     ],
 )
 def test_bad_csv_files_are_refused(tmp_path: Path, text: bytes, hint: str) -> None:

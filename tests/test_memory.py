@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from miniatures import paint, picture
-from rmadapter.data.images import ImageSet, read_images
+from rmadapter.data.images import ImageSet, load_image, read_images
 from rmadapter.data.memory import open_object
 from rmadapter.errors import UserError
 
@@ -106,6 +106,27 @@ def test_torchvision_folders_are_read_as_files_whatever_their_transform(home: Pa
 
 class Pairs(list[Any]):
     classes = ("house cat", "dog")
+
+
+class Wrapped:
+    """Of a data set, without saying of which items."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: int) -> tuple[Any, str]:
+        return self.dataset[i + 1][0], "ab"[i]
+
+
+def test_a_wrapper_is_asked_for_its_own_items(home: Path) -> None:
+    folder = pytest.importorskip("torchvision").datasets.ImageFolder(str(home))
+    found = read_images(Wrapped(folder))["all"]
+    assert (found.classes, len(found)) == (("a", "b"), 2)
+    pixels = [np.asarray(load_image(image)) for image in found.images]
+    assert all(np.array_equal(own, np.asarray(folder[i][0])) for i, own in enumerate(pixels, 1))
 
 
 def test_pairs_of_image_and_label() -> None:

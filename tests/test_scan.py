@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hostile import tables
-from rmadapter.data.scan import Row, order, scan_folder, scan_table
+from rmadapter.data.scan import Row, order, scan_folder, scan_table, split_named
 from rmadapter.errors import UserError
 
 
@@ -36,6 +36,39 @@ def test_split_folders_under_any_of_their_names(tmp_path: Path) -> None:
     plant(tmp_path, "validation/a/4.png")
     with pytest.raises(UserError, match="second folder for the split 'val'"):
         scan_folder(tmp_path)
+
+
+def test_splits_by_a_part_of_their_names_are_not_classes(tmp_path: Path) -> None:
+    plant(tmp_path, "Training/a/1.png", "Testing/a/2.png")
+    assert [*scan_folder(tmp_path)] == ["train", "test"]
+    plant(tmp_path / "b", "seg_train/a/1.png", "seg_test/a/2.png")
+    with pytest.raises(UserError, match="'seg_test' and the others seem to be splits: rename them to train and test"):
+        scan_folder(tmp_path / "b")
+    plant(tmp_path / "c", "crash_test/1.png", "freight_train/1.png")  # classes
+    assert [row.label for row in scan_folder(tmp_path / "c")["all"]] == ["crash_test", "freight_train"]
+    assert split_named("pets-training-0.tar") == "train"
+    with pytest.raises(UserError, match=r"stress-test-train-0\.tar: its name says test and train: rename it"):
+        split_named("stress-test-train-0.tar")
+
+
+def test_folders_of_systems_hold_no_data(tmp_path: Path) -> None:
+    plant(tmp_path, "cat/1.png", "cat/@eaDir/1.png", "dog/1.png", "@eaDir/2.png", "System Volume Information/3.png")
+    found = [row.image.relative_to(tmp_path).as_posix() for row in scan_folder(tmp_path)["all"]]
+    assert found == ["cat/1.png", "dog/1.png"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs to become another user")
+def test_a_folder_that_may_not_be_entered_is_one_sentence(tmp_path: Path) -> None:
+    plant(tmp_path, "cat/1.png", "dog/1.png")
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    (tmp_path / "dog").chmod(0)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match="dog: cannot be read"):
+            scan_folder(tmp_path)
+    finally:
+        os.seteuid(0)
 
 
 def test_a_run_among_the_classes_is_none(tmp_path: Path) -> None:

@@ -232,13 +232,13 @@ def test_class_folders_count_what_lies_beside_them(tmp_path: Path) -> None:
 
 
 def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
-    paint(tmp_path, "cat_1.png", "dog_1.png")
+    paint(tmp_path, "cat_1.png", "cat_2.png", "dog_1.png")
     (tmp_path / "t.csv").write_text(
-        "path,label,split\ncat_1.png,cat,train\ndog_1.png,dog,train\n./cat_1.png,cat,train\ncat_1.png,cat,test\n"
+        "path,label,split\ncat_1.png,cat,train\ndog_1.png,dog,train\n./cat_1.png,cat,train\ncat_2.png,cat,test\n"
     )
     sets = read_images(tmp_path / "t.csv", progress=False)
     assert {split: [images.name(i) for i in range(len(images))] for split, images in sets.items()} == {
-        "train": ["cat_1.png", "dog_1.png"], "test": ["cat_1.png"],
+        "train": ["cat_1.png", "dog_1.png"], "test": ["cat_2.png"],
     }  # fmt: skip
     assert sets["train"].ignored == "1 file ignored: images listed again 1"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from miniatures import png
 from rmadapter.data.fetch import unpack
 from rmadapter.data.unpacked import inner, is_packed, stored, unpacked
 from rmadapter.errors import UserError
+from shots import plant
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,15 @@ def test_hostile_archives_are_refused_and_leave_nothing(
         unpacked(archive)
     assert [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
     assert not list((cache / "unpacked").glob("x-*"))
+
+
+def test_a_folder_that_lost_files_is_made_again(tmp_path: Path) -> None:
+    """As by a program that deletes old files from a cache."""
+    plant(tmp_path / "set", "a/1.png", "a/2.png")
+    archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set"))
+    folder = unpacked(archive)
+    (folder / "a/1.png").unlink()
+    assert sorted(path.name for path in (unpacked(archive) / "a").iterdir()) == ["1.png", "2.png"]
 
 
 def test_a_damaged_archive(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from miniatures import paint
 from rmadapter.data.yolo import read_yolo, yolo_file
 from rmadapter.errors import UserError
+from shots import plant
 
 YAML = "path: ../datasets/pets\ntrain: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n"
 
@@ -107,6 +108,22 @@ def test_lines_that_are_no_box(pets: Path, line: str) -> None:
     (pets / "labels" / "train" / "cat_1.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
     with pytest.raises(UserError, match=r"cat_1.txt, line 2: "):
         read_yolo(pets / "data.yaml")
+
+
+def test_names_that_yaml_takes_for_something_else(pets: Path) -> None:
+    text = (pets / "data.yaml").read_text()
+    (pets / "data.yaml").write_text(text[: text.index("names")] + "names: [no, yes]\n")
+    with pytest.raises(UserError, match="a class is False: write its name in quotes"):
+        read_yolo(pets / "data.yaml")
+
+
+def test_keypoints_follow_a_box(tmp_path: Path) -> None:
+    plant(tmp_path, "images/a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.txt").write_text("0 .5 .5 .2 .2 .45 .45 2 .55 .5 2\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\nkpt_shape: [2, 3]\n")
+    [[mark]] = read_yolo(tmp_path / "data.yaml")["train"].values()
+    assert mark.box == pytest.approx((0.4, 0.4, 0.2, 0.2))
 
 
 def test_outside_where_it_is_allowed(pets: Path, tmp_path: Path) -> None:

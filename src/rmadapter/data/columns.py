@@ -91,7 +91,8 @@ def _column(
         raise UserError(f"{path}: the first line is empty; write the column names there")
     wanted = (named or {}).get(what, "")
     plain = {column.strip().casefold(): column for column in reversed(there)}
-    found = [wanted] if wanted in there else [plain[name] for name in USUAL[what] if name in plain and not wanted]
+    usual = [plain[name] for name in USUAL[what] if name in plain and not wanted]
+    found = [wanted] if wanted and wanted in there else usual  # a column without a name is nobody's
     if found and there.count(found[0]) > 1:
         raise UserError(f"{path}: two columns are called {quoted(found[0])}: rename one")
     if found or not (wanted or needed):

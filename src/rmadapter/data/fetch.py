@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -172,9 +173,19 @@ def _of_zip(archive: Path) -> Iterator[Member]:
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(f"{archive}: holds {info.filename!r:.80}, which is a link or a device")
             if info.is_dir():
-                _inside(info.filename, archive)
+                _inside(_written(info), archive)
             else:  # no more than file_size comes out, whatever the data
-                yield info.filename, info.file_size, lambda info=info: file.open(info)  # type: ignore[misc]
+                yield _written(info), info.file_size, lambda info=info: file.open(info)  # type: ignore[misc]
+
+
+def _written(info: zipfile.ZipInfo) -> str:
+    """The name of a zip's member. The Finder and Info-ZIP write UTF-8 without saying so, PowerShell backslashes."""
+    name = info.filename
+    if not info.flag_bits & 0x800:  # zipfile took it for the first PC's character set
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    climbs = name.startswith("\\") or ":" in name or ".." in re.split(r"[/\\]", name)
+    return name if climbs else name.replace("\\", "/")
 
 
 def _of_tar(archive: Path) -> Iterator[Member]:

@@ -126,7 +126,10 @@ def _of_frame(frame: Any, classes: Sequence[str] | None, split: str) -> ImageSet
     chosen = choose_columns("DataFrame", names, ("image", "label"), ("split", "group"))
     cells = {what: _plain(values) for what, values in frame_cells(frame, chosen).items()}
     if "split" in cells:
-        rows = [row for row, own in enumerate(cells["split"]) if SPLITS.get(str(own).strip().casefold()) == split]
+        splits = [SPLITS.get("" if own is None else str(own).strip().casefold(), "") for own in cells["split"]]
+        if "" in splits:
+            raise UserError(f"DataFrame: a split is {cells['split'][splits.index('')]!r}: write train, val or test")
+        rows = [row for row, own in enumerate(splits) if own == split]
         if not rows:
             raise UserError(f"the DataFrame has a split column, but no row says {split}")
         cells = {what: [values[row] for row in rows] for what, values in cells.items()}

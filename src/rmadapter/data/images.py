@@ -19,8 +19,8 @@ from rmadapter.data.names import beside_splits, classnames_json, prompt_name, pr
 from rmadapter.data.pixels import ImageSource, complaint, load_image
 from rmadapter.data.scan import Row, Rows, order
 from rmadapter.data.sources import open_source
-from rmadapter.errors import UserError
-from rmadapter.files import user_path
+from rmadapter.errors import UserError, quoted
+from rmadapter.files import cache_folder, user_path
 
 REPEATED = "images listed again"
 
@@ -56,8 +56,12 @@ def read_images(
         raise UserError(f"{path}: some of its images are in no split, but others are: put all into train, val or test")
     again = sum(map(len, source.splits.values())) - sum(map(len, found.values()))
     root, ignored = source.root, ignored_note(source.ignored + Counter({REPEATED: again}))
-    given = {**classnames_json(root, beside_splits(path, found)), **(names or {})}
+    own = classnames_json(root, beside_splits(path, found))
+    if not own and root.is_relative_to(cache_folder()) and path.is_dir():  # of crops, whose names are with the data
+        own = classnames_json(path, beside_splits(path, found))
+    given = {**own, **(names or {})}
     written, called = _shared_names(found, given, path)
+    _check_once(found, path)
 
     bad = complaints([row.image for rows in found.values() for row in rows], progress)
     if bad and not skip_bad:
@@ -87,6 +91,21 @@ def _once(rows: Rows) -> Rows:
     for row in rows:
         first.setdefault((row.image, row.labels), row)
     return [*first.values()]
+
+
+def _check_once(found: Mapping[str, Rows], path: Path) -> None:
+    """Raise UserError if an image is in two splits, or under two labels outside test."""
+    seen: dict[Any, tuple[str, Row]] = {}
+    for split, rows in found.items():
+        for row in rows:
+            where, first = seen.setdefault(row.image, (split, row))
+            if where != split:
+                raise UserError(f"{path}: {row.image} is in {where} and in {split}: leave it in one")
+            if split != "test" and {*first.labels} != {*row.labels}:
+                raise UserError(
+                    f"{path}: {row.image} is listed as {quoted(first.label)} and as {quoted(row.label)}: list it once, "
+                    f"with several labels as 'a;b', or give boxes in a format that --crops (crops=True) can cut"
+                )
 
 
 def _filled(empty: ImageSet, rows: Rows, numbers: Mapping[str, int], skipped: Sequence[str], several: bool) -> ImageSet:

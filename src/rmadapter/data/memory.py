@@ -69,7 +69,8 @@ def _frame(table: Any, columns: Mapping[str, str] | None) -> Source | dict[str, 
 
 
 def _pairs(data: Any) -> Source | dict[str, ImageSet]:
-    whole, places = getattr(data, "dataset", data), getattr(data, "indices", range(len(data)))  # of torch's Subset
+    part = hasattr(data, "dataset") and hasattr(data, "indices")  # torch's Subset; other wrappers may do anything
+    whole, places = (data.dataset, data.indices) if part else (data, range(len(data)))
     names: Sequence[Any] | None = getattr(whole, "classes", None)
     samples = getattr(whole, "samples", None)
     if names and samples and all(isinstance(path, (str, Path)) for path, _ in samples):

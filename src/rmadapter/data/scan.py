@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -43,7 +43,16 @@ class Source(NamedTuple):
 
 CLASSNAMES = "classnames.json"
 SYSTEM = {("/", name) for name in ("dev", "proc", "sys")}  # their "files" may be endless
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+OTHERS = ("$RECYCLE.BIN", "@eaDir", "lost+found", "System Volume Information")  # folders of systems, with no data
 
 
 def order(written: str) -> tuple[str, str]:
@@ -52,14 +61,15 @@ def order(written: str) -> tuple[str, str]:
 
 
 def _folders(path: Path) -> list[Path]:
-    """Visible subfolders, except runs; __MACOSX is left behind by the zip program of macOS."""
-    inside = [entry for entry in listed(path) if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
+    """Visible subfolders, except runs and those of systems; __MACOSX is left behind by the zip program of macOS."""
+    shown = (entry for entry in listed(path) if not entry.name.startswith((".", "__MACOSX")))
+    inside = [entry for entry in shown if entry.name not in OTHERS and entry.is_dir()]
     return sorted((entry for entry in inside if not _is_run(entry)), key=lambda entry: order(entry.name))
 
 
 def _is_run(folder: Path) -> bool:
     """Whether it was written by `fit --out DATA/run`, finished or not."""
-    written = any((folder / name).is_file() for name in ("run.json", "split.json"))
+    written = any(os.path.isfile(folder / name) for name in ("run.json", "split.json"))
     return written and not any(path.suffix.lower() in formats() for path in listed(folder))
 
 
@@ -77,8 +87,12 @@ def _refuse(error: OSError) -> None:
 
 
 def split_named(name: str) -> str:
-    """The split in the name of a file or folder: "instances_val2017" -> "val"; "all" if there is none."""
-    return next((SPLITS[word] for word in re.findall("[a-z]+", name.casefold()) if word in SPLITS), "all")
+    """The split in the name of a file or folder: "instances_val2017" -> "val"; "all" if there is none. Raises UserError
+    if there are two."""
+    found = dict.fromkeys(SPLITS[word] for word in re.findall("[a-z]+", name.casefold()) if word in SPLITS)
+    if len(found) > 1:
+        raise UserError(f"{name}: its name says {' and '.join(found)}: rename it, so that it is in one split")
+    return next(iter(found), "all")
 
 
 def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Rows]:
@@ -92,6 +106,7 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
     inside = _folders(root)
     splits = [folder for folder in inside if folder.name.casefold() in SPLITS]
     if not splits or (len(splits) < len(inside) and not any(_folders(folder) for folder in splits)):
+        _check_classes(root, inside)
         return {"all": _scan_classes(root, ignored)}  # "train" may well be a class of vehicles
     if len(splits) < len(inside):
         other = next(folder for folder in inside if folder not in splits)
@@ -104,6 +119,13 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
             raise UserError(f"{root}: {folder.name!r} is a second folder for the split {name!r}: merge the two")
         found[name] = _scan_classes(folder, ignored)
     return {name: found[name] for name in ("train", "val", "test") if name in found}
+
+
+def _check_classes(root: Path, inside: Sequence[Path]) -> None:
+    """Raise UserError if all folders, each of folders, are splits by a part of their names: seg_train, seg_test."""
+    found = [split_named(folder.name) for folder in inside]
+    if {"train", "test"} <= {*found} and "all" not in found and all(map(_folders, inside)):
+        raise UserError(f"{root}: {inside[0].name!r} and the others seem to be splits: rename them to train and test")
 
 
 def _count(folder: Path, ignored: Counter[str]) -> None:
@@ -144,7 +166,7 @@ def image_files(folder: Path, seen: set[Path], ignored: Counter[str] | None = No
     images: list[Path] = []
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = Path(here).resolve()
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if real in seen else sorted(n for n in folders if not n.startswith(".") and n not in OTHERS)
         for path in [Path(here, name) for name in files] if real not in seen else []:
             if path.suffix.lower() in formats() and not path.name.startswith("."):
                 images.append(path)

@@ -38,21 +38,28 @@ def unpacked(archive: Path) -> Path:
     from filelock import FileLock
 
     folder = place(archive)
-    aside = folder.with_name(f".{folder.name}.part")
+    aside, counted = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "files"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not folder.is_dir():
+            if not folder.is_dir() or (counted.is_file() and _files(folder) != counted.read_text()):
+                shutil.rmtree(folder, ignore_errors=True)  # from which a cleaner took single files
                 shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
                 aside.mkdir()
                 try:
                     unpack(archive, aside, LEAST + TIMES * os.stat(archive).st_size, fresh=True)
+                    counted.write_text(_files(aside))
                     os.rename(aside, folder)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); point RMADAPTER_CACHE elsewhere") from None
     return folder
+
+
+def _files(folder: Path) -> str:
+    """Their number."""
+    return str(sum(len(files) for _, _, files in os.walk(folder)))
 
 
 def inner(folder: Path) -> Path:

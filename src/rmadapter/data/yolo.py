@@ -38,14 +38,16 @@ def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
     values, found = read_yaml(file), {}
     with shaped(file, KIND):
         names = values["names"]
-        classes = {
-            int(key): str(name) for key, name in (names.items() if isinstance(names, dict) else enumerate(names))
-        }
+        classes = {int(key): name for key, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+        if odd := [name for name in classes.values() if isinstance(name, bool) or name is None]:
+            raise UserError(f"{file}: a class is {odd[0]}: write its name in quotes, as 'yes'")
+        classes, box_first = {key: str(name) for key, name in classes.items()}, "kpt_shape" in values
         for split in ("train", "val", "test"):
             if given := values.get(split):
                 paths = given if isinstance(given, list) else [given]
                 images = [image for path in paths for image in _images(file, values, str(path), outside)]
-                found[split] = {image: _marks(image, classes, Path(os.path.abspath(file.parent))) for image in images}
+                home = Path(os.path.abspath(file.parent))
+                found[split] = {image: _marks(image, classes, home, box_first) for image in images}
     if not found:
         raise UserError(f"{file}: not {KIND} (it has no train, val or test)")
     return found
@@ -73,10 +75,10 @@ def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -
     raise UserError(f"{file}: {quoted(written)} was not found in its folder{there}")
 
 
-def _marks(image: Path, classes: Mapping[int, str], home: Path) -> list[Mark]:
+def _marks(image: Path, classes: Mapping[int, str], home: Path, box_first: bool) -> list[Mark]:
     """Boxes of images/a.jpg from labels/a.txt, or of a.jpg elsewhere from a.txt beside it; none without that file.
 
-    home: the data's folder, which may itself be in a folder called images.
+    home: the data's folder, which may itself be in a folder called images. box_first: keypoints follow each box.
     """
     above = len(home.parts) if image.is_relative_to(home) else 0
     parts = image.parts
@@ -95,7 +97,7 @@ def _marks(image: Path, classes: Mapping[int, str], home: Path) -> list[Mark]:
                 name, points = classes[int(cells[0])], [float(cell) for cell in cells[1:]]
             except (KeyError, ValueError):
                 raise UserError(f"{where}: {quoted(line)} is not a class number and a box") from None
-            found.append(Mark(name, where, _box(points, where)))
+            found.append(Mark(name, where, _box(points[:4] if box_first else points, where)))
     return found
 
 
