@@ -34,8 +34,8 @@ from rmadapter.method import Known
 from rmadapter.methods.zero_shot import ZeroShot
 
 LARGEST = 100_000_000  # bytes of an image
-KEEP = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
-DROP = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED")
+KEEP = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
+DROP = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
 
 
 class Stay(HTTPRedirectHandler):
@@ -137,7 +137,7 @@ class Project:
 
     @property
     def labels(self) -> dict[str, list[str]]:
-        """Number of an annotation -> what its task says of the image, and the label."""
+        """Number of an annotation -> what its task says of the image, the label, and the task's number."""
         file = self.folder / "labels.json"
         return read_json(file) if file.is_file() else {}
 
@@ -147,12 +147,17 @@ class Project:
             threading.Thread(target=self.train, name=f"training {self.folder.name}", daemon=True).start()
             return "training"
         with self.writing:
-            labels = self.labels
-            for annotation in data.get("annotations") or [data["annotation"]]:
+            gone = {str(task["id"]) for task in data.get("tasks") or ()}
+            labels = {number: kept for number, kept in self.labels.items() if not gone.intersection(kept[2:])}
+            some, tasks = (_listed(data.get(name)) for name in ("annotation", "task"))
+            for annotation in [*some, *(data.get("annotations") or ())]:
                 labels.pop(str(annotation["id"]), None)
-                chosen = [one["value"].get("choices") for one in annotation.get("result") or ()]
-                if event in KEEP and not annotation.get("was_cancelled") and chosen and len(chosen[0] or ()) == 1:
-                    labels[str(annotation["id"])] = [str(data["task"]["data"][config.key]), chosen[0][0]]
+            for annotation, task in zip(some, tasks, strict=False) if event in KEEP else ():
+                values = [one.get("value", {}) for one in annotation.get("result") or ()]
+                chosen = [value["choices"] for value in values if "choices" in value]
+                if not annotation.get("was_cancelled") and chosen and len(chosen[0]) == 1:
+                    place = str(task["data"][config.key])
+                    labels[str(annotation["id"])] = [place, chosen[0][0], str(task["id"])]
             write_json(self.folder / "labels.json", labels)
         return f"{len(labels)} annotations"
 
@@ -161,8 +166,10 @@ class Project:
         if not self.training.acquire(blocking=False):
             return
         try:
-            places, labels = zip(*self.labels.values(), strict=True) if self.labels else ((), ())
-            model = FewShotClassifier(method=self.method, shots=0).fit([*map(self.image, places)], list(labels))
+            kept, saved = self.labels.values(), self.saved
+            own = {"backbone": saved.fitted.backbone.name} if saved else {}
+            model = FewShotClassifier(method=self.method, shots=0, **own)
+            model.fit([self.image(place) for place, *_ in kept], [label for _, label, *_ in kept])
             number = 1 + max((int(run.name[4:]) for run in self.folder.glob("run-*")), default=0)
             model.save(self.folder / f"run-{number}")
             self.saved, self.version = load(self.folder / f"run-{number}"), f"run-{number}"
@@ -170,6 +177,11 @@ class Project:
             print("not trained:", error)
         finally:
             self.training.release()
+
+
+def _listed(value: Any) -> list[Any]:
+    """Of an event about one, or about several at once."""
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def make_app(

@@ -236,6 +236,9 @@ def test_stopping_opening_and_mistakes(page: Tab, images: dict[str, list[str]]) 
     page.until(f"{told('images')} === 'colours is open.' && !document.getElementById('judge').hidden")
     assert page.script("document.querySelectorAll('#classes > li').length") == 0
     assert "A classifier is open" in page.script("document.getElementById('base').textContent")
+    for count in (1, 2):  # the same file again
+        choose(page, "#files", images[LABELS[0]][0])
+        page.until(f"document.querySelectorAll('#answers > li').length === {count}")
     looks(page)
 
 

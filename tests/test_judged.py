@@ -30,6 +30,16 @@ def test_a_run_that_was_judged(finished: Path, colors: Path, tmp_path: Path) -> 
     assert (found["how"], found["report"]) == ("on the test split", True)
 
 
+def test_a_run_of_a_repository_keeps_its_judgement(finished: Path, tmp_path: Path) -> None:
+    """It comes without the answers to single images."""
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (copy / "predictions.csv").unlink()
+    found, whole = (judged(run, tmp_path) for run in (copy, finished))
+    assert found is not None
+    assert whole is not None
+    assert (found["rows"], found["wrong"]) == (whole["rows"], [])
+
+
 def test_a_model_without_a_record(finished: Path, tmp_path: Path) -> None:
     shutil.copyfile(finished / "model.json", tmp_path / "model.json")
     assert judged(tmp_path, tmp_path) is None

@@ -63,7 +63,7 @@ def client(
     """Of a backend whose RUN is a finished one; its backbone is a folder, which is the test's to name."""
     monkeypatch.setattr(backend, "load", lambda folder: load(folder, tiny_clip))
     monkeypatch.setattr(backend, "load_backbone", lambda name: tiny_clip)
-    monkeypatch.setattr(backend, "FewShotClassifier", partial(backend.FewShotClassifier, tiny_clip.name, device="cpu"))
+    monkeypatch.setattr(backend, "FewShotClassifier", partial(backend.FewShotClassifier, device="cpu"))
     return TestClient(backend.make_app(tmp_path, studio, str(finished), "zero-shot"))
 
 
@@ -140,8 +140,21 @@ def test_annotations_come_change_and_go(client: TestClient, tmp_path: Path) -> N
     ):
         found = client.post("/webhook", json=sent)
         assert (found.status_code, found.json()) == (201, {"status": "ok", "result": f"{count} annotations"})
-    assert backend.read_json(tmp_path / "7/labels.json") == {"2": ["/test/blue/0.png", "blue"]}
+    assert backend.read_json(tmp_path / "7/labels.json") == {"2": ["/test/blue/0.png", "blue", "2"]}
     assert client.post("/webhook", json={"action": "PROJECT_UPDATED"}).json() == {"status": "Unknown event"}
+
+
+def test_annotations_beside_other_controls_several_at_once_and_tasks_that_go(
+    client: TestClient, tmp_path: Path
+) -> None:
+    text, relation = {"type": "textarea", "value": {"text": ["a note"]}}, {"type": "relation", "from_id": "a"}
+    first, second = event("ANNOTATION_CREATED", 1), event("ANNOTATION_CREATED", 2, "/test/blue/0.png", "blue")
+    first["annotation"]["result"][:0] = [text, relation]
+    both = {**first, "action": "ANNOTATIONS_CREATED", **{k: [first[k], second[k]] for k in ("annotation", "task")}}
+    gone = {"action": "TASKS_DELETED", "project": PROJECT, "tasks": [{"id": 1}]}
+    for sent, count in ((first, 1), (both, 2), (gone, 1)):
+        assert client.post("/webhook", json=sent).json()["result"] == f"{count} annotations"
+    assert backend.read_json(tmp_path / "7/labels.json") == {"2": ["/test/blue/0.png", "blue", "2"]}
 
 
 def test_a_training_makes_a_new_version_that_answers_and_lasts(

@@ -112,7 +112,7 @@ def test_a_run_of_the_server_learns_one_more_class(session: Session, colors: Pat
     record.write_text(record.read_text().replace('"data": "colors"', f'"data": "{colors}"'))
     (record.parent / "SHA256SUMS").unlink()
     session.open("colours")
-    assert session.state()["base"] == "model-1"
+    assert session.state()["base"] == {"run": "model-1", "grows": True}
     shutil.copytree(colors / "train/red", tmp_path / "more/scarlet")
     shutil.copytree(colors / "train/blue", tmp_path / "more/navy")
     bring(session, tmp_path / "more", "scarlet", "navy")

@@ -11,7 +11,7 @@ from rmadapter.errors import UserError
 from rmadapter.files import CHUNK, read_text, write_text
 
 SUMS = "SHA256SUMS"
-LARGEST = 2**20  # bytes of it
+SUMS_BYTES = 2**20  # bytes of it
 Sign = tuple[int, int, int]
 
 
@@ -67,7 +67,7 @@ def sign(folder: Path) -> Sign | None:
 def _read(file: Path) -> dict[str, str]:
     """SHA-256 by file name; accepts only files in the folder itself."""
     try:
-        lines = read_text(file, most=LARGEST).splitlines()
+        lines = read_text(file, most=SUMS_BYTES).splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{file}: not a text file; restore it, or delete it to do without") from None
     found = [re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line) for line in lines]

@@ -156,7 +156,7 @@ def _write_model(
     from rmadapter.deploy.parity import LIMITS, compare
     from rmadapter.deploy.runtime import LABELS, TRANSFORM, Model
 
-    write_json(stage / LABELS, saved.labels)
+    write_json(stage / LABELS, [*map(str, saved.labels)])  # JavaScript would round large numbers
     write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
     search = _write_graph(stage, run, saved, to, precision, embeddings)
     files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT) if (stage / name).exists()]

@@ -61,12 +61,19 @@ function part(name, value, draw) {
   draw(value);
 }
 
+// The chosen files; emptied, since choosing the same ones again would otherwise change nothing.
+function taken(input) {
+  const files = [...input.files];
+  input.value = "";
+  return files;
+}
+
 function drawClasses(classes) {
   const active = document.activeElement?.dataset?.key;
   $("classes").replaceChildren(...classes.map(({ label, images }) => {
     const add = (files) => doing("images", (say) => each(files, say, (file) => put("image", file, { label })));
     const input = element("input", { type: "file", accept: "image/*", multiple: true });
-    input.addEventListener("change", () => add([...input.files]));
+    input.addEventListener("change", () => add(taken(input)));
     const button = (text, key, press) => {
       const found = element("button", { type: "button" }, text, " ", element("span", { className: "heard" }, own(label)));
       found.dataset.key = `${key} ${label}`;
@@ -149,7 +156,9 @@ function draw(state) {
     element("label", {}, element("input", { type: "radio", name: "method", value, checked: !i }), text))));
   part("base", state.base, (base) => {
     $("base").hidden = !base;
-    $("base").textContent = "A classifier is open. Images that you add here join those it was trained on, and it learns from all of them.";
+    $("base").textContent = base?.grows === false
+      ? "A classifier is open. The images that it was trained on are not here, so it cannot learn from more: it answers, and takes classes by name."
+      : "A classifier is open. Images that you add here join those it was trained on, and it learns from all of them.";
     $("methods").hidden = Boolean(base);
   });
   part("job", state.job, drawJob);
@@ -159,9 +168,23 @@ function draw(state) {
     $("known").firstElementChild.textContent = `Classes it knows (${model?.labels.length})`;
     $("known").lastElementChild.replaceChildren(...(model?.labels ?? []).map((label) => element("li", {}, own(label))));
   });
-  part("get", state, drawTargets);
+  part("get", { targets: state.targets, exports: state.exports }, drawTargets);
   $("with").hidden = Boolean(state.base) || !state.classes.some((one) => one.images);
   $("advice").textContent = state.advice;
+}
+
+// What is known of another model must not stand under this one, whatever the server says.
+async function judge(model) {
+  const told = $("judge").querySelector(":scope > .told");
+  drawJudged(null);
+  judged = model;
+  try {
+    drawJudged(await call("GET", "api/judged"));
+    told.textContent = "";
+  } catch (error) {
+    judged = null;
+    told.textContent = error.message;
+  }
 }
 
 async function refresh() {
@@ -169,10 +192,8 @@ async function refresh() {
   try {
     const state = await call("GET", "api/state");
     draw(state);
-    if (state.model && state.model.run !== judged) {
-      judged = state.model.run;
-      drawJudged(await call("GET", "api/judged"));
-    }
+    const model = JSON.stringify(state.model ?? null);
+    if (state.model && model !== judged) await judge(model);
     if (["waiting", "running"].includes(state.job?.state)) timer = setTimeout(refresh, AGAIN);
   } catch (error) {
     $("train").querySelector(":scope > .told").textContent = error.message;
@@ -203,7 +224,7 @@ $("new").addEventListener("submit", (event) => {
     $("names").value = "";
   });
 });
-$("zip").addEventListener("change", () => takeZip([...$("zip").files]));
+$("zip").addEventListener("change", () => takeZip(taken($("zip"))));
 $("open").addEventListener("submit", (event) => {
   event.preventDefault();
   doing("images", async () => {
@@ -224,7 +245,7 @@ $("alone").addEventListener("click", () => doing("train", async () => {
   return "The classifier is ready: it recognises these classes by their names.";
 }));
 $("stop").addEventListener("click", () => doing("train", () => ask("stop")));
-$("files").addEventListener("change", () => tryThem([...$("files").files]));
+$("files").addEventListener("change", () => tryThem(taken($("files"))));
 $("look").addEventListener("click", () => start(eye, "try", (file) => tryThem([file])));
 $("more").querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();

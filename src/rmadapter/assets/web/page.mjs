@@ -89,7 +89,10 @@ export async function start() {
   let last = Promise.resolve(); // the model takes one image after the other
   const take = (blobs) => (last = last.then(() => showAll(ask, blobs)));
 
-  files.addEventListener("change", () => take([...files.files]));
+  files.addEventListener("change", () => {
+    take([...files.files]);
+    files.value = ""; // so that choosing the same ones again is a change, too
+  });
   for (const kind of ["dragover", "dragleave", "drop"])
     document.addEventListener(kind, (event) => {
       event.preventDefault();

@@ -12,7 +12,7 @@ from rmadapter.checkpoint import PAGE, RECORD
 from rmadapter.deploy.app.shelf import own_name
 from rmadapter.judge import ZERO_SHOT
 from rmadapter.panel import thumbnail, thumbnails_of
-from rmadapter.predictions import Predictions, read_predictions
+from rmadapter.predictions import PREDICTIONS, Predictions, read_predictions
 from rmadapter.record import Rates, Record, read_record
 
 MOST = 24  # wrong images shown
@@ -48,7 +48,7 @@ def judged(run: Path, home: Path) -> dict[str, Any] | None:
         names = {ZERO_SHOT: "before: by the class names alone", record.method.title: f"after: {record.method.title}"}
         rows = [_rates(row, names.get(row.name, row.name.replace("-", " "))) for row in judgement.rows]
         found |= {"how": judgement.how, "rows": rows, "doubts": list(judgement.doubts), "images": judgement.images}
-    if some := read_predictions(run, record):
+    if (run / PREDICTIONS).is_file() and (some := read_predictions(run, record)):  # a repository's run has none
         found |= wrong(some[0], thumbnails_of(run / PAGE))
     return found
 

@@ -86,7 +86,7 @@ class Session:
             job, saved, run = self.job, self.saved, self.run
             return {
                 "classes": [{"label": label, "images": len(shots)} for label, shots in self.shelf.classes.items()],
-                "base": self.base and self.base.run.name,
+                "base": self.base and {"run": self.base.run.name, "grows": bool(self.base.data)},
                 "runs": [*self.shared.listed()],
                 "methods": METHODS,
                 "targets": TARGETS,
