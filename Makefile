@@ -56,4 +56,4 @@ bench: setup
 	$(BIN)/python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 --json
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv build dist runs/demo

@@ -182,13 +182,17 @@ def test_params_of_the_paper(rmadapter: Command) -> None:
     assert json.loads(out) == {"trainable": 1_020_928, "inference": 666_112}
 
 
-def test_params_of_mma_and_of_other_settings(rmadapter: Command, tiny_clip: Backbone) -> None:
+def test_params_of_mma_and_of_other_settings(rmadapter: Command, tiny_clip: Backbone, tmp_path: Path) -> None:
     table = rmadapter("params", "--method", "mma").out
     assert table.count("674,560") == 2
     tiny = ["params", "--backbone", tiny_clip.name, "--json", "--set", "rank=2", "--set", "last_block=3"]
     counts = json.loads(rmadapter(*tiny, "--set", "first_block=3", "--method", "mma").out)
     one = sum(2 * width * 2 + 2 + width for width in (64, 48))  # W_down and W_up with their biases
     assert counts == {"trainable": one + 2 * 2 + 2, "inference": one + 2 * 2 + 2}
+    config = tmp_path / "c.yaml"
+    config.write_text(f"method: mma\nbackbone: {tiny_clip.name}\nrank: 2\nlast_block: 3\nfirst_block: 3\n")
+    assert json.loads(rmadapter("params", "--config", config, "--json").out) == counts
+    refused(rmadapter("params", "--set", "backbone=nonsense"), "nonsense")
     refused(rmadapter(*tiny, "--set", "first_block=4"), "last_block=3 is below first_block=4")
     keys = json.loads(
         rmadapter("params", "--method", "tip-adapter-f", "--backbone", tiny_clip.name, "--classes", 5, "--json").out

@@ -16,7 +16,9 @@ from safetensors import safe_open
 
 from rmadapter.errors import UserError
 from rmadapter.files import (
+    at_home,
     atomic,
+    cache_folder,
     csv_text,
     inert,
     inert_path,
@@ -36,6 +38,21 @@ from shell import no_room
 def only(folder: Path, name: str, content: str) -> None:
     assert [path.name for path in folder.iterdir()] == [name]
     assert (folder / name).read_text("utf-8") == content
+
+
+def test_home_after_an_equals_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert at_home("--out=~/runs") == f"--out={tmp_path / 'runs'}"
+    for word in ("--set", "a=~b", "~/runs", "--names=a~b"):
+        assert at_home(word) == word
+
+
+def test_no_home_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RMADAPTER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # which pathlib takes for an unknown home
+    with pytest.raises(UserError, match="there is no home folder: set RMADAPTER_CACHE"):
+        cache_folder()
 
 
 def test_the_new_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

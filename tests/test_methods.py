@@ -199,6 +199,9 @@ def test_efforts_are_explained() -> None:
     assert explain_effort("coop", "fast") == "effort fast: 60 epochs instead of 200"
     assert explain_effort("clip-lora", "thorough") == "effort thorough: 1500 iterations instead of 500"
     assert "nothing changes" in explain_effort("tip-adapter", "fast")
+    own = load_method("coop", {"epochs": 40})
+    assert explain_effort("coop", "fast", own) == "effort fast: epochs=40 is set, which counts more"
+    assert explain_effort("coop", "fast", load_method("coop", effort="fast")) == explain_effort("coop", "fast")
     assert list(EFFORTS) == ["fast", "normal", "thorough"]
 
 

@@ -92,6 +92,14 @@ def test_effort_scales_the_epochs() -> None:
         Request.make({}, "rmadapter", "quick")
 
 
+def test_an_effort_counts_more_than_a_file_and_less_than_set(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("method: prompt-kd\nepochs: 7\nteaching: 7\nn_image: 2\n")
+    for effort, sets, epochs in (("normal", [], 7), ("fast", [], 6), ("fast", ["epochs=40"], 40)):
+        found: Any = requested("", tmp_path / "c.yaml", {}, sets, effort).method
+        assert (found.recipe.epochs, found.n_image) == (epochs, 2)
+    assert found.teaching == 6
+
+
 def test_a_run_from_before_keeps_the_unit_of_its_constraint(tmp_path: Path) -> None:
     """Its weights would otherwise count as many times as the logit scale says."""
     _, values = read_config(Path(__file__).parent / "run_0_1" / "config.yaml")

@@ -72,6 +72,8 @@ def requested(
 ) -> Any:  # fmt: skip
     """What the command line asks for: a file of settings, overridden by flags, which --set overrides."""
     name, values = request.read_config(config, (method,))
+    if effort != "normal" and (method or name) != AUTO:
+        values = request.without_length(values, method or name or DEFAULT)
     values |= {flag: value for flag, value in flags.items() if value is not None}
     values |= parse_overrides(sets or [])
     if auto and (method or name) == AUTO:

@@ -44,6 +44,7 @@ from rmadapter.deploy.serve import cli as serve_cli
 from rmadapter.epilogs import register
 from rmadapter.errors import mistake
 from rmadapter.explain import cli as explain_cli
+from rmadapter.files import at_home
 from rmadapter.predict import cli as predict_cli
 from rmadapter.remote import run_folder
 from rmadapter.runs import cli as runs_cli
@@ -72,7 +73,7 @@ def main() -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 2."""
     with streams(sys.argv[1:]), stoppable():
         try:
-            code = app(prog_name="rmadapter", standalone_mode=False)  # else Typer prints errors in a box
+            code = app([*map(at_home, sys.argv[1:])], prog_name="rmadapter", standalone_mode=False)  # else in a box
         except Exception as error:
             if text := mistake(error):
                 world.tell(plain(text))
@@ -142,7 +143,7 @@ def fit(
     flags = {"backbone": backbone, "shots": shots, "seed": seed, "classes": classes, "minutes": minutes}
     wanted = requested(method, config, flags, sets, effort, str(data), auto=True)
     if effort != "normal" and wanted.name != AUTO:
-        note(explain_effort(wanted.name, effort))
+        note(explain_effort(wanted.name, effort, wanted.method))
     lab = Lab(world.share(wanted.name, wanted.method, wanted.machine))
     given = read_names(names) if names else {}
     columns = named_columns(image_column, label_column, split_column, group_column, separator)
@@ -213,19 +214,21 @@ def evaluate(
 
 
 def params(
-    backbone: Annotated[str, typer.Option(help="Any backbone; only its sizes matter.")] = "ViT-B-16/none",
+    backbone: Annotated[str | None, typer.Option(help="Only its sizes matter; ViT-B-16/none by default.")] = None,
     method: Name = "",
     classes: Annotated[int, typer.Option(help="Number of classes; it matters to few methods.")] = 100,
-    shots: Annotated[int, typer.Option(help="Images per class; they matter to few methods.")] = 16,
+    shots: Annotated[int | None, typer.Option(help="Images per class; they matter to few methods.")] = None,
     config: Config = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Count the trained parameters, and how many of them inference needs."""
+    from rmadapter import choose, request
     from rmadapter.backbones import load_backbone
-    from rmadapter.choose import requested
 
-    found = requested(method, config, {}, sets).method.parameters(load_backbone(backbone), classes, shots)
+    own = request.read_config(config, (method,))[1].get("backbone", "ViT-B-16/none")
+    wanted = choose.requested(method, config, {"backbone": backbone or own, "shots": shots}, sets)
+    found = wanted.method.parameters(load_backbone(wanted.task.backbone), classes, wanted.task.shots)
     counts = {"trainable": found.trained, "inference": found.trained - found.training_only}
     if as_json:
         print(json.dumps(counts))

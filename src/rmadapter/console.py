@@ -240,11 +240,11 @@ def bar(enabled: bool = True) -> Any:
     if enabled and not terminal and not _quiet:
         return _Lines(console)
     return progress.Progress(
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=16),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(compact=True),
-        progress.TextColumn("{task.fields[note]}"),
+        progress.TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
         disable=not enabled or _quiet,

@@ -107,12 +107,21 @@ def shortened(name: str, end: bool = False) -> str:
 
 def cache_folder() -> Path:
     """The folder of downloads and unpacked archives; all of it can be made again."""
-    if own := os.environ.get("RMADAPTER_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rmadapter"
+    own, home = os.environ.get("RMADAPTER_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        found = Path(own or home or "~/.cache").expanduser().absolute()
+    except RuntimeError:
+        raise UserError("there is no home folder: set RMADAPTER_CACHE to a folder for what is kept") from None
+    return found if own else found / "rmadapter"
 
 
 # Reading what others wrote
+
+
+def at_home(word: str) -> str:
+    """A word of a command with ~ for home after =, where shells leave it, as in --out=~/runs/first."""
+    name, equals, value = word.partition("=")
+    return f"{name}={user_path(value)}" if equals and name.startswith("--") and value.startswith("~") else word
 
 
 def user_path(path: str | Path) -> Path:

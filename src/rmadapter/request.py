@@ -84,6 +84,12 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
     return str(values.pop("method", "")), values
 
 
+def without_length(values: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A file's values without those that an effort scales: an option takes precedence over a file."""
+    long = ("epochs", "iterations", *getattr(load_method(method), "in_epochs", ()))
+    return {name: value for name, value in values.items() if name.rpartition(".")[2] not in long}
+
+
 def split(values: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Split values into those of the task, the machine and the method. Raises UserError for another method's."""
     task = {name: value for name, value in values.items() if name in TASK}

@@ -150,6 +150,8 @@ def plan(asked: Asked) -> None:
 
     if asked.plan.tune:
         raise UserError("plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per trial")
+    if asked.engine is not None:
+        raise UserError("plan measures on this machine: leave out --engine and --address")
     found = cost(asked.plan, asked.processes)
     if asked.as_json:
         print(json.dumps(asdict(found)))

@@ -67,6 +67,8 @@ def data(
     if shots:
         if len(drawn := _numbers("list", shots)) != 2:
             raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
+        if download:
+            catalog.download(chosen[0], place)
         written = str(lists.write_list(chosen[0], place, *drawn))
         print(json.dumps({"table": written}) if as_json else f"table: {written}")
         return

@@ -186,10 +186,12 @@ def _with_effort(method: Any, effort: str) -> Any:
     return replace(method, recipe=replace(recipe, **more), **own)
 
 
-def explain_effort(name: str, effort: str) -> str:
-    """What an effort changes, in a sentence."""
+def explain_effort(name: str, effort: str, method: Any = None) -> str:
+    """What an effort changes, in a sentence. method: the one to be trained, if its settings may say otherwise."""
     plain, other = (getattr(load_method(name, effort=e), "recipe", None) for e in ("normal", effort))
     if plain is None or other is None:
         return f"effort {effort}: {name} is not trained step by step, so nothing changes"
     what = "iterations" if plain.iterations else "epochs"
+    if method is not None and (own := getattr(method.recipe, what)) != getattr(other, what):
+        return f"effort {effort}: {what}={own} is set, which counts more"
     return f"effort {effort}: {getattr(other, what)} {what} instead of {getattr(plain, what)}"

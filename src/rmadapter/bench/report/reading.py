@@ -137,7 +137,8 @@ def _fewer(finished: Finished, sides: Mapping[str, list[Key]]) -> tuple[list[Key
 def lines(results: Path) -> Iterator[tuple[str, str]]:
     """(where it was found, text) of everything that may be a record, but for what `report` and `leaderboard` wrote into
     folders below."""
-    if not user_path(results).exists():
+    results = user_path(results)
+    if not results.exists():
         raise UserError(f"{results}: not found; give the folder that `rmadapter bench ... --out` wrote, or its records")
     paths = [results] if results.is_file() else sorted(results.rglob("*.json*"))
     for path in paths:
