@@ -36,6 +36,7 @@ def test_once_a_run(finished: Path, tiny_clip: Backbone, tmp_path: Path, monkeyp
         patch.setattr(exporting, "export", None)  # it is not asked
         assert cached(run, wish) == place
     saved = load(run, tiny_clip)
+    (run / "run.json").unlink()  # over which no model is saved
     save(run, saved.fitted, saved.name, labels=("a", "b", "c", "d"))
     assert open_served(wish).labels == ("a", "b", "c", "d")
     assert len(list((tmp_path / "cache/serve").iterdir())) == 2

@@ -34,11 +34,13 @@ def home(tmp_path: Path) -> Path:
     archives.caltech101(home)
     for number, path in enumerate(sorted(home.rglob("*.jpg"))):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
-    for split, number in (("train", 1), ("val", 2)):
-        rows = [
-            {"_impath": f"{where}{folder}/image_{number:04d}.jpg", "_label": 0, "_domain": 0, "_classname": name}
-            for where, folder, name in CLASSES
-        ]
+    tested = {Path(path).parts[-2:] for path, *_ in table_of(CATALOG["caltech101"], home)["test"]}
+    for split, place in (("train", 0), ("val", 1)):
+        rows = []
+        for where, folder, name in CLASSES:
+            files = sorted(file.name for file in (home / "101_ObjectCategories" / folder).glob("*.jpg"))
+            file = [file for file in files if (folder, file) not in tested][place]
+            rows.append({"_impath": f"{where}{folder}/{file}", "_label": 0, "_domain": 0, "_classname": name})
         archives.write_text(home / "split_fewshot" / f"shot_1-seed_3_{split}.jsonl", map(json.dumps, rows))
     return home
 

@@ -88,7 +88,7 @@ def whole(out: Path) -> Iterator[Path]:
     What a killed process left in it is removed first. Raises UserError if another process is at work on it or nothing
     can be written, as on a full disk.
     """
-    stage, door = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}{DOOR}")
+    stage, door = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.part{DOOR}")
     failed = f"{out}: cannot be written (%s); nothing was left there"
     try:
         with only(door, SECONDS, _taken(out), failed):  # until after the renaming: who waits would empty the stage

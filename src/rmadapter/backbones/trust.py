@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.errors import UserError, nearest
-from rmadapter.files import read_json, read_text
+from rmadapter.files import LARGEST, read_json
 
 CONFIG = "open_clip_config.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -104,8 +104,10 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
         return fields
 
     try:
-        json.loads(read_text(file), object_hook=look)
-    except (UserError, ValueError, RecursionError) as error:
+        if file.stat().st_size > LARGEST:
+            raise ValueError
+        json.loads(file.read_text(encoding="utf-8"), object_hook=look)
+    except (OSError, ValueError, RecursionError) as error:
         yield f"{shown}: not readable JSON ({type(error).__name__})"
     if found:
         yield f"{shown}: its field {found[0]!r} asks to run code, which is never done; use a model that needs none"

@@ -81,9 +81,7 @@ class HierarchicalPrompts(deep.Prompted):
         n = method.n_ctx
         sides: dict[str, Any] = {"text": backbone.text, "image": backbone.image}
         if odd := next((encoder.width for encoder in sides.values() if encoder.width % HEADS), None):
-            raise UserError(
-                f"HiCroPL's attention has {HEADS} heads, which do not divide {backbone.name}'s width, {odd}"
-            )
+            raise UserError(f"HiCroPL's {HEADS} heads of attention do not divide {backbone.name}'s width, {odd}")
         depths = {side: min(method.depth, encoder.depth) for side, encoder in sides.items()}
         self.turn = {side: max(1, method.turn * depth // method.depth) for side, depth in depths.items()}
         first, self.rest = deep.first_context(backbone, method.init, n, seed)
