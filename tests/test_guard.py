@@ -62,7 +62,8 @@ def test_ctrl_c_ends_the_check(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / f"{number}.jpg").write_bytes(slow)
-    code = f"import rmadapter.data.images as i; print('go', flush=True); i.read_images({str(tmp_path)!r})"
+    code = "import signal; signal.signal(2, signal.default_int_handler); "  # which what starts the tests may ignore
+    code += f"import rmadapter.data.images as i; print('go', flush=True); i.read_images({str(tmp_path)!r})"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"go\n"

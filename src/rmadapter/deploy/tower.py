@@ -24,13 +24,8 @@ from rmadapter.method import Fitted, NotApplicable
 from rmadapter.prompts import Cosines
 
 NAMES = ("anything", "something")  # the first shows the prompts; the second is traced, as nothing is cached for it
-ODD = (
-    "Éclair au café",
-    "7 1/2's  don't",
-    "women’s ﬁsh &amp; ｃｈｉｐｓ",
-    "日本",
-    "x" * 400,
-)  # read alike by both
+# Names that both tokenizers must read alike.
+ODD = ("Éclair au café", "7 1/2's  don't", "women’s ﬁsh &amp; ｃｈｉｐｓ", "日本", "x" * 400)
 
 
 class _Tokenizer:
