@@ -65,4 +65,4 @@ def test_better_is_said_where_the_interval_is_beyond_zero() -> None:
 def test_the_reconstruction_error_beside_its_control() -> None:
     found = [over(LINES, REPORT, score, "far") for score in ("reconstruction", "reconstruction, untrained")]
     for name in ("docs/findings.md", "docs/methods.md"):
-        assert f"{found[0]:.2f}, of an untrained branch {found[1]:.2f}" in " ".join(page(name).split())
+        assert f"{found[0]:.2f} on average, {found[1]:.2f} for an untrained branch" in " ".join(page(name).split())

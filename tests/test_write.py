@@ -181,7 +181,7 @@ def test_the_records_are_enough_to_write_the_report_again(folder: Path, tmp_path
     assert again["notes"] == []
 
 
-@pytest.mark.parametrize("study", ["photographs", "methods", "transfer", "two_stages"])
+@pytest.mark.parametrize("study", ["photographs", "methods", "transfer"])
 def test_the_reports_in_the_documentation_are_those_of_their_records(study: str, tmp_path: Path) -> None:
     folder = Path(__file__).parents[1] / "docs/results" / study
     write_reports(folder / "records.jsonl", tmp_path)

@@ -63,7 +63,7 @@ class Uses(BaseModel):
 PUBLISHED = "as published"
 TUNED = "tuned by"  # in the variant of a row of `bench --tune N`, followed by the trials on folds of its shots
 HELD_OUT = "held-out shots, in every fit"
-OURS = "train images of this project's choosing sets (docs/defaults.md)"
+OURS = "this project's choosing sets (docs/defaults.md)"
 _PROMPT = "the words of the prompt"
 
 USES: Mapping[str, Uses] = {
