@@ -36,7 +36,7 @@ def records(out: Path) -> dict[str, bytes]:
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.json")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def done(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of three methods and two seeds. Copy them to change them."""
     out = tmp_path_factory.mktemp("done")

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import hypothesis
 import pytest
@@ -14,6 +15,8 @@ import torch
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
+from rmadapter.judge import BESIDE
+from rmadapter.methods.linear_probe import LinearProbe
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own, 15, waits for minutes where other tests take all cores
 
@@ -62,6 +65,24 @@ def no_walk_over_what_is_there_to_stay() -> None:
 def no_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is."""
     monkeypatch.setattr("rmadapter.console.EVERY", float("inf"))
+
+
+LOOKED_AT = ("choose", "drawing", "figures", "linear_probe", "judge", "page", "performance", "plots", "tune", "write")
+
+
+@pytest.fixture(autouse=True)
+def no_figures_and_no_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere the figures of a report, and the search for a penalty of the probe beside a fit, take a tenth of the
+    time, and nobody looks at them."""
+    if request.path.stem.removeprefix("test_") not in LOOKED_AT:
+        spare(monkeypatch)
+
+
+def spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "rmadapter.plots._inline", lambda figure, prefix, label: f'<svg role="img" aria-label={quoteattr(label)}></svg>'
+    )
+    monkeypatch.setitem(BESIDE, "linear-probe", LinearProbe(search_steps=0))
 
 
 def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
@@ -169,6 +190,12 @@ def pocket() -> Backbone:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def vit_b16() -> Backbone:
+    """The real architecture with random weights, for counts of parameters. Drawing them takes seconds."""
+    return load_backbone("ViT-B-16/none")
+
+
 COLORS = {"blue": (40, 60, 220), "green": (30, 170, 60), "night_sky": (20, 20, 40), "red": (220, 40, 30)}
 
 
@@ -206,5 +233,7 @@ def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPat
     lab = Lab(wanted.machine, progress=False)
     lab.add("colors", read_images(colors))
     out = tmp_path_factory.mktemp("finished")
-    fit(wanted.task, wanted.method, out, lab, wanted.name)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        spare(monkeypatch)
+        fit(wanted.task, wanted.method, out, lab, wanted.name)
     return out

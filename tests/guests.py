@@ -42,6 +42,13 @@ class Guest:
         return Parameters()
 
 
+class Undeclared:
+    """A method, but its settings are told nowhere."""
+
+    title, source = "undeclared", "tests/guests.py"
+    fit, restore, parameters = Guest.fit, Guest.restore, Guest.parameters
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """Not a method yet."""

@@ -159,7 +159,7 @@ def test_settings_that_are_called_as_common_ones_keep_their_method(tiny_clip: Ba
 
 
 def test_no_run_is_refused(copy: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "none", "none: not a finished run; `rmadapter fit DATA --out .+` makes one")
+    refused(tmp_path / "none", "none: no such folder; `rmadapter fit DATA --out .+` makes one")
     (copy / "model.json").unlink()
     refused(copy, "not a finished run")
 

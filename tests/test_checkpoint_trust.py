@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
@@ -141,3 +142,11 @@ def test_weights_that_are_no_numbers_are_refused(copy: Path, tiny_clip: Backbone
     (copy / "run.json").unlink()
     save(copy, replace(fitted, tensors=tensors), "rmadapter")
     refused(copy, rf"{FILE}: 'text.4.down.weight' holds numbers that are not finite; fit again", tiny_clip)
+
+
+def test_weights_in_eight_bits_are_refused(copy: Path, tiny_clip: Backbone) -> None:
+    fitted, name = load(copy, tiny_clip).fitted, "text.4.down.weight"
+    tensors = {**fitted.tensors, name: fitted.tensors[name].to(torch.float8_e4m3fn)}
+    (copy / "run.json").unlink()
+    save(copy, replace(fitted, tensors=tensors), "rmadapter")
+    refused(copy, f"'{name}' is in torch.float8_e4m3fn, which training never uses; fit again", tiny_clip)

@@ -18,12 +18,19 @@ from rmadapter.errors import UserError
 from rmadapter.fit import fit
 from rmadapter.folds import Folds, OutOfTime
 from rmadapter.methods import METHODS
+from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.record import Record
 from rmadapter.run import Lab, learn
 from rmadapter.settings import settings_of
 from rmadapter.show import choice_table, told
 
 THREE = ("zero-shot", "linear-probe", "tip-adapter")
+
+
+@pytest.fixture(autouse=True)
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a penalty of the linear probes, which takes half of the time here and is tested in test_linear_probe.py."""
+    monkeypatch.setattr(LinearProbe, "_best", lambda probe, worth: max((4.0, 0.0), key=worth))
 
 
 def folds_of(backbone: Backbone, colors: Path, shots: int = 0, **settings: Any) -> tuple[Folds, Auto]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import read_images
 from rmadapter.method import NotApplicable, Shots
 from rmadapter.methods import clap
@@ -121,7 +121,6 @@ def test_a_class_is_held_as_firmly_as_zero_shot_knows_it(tiny_clip: Backbone) ->
     assert not torch.allclose(each[0], each[1])
 
 
-def test_parameters_of_vit_b16() -> None:
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
     # one prototype a class, as long as a feature: `prototypes` in trainers/adapters.py of jusiro/CLAP
-    vit = load_backbone("ViT-B-16/none")
-    assert [method.parameters(vit, classes=1000) for method in BOTH] == [(1000 * 512, 0)] * 2
+    assert [method.parameters(vit_b16, classes=1000) for method in BOTH] == [(1000 * 512, 0)] * 2

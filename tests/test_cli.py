@@ -19,7 +19,7 @@ __all__ = ["rmadapter"]  # a fixture
 VERBS = {
     "suspects": "--out --apply --method --backbone --image-column --set --allow-outside --quiet --json",
     "fit": "--method --backbone --shots --seed --classes --effort --config --set --out --json",
-    "eval": "--split --classes --backbone --set --skip-bad --allow-outside --json",
+    "eval": "--split --classes --backbone --set --skip-bad --allow-outside --quiet --json",
     "predict": "--names --backbone --top --out --sort-into --unsure --skip-bad --engine --quiet --json",
     "add": "--out --old-data --shots --backbone --quiet --json",
     "compare": "--data --split --backbone --json",
@@ -155,12 +155,21 @@ def test_what_eval_refuses(rmadapter: Command, finished: Path, colors: Path, tmp
     refused(rmadapter("eval", finished, colors), "name it yourself: --backbone '")
     its = its_backbone(finished)
     refused(rmadapter("eval", finished, colors, *its, "--set", "alfa=0"), "unknown field 'alfa'; did you mean 'alpha'?")
-    refused(rmadapter("eval", tmp_path, colors), "not a finished run; `rmadapter fit DATA --out")
+    refused(rmadapter("eval", tmp_path, colors), "not a finished run, but a folder of something else")
     refused(rmadapter("eval", finished, tmp_path / "gone", *its), "gone: no such file or folder")
     plain = ["eval", finished, colors / "train", *its]
     refused(rmadapter(*plain), "the data has no test split: give --split one of all, heldout")
     refused(rmadapter("eval", finished, colors, *its, "--split", "val"), "give --split one of train, test, heldout")
     refused(rmadapter("eval", finished, colors, "--classes", "old"), "classes='old'")
+    refused(rmadapter("eval", finished, colors, "--device", "cpu"), "--device", "is given as --set device=VALUE")
+
+
+def test_an_accuracy_on_what_was_trained_on_is_told(rmadapter: Command, finished: Path, colors: Path) -> None:
+    its = its_backbone(finished)
+    told = "note: 16 of these 24 images were trained on: this accuracy says little about new ones"
+    assert told in rmadapter("eval", finished, colors, *its, "--split", "train").err
+    assert "trained on" not in rmadapter("eval", finished, colors, *its).err
+    assert rmadapter("eval", finished, colors, *its, "--split", "train", "--quiet").err == ""
 
 
 def test_what_predict_refuses(

@@ -47,7 +47,8 @@ def test_fit_eval_and_predict_with_every_method(
     code, text, err = rmadapter(*command, "--out", out, "--json")
     assert code == 0, err
     found = json.loads(text)
-    assert list(found) == ["test, all classes", "judgement"]
+    assert list(found) == ["run", "report", "test, all classes", "judgement"]
+    assert Path(found["report"]).is_file()
     figures, [*_, own] = found["test, all classes"], found["judgement"]["rows"]
     assert own["accuracy"] == figures["accuracy"]
     assert json.loads(rmadapter("eval", out, colors, *its_backbone(out), "--json").out) == figures
@@ -64,7 +65,7 @@ def test_fit_then_eval_then_predict(rmadapter: Command, colors: Path, tmp_path: 
     command += ["--classes", "base", *sets("mma", templates="a {}."), "--out", out]
     code, text, err = rmadapter(*command, "--json")
     assert (code, err) == (0, "")
-    assert list(json.loads(text)) == ["test, base classes", "test, novel classes", "harmonic_mean"]
+    assert list(json.loads(text)) == ["run", "report", "test, base classes", "test, novel classes", "harmonic_mean"]
     values = read_yaml(out / "config.yaml")
     wanted = Request.make(values, values.pop("method"), data=str(colors))
     assert (wanted.task.shots, wanted.task.seed, wanted.task.classes, wanted.task.templates) == (
@@ -142,9 +143,14 @@ def test_report_of_a_run_makes_its_page_again(rmadapter: Command, finished: Path
     shown = rmadapter("report", run)
     assert (shown.code, shown.out.strip()) == (0, f"report: {run / 'report.html'}")
     assert (run / "report.html").read_bytes() == before
+    refused(rmadapter("report", run, "--tolerance", "2"), "--tolerance: is for --check")
     shown = rmadapter("report", run, "--out", tmp_path / "else")
     assert (shown.code, shown.out) == (2, "")
     assert "a run's report is written into its own folder" in shown.err
+    for damage in ("step,loss\n1,x\n", 'step,loss\n"1,2\n'):
+        (run / "history.csv").write_text(damage)
+        (run / "SHA256SUMS").unlink(missing_ok=True)
+        refused(rmadapter("report", run), "history.csv: not the losses of a run")
     (run / "predictions.csv").unlink()
     shown = rmadapter("report", run)
     assert shown.code == 2

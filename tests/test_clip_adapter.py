@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods.clip_adapter import Bottleneck, CLIPAdapter
@@ -72,11 +72,11 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
     assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
 
 
-def test_parameters() -> None:
+def test_parameters(vit_b16: Backbone) -> None:
     # 1024 x 256 twice, without biases: `Adapter(1024, 4)` of the released code for ResNet-50
     resnet: Any = SimpleNamespace(embedding_size=1024, with_blocks=lambda *sides: None)
     assert sum(p.numel() for p in Bottleneck(resnet, 4, 0.2).parameters()) == 2 * 1024 * 256
-    assert CLIPAdapter().parameters(load_backbone("ViT-B-16/none")) == (2 * 512 * 128, 0)
+    assert CLIPAdapter().parameters(vit_b16) == (2 * 512 * 128, 0)
 
 
 @pytest.mark.parametrize("reduction", [0, 41])

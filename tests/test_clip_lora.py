@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.encoders import blocks, encoder
 from rmadapter.errors import UserError
 from rmadapter.method import Known
@@ -178,10 +178,10 @@ def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(t
     assert [step["lr"] for step in method.fit(tiny_clip, shots).trained.history] == pytest.approx(expected, rel=1e-6)
 
 
-def test_parameters_of_vit_b16() -> None:
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
     # 12 blocks x 3 matrices x rank 2 x (768 + 768), and the same with 512 in the text encoder: the sum over
     # get_lora_parameters of the released code, applied to its own ViT-B/16
-    assert CLIPLoRA().parameters(load_backbone("ViT-B-16/none")) == (110_592 + 73_728, 0)
+    assert CLIPLoRA().parameters(vit_b16) == (110_592 + 73_728, 0)
 
 
 def test_what_cannot_be_updated_says_so(tiny_eva: Backbone, tiny_clip: Backbone) -> None:

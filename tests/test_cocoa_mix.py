@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.method import Known, Shots
 from rmadapter.methods.cocoa_mix import WORDS, CoCoAMix, entropy, other_names, share_inside, share_outside
 from rmadapter.prompts import zero_shot_weights
@@ -129,8 +129,7 @@ def test_the_shares_of_a_fit_are_those_of_its_shots(tiny_clip: Backbone) -> None
     torch.testing.assert_close(logits_of(far, shots, ("house",)).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_vectors_are_as_many_as_fit(tiny_clip: Backbone) -> None:
-    vit_b16 = load_backbone("ViT-B-16/none")
+def test_vectors_are_as_many_as_fit(tiny_clip: Backbone, vit_b16: Backbone) -> None:
     assert CoCoAMix().parameters(vit_b16) == (16 * 512, 0)
     assert CoCoAMix().module(vit_b16).ctx.detach().std() == pytest.approx(0.02, rel=0.05)
     assert len(CoCoAMix().module(tiny_clip).ctx) == 4

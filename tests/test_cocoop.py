@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.method import Shots
 from rmadapter.methods.cocoop import CoCoOp
 from rmadapter.settings import configured
@@ -51,10 +51,10 @@ def test_an_image_is_scored_alike_in_any_company(tiny_clip: Backbone) -> None:
     assert not alone.requires_grad
 
 
-def test_parameters_are_those_of_the_code() -> None:
+def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
     # The released prompt learner: context of 4 x 512; 512 -> 32 -> 512, both with biases
     count = 4 * 512 + (512 * 32 + 32) + (32 * 512 + 512)
-    assert CoCoOp().parameters(load_backbone("ViT-B-16/none")) == (count, 0) == (35_360, 0)
+    assert CoCoOp().parameters(vit_b16) == (count, 0) == (35_360, 0)
 
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:

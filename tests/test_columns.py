@@ -127,6 +127,15 @@ def test_any_line_of_json_may_bring_a_column(tmp_path: Path) -> None:
     assert [row["split"] for row in rows] == ["", "test"]
 
 
+def test_empty_rows_of_a_spreadsheet_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label\n1.png,cat\n,\n2.png,\n , \n")
+    rows = [*read_rows(tmp_path / "a.csv", ["image", "label"])]
+    assert [cells["image"] for _, cells in rows] == ["1.png", "2.png"]
+    assert rows[1][0].endswith("line 4")
+    with pytest.raises(UserError, match="has no rows of data"):
+        cells(tmp_path / "t.csv", "path,label\n,\n,\n")
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [

@@ -12,11 +12,12 @@ import open_clip
 import pytest
 import torch
 from open_clip import factory
+from safetensors.torch import save_file
 
-from rmadapter.backbones import load_backbone
+from rmadapter.backbones import load_backbone, unpickle
 from rmadapter.backbones.convert import convert
 from rmadapter.errors import UserError
-from rmadapter.locks import alone
+from rmadapter.locks import claim
 from rmadapter.sums import check_sums
 from shell import Command, refused, rmadapter
 
@@ -146,8 +147,22 @@ UNFIT = [
 ]
 
 
+@pytest.fixture
+def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads in this process, where what a file asks for is not in question."""
+
+    def read(file: Path, flat: Path) -> dict[str, Any]:
+        tensors, facts = unpickle.read(str(file))
+        save_file(unpickle.checked(tensors, file.stat().st_size), flat)
+        return facts
+
+    monkeypatch.setattr("rmadapter.backbones.convert._read", read)
+
+
 @pytest.mark.parametrize(("tensors", "told"), UNFIT, ids=[told for _, told in UNFIT])
-def test_weights_of_another_model_are_refused(tensors: Any, told: str, state: State, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(
+    tensors: Any, told: str, state: State, tmp_path: Path, read_here: None
+) -> None:
     file = written(tmp_path, changed(state, **tensors))
     with pytest.raises(UserError, match=f"weights.pt: these weights do not fit backbone '{NAME}'.*") as caught:
         convert(file, NAME, tmp_path / "out")
@@ -155,7 +170,18 @@ def test_weights_of_another_model_are_refused(tensors: Any, told: str, state: St
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
 
 
-def test_many_faults_are_three_and_a_number(state: State, tmp_path: Path) -> None:
+def test_one_that_does_more_than_be_read_is_to_be_deleted(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, reader = written(tmp_path, state), tmp_path / "reader.py"
+    reader.write_text("import os; os._exit(3)")  # as unpickle.py ends then
+    monkeypatch.setattr("rmadapter.backbones.unpickle.__file__", str(reader))
+    with pytest.raises(UserError, match=r"weights\.pt: tried to do more than be read and was stopped; delete it"):
+        convert(file, NAME, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reader.py", "weights.pt"]
+
+
+def test_many_faults_are_three_and_a_number(state: State, tmp_path: Path, read_here: None) -> None:
     file = written(tmp_path, {name: tensor for name, tensor in state.items() if not name.startswith("visual.")})
     with pytest.raises(UserError, match=r"they lack visual\.[\w.]+, visual\.[\w.]+, visual\.[\w.]+ and \d+ more$"):
         convert(file, NAME, tmp_path / "out")
@@ -183,10 +209,10 @@ def test_what_is_asked_for_is_checked_before_the_file_is_opened(state: State, tm
 
 def test_what_a_killed_one_left_goes_and_nobody_is_disturbed(state: State, tmp_path: Path) -> None:
     file, out = written(tmp_path, state), tmp_path / "out"
-    left = tmp_path / ".out.part/work/model/half.safetensors"
+    left = tmp_path / ".out.part/half.safetensors"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
-    with alone(tmp_path / ".out.part"), pytest.raises(UserError, match="another process is at work"):
+    with claim(tmp_path / ".out.part.lock"), pytest.raises(UserError, match="another process is at work"):
         convert(file, NAME, out)
     assert left.read_bytes() == b"half"
     convert(file, NAME, out)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet
 from rmadapter.method import Shots
 from rmadapter.methods.coop import CoOp
@@ -78,11 +78,6 @@ def overfits(method: Any, backbone: Backbone) -> bool:
     fitted = method.fit(backbone, shots)
     loss = [record.get("ce", record["loss"]) for record in fitted.trained.history]
     return loss[-1] < 0.2 * loss[0] and logits_of(fitted, shots).argmax(-1).tolist() == list(shots.images.labels)
-
-
-@pytest.fixture(scope="module")
-def vit_b16() -> Backbone:
-    return load_backbone("ViT-B-16/none")
 
 
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import coprompt
 from rmadapter.methods.coprompt import CoPrompt, Descriptions
@@ -141,11 +141,6 @@ def test_a_class_is_compared_with_a_sentence_drawn_anew_in_each_step(tiny_clip: 
     Path(file).unlink()
     again = method.restore(tiny_clip, fitted.known, fitted.tensors)
     assert torch.equal(logits_of(again, shots), logits_of(fitted, shots))
-
-
-@pytest.fixture(scope="module")
-def vit_b16() -> Backbone:
-    return load_backbone("ViT-B-16/none")
 
 
 def test_an_adapter_without_width_is_refused(tiny_clip: Backbone) -> None:

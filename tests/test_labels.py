@@ -24,13 +24,19 @@ __all__ = ["rmadapter"]  # a fixture
 QUICK = ["--shots", 2, "--set", "first_block=3", "--set", "rank=4", "--set", "epochs=2", "--set", "device=cpu"]
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("named")
+
+
 @pytest.fixture
-def named(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> Path:
-    """A run whose classes have a label and another name in the prompt."""
-    (tmp_path / "names.csv").write_text("label,name\nnight_sky,stars at night\nred,scarlet\n")
-    command = ["fit", colors, "--backbone", tiny_clip.name, *QUICK, "--names", tmp_path / "names.csv"]
-    assert rmadapter(*command, "--out", tmp_path / "run").code == 0
-    return tmp_path / "run"
+def named(rmadapter: Command, colors: Path, kept: Path, tiny_clip: Backbone) -> Path:
+    """A run whose classes have a label and another name in the prompt; nobody changes it."""
+    if not (kept / "run").exists():
+        (kept / "names.csv").write_text("label,name\nnight_sky,stars at night\nred,scarlet\n")
+        command = ["fit", colors, "--backbone", tiny_clip.name, *QUICK, "--names", kept / "names.csv"]
+        assert rmadapter(*command, "--out", kept / "run").code == 0
+    return kept / "run"
 
 
 def test_labels_and_prompt_names_are_both_kept(named: Path, tiny_clip: Backbone, colors: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.method import NotApplicable, Shots, answers
@@ -126,9 +126,9 @@ def test_one_class_and_one_shot(tiny_clip: Backbone) -> None:
         LinearProbe().fit(tiny_clip, shots_of(tiny_clip, meaningless(24, tuple(f"thing {i}" for i in range(24)))))
 
 
-def test_parameters_of_vit_b16() -> None:
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
     # weights and biases of a linear layer
-    assert LinearProbe().parameters(load_backbone("ViT-B-16/none"), classes=1000) == (1000 * (512 + 1), 0)
+    assert LinearProbe().parameters(vit_b16, classes=1000) == (1000 * (512 + 1), 0)
 
 
 def several_of(count: int = 24, seed: int = 0) -> ImageSet:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import read_images
 from rmadapter.method import NotApplicable, Shots
 from rmadapter.methods.lp_plus_plus import Blend, LPPlusPlus
@@ -128,6 +128,6 @@ def test_it_knows_its_classes_alone_in_any_order(tiny_clip: Backbone, shots: Sho
         fitted.score(["tree"])
 
 
-def test_parameters_of_vit_b16() -> None:
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
     # `classifier` with a bias, and `alpha_vec`, in methods/linear_probe_p2.py of the released code
-    assert LPPlusPlus().parameters(load_backbone("ViT-B-16/none"), classes=1000) == (1000 * (512 + 1) + 1000, 0)
+    assert LPPlusPlus().parameters(vit_b16, classes=1000) == (1000 * (512 + 1) + 1000, 0)

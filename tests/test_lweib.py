@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.method import Known
 from rmadapter.methods import lweib
@@ -239,7 +239,7 @@ def test_blocks_that_cannot_be_taken_apart_are_refused(tiny_eva: Backbone) -> No
         LwEIB().module(tiny_eva)
 
 
-def test_parameters_are_the_codes() -> None:
+def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     """All but 9 for each number inside the MLP of the top image block, which the class token never reads."""
     published = 12 * (9 * (768 + 3072) + 3 * (512 + 2048))
-    assert LwEIB().parameters(load_backbone("ViT-B-16/none")) == (published - 9 * 3072, 0) == (479_232, 0)
+    assert LwEIB().parameters(vit_b16) == (published - 9 * 3072, 0) == (479_232, 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.methods import deep
 from rmadapter.methods.maple import MaPLe
 from rmadapter.settings import configured
@@ -42,11 +42,6 @@ def test_the_start_is_clip_with_more_tokens_in_the_image(tiny_clip: Backbone) ->
 
 def test_it_learns_eight_images(tiny_clip: Backbone) -> None:
     learns(configured(MaPLe(), {"epochs": 80, "learning_rate": 0.05, "batch_size": 8}), tiny_clip)
-
-
-@pytest.fixture(scope="module")
-def vit_b16() -> Backbone:
-    return load_backbone("ViT-B-16/none")
 
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:

@@ -247,6 +247,7 @@ def test_a_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
         (GUEST.replace("Guest", "Gust"), r"cannot be loaded \(AttributeError"),
         ("no_such_package:Guest", r"cannot be loaded \(ModuleNotFoundError"),
         (GUEST.replace("Guest", "Unfinished"), "has no 'source': see docs/your_method.md"),
+        (GUEST.replace("Guest", "Undeclared"), "is not a dataclass: see docs/your_method.md"),
     ],
 )
 def test_what_cannot_be_a_method(name: str, words: str) -> None:

@@ -71,10 +71,9 @@ def test_reliability_equals_scikit_learn() -> None:
 
 def test_expected_calibration_error_in_closed_form() -> None:
     # Three answers at 0.9 of which two are right, one at 0.6 that is right: (3 * |90 - 66.7| + 1 * |60 - 100|) / 4.
-    probabilities = [[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.4, 0.6]]
     expected = (3 * abs(90 - 200 / 3) + 40) / 4
-    assert metrics.expected_calibration_error(probabilities, [0, 0, 1, 1]) == pytest.approx(expected)
-    assert metrics.expected_calibration_error(np.eye(4), np.arange(4)) == 0
+    assert metrics.calibration_error([0.9, 0.9, 0.9, 0.6], [True, True, False, True]) == pytest.approx(expected)
+    assert metrics.calibration_error(np.ones(4), np.ones(4, dtype=bool)) == 0
 
 
 def test_bins_of_equal_count_equal_scikit_learns_quantiles() -> None:

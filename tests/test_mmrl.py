@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.mmrl import MMRL, MMRL_PLUS_PLUS, LowRank, Representations
 from rmadapter.settings import configured
@@ -164,11 +164,6 @@ def test_it_starts_from_clips_own_projection(tiny_clip: Backbone, monkeypatch: p
 def test_the_first_block_must_exist(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="first_block=6"):
         MMRL().module(tiny_clip)
-
-
-@pytest.fixture(scope="module")
-def vit_b16() -> Backbone:
-    return load_backbone("ViT-B-16/none")
 
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:

@@ -15,7 +15,7 @@ from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load, save
 from rmadapter.errors import UserError
-from rmadapter.modelfile import read_model
+from rmadapter.modelfile import no_model, read_model
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,19 @@ def test_a_temperature_comes_back(finished: Path, tiny_clip: Backbone, colors: P
     image = [colors / "test" / "red" / "0.png"]
     [plain], [tempered] = (list(f.probabilities(image)) for f in (saved.fitted, load(tmp_path, tiny_clip).fitted))
     torch.testing.assert_close(tempered, (plain.log() / 2.5).softmax(-1))
+
+
+def test_what_a_folder_without_a_model_is(tmp_path: Path) -> None:
+    for name in ("first", "empty", "photos", "export", "killed"):
+        (tmp_path / name).mkdir()
+    for name in ("first/model.json", "photos/a.png", "export/export.json", "killed/split.json"):
+        (tmp_path / name).touch()
+    for name, words in {
+        "frist": "no such folder; did you mean 'first'?",
+        "empty": "not a finished run; `rmadapter fit DATA --out",
+        "killed": "not a finished run; `rmadapter fit DATA --out",
+        "photos": "not a finished run, but a folder of something else; name the run first, then images or data",
+        "export": "an export; ask it with `python ",
+    }.items():
+        assert no_model(tmp_path / name).startswith(words), name
+    assert no_model(tmp_path / "photos/gone").startswith("no such folder; `rmadapter fit DATA --out ")

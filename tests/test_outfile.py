@@ -70,6 +70,10 @@ def test_one_that_was_stopped_goes_on(tmp_path: Path) -> None:
     again = started(out)
     images = [Path(name) for name in ("a.png", "b.png", "a.png", "bad.png", "a.png")]
     assert again.missing(images) == [Path("b.png"), Path("a.png")]  # the third a.png has no row yet
+    with pytest.raises(UserError, match=r"csv\.partial: holds answers to other images, such as a\.png; resume it with"):
+        again.missing([Path("c.png"), Path("b.png")])
+    assert again.missing([Path("b.png")], gone=True) == [Path("b.png")]  # the others were moved
+    assert again.missing([Path("a.png")] * 2) == []  # nobody misses a bad file
     again.write([row("b.png")])
     again.finish()
     assert [line.split(",")[0] for line in out.read_text("utf-8").splitlines()[1:]] == ["a.png", "a.png", "b.png"]

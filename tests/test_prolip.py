@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
 from rmadapter.method import Known
@@ -112,8 +112,8 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
     assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
 
 
-def test_parameters_of_vit_b16() -> None:
-    assert ProLIP().parameters(load_backbone("ViT-B-16/none")) == (768 * 512, 0)  # 0.39 M in the authors' table
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
+    assert ProLIP().parameters(vit_b16) == (768 * 512, 0)  # 0.39 M in the authors' table
 
 
 def test_a_backbone_without_a_projection_is_told_so(tiny_clip: Backbone) -> None:

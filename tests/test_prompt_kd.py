@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rmadapter import train as training
-from rmadapter.backbones import Backbone, load_backbone, shared
+from rmadapter.backbones import Backbone, shared
 from rmadapter.checkpoint import load, save
 from rmadapter.errors import UserError
 from rmadapter.methods import prompt_kd
@@ -195,15 +195,14 @@ def test_killed_in_teacher_or_student_it_goes_on(
         method.fit(tiny_clip, eight_images(tiny_clip, **other))
 
 
-def test_parameters_are_the_codes() -> None:
+def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     """Prompts of 9 blocks and, into 768 numbers of a ViT-L/14, two linear layers and a norm."""
 
     def number(size: int) -> int:
         return 9 * 4 * 768 + (512 + 1) * size + 2 * size + (size + 1) * size
 
-    b16 = load_backbone("ViT-B-16/none")
-    assert PromptKD().parameters(b16) == (number(512), 0) == (553_984, 0)
-    assert sum(p.numel() for p in PromptKD()._student(b16, 768).parameters()) == number(768) == 1_013_760
+    assert PromptKD().parameters(vit_b16) == (number(512), 0) == (553_984, 0)
+    assert sum(p.numel() for p in PromptKD()._student(vit_b16, 768).parameters()) == number(768) == 1_013_760
 
 
 def test_blocks_without_room_are_refused(tiny_eva: Backbone) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import promptsrc
 from rmadapter.methods.promptsrc import PromptSRC, gaussian
@@ -104,11 +104,6 @@ def test_templates_need_a_place_for_the_name() -> None:
         PromptSRC(templates=("a photo",))
     with pytest.raises(UserError, match=r"exactly one \{\}"):
         configured(PromptSRC(), {"templates": ["a photo"]})
-
-
-@pytest.fixture(scope="module")
-def vit_b16() -> Backbone:
-    return load_backbone("ViT-B-16/none")
 
 
 def test_parameters_are_the_codes(vit_b16: Backbone) -> None:

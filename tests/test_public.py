@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import CLIP_TEXT, DEPTH, write_model
-from rmadapter.backbones import load_backbone
+from rmadapter.backbones import Backbone
 from test_benchmarks import Printed, figures
 from test_upstream import write_clone
 
@@ -63,8 +63,7 @@ def test_what_is_no_clone_is_a_sentence(
     assert "no trainers/coop.py there" in capsys.readouterr().err
 
 
-def test_sizes_are_the_published_ones() -> None:
-    vit = load_backbone("ViT-B-16/none")
-    assert public.peer_on("maple", vit).config["PROMPT_DEPTH"] == 9
-    assert public.peer_on("mma", vit).config["ADAPTER_START"] == 5
-    assert public.peer_on("mmrl", vit).config["REP_LAYERS"] == [*range(6, 13)]
+def test_sizes_are_the_published_ones(vit_b16: Backbone) -> None:
+    assert public.peer_on("maple", vit_b16).config["PROMPT_DEPTH"] == 9
+    assert public.peer_on("mma", vit_b16).config["ADAPTER_START"] == 5
+    assert public.peer_on("mmrl", vit_b16).config["REP_LAYERS"] == [*range(6, 13)]

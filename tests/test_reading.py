@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rmadapter.bench.report.groups import entries
 from rmadapter.bench.report.reading import read_records
 from rmadapter.errors import UserError
 from rmadapter.record import MethodName, Record
@@ -160,6 +161,23 @@ def test_a_later_trial_with_another_setting_does_not_take_a_runs_place(tmp_path:
     assert [note.split(":")[0] for note in found.notes] == ["003.json"]
     again = [run(seed, 9.5, seed + 9) for seed in (1, 2, 3)]  # all of the row: the later counts
     assert read_records(write(tmp_path / "again", *good, *again)).finished == again
+
+
+def test_two_methods_of_one_name_and_one_method_of_two_contents(tmp_path: Path) -> None:
+    """Two people may have a mine.py:Mine; and one may have changed it."""
+
+    def run(seed: int, title: str, sums: str, day: int) -> Record:
+        method = MethodName(name="mine.py:Mine", title=title, sums=(sums,))
+        made = record("mine.py:Mine", "a", seed, VALUES, finished=f"2026-01-{day:02}T00:00:00+00:00")
+        return made.model_copy(update={"method": method})
+
+    anna, bert = ([run(seed, title, sums, seed) for seed in (1, 2)] for title, sums in (("A", "aa"), ("B", "bb")))
+    found = read_records(write(tmp_path / "both", *anna, *bert))
+    assert (len(found.finished), found.notes) == (4, [])
+    assert {*entries(found.finished)} == {"A", "B"}
+    found = read_records(write(tmp_path / "changed", *anna, run(3, "A", "other", 9)))
+    assert found.finished == anna
+    assert "mine.py:Mine with content=other, unlike the runs kept" in found.notes[0]
 
 
 def test_half_against_half_does_not_depend_on_where_the_runs_were_found(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ def test_what_is_not_there_or_private_or_no_run(hub: Hub, monkeypatch: pytest.Mo
     for name in ("bert/own", "anna/none"):
         with pytest.raises(UserError, match=f"hub has no '{name}', or it is private: use `hf auth login`"):
             run_folder(f"hf:{name}")
+    gate = (403, {"error": "Access is restricted"}, {"X-Error-Code": "GatedRepo"})
+    with monkeypatch.context() as gated:
+        gated.setattr(hub, "answer", lambda *given: gate)
+        with pytest.raises(UserError, match="anna/cats: accept its conditions on its hub page first"):
+            run_folder("hf:anna/cats")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
     with pytest.raises(UserError, match=r"hf:anna/text: holds no rmadapter model: model\.json is missing"):
         run_folder("hf:anna/text")

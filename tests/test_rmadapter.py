@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.method import Fitted, Shots
@@ -207,9 +207,8 @@ def test_parameters_by_hand(tiny_clip: Backbone) -> None:
     assert load_method("rmadapter", QUICK).parameters(tiny_clip) == (branch + rebuilt, rebuilt)
 
 
-def test_parameters_of_vit_b16_are_the_papers() -> None:
-    vit = load_backbone("ViT-B-16/none")
-    counts = {name: tuple(load_method(name).parameters(vit)) for name in ADAPTERS}
+def test_parameters_of_vit_b16_are_the_papers(vit_b16: Backbone) -> None:
+    counts = {name: tuple(load_method(name).parameters(vit_b16)) for name in ADAPTERS}
     assert counts["mma"] == counts["mma-adamw"] == (674_560, 0)
     assert counts["rmadapter"] == counts["rmadapter-paper"] == (1_020_928, 354_816)
     assert counts["rmadapter-plain"] == (1_020_928 - 354_816, 0)

@@ -163,8 +163,28 @@ def test_another_content_of_a_file_that_a_method_reads_is_refused(
     assert [record.key for record in do(colors, out, jobs, values=values)] == before
     texts.write_text(json.dumps(written | {"red": ["blood"]}))
     left = jobs_of(tiny_clip, colors, methods=["zero-shot-descriptions"], seeds=[1, 2, 3])
-    with pytest.raises(UserError, match=r"what that learns from, has changed since .+ was run: choose another --out"):
+    changed = r"what that learns from, has changed since .+ was run: choose another --out"
+    for some in (left, jobs):  # also if nothing is left to do
+        with pytest.raises(UserError, match=changed):
+            do(colors, out, some, values=values)
+    for path in out.rglob("*.json"):  # as earlier versions wrote them
+        old = read_record(path)
+        old.model_copy(update={"method": old.method.model_copy(update={"sums": ()})}).save(path)
+    assert [record.key for record in do(colors, out, jobs, values=values)] == before
+    with pytest.raises(UserError, match=changed):
         do(colors, out, left, values=values)
+
+
+def test_code_that_changed_after_the_last_run_is_refused(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    """The daily loop of somebody who writes a method: edit it, and give the same command again."""
+    code, out = tmp_path / "mine.py", tmp_path / "out"
+    code.write_text("from guests import Guest\n\nclass Mine(Guest):\n    title = 'mine'\n")
+    jobs = jobs_of(tiny_clip, colors, methods=[f"{code}:Mine"], seeds=[1])
+    do(colors, out, jobs)
+    do(colors, out, jobs)
+    code.write_text(code.read_text() + "    # better\n")
+    with pytest.raises(UserError, match="its method, or what that learns from, has changed since"):
+        do(colors, out, jobs)
 
 
 def test_processes_of_one_command_find_the_same(done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:

@@ -85,6 +85,15 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert list(scan_folder(tmp_path)) == ["all"]
 
 
+def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
+    plant(tmp_path, "train/cat/1.png", "test/cat/2.png", "dog/3.png")
+    with pytest.raises(UserError, match="holds 'test' beside 'dog': keep either splits or classes there"):
+        scan_folder(tmp_path)
+    (tmp_path / "dog").rename(tmp_path / "vall")
+    with pytest.raises(UserError, match=r"holds 'test' beside 'vall' \(did you mean 'val'\?\): keep either"):
+        scan_folder(tmp_path)
+
+
 def test_links_that_would_bring_images_in_twice_are_not_followed(tmp_path: Path) -> None:
     plant(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path)

@@ -17,7 +17,14 @@ from rmadapter.backbones import Backbone
 from rmadapter.deploy.app.jobs import Jobs
 from rmadapter.deploy.app.session import Session, Shared
 from rmadapter.errors import UserError
+from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.record import read_record
+
+
+@pytest.fixture(autouse=True)
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a penalty of the linear probes, which takes half of the time here and is tested in test_linear_probe.py."""
+    monkeypatch.setattr(LinearProbe, "_best", lambda probe, worth: max((4.0, 0.0), key=worth))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.encoders.blocks import PreNorm
 from rmadapter.errors import UserError
 from rmadapter.methods.skip_tuning import Prompts, SkipTuning, TunedCLIP, kept
@@ -174,14 +174,13 @@ def test_what_is_stored_is_what_learns(tiny_clip: Backbone) -> None:
     assert lower.mlp.c_fc.weight is tiny_clip.image.blocks[2].mlp.c_fc.weight  # type: ignore[union-attr]
 
 
-def test_parameters_of_vit_b16() -> None:
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
     def block(width: int) -> int:  # attention, MLP of four widths, two norms, with biases
         return 12 * width**2 + 13 * width
 
     tails = (768 + 512) * 2 + (768 + 512) * 512
-    backbone = load_backbone("ViT-B-16/none")
-    assert SkipTuning().parameters(backbone) == (3 * (block(768) + block(512)) + tails, 0)
-    module = SkipTuning().module(backbone)
+    assert SkipTuning().parameters(vit_b16) == (3 * (block(768) + block(512)) + tails, 0)
+    module = SkipTuning().module(vit_b16)
     assert (module.first, module.first_text) == (10, 10)
 
 

@@ -54,7 +54,7 @@ def test_bad_images_are_left_out_or_stop_it_after_those_before_them(
     assert found == many
     assert [image for image, _ in bad] == [tmp_path / "bad.png"]
     before: list[Path] = []
-    with pytest.raises(UserError, match=r"bad\.png: not .*; --skip-bad leaves out such files"):
+    with pytest.raises(UserError, match=r"bad\.png: not .*; --skip-bad \(skip_bad=True\) leaves out such files"):
         before += (answer.image for batch in asker.ask(images) for answer in batch)
     assert before == many[:70]
 

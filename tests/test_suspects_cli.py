@@ -98,3 +98,7 @@ def test_mistakes_are_one_sentence(rmadapter: Command, data: Path, tmp_path: Pat
     refused(rmadapter("suspects", data, "--out", tmp_path / "file"), "is a file")
     refused(rmadapter("suspects", data, "--set", "rank=3"), "rank")
     refused(rmadapter("suspects", data, "--method", "linear-prob"), "linear-probe")
+    refused(rmadapter("suspects", data, "--apply", tmp_path / "s.csv"), "--apply: name the cleaned copy with --out")
+    for options in (["--method", "tip-adapter"], ["--backbone", "pocket"], ["--set", "shots=2"]):
+        applied = rmadapter("suspects", data, "--apply", tmp_path / "s.csv", "--out", tmp_path / "clean", *options)
+        refused(applied, "leave out --method, --backbone and --set")

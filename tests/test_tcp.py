@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.method import Shots
 from rmadapter.methods.tcp import TCP
@@ -61,10 +61,10 @@ def test_a_bert_gets_its_class_contexts_too(tiny_hf: Backbone) -> None:
     same_as_plain(TCP(), tiny_hf, plain)
 
 
-def test_parameters_are_those_of_the_code() -> None:
+def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
     # 4 context tokens of 512; 512 -> 128 -> 4 * 512, both with biases
     count = 4 * 512 + (512 * 128 + 128) + (128 * 2048 + 2048)
-    assert TCP().parameters(load_backbone("ViT-B-16/none")) == (count, 0) == (331_904, 0)
+    assert TCP().parameters(vit_b16) == (count, 0) == (331_904, 0)
 
 
 def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import text_refiner
 from rmadapter.methods.coop import CoOp
@@ -160,11 +160,11 @@ def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
     assert the_seed_decides(configured(TextRefiner(), {"epochs": 3}), request.getfixturevalue(name))
 
 
-def test_parameters_are_those_of_the_code() -> None:
+def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
     # Context of 4 tokens; the extractor; and in training two convolutions of 1 x 1, the second with a bias (in the code
     # the first has one, too, that nothing can move), and a BatchNorm
     align = 2 * 512 * 512 + 512 + 2 * 512
-    assert TextRefiner().parameters(load_backbone("ViT-B-16/none")) == (2048 + 2 * 512 * 512 + align, align)
+    assert TextRefiner().parameters(vit_b16) == (2048 + 2 * 512 * 512 + align, align)
 
 
 @pytest.mark.parametrize("name", ["tiny_siglip", "tiny_eva"])

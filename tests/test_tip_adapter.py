@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.data.images import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.method import NotApplicable
@@ -158,8 +158,7 @@ def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Back
     assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
 
 
-def test_parameters() -> None:
-    vit = load_backbone("ViT-B-16/none")
-    assert TipAdapter().parameters(vit) == (0, 0)
+def test_parameters(vit_b16: Backbone) -> None:
+    assert TipAdapter().parameters(vit_b16) == (0, 0)
     # `adapter.weight` of the released code: [shots of all classes, e], whose e is 1024 for ResNet-50
-    assert TipAdapterF().parameters(vit, classes=1000, shots=16) == (16_000 * 512, 0)
+    assert TipAdapterF().parameters(vit_b16, classes=1000, shots=16) == (16_000 * 512, 0)

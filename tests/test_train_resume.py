@@ -65,7 +65,7 @@ def killed_and_resumed(train: Callable[[Shots], Any], shots: Shots, folder: Path
     ],
     ids=str,
 )
-@pytest.mark.parametrize("survived", [1, 3, 4, 5])
+@pytest.mark.parametrize("survived", [3, 4])  # within an epoch, and at its end
 def test_a_killed_training_ends_with_the_same_weights(
     tiny_clip: Backbone, tmp_path: Path, fields: dict[str, Any], given: dict[str, Any], survived: int
 ) -> None:
@@ -101,7 +101,7 @@ def masked(batch: Batch, weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("draw", [dropped, masked])
-@pytest.mark.parametrize("survived", [1, 3, 4, 5])
+@pytest.mark.parametrize("survived", [3, 4])  # within an epoch, and at its end
 def test_what_a_loss_draws_and_an_average_go_on_where_they_were(
     tiny_clip: Backbone, tmp_path: Path, draw: Callable[[Batch, Tensor], Tensor], survived: int
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rmadapter import train
-from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones import Backbone
 from rmadapter.methods.two_stages import Norms, TwoStages
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import configured
@@ -160,8 +160,8 @@ def test_only_norms_are_its_own(tiny_clip: Backbone) -> None:
     assert theirs[id(top.mlp.c_fc.weight)] == "visual.transformer.resblocks.3.mlp.c_fc.weight"
 
 
-def test_parameters_of_vit_b16() -> None:
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
     # Two norms a block, weights and biases, of widths 768 and 512: what requires gradients after
     # `trainable_norm_params` of the released code; and `classifier`.
     norms = 24 * 2 * (768 + 512)
-    assert TwoStages().parameters(load_backbone("ViT-B-16/none"), classes=100) == (norms + 100 * 512, 0)
+    assert TwoStages().parameters(vit_b16, classes=100) == (norms + 100 * 512, 0)

@@ -81,6 +81,14 @@ def test_a_folder_that_lost_files_is_made_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in (unpacked(archive) / "a").iterdir()) == ["1.png", "2.png"]
 
 
+def test_its_lock_is_one_that_reaches_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache may be in a home folder that several machines share."""
+    asked: list[Path] = []
+    monkeypatch.setattr("rmadapter.locks.soft", lambda path: bool(asked.append(path)))
+    made = unpacked(zipped(tmp_path / "pets.zip", a=b"x"))
+    assert asked == [made.with_name(f".{made.name}.lock")]
+
+
 def test_a_damaged_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK no zip")
     with pytest.raises(UserError, match=r"x\.zip: cannot be unpacked"):

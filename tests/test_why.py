@@ -13,7 +13,6 @@ from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load
 from rmadapter.data.images import read_images
 from rmadapter.errors import UserError
-from rmadapter.explain import why
 from rmadapter.explain.why import explain_images
 from rmadapter.files import read_json, write_json
 from rmadapter.neighbours import SHOWN
@@ -37,10 +36,7 @@ def test_the_nearest_training_images(finished: Path, tiny_clip: Backbone, colors
     assert all(n.label == Path(n.image).parent.name for n in one.neighbours)
 
 
-def test_answers_and_what_the_model_saw(
-    finished: Path, tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(why, "MAP", "attention x gradient")
+def test_answers(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
     saved, files = load(finished, tiny_clip), sorted(colors.glob("test/*/0.png"))
     found = explain_images(finished, files, data=colors, backbone=tiny_clip, progress=False)
     [table] = saved.fitted.probabilities(files)
@@ -49,14 +45,7 @@ def test_answers_and_what_the_model_saw(
             row.sort(descending=True).values[:2].tolist(), abs=1e-5
         )
         assert one.best[0][0] == saved.labels[int(row.argmax())]
-        assert one.heat is not None
-        assert one.heat.shape == (4, 4)
-        assert (one.heat.min(), one.heat.max()) == (0, pytest.approx(1))
-        assert 0 <= one.pixels.min() < one.pixels.max() <= 1
     assert any(one.best[0][0] != one.zero_shot[0][0] for one in found)
-    assert explain_images(finished, files[:1], backbone=tiny_clip, heat=False, progress=False)[0].heat is None
-    monkeypatch.setattr(why, "MAP", None)
-    assert explain_images(finished, files[:1], backbone=tiny_clip, progress=False)[0].heat is None
 
 
 def test_a_run_that_does_not_say(

@@ -44,6 +44,14 @@ def test_labels_lie_in_a_folder_of_their_own(pets: Path) -> None:
     assert boxes[2] == pytest.approx((0.1, 0.2, 0.4, 0.7))
 
 
+def test_numbers_that_are_neither_box_nor_polygon(pets: Path) -> None:
+    for line in ("0 0.1 0.2 0.3", "0 0.1 0.2 0.3 0.4 0.5", "0 0.1 0.2 0.3 0.4 0.5 0.6 0.7"):
+        (pets / "labels/train/cat_1.txt").write_text(f"0 0.5 0.5 0.5 0.25\n{line}\n")
+        words = f"cat_1.txt, line 2: {len(line.split()) - 1} numbers after the class are neither a box nor a polygon"
+        with pytest.raises(UserError, match=words):
+            read_yolo(pets / "data.yaml")
+
+
 def test_roboflow_writes_one_step_too_many_and_a_list_of_names(tmp_path: Path) -> None:
     paint(tmp_path, "train/images/dog_1.png")
     (tmp_path / "train" / "labels").mkdir()
@@ -91,10 +99,10 @@ def test_the_file_is_found_among_others(pets: Path) -> None:
         ("train: images/train\nnames: 3\n", "not a YOLO data.yaml"),
         ("train: images/train\n", "not a YOLO data.yaml"),
         ("train: images/train\nnames: [cat]\n", r"dog_1.txt, line 1: '1 0.1 .* is not a class number"),
-        ("train: gone\nnames: [cat, dog]\n", "'gone' was not found in its folder"),
-        ("train: /\nnames: [cat, dog]\n", "'/' was not found in its folder; --allow-outside"),
-        ("train: ../..\nnames: [cat, dog]\n", "was not found in its folder"),
-        ("path: /\ntrain: tmp\nnames: [cat, dog]\n", "'tmp' was not found in its folder"),
+        ("train: gone\nnames: [cat, dog]\n", "train is 'gone', which was not found in its folder"),
+        ("train: /\nnames: [cat, dog]\n", "'/', which was .*: delete that line if there is .*; --allow-outside"),
+        ("train: ../..\nnames: [cat, dog]\n", "which was not found in its folder"),
+        ("path: /\ntrain: tmp\nnames: [cat, dog]\n", "'tmp', which was not found in its folder"),
     ],
 )
 def test_files_that_say_nothing_clear(pets: Path, yaml: str, words: str) -> None:

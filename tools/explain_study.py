@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from explain_maps import CANDIDATES, covered, occlusion, probabilities, trace
 from lines import keep, kept, parser
 from torch import Tensor
 
 from rmadapter.data.transforms import decoded
-from rmadapter.explain.maps import CANDIDATES, covered, occlusion, probabilities, trace
 from rmadapter.machine import versions
 from rmadapter.method import Fitted
 from rmadapter.metrics import confidence_interval

@@ -183,7 +183,7 @@ def reasons(number: int, found: Predictions, wrong: Sequence[Mistake], thumbnail
             for guesses in ((found.answer, found.second), (found.zero_shot,))
         )
         src = thumbnail(found.sources[i]) or thumbnails.get((number, image), "")
-        card = {"set": number, "image": image, "src": src, "heat": None, "true": found.classes[found.true[i]]}
+        card = {"set": number, "image": image, "src": src, "true": found.classes[found.true[i]]}
         cards.append({**card, "best": adapted, "zero_shot": zero_shot, "neighbours": near})
     return cards
 

@@ -1,6 +1,5 @@
 """Why a model answers what it answers: the nearest training images and the two best classes.
 
-maps   fitted model and pixels -> how much each patch counted
 why    run and images -> explanations
 cards  explanations as a page
 cli    the verb

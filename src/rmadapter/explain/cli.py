@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rmadapter.console import Crops, ImageColumn, Its, Json, Name, Outside, Quiet, note, table
-from rmadapter.errors import UserError
+from rmadapter.console import Crops, ImageColumn, Its, Json, Name, Outside, Quiet, SkipBad, note, table
+from rmadapter.files import check_new
 
 PAGE = "explain.html"
 
@@ -24,6 +24,7 @@ def explain(
     outside: Outside = False,
     method: Name = "",
     backbone: Its = None,
+    skip_bad: SkipBad = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -33,12 +34,12 @@ def explain(
     from rmadapter.explain.why import explain_images
 
     page = out / PAGE if out else None
-    if page and page.exists():
-        raise UserError(f"{page}: already exists; choose another --out, or delete it")
+    if page:
+        check_new(page)
     inputs = find_images(images, image_column, outside, crops=crops)
     if inputs.note:
         note(inputs.note)
-    found = explain_images(run, inputs.files, data=data, backbone=backbone, method=method, heat=page is not None)
+    found = explain_images(run, inputs.files, data=data, backbone=backbone, method=method, skip_bad=skip_bad)
     if page:
         write_page(page, found, run.resolve().name)
     if as_json:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.explain.maps import CANDIDATES, Trace, covered, occlusion, probabilities, trace
 from rmadapter.method import Fitted, Known, NotApplicable
 from rmadapter.methods import METHODS, load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.settings import settings_of
 from rounding import assert_same_float32
 from shots import NEEDED, meaningless, noisy_colors, pixels_of, shots_of
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from explain_maps import CANDIDATES, Trace, covered, occlusion, probabilities, trace
 
 QUICK = {"epochs": 1, "batch_size": 4, "first_block": 3, "rank": 4, "layer": 3, "n_ctx": 2, "search_steps": 0}
 
