@@ -3,7 +3,7 @@
 from rmadapter import FewShotClassifier
 from rmadapter.data.openmoji import load_openmoji
 
-pictograms = load_openmoji()  # or read_images("my-images"): {"train": images, "test": images}
+pictograms = load_openmoji()  # or read_images("my-images") with train/, test/
 train, test = pictograms["train"], pictograms["test"]
 classifier = FewShotClassifier(backbone="pocket", method="rmadapter", shots=16)
 classifier.fit(train.images, [train.classes[label] for label in train.labels])

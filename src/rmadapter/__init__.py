@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rmadapter.errors import UserError as UserError
     from rmadapter.explain.why import explain_images as explain_images
     from rmadapter.method import Fitted as Fitted
+    from rmadapter.method import Learner as Learner
     from rmadapter.method import Method as Method
+    from rmadapter.method import ModuleMethod as ModuleMethod
     from rmadapter.method import NotApplicable as NotApplicable
     from rmadapter.method import Parameters as Parameters
     from rmadapter.method import Shots as Shots
@@ -57,7 +59,7 @@ _HOMES = {
     "data.images": ["ImageSet", "read_images"],
     "errors": ["UserError"],
     "explain.why": ["explain_images"],
-    "method": ["Fitted", "Method", "NotApplicable", "Parameters", "Shots"],
+    "method": ["Fitted", "Learner", "Method", "ModuleMethod", "NotApplicable", "Parameters", "Shots"],
     "methods": ["load_method"],
     "methods.rmadapter": ["RMAdapter"],
     "model": ["AdaptedCLIP"],

@@ -28,7 +28,7 @@ from rmadapter.locks import alone
 from rmadapter.machine import find_device, versions
 from rmadapter.method import Fitted, Known, Method
 from rmadapter.methods import is_outside, load_method
-from rmadapter.modelfile import MODEL, Model, Transform, read_model
+from rmadapter.modelfile import MODEL, Model, Transform, no_model, read_model
 from rmadapter.neighbours import WHY
 from rmadapter.predictions import PREDICTIONS, SPLIT
 from rmadapter.record import RECORD, BackboneName, MethodName, Record, read_record
@@ -85,13 +85,9 @@ def save(
 
 
 def _save(
-    folder: Path,
-    fitted: Fitted,
-    name: str,
-    labels: tuple[Label, ...] = (),
-    names: tuple[str, ...] = (),
+    folder: Path, fitted: Fitted, name: str, labels: tuple[Label, ...] = (), names: tuple[str, ...] = (),
     half: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     backbone, method = fitted.backbone, fitted.method
     (folder / SUMS).unlink(missing_ok=True)  # of the model that this one replaces
     tensors = {**fitted.tensors, **({} if fitted.examples is None else {EXAMPLES: fitted.examples})}
@@ -170,7 +166,7 @@ def load(
     if not (folder / MODEL).is_file():
         if (folder / OLD).is_file() and (folder / RECORD).is_file():
             return _load_old(folder, backbone, settings or {}, device)
-        raise UserError(f"{folder}: not a finished run; `rmadapter fit DATA --out {folder}` makes one")
+        raise UserError(f"{folder}: {no_model(folder)}")
     model = read_model(folder / MODEL)
     if is_outside(model.method.name) and model.method.name != method:
         raise UserError(

@@ -162,7 +162,7 @@ def fit(
     world.leave()
     for text in record.notes:
         note(text)
-    show(record, as_json)
+    show(record, as_json, out)
     if not as_json:
         print(f"report: {out / 'report.html'}")
 
@@ -184,6 +184,7 @@ def evaluate(
     sets: Sets = None,
     skip_bad: SkipBad = False,
     outside: Outside = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of a run on a data set, beside the untouched backbone's."""
@@ -207,17 +208,16 @@ def evaluate(
     splits = read_images(data, skip_bad=skip_bad, outside=outside, names=names, columns=columns, crops=crops)
     if ignored := next(iter(splits.values())).ignored:
         note(ignored)
-    _, scores = evaluate_saved(
-        run_folder(run), saved.fitted, splits, split, which, Cache(saved.fitted.backbone, machine, hold=False)
-    )
+    cache = Cache(saved.fitted.backbone, machine, hold=False)
+    _, scores = evaluate_saved(run_folder(run), saved.fitted, splits, split, which, cache)
     show_score(scores[0], as_json)
 
 
 def params(
     backbone: Annotated[str | None, typer.Option(help="Only its sizes matter; ViT-B-16/none by default.")] = None,
     method: Name = "",
-    classes: Annotated[int, typer.Option(help="Number of classes; it matters to few methods.")] = 100,
-    shots: Annotated[int | None, typer.Option(help="Images per class; they matter to few methods.")] = None,
+    classes: Annotated[int, typer.Option(help="Number of classes; only a few methods depend on it.")] = 100,
+    shots: Annotated[int | None, typer.Option(help="Images per class; only a few methods depend on it.")] = None,
     config: Config = None,
     sets: Sets = None,
     as_json: Json = False,
@@ -247,7 +247,7 @@ def demo(
     from rmadapter.show import show
 
     record = run_demo(out, seed, command=command())
-    show(record, as_json)
+    show(record, as_json, out)
     if not as_json:
         for text in record.notes:  # the licence, which --quiet does not silence
             print(text)

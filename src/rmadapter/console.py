@@ -33,7 +33,7 @@ Name = Annotated[str, typer.Option("--method", help="Name from `rmadapter method
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=lambda on: hush(on), help="Hide progress and notes, but not errors.")
 ]
-ImageColumn = Annotated[str, typer.Option(help="Table column of paths; by default path, image, file or file_name.")]
+ImageColumn = Annotated[str, typer.Option(help="Table column of paths; by default path, image, file, filename, ...")]
 LabelColumn = Annotated[str, typer.Option(help="Table column of classes; by default label, class or category.")]
 SplitColumn = Annotated[str, typer.Option(help="Table column of train, val or test; by default split or subset.")]
 GroupColumn = Annotated[str, typer.Option(help="Table column of groups, such as patients; by default group.")]

@@ -19,9 +19,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter predict runs/first photos --out answers.csv",
         "rmadapter predict runs/first photos --sort-into sorted --unsure 0.5",
     ),
-    "eval": ("rmadapter eval runs/first my-images", "rmadapter eval runs/first my-images --split heldout --json"),
+    "eval": ("rmadapter eval runs/first new-images", "rmadapter eval runs/first my-images --split heldout --json"),
     "add": ("rmadapter add runs/first zebra --out runs/wider", "rmadapter add runs/first new-photos --out runs/grown"),
-    "compare": ("rmadapter compare runs/first runs/second --data my-images",),
+    "compare": ("rmadapter compare runs/first runs/second --data new-images",),
     "export": (
         "rmadapter export runs/first --out my-model",
         "rmadapter export runs/first --to web",

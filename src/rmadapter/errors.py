@@ -24,9 +24,13 @@ def mistake(error: Exception) -> str:
         return " ".join(str(error).split())
     if not hasattr(error, "format_message"):  # Typer's errors have it; their class depends on its version
         raise error
-    path = getattr(getattr(error, "ctx", None), "command_path", "rmadapter")
-    text = " ".join(str(error.format_message()).split()).rstrip(".")
-    return f"{text[0].lower()}{text[1:]} (`{path} -h` lists arguments and options)" if text else ""
+    context: Any = getattr(error, "ctx", None)
+    path, text = getattr(context, "command_path", "rmadapter"), " ".join(str(error.format_message()).split())
+    wanted = str(getattr(error, "option_name", None) or "").lstrip("-").replace("-", "_")
+    takes = [name for option in getattr(getattr(context, "command", None), "params", ()) for name in option.opts]
+    hint = f"a setting of the method is given as --set {wanted}=VALUE; " if wanted and "--set" in takes else ""
+    text = text.rstrip(".")
+    return f"{text[0].lower()}{text[1:]} ({hint}`{path} -h` lists arguments and options)" if text else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

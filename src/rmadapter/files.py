@@ -216,6 +216,13 @@ def inert_path(name: str) -> str:
     return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
+def check_new(*paths: Path, option: str = "--out") -> None:
+    """Raises UserError for a path where something is, also a link to nothing. option: what chose it."""
+    for path in paths:
+        if os.path.lexists(path):
+            raise UserError(f"{path}: already exists; choose another {option}, or delete it")
+
+
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """The text of a CSV file."""
     text = io.StringIO()

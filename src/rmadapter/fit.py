@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from rmadapter.checkpoint import FILES, HISTORY, PAGE, RECORD, Saved, drawn, fin
 from rmadapter.choose import Auto, choose
 from rmadapter.console import note
 from rmadapter.data.fewshot import few_shot, half, has_digest, read_split, save_split
+from rmadapter.data.images import ImageSet
 from rmadapter.data.names import given_names
 from rmadapter.data.sources import images_root
 from rmadapter.errors import UserError
@@ -74,7 +76,8 @@ def fit(
             save_split(few, out / SPLIT)
             lab.folder = out / ACTIVATIONS
             done = _done(task, method, lab, name, unfinished, folds)
-            notes = (*done.record.notes, *notes, *(() if done.record.scores else (NOTHING,)))
+            none = NOTHING if folds != 0 else NOTHING.replace("add", "leave out --folds 0, add", 1)
+            notes = (*done.record.notes, *notes, *(() if done.record.scores else (none,)))
             found = {"key": key, "command": command, "notes": notes, "columns": dict(columns or {}), "crops": crops}
             record = done.record.model_copy(update=found)
             tested = predictions(record, done.evaluations)
@@ -165,11 +168,23 @@ def _choice(folds: Folds, auto: Auto, unfinished: Unfinished) -> Choice:
 def known_names(folder: Path, saved: Saved) -> dict[str, str]:
     """The prompt names that do not follow from the labels of a saved run, also of the half that it was not fitted to,
     as `read_images` takes them."""
-    split = folder / "split.json"
+    split = folder / SPLIT
     if not split.is_file():
         return saved.given
     found = read_split(split)
     return {**given_names(found.written, found.classes), **saved.given}
+
+
+def trained_on(folder: Path, splits: Splits, images: ImageSet) -> int:
+    """How many of some images of a data set a saved run has learnt from; 0 if it was fitted to another one."""
+    try:
+        (shots, seed, digest), which = drawn(folder), read_record(folder / RECORD).task.classes
+        few = few_shot(splits, shots, seed)
+    except UserError:
+        return 0
+    parts = [half(part, which).images for part in (few.train, few.val) if part] if has_digest(few, digest) else []
+    learnt = {*chain(*parts)}
+    return sum(image in learnt for image in images.images)
 
 
 def evaluate_saved(
@@ -194,7 +209,10 @@ def evaluate_saved(
             )
     images = half(few.heldout if split == "heldout" else splits[split], classes)
     if not len(images):
-        raise UserError(f"{split}: there are no images to evaluate on")
+        more = ": every train image was drawn; `rmadapter report` shows what `fit` found" if split == "heldout" else ""
+        raise UserError(f"{split}: there are no images to evaluate on{more}")
+    if known := trained_on(folder, splits, images):
+        note(f"{known} of these {len(images)} images were trained on: this accuracy says little about new ones")
     seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
     named = cast(Split, "held out" if split == "heldout" else split)
     return evaluate(fitted, [(Question(classes, classes=classes), images, named)], cache, seed=seed)

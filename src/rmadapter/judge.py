@@ -134,7 +134,7 @@ def _rates(name: str, table: np.ndarray, labels: np.ndarray, right: np.ndarray, 
         low=low,
         high=high,
         macro_f1=100 * f1_score(labels, answers, labels=there, average="macro", zero_division=0),
-        calibration_error=metrics.expected_calibration_error(table, labels),
+        calibration_error=metrics.calibration_error(table.max(1), right),
         recalls=[None if np.isnan(recall) else float(recall) for recall in recalls],
         p=None if own is None else metrics.paired(own, right)[3],
     )

@@ -81,13 +81,6 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> tupl
     return mean_confidence, mean_accuracy, count
 
 
-def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """`calibration_error` of the most probable classes. probabilities: [N, C]; labels: [N] int. Raises ValueError when
-    nothing is given or the lengths differ."""
-    correct = _correct(probabilities, labels)
-    return calibration_error(np.asarray(probabilities, dtype=np.float64).max(axis=1), correct, bins)
-
-
 def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over the bins of `reliability`, weighted by count, in percent."""
     sure, accurate, count = reliability(confidence, right, bins)

@@ -46,13 +46,15 @@ class BackboneName(Value):
 
 
 class MethodName(Value):
-    """name: for `load_method`. settings: by flat name. uses: what an external method says that it uses."""
+    """name: for `load_method`. settings: by flat name. uses: what an external method says that it uses. sums: as
+    `named_sums`, of its code and of files that it reads; empty in records of earlier versions."""
 
     name: str
     title: str = ""
     source: str = ""
     settings: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
     uses: Uses | None = None
+    sums: Annotated[tuple[str, ...], Field(max_length=100)] = ()
 
 
 class Several(Value):

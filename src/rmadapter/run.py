@@ -87,10 +87,8 @@ class Lab:
         return self._backbone.to(find_device(self.machine.device))
 
     def draw(self, task: Task) -> FewShot:
-        """The shots of a task. The last draw is kept: for the same shots it is the same object, digest and all.
-
-        Raises UserError if there is only one class.
-        """
+        """The shots of a task. The last draw is kept: for the same shots it is the same object, digest and all. Raises
+        UserError if there is only one class."""
         key = (task.data, task.shots, task.seed)
         if self._few is None or self._few[0] != key:
             self._few = key, few_shot(self.splits(task.data), task.shots, task.seed)
@@ -276,11 +274,12 @@ def evaluate(
 def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot | None, **found: Any) -> Record:
     """The record of a run, however it ended. few: the shots, if they were drawn."""
     backbone = lab.backbone(task.backbone)
-    settings, uses = json.loads(json.dumps(settings_of(method))), getattr(method, "uses", None)
+    settings = json.loads(json.dumps(settings_of(method)))
+    own: Any = {"uses": getattr(method, "uses", None), "sums": tuple(named_sums(name, settings)) if few else ()}
     return Record(
         format=FORMAT,
         task=task,
-        method=MethodName(name=name, title=method.title, source=method.source, settings=settings, uses=uses),
+        method=MethodName(name=name, title=method.title, source=method.source, settings=settings, **own),
         backbone=BackboneName(name=backbone.name, digest=backbone.digest),
         precision=lab.machine.precision,
         key=run_key(task, method, name, lab.machine, backbone.digest, few) if few else "",
@@ -292,7 +291,7 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
 
 
 def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, few: FewShot) -> str:
-    """Hash of all that a run's figures depend on; not of where data and activations are, nor of what computes them."""
+    """Hash of all that a training depends on; not of where data and activations are, nor of what computes them."""
     asked = {**asdict(task), "data": PurePath(task.data).name, "tests": [asdict(test) for test in task.asked]}
     settings = settings_of(method)
     parts = [asked, name, settings, *named_sums(name, settings), machine.precision, backbone, *digests(method, few)]

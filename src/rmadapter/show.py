@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmadapter.console import note, table
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 
 
-def show(record: Record, as_json: bool) -> None:
-    """Print how good a run is, with doubts about it, and one row per evaluated set."""
+def show(record: Record, as_json: bool, run: Path | None = None) -> None:
+    """Print how good a run is, with doubts about it, and one row per evaluated set. run: its folder, for JSON."""
     judged = record.judgement
     for text in judged.doubts if judged else ():
         note(text)
@@ -24,7 +25,12 @@ def show(record: Record, as_json: bool) -> None:
         found["harmonic_mean"] = {"accuracy": mean, "zero_shot_accuracy": before}
     if as_json:
         parts = {"choice": record.choice, "judgement": judged}
-        print(json.dumps({**found, **{name: part.model_dump(mode="json") for name, part in parts.items() if part}}))
+        where = {"run": str(run), "report": str(run / "report.html")} if run else {}
+        print(
+            json.dumps(
+                {**where, **found, **{name: part.model_dump(mode="json") for name, part in parts.items() if part}}
+            )
+        )
         return
     if record.choice:
         table(*choice_table(record.choice))

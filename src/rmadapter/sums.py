@@ -15,12 +15,12 @@ SUMS_BYTES = 2**20  # bytes of it
 Sign = tuple[int, int, int]
 
 
-def sha256(file: Path) -> str:
-    """SHA-256 of a file in hex. Raises UserError if it is not a readable file."""
+def sha256(file: Path, kind: str = "sha256") -> str:
+    """SHA-256 of a file in hex, or another kind of hashlib's. Raises UserError if it is not a readable file."""
     try:
         if not file.is_file():
             raise FileNotFoundError(2, "no such file")
-        found = hashlib.sha256()
+        found = hashlib.new(kind)
         with open(file, "rb") as opened:
             while part := opened.read(CHUNK):
                 found.update(part)
@@ -38,7 +38,8 @@ def write_sums(folder: Path, names: Iterable[str], to_come: Mapping[str, str] | 
 def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
     """Raises UserError if a file has changed since it was saved, or if a needed one is not listed.
 
-    A folder without SHA256SUMS passes, since earlier versions wrote none. So does a listed file that is gone.
+    A folder without SHA256SUMS passes: it may be being saved, or be of an earlier version. So does a listed file that
+    is gone.
     """
     if not (folder / SUMS).exists():
         return

@@ -193,9 +193,7 @@ def _share(rows: Tensor) -> tuple[Tensor, float]:
 class _Loop:
     """One step of a training, and everything that the rest depends on, in memory and on disk."""
 
-    def __init__(
-        self, module: nn.Module, recipe: Recipe, shots: Shots, times: Callable[[str], float] = lambda name: 1.0
-    ) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, shots: Shots, times: Callable[[str], float]) -> None:
         self.module, self.recipe, self._shots = module, recipe, shots
         self.format, self.device = FORMATS[shots.machine.precision], shots.device
         groups = defaultdict[float, list[nn.Parameter]](list)

@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from rmadapter.backbones.tokenizer import files_of, load_tokenizer
 from rmadapter.backbones.trust import CONFIG, PICKLES
 from rmadapter.errors import UserError
 from rmadapter.files import opened, write_json, write_tensors
-from rmadapter.locks import alone
+from rmadapter.locks import whole
 from rmadapter.sums import sha256, write_sums
 
 SECONDS, BYTES_A_SECOND = 60, 20e6  # limit on reading: a minute, and more for large files
@@ -34,10 +32,10 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
     does not fit the architecture.
     """
     found, (config, tags) = _check(file, out, digest), architecture_config(architecture, architecture)
-    with _beside(out) as place:
-        folder, flat = place / "model", place / "tensors.safetensors"
-        folder.mkdir(parents=True)
-        facts = _read(file, flat)
+    with whole(out) as folder:
+        apart = folder / "apart"  # what reads the pickle works there
+        apart.mkdir()
+        facts = _read(file, flat := apart / "tensors.safetensors")
         quick_gelu = bool(config.get("quick_gelu"))
         if facts["quick_gelu"] is not None and facts["quick_gelu"] != quick_gelu:
             other = f"{architecture}-quickgelu" if facts["quick_gelu"] else architecture.removesuffix("-quickgelu")
@@ -45,6 +43,7 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
         transform = transform_of(architecture, tags)
         model = build_model(architecture, architecture, draw=False, transform=transform)
         load_weights(architecture, model, flat, shown=file, exact=True)
+        shutil.rmtree(apart)
         named = config["text_cfg"].get("hf_tokenizer_name")
         tokenizer = tokenizer_folder(named) if named else None
         for part in files_of(tokenizer) if tokenizer else ():
@@ -53,27 +52,12 @@ def convert(file: Path, architecture: str, out: Path, digest: str = "") -> dict[
         write_tensors(folder / OPEN_CLIP_WEIGHTS[0], backbone.model.state_dict())
         write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": model.visual.preprocess_cfg})  # type: ignore
         write_sums(folder, [part.name for part in folder.iterdir()])
-        _put(folder, out)
+        if out.exists():
+            out.rmdir()  # it is empty
     return {
         "backbone": str(out), "digest": backbone.digest, "sha256": found,
         "scripted": facts["scripted"], "left_out": facts["left_out"],
     }  # fmt: skip
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """Path for a new folder beside `out`, used by no other process; what a killed process left there is removed."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
-    place = out.with_name(f".{out.name}.part")
-    with alone(place):
-        try:
-            shutil.rmtree(place / "work", ignore_errors=True)
-            yield place / "work"
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def _check(file: Path, out: Path, digest: str) -> str:
@@ -111,12 +95,3 @@ def _read(file: Path, flat: Path) -> dict[str, Any]:
     if error := facts.get("error"):
         raise UserError(f"{file}: cannot be converted: {error}")
     return facts
-
-
-def _put(folder: Path, out: Path) -> None:
-    try:
-        if out.exists():
-            out.rmdir()
-        os.replace(folder, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing was changed there") from error

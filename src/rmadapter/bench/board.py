@@ -14,8 +14,10 @@ from rmadapter.errors import UserError
 from rmadapter.files import read_json
 from rmadapter.record import ANSWERED, Record, read_record
 from rmadapter.settings import settings_of
+from rmadapter.uses import named_sums
 
 CHOOSE = "choose another --out, or delete that file"
+CHANGED = f"its method, or what that learns from, has changed since {{}} was run: {CHOOSE}"
 
 
 class Board:
@@ -62,6 +64,8 @@ class Board:
                 )
                 if other := next(filter(None, (_difference(*pair) for pair in pairs)), ""):
                     raise UserError(f"{self.out / job.path} was run with a different value of {other}: {CHOOSE}")
+                if found.method.sums and list(found.method.sums) != named_sums(job.method, found.method.settings):
+                    raise UserError(CHANGED.format(self.out / job.path))
 
 
 def record_at(path: Path) -> Record | None:

@@ -52,7 +52,9 @@ def _asked(
     per_set: Annotated[
         bool, typer.Option("--per-set", help="Also run with the authors' constants for each data set.")
     ] = False,
-    tune: Annotated[int, typer.Option(min=0, help="Also run with the best of this many settings, by folds.")] = 0,
+    tune: Annotated[
+        int, typer.Option(min=0, help="Also run each method with the best of this many settings, judged on folds.")
+    ] = 0,
     config: Config = None,
     sets: Annotated[
         list[str] | None,
@@ -109,7 +111,7 @@ def _asked(
         own = {name: values for name, values in own.items() if name not in elsewhere_set}
         note(f"part {number} of {count}: {len(planned)} of {len(every)} runs")
     elif parts.in_array(os.environ):
-        note("a task of an array without --shard auto: all tasks share all runs, each taking what is free")
+        note("a task of an array without --shard auto: all tasks share all runs, and each takes whatever is free")
     wanted = Plan(tuple(planned), out, root, machine_of(machine), own, outside, crops, search)
     return Asked(wanted, workers(wanted.machine.device, jobs, jobs_per_gpu), as_json, elsewhere)
 
@@ -204,10 +206,14 @@ def report(
     check: Annotated[
         bool, typer.Option("--check", help="Compare with the paper's figures; exit code 1 if one is off.")
     ] = False,
-    tolerance: Annotated[float, typer.Option(help="Points by which a figure may be off.")] = 1.0,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Points by which a figure may be off, with --check.", show_default="1.0")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write tables, figures and one page of everything measured; or rewrite the page of one run."""
+    if tolerance is not None and not check:
+        raise UserError("--tolerance: is for --check, which compares with the paper's figures")
     if (results / "model.json").is_file():
         _page_again(results, out, check, as_json)
         return
@@ -217,7 +223,8 @@ def report(
     from rmadapter.bench.report.write import write_reports
 
     written = write_reports(results, out)
-    judged = paper.check(results, tolerance) if check else []
+    within = paper.TOLERANCE if tolerance is None else tolerance
+    judged = paper.check(results, within) if check else []
     if as_json:
         print(json.dumps(judged if check else written))
     elif check:
@@ -229,7 +236,7 @@ def report(
         )
         measured = [row for row in judged if row["within"] is not None]
         near = sum(row["within"] for row in measured)
-        print(f"{len(measured)} of {len(judged)} printed figures were measured; {near} are within {tolerance:g} points")
+        print(f"{len(measured)} of {len(judged)} printed figures were measured; {near} are within {within:g} points")
     else:
         print(f"report: {out / 'report.html'}")
     if any(row["within"] is False for row in judged):

@@ -24,6 +24,7 @@ from rmadapter.errors import UserError
 from rmadapter.machine import find_device
 from rmadapter.method import Method, NotApplicable
 from rmadapter.run import Lab, Sets, evaluate, learn
+from rmadapter.unlabelled import wants
 
 TRIED, ASKED = 96, 48  # training images, and images of each test set, to measure on
 STEPS = 4  # at least; the first is not counted
@@ -125,7 +126,9 @@ def _measured(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> dict
             classes = len(half(lab.draw(job.task).train, job.task.classes).classes)
             shots = min(most[job.task.data], math.ceil(TRIED / classes))
             try:
-                found[key] = measure(job, plan.method(job), lab, shots)
+                if wants(method := plan.method(job)):
+                    raise UserError(f"{method.title} learns from all train images, and a few of them tell nothing")
+                found[key] = measure(job, method, lab, shots)
             except (UserError, NotApplicable) as error:
                 note(f"{job}: cannot be measured ({error})")
             display.update(task, advance=1)

@@ -5,8 +5,6 @@ The settings that methods have on ImageNet only are from their authors' reposito
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from rmadapter.bench.report.groups import TRANSFER
 from rmadapter.bench.runner import run_all
 from rmadapter.data.catalog import CATALOG, check
 from rmadapter.errors import UserError
-from rmadapter.files import write_text
+from rmadapter.files import csv_text, write_text
 from rmadapter.record import Record, read_record
 from rmadapter.settings import Machine
 from rmadapter.task import Task
@@ -174,11 +172,7 @@ def verdicts(wish: Wish, made: Mapping[str, Plan], tolerance: float = paper.TOLE
         for row in paper.check(records, tolerance, wish.seeds)
         if row["table"].split(",")[0] in titles
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(wish.out / VERDICTS, text.getvalue())
+    write_text(wish.out / VERDICTS, csv_text([*rows[0]], [[*row.values()] for row in rows]))
     return rows
 
 

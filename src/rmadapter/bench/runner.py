@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from rmadapter.bench.board import CHOOSE, Board, answers, copied
+from rmadapter.bench.board import CHANGED, CHOOSE, Board, answers, copied
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.pool import pool_on, to_share
 from rmadapter.bench.protocols import Job
@@ -139,7 +139,7 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
             if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):
                 few = lab.draw(job.task)
                 if old.key != run_key(job.task, method, job.method, plan.machine, backbone.digest, few):
-                    raise UserError(f"its method, or what that learns from, has changed since {path} was run: {CHOOSE}")
+                    raise UserError(CHANGED.format(path))
 
 
 def line(record: Record) -> str:

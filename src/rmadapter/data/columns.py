@@ -111,6 +111,8 @@ def _text(path: Path, choose: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in reader:
             if None in row:
                 raise UserError(f"{path}, line {reader.line_num}: more cells than columns; quote cells with commas")
+            if not any(cell and cell.strip() for cell in row.values()):
+                continue  # spreadsheets write such rows below the last one
             yield f"line {reader.line_num}", {what: row[column] for what, column in columns.items()}
     except csv.Error as error:
         raise UserError(f"{path}: not {kind} ({error})") from None

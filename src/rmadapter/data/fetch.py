@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import http.client
 import os
 import re
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 from rmadapter.errors import UserError
 from rmadapter.files import read_text, write_text
+from rmadapter.sums import sha256
 
 CHUNK = 1 << 20
 FEW, BLOCK = 10_000, 4096  # files that any archive may hold; bytes that one takes on most disks
@@ -53,7 +53,7 @@ def fetch(
         if tries == TRIES or isinstance(error, urllib.error.HTTPError):
             raise UserError(f"{url}: {error or 'connection lost'}; run the same command again to resume") from error
     kind, _, wanted = digest.partition(":")
-    if wanted and _digest(part, kind) != wanted:
+    if wanted and sha256(part, kind) != wanted:
         part.unlink()
         raise UserError(f"{url}: the {kind} of the file is not {wanted}, so it was removed")
     os.replace(part, path)
@@ -89,7 +89,7 @@ def remember(archive: Path, book: Path) -> None:
     """Record an archive's SHA-256 in `book`. If another one is recorded, remove the archive and raise UserError."""
     lines = read_text(book, "a list of digests").splitlines() if book.exists() else []
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = _digest(archive, "sha256")
+    found = sha256(archive)
     if known.setdefault(archive.name, found) != found:
         archive.unlink()
         raise UserError(
@@ -97,14 +97,6 @@ def remember(archive: Path, book: Path) -> None:
             f"{known[archive.name][:12]}), so it was removed; if the new one is right, delete that line"
         )
     write_text(book, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
-
-
-def _digest(path: Path, kind: str) -> str:
-    total = hashlib.new(kind)
-    with open(path, "rb") as file:
-        while block := file.read(CHUNK):
-            total.update(block)
-    return total.hexdigest()
 
 
 # Unpacking

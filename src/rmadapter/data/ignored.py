@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 
+from rmadapter.data.guard import formats
+
 HEIC = (".heic", ".heics", ".heif", ".heifs", ".hif")
 RAW = (
     ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".orf", ".pef",
@@ -17,7 +19,7 @@ def advice(name: str) -> str:
     suffix = os.path.splitext(f"x{name}" if name.startswith(".") else name)[1].lower()
     if suffix in RAW:
         return f"{suffix} is a camera's RAW format: convert it to JPEG first"
-    return f"pip install 'rmadapter[heic]' to read {suffix}" if suffix in HEIC else ""
+    return f"pip install 'rmadapter[heic]' to read {suffix}" if suffix in HEIC and suffix not in formats() else ""
 
 
 def ignored_note(ignored: Counter[str]) -> str:

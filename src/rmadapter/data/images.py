@@ -67,6 +67,8 @@ def read_images(
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
         more += f" ({ignored})" if ignored and any(os.path.isdir(image) for image in bad) else ""
+        lost = not os.path.exists(next(iter(bad))) and path.is_file()
+        more += f"; paths are relative to {path.parent}" if lost else ""
         raise UserError(f"{next(iter(bad.values()))}{more}; --skip-bad (skip_bad=True) goes on without such files")
     good = {split: [row for row in rows if row.image not in bad] for split, rows in found.items()}
     leading = [good["train"]] if "train" in good else good.values()

@@ -6,8 +6,6 @@ They are JSON lines of `_impath` and `_classname`, in `split_fewshot/shot_16-see
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +15,7 @@ from rmadapter.data.guard import check_inside
 from rmadapter.data.names import default_name
 from rmadapter.data.scan import CLASSNAMES
 from rmadapter.errors import UserError
-from rmadapter.files import read_text, write_json, write_text
+from rmadapter.files import csv_text, read_text, write_json, write_text
 
 
 def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
@@ -37,10 +35,8 @@ def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
     images = PurePosixPath(dataset.images)
     for name, _, label in table_of(dataset, home)["test"]:
         rows.append((str(images / name), label, "test"))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
     out = home / f"shots_{shots}-seed_{seed}.csv"
-    write_text(out, text.getvalue())
+    write_text(out, csv_text(("path", "label", "split"), rows))
     names = {label: label.replace("_", " ") for _, label, _ in rows}  # as in `image_sets`
     kept = {label: name for label, name in names.items() if default_name(label) != name}
     if kept and not (home / CLASSNAMES).exists():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from rmadapter.data.columns import BETWEEN, SEPARATOR, read_rows
 from rmadapter.data.guard import formats, listed_image
@@ -79,10 +80,9 @@ def listed(folder: Path) -> list[Path]:
         return [*folder.iterdir()]
     except OSError as error:
         _refuse(error)
-        raise
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
@@ -110,7 +110,10 @@ def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Ro
         return {"all": _scan_classes(root, ignored)}  # "train" may well be a class of vehicles
     if len(splits) < len(inside):
         other = next(folder for folder in inside if folder not in splits)
-        raise UserError(f"{root}: holds {splits[0].name!r} beside {other.name!r}: keep either splits or classes there")
+        close = difflib.get_close_matches(other.name.casefold(), SPLITS, n=1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        where = f"{root}: holds {splits[0].name!r} beside {other.name!r}{meant}"
+        raise UserError(f"{where}: keep either splits or classes there")
     found: dict[str, Rows] = {}
     _count(root, ignored)
     for folder in splits:

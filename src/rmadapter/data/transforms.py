@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Source = TypeVar("Source", bound=ImageSource)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,11 @@ def _in_worker(_: int) -> None:
     """
     sys.excepthook = lambda *_: None
     end_with_parent()
+
+
+def hinted(stream: Iterator[T]) -> Iterator[T]:
+    """The same, with the way out in what is said of an unreadable image."""
+    try:
+        yield from stream
+    except UserError as error:
+        raise UserError(f"{error}; --skip-bad (skip_bad=True) leaves out such files") from None

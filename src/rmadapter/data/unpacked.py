@@ -12,6 +12,7 @@ from rmadapter.data.fetch import ARCHIVES, unpack
 from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, cache_folder, shortened
+from rmadapter.locks import claim
 
 LEAST, TIMES = 100_000_000, 20  # an archive may unpack to LEAST bytes plus TIMES its own size
 
@@ -35,13 +36,11 @@ def unpacked(archive: Path) -> Path:
     Raises UserError as `fetch.unpack`, with a limit of 100 MB plus twenty times the archive's size, and if the cache
     cannot be written.
     """
-    from filelock import FileLock
-
     folder = place(archive)
     aside, counted = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "files"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with claim(folder.with_name(f".{folder.name}.lock")):
             if not folder.is_dir() or (counted.is_file() and _files(folder) != counted.read_text()):
                 shutil.rmtree(folder, ignore_errors=True)  # from which a cleaner took single files
                 shutil.rmtree(aside, ignore_errors=True)  # left by a killed process

@@ -45,7 +45,7 @@ def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
         for split in ("train", "val", "test"):
             if given := values.get(split):
                 paths = given if isinstance(given, list) else [given]
-                images = [image for path in paths for image in _images(file, values, str(path), outside)]
+                images = [image for path in paths for image in _images(file, values, split, str(path), outside)]
                 home = Path(os.path.abspath(file.parent))
                 found[split] = {image: _marks(image, classes, home, box_first) for image in images}
     if not found:
@@ -53,8 +53,8 @@ def read_yolo(file: Path, outside: bool = False) -> dict[str, Marks]:
     return found
 
 
-def _images(file: Path, values: Mapping[str, Any], written: str, outside: bool) -> Iterator[Path]:
-    place = _place(file, values, written, outside)
+def _images(file: Path, values: Mapping[str, Any], split: str, written: str, outside: bool) -> Iterator[Path]:
+    place = _place(file, values, split, written, outside)
     if place.is_dir():
         yield from image_files(place, set())
         return
@@ -63,7 +63,7 @@ def _images(file: Path, values: Mapping[str, Any], written: str, outside: bool) 
             yield listed_image(place, f"{place}, line {number}", line.strip().removeprefix("./"), outside)
 
 
-def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -> Path:
+def _place(file: Path, values: Mapping[str, Any], split: str, written: str, outside: bool) -> Path:
     """Path of a split, relative to `path` or to the file's folder; Roboflow writes one ../ too many."""
     home = Path(os.path.abspath(file.parent))
     for base in (home / str(values.get("path") or ""), home):
@@ -72,7 +72,10 @@ def _place(file: Path, values: Mapping[str, Any], written: str, outside: bool) -
             if path.exists() and (outside or path.is_relative_to(home)):
                 return path
     there = f"; {ALLOW} allows images elsewhere" if not outside else ""
-    raise UserError(f"{file}: {quoted(written)} was not found in its folder{there}")
+    raise UserError(
+        f"{file}: {split} is {quoted(written)}, which was not found in its folder: delete that line if there is no "
+        f"such split{there}"
+    )
 
 
 def _marks(image: Path, classes: Mapping[int, str], home: Path, box_first: bool) -> list[Mark]:

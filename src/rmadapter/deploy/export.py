@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
 from rmadapter.checkpoint import RECORD, WEIGHTS, Saved
+from rmadapter.console import note
 from rmadapter.deploy.bare import bare_command, bare_names
 from rmadapter.deploy.card import card
 from rmadapter.deploy.engines import FACTS, GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.onefile import one_file
 from rmadapter.errors import UserError
-from rmadapter.files import write_json, write_text
+from rmadapter.files import check_new, write_json, write_text
 from rmadapter.locks import whole
 from rmadapter.machine import version_of, versions
 from rmadapter.method import NotApplicable
@@ -52,8 +52,7 @@ def check_wishes(out: Path, to: str, precision: str, text: bool = False, embeddi
     """Check wishes before slow work. Raises UserError for a folder that exists, bad wishes and missing packages."""
     if to not in TARGETS:
         raise UserError(f"--to {to}: choose one of {', '.join(TARGETS)}")
-    if os.path.lexists(out):
-        raise UserError(f"{out}: already exists; choose another --out, or delete it")
+    check_new(out)
     target = TARGETS[to]
     if precision not in target.precisions:
         raise UserError(f"--precision {precision}: choose one of {', '.join(target.precisions)} for --to {to}")
@@ -98,6 +97,10 @@ def _questions(run: Path, saved: Saved, data: Path | None, outside: bool, precis
     asked = questions(run, saved, data, outside, int8.ASKED if precision == "int8" else graph.ASKED)
     if precision == "int8" and not asked.labels:
         raise UserError(f"{run}: int8 is judged by accuracy, but the run's images are missing; give others with --data")
+    if not asked.labels and data is None:
+        note(
+            "compared on generated images, as the run's data is gone or all trained on; --data compares on photographs"
+        )
     return asked
 
 

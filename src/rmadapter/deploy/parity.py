@@ -26,6 +26,7 @@ from rmadapter.deploy.runtime import BATCH, Model
 from rmadapter.errors import UserError
 from rmadapter.files import user_path
 from rmadapter.metrics import accuracy
+from rmadapter.predictions import SPLIT
 from rmadapter.record import read_record
 
 GENERATED = 64  # images
@@ -186,12 +187,12 @@ def _opened(run: Path) -> tuple[Path, Source]:
 
 
 def _drawn(run: Path) -> set[str]:
-    return {name for name, _, _ in read_split(run / "split.json").train}
+    return {name for name, _, _ in read_split(run / SPLIT).train}
 
 
 def _seen(run: Path) -> set[str]:
     """With the validation images, by which methods choose settings."""
-    return _drawn(run) | {name for name, _, _ in read_split(run / "split.json").val or ()}
+    return _drawn(run) | {name for name, _, _ in read_split(run / SPLIT).val or ()}
 
 
 def _of(data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: int) -> Questions:

@@ -7,7 +7,6 @@ may name files, and, unless asked for, the features of the training images.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from rmadapter.deploy.bare import bare_names, bare_record, libraries
 from rmadapter.deploy.export import README
 from rmadapter.deploy.modelcard import LIBRARY, modelcard
 from rmadapter.errors import UserError
-from rmadapter.files import write_json, write_tensors, write_text
+from rmadapter.files import check_new, write_json, write_tensors, write_text
 from rmadapter.locks import whole
 from rmadapter.modelfile import read_model
 from rmadapter.record import read_record
@@ -55,8 +54,7 @@ def push(
     """
     check_repository(repository)
     if to is not None:
-        if os.path.lexists(to):
-            raise UserError(f"{to}: already exists; choose another --to, or delete it")
+        check_new(to, option="--to")
         with whole(to) as stage:
             return {"folder": str(to), **_written(stage, run, repository, wishes)}
     with tempfile.TemporaryDirectory() as place:

@@ -134,7 +134,7 @@ def view_of(block: Any) -> View | Opaque:
     from open_clip.transformer import ResidualAttentionBlock
     from timm.models.vision_transformer import Block
 
-    if type(block) is ResidualAttentionBlock and getattr(block.attn, "batch_first", True):  # open_clip 4 has no other
+    if type(block) is ResidualAttentionBlock and block.attn.batch_first:
         return PreNorm(block, timm=False)
     if type(block) is Block and type(block.attn).__name__ == "Attention":  # there are others, such as DiffAttention
         plain = [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]

@@ -25,7 +25,7 @@ HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
 
 
 class PromptedText:
-    """The text encoder of a backbone on "X ... X name" + suffix, where the n_ctx X are the context. Of a name with
+    """The text encoder of a backbone on "X ... X name.", where the n_ctx X are the context. Of a name with
     several descriptions, the first is used.
 
     layout: the packed prompts of C classes, T tokens in all. words: their own embeddings [T, d]. positions: packed rows
@@ -33,13 +33,11 @@ class PromptedText:
     contexts that differ between classes. Raises UserError if n_ctx tokens and a name do not fit the encoder.
     """
 
-    def __init__(
-        self, backbone: Backbone, classes: Sequence[str], n_ctx: int, suffix: str = ".", share: bool = True
-    ) -> None:
+    def __init__(self, backbone: Backbone, classes: Sequence[str], n_ctx: int, share: bool = True) -> None:
         self.encoder, device = backbone.text, backbone.device
         holders = " ".join([HOLDER] * n_ctx)
         called = [descriptions(name)[0] for name in classes]
-        tokens = backbone.tokenizer([f"{holders} {name}{suffix}".strip() for name in called]).to(device)
+        tokens = backbone.tokenizer([f"{holders} {name}." for name in called]).to(device)
         start = _start(backbone)
         if n_ctx < 1 or start + n_ctx + 2 > tokens.shape[1]:
             raise UserError(

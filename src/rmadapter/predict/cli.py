@@ -77,7 +77,10 @@ def predict(
     except NotApplicable as error:
         raise UserError(f"--names: {error}") from None
     if unfamiliar and saved.fitted.examples is None:
-        raise UserError(f"{run}: --unfamiliar needs features of the training images, which it does not hold; fit again")
+        raise UserError(
+            f"{run}: --unfamiliar needs features of the training images, which it does not hold; `fit` keeps them, and "
+            "`push --examples` sends them"
+        )
     several = saved.fitted.known.several
     one_label(several and sort_into, "--sort-into")
     sorter = _sorter(sort_into, move, link, labels, unsure)
@@ -174,7 +177,7 @@ def write_answers(
 
     with only_writer(file.path), alone(sorter.root) if sorter else nullcontext():
         file.open()
-        todo = file.missing(images)
+        todo = file.missing(images, gone=sorter is not None and sorter.how == "move")
         if sorter:
             sorter.resume(file.rows())
         bad: list[tuple[Path, str]] | None = [] if skip_bad else None

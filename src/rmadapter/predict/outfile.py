@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rmadapter.data.columns import pyarrow
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, inert, inert_path, opened
+from rmadapter.files import atomic, check_new, inert, inert_path, opened
 from rmadapter.locks import only
 
-T = TypeVar("T")
 Row = dict[str, Any]
 PARTIAL = ".partial"
 WHAT = "unfinished answers of `rmadapter predict`"
@@ -64,8 +64,7 @@ class OutFile:
 
     def open(self) -> None:
         """Begin or resume. Raises UserError if the file exists, or if a partial one has another key or is damaged."""
-        if os.path.lexists(self.path):
-            raise UserError(f"{self.path}: already exists; choose another --out, or delete it")
+        check_new(self.path)
         head = (json.dumps({"what": WHAT, "key": self.key}) + "\n").encode()
         if not self.partial.exists():
             with atomic(self.partial) as temporary:
@@ -80,8 +79,15 @@ class OutFile:
         self._cut()
         self.done.update(row["image"] for row in self.rows())
 
-    def missing(self, images: Sequence[Path]) -> list[Path]:
-        """Images that have no row yet, in order; an image given twice gets two rows."""
+    def missing(self, images: Sequence[Path], gone: bool = False) -> list[Path]:
+        """Images that have no row yet, in order; an image given twice gets two rows. gone: answered ones were moved.
+        Raises UserError if a row is of none of the images."""
+        answered = Counter(row["image"] for row in self.rows() if "bad" not in row)
+        if not gone and (others := answered - Counter(map(str, images))):
+            raise UserError(
+                f"{self.partial}: holds answers to other images, such as {next(iter(others))}; resume it with the "
+                "command that began it, or delete it"
+            )
         left, found = Counter(self.done), []
         for image in images:
             if left[str(image)]:
@@ -156,21 +162,11 @@ def _parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
     schema = pa.schema([(column, kind(column)) for column in columns])
     with ParquetWriter(path, schema) as writer:
-        for part in _parts(rows, 10_000):
+        rest = iter(rows)
+        while part := [*islice(rest, 10_000)]:
             whole = [{c: v.encode(errors="backslashreplace").decode() if isinstance(v := row[c], str) else v
                       for c in columns} for row in part]  # fmt: skip
             writer.write_table(pa.Table.from_pylist(whole, schema))
-
-
-def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    part: list[T] = []
-    for item in items:
-        part.append(item)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 FORMATS: dict[str, Callable[[Path, Sequence[str], Iterable[Row]], None]]

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 
 from rmadapter.cache import BATCH
-from rmadapter.data.transforms import decoded
-from rmadapter.errors import UserError
+from rmadapter.data.transforms import decoded, hinted
 from rmadapter.method import Fitted, Known, answers
 from rmadapter.predict.answer import Answer
-
-T = TypeVar("T")
 
 
 class Asker:
@@ -47,7 +43,7 @@ class Asker:
         if zero_shot:
             known = Known(self.names, self.fitted.known.templates, several)
             models["untouched"] = ZeroShot().restore(backbone, known, {}).score()
-        for some, pixels in _hinted(decoded(images, backbone.preprocess, BATCH, bad)):
+        for some, pixels in hinted(decoded(images, backbone.preprocess, BATCH, bad)):
             states = self.fitted.states(pixels, features=zero_shot or unfamiliar)
             tables = next(answers(models, [states], several))
             ordered = tables[title].sort(descending=True, stable=True)
@@ -74,10 +70,3 @@ class Asker:
         """Labels of each image that reach the threshold, at least one. Both [B, C], the most probable class first."""
         counts = (shares >= self.fitted.threshold).sum(1).clamp(min=1).tolist()
         return [tuple(self.labels[i] for i in row[:n]) for row, n in zip(places.tolist(), counts, strict=True)]
-
-
-def _hinted(stream: Iterator[T]) -> Iterator[T]:
-    try:
-        yield from stream
-    except UserError as error:
-        raise UserError(f"{error}; --skip-bad leaves out such files") from None

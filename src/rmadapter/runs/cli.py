@@ -25,6 +25,7 @@ from rmadapter.console import (
     note,
     table,
 )  # fmt: skip
+from rmadapter.data.columns import SUFFIXES
 from rmadapter.errors import UserError
 from rmadapter.remote import run_folder
 
@@ -40,7 +41,9 @@ def add(
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
     crops: Crops = False,
-    old_data: Annotated[Path | None, typer.Option(help="Where the run's own images are now.")] = None,
+    old_data: Annotated[
+        Path | None, typer.Option("--old-data", "--data", help="Where the run's own images are now.")
+    ] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="New images per class; by default as for the run.")] = None,
     method: Name = "",
     backbone: Its = None,
@@ -62,15 +65,22 @@ def add(
         record = add_images(run, saved, data, out, old_data, shots, skip_bad, outside, command(), columns, crops)
         for text in record.notes:
             note(text)
-        show(record, as_json)
+        show(record, as_json, out)
         if not as_json:
             print(f"report: {out / 'report.html'}")
         return
+    if lost := next((word for word in what if Path(word).exists() or _is_place(word)), None):
+        raise UserError(f"{lost}: give one folder or table that exists, or names of classes that are no files here")
     labels = add_names(saved, what, out)
     if as_json:
         print(json.dumps({"run": str(out), "labels": labels}))
     else:
-        print(f"{out}: {len(labels)} classes, {len(what)} of them new and known by name alone")
+        print(f"{out}: {len(labels)} classes, {len(what)} of them new and known by name alone: {', '.join(what)}")
+
+
+def _is_place(word: str) -> bool:
+    """Whether a word is written as the path of a folder or a table, and not as the name of a class."""
+    return word.startswith(("/", "./", "../", "~/")) or word.endswith(("/", *SUFFIXES))
 
 
 def compare(
@@ -88,6 +98,7 @@ def compare(
     """Compare runs on one test set, image by image: accuracies, differences and whether they may be chance."""
     from rmadapter.checkpoint import load
     from rmadapter.data.images import read_images
+    from rmadapter.fit import trained_on
     from rmadapter.runs.compare import compare as compared
 
     if len(runs) < 2:
@@ -98,6 +109,9 @@ def compare(
     images = splits[split]
     if images.ignored:
         note(images.ignored)
+    for run in runs:
+        if known := trained_on(run_folder(run), splits, images):
+            note(f"{run}: {known} of these {len(images)} images were trained on, so its accuracy says little")
     lines = compared([(run, load(run, backbone, method=method)) for run in runs], images)
     if as_json:
         facts = {"images": len(images), "classes": len(images.classes), "runs": [line.json() for line in lines]}

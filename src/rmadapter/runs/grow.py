@@ -21,6 +21,7 @@ from rmadapter.files import csv_text, path_from, user_path, write_json, write_te
 from rmadapter.fit import fit
 from rmadapter.locks import alone
 from rmadapter.method import NotApplicable
+from rmadapter.predictions import SPLIT
 from rmadapter.record import Record, read_record
 from rmadapter.request import Request, read_config
 from rmadapter.run import Lab
@@ -115,7 +116,7 @@ def _grown(
 ) -> tuple[Listed, tuple[int, int]]:
     """Every image with its split and label, and the numbers of old and new training images."""
     try:
-        few = read_split(run / "split.json").images(opened.root)
+        few = read_split(run / SPLIT).images(opened.root)
     except UserError as error:
         raise UserError(f"{run}: {error}; give the new location of its data with --old-data") from None
     kept = {key(str(label)): str(label) for label in saved.labels}  # classes that it was trained on

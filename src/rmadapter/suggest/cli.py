@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmadapter.console import Json, Quiet, SkipBad, note, table
+from rmadapter.console import ImageColumn, Json, Outside, Quiet, SkipBad, note, table
 from rmadapter.errors import UserError
+from rmadapter.files import check_new
 
 if TYPE_CHECKING:
     from rmadapter.suggest.propose import Suggested
@@ -36,7 +37,9 @@ def suggest(
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed for everything random.")] = 1,
     backbone: Annotated[str | None, typer.Option(help="With --start any; else the run's, if a folder.")] = None,
+    image_column: ImageColumn = "",
     skip_bad: SkipBad = False,
+    outside: Outside = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -44,18 +47,17 @@ def suggest(
     from rmadapter.suggest.propose import first_images, suggest_images
 
     files = _files(out) if out else None
+    common: Any = {"skip_bad": skip_bad, "column": image_column, "outside": outside}
     if start:
         classes = [name.strip() for name in names.split(",") if name.strip()]
-        found = first_images(
-            words, n, names=classes, rule=rule, seed=seed, backbone=backbone or "pocket", skip_bad=skip_bad
-        )
+        found = first_images(words, n, names=classes, rule=rule, seed=seed, backbone=backbone or "pocket", **common)
     else:
         if names:
             raise UserError("--names needs --start: a run has its own classes")
         if len(words) < 2:
             raise UserError("name a run and the images to choose from, or give --start")
         run, *pool = words
-        found = suggest_images(run, pool, n, rule=rule, seed=seed, backbone=backbone, skip_bad=skip_bad)
+        found = suggest_images(run, pool, n, rule=rule, seed=seed, backbone=backbone, **common)
     if len(found.suggestions) < n:
         note(f"{len(found.suggestions)} images instead of {n}: the pool has no more new ones")
     _tell(found, files, " ".join(words if start else words[1:]), as_json)
@@ -65,10 +67,9 @@ def _files(out: Path) -> tuple[Path, Path]:
     """Paths of the list and the page. Raises UserError if one exists, or if `out` is not a .csv."""
     if out.suffix.lower() != ".csv":
         raise UserError(f"{out}: give --out a name that ends in .csv")
-    for file in (out, out.with_suffix(".html")):
-        if file.exists():
-            raise UserError(f"{file}: already exists; choose another --out, or delete it")
-    return out, out.with_suffix(".html")
+    files = out, out.with_suffix(".html")
+    check_new(*files)
+    return files
 
 
 def _tell(found: Suggested, files: tuple[Path, Path] | None, pool: str, as_json: bool) -> None:

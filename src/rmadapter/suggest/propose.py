@@ -19,7 +19,7 @@ from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.imageset import one_label
 from rmadapter.data.inputs import Inputs, find_images
 from rmadapter.data.names import prompt_names
-from rmadapter.data.transforms import decoded
+from rmadapter.data.transforms import decoded, hinted
 from rmadapter.errors import UserError, nearest
 from rmadapter.method import Fitted, Known, answers
 from rmadapter.methods.zero_shot import ZeroShot
@@ -57,14 +57,15 @@ class Suggested:
 
 def suggest_images(
     run: str | Path | Saved, pool: Sequence[str | Path] | str | Path, n: int = 50, *, rule: str = "", seed: int = 1,
-    backbone: Backbone | str | None = None, skip_bad: bool = False, progress: bool = True,
+    backbone: Backbone | str | None = None, skip_bad: bool = False, column: str = "", outside: bool = False,
+    progress: bool = True,
 ) -> Suggested:  # fmt: skip
     """The n images of a pool to label next, for a run to learn from.
 
-    pool: files, folders, patterns or tables, as `predict` takes them; or images that `find_images` found. rule: one of
-    NEXT; none of them is sure to beat the default, random (docs/suggest.md). Images that the run was fitted to are left
-    out, and all but the first of near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown rule,
-    and if nothing is left of the pool.
+    pool: files, folders, patterns or tables, as `predict` takes them. column, outside: as in `find_images`. rule: one
+    of NEXT; none of them is sure to beat the default, random (docs/suggest.md). Images that the run was fitted to are
+    left out, and all but the first of near-duplicates. Raises UserError as `load` and `find_images` do, for an unknown
+    rule, and if nothing is left of the pool.
     """
     chosen = _known(rule or DEFAULT_NEXT, NEXT)
     saved = run if isinstance(run, Saved) else load(run, backbone)
@@ -72,13 +73,14 @@ def suggest_images(
     labels = [str(label) for label in saved.labels]
     if saved.fitted.examples is None and not isinstance(saved.fitted.method, ZeroShot):
         note("the run holds no features of its training images, so those in the pool are not left out")
-    seen = _look(_files(pool), saved.fitted, saved.names, labels, skip_bad, progress)
+    seen = _look(_files(pool, column, outside), saved.fitted, saved.names, labels, skip_bad, progress)
     return _picked(seen, chosen, NEXT, n, seed, saved.fitted)
 
 
 def first_images(
     pool: Sequence[str | Path] | str | Path, n: int = 50, *, names: Sequence[str] = (), rule: str = "", seed: int = 1,
-    backbone: Backbone | str = "pocket", skip_bad: bool = False, progress: bool = True,
+    backbone: Backbone | str = "pocket", skip_bad: bool = False, column: str = "", outside: bool = False,
+    progress: bool = True,
 ) -> Suggested:  # fmt: skip
     """The n images of a pool to label first, where nothing is labelled yet.
 
@@ -93,7 +95,7 @@ def first_images(
     loaded = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
     prompts = tuple(prompt_names(names, where="--names: ").values()) if names else ()
     fitted = ZeroShot().restore(loaded, Known(prompts or ("image",)), {})
-    seen = _look(_files(pool), fitted, prompts, list(names), skip_bad, progress)
+    seen = _look(_files(pool, column, outside), fitted, prompts, list(names), skip_bad, progress)
     return _picked(seen, chosen, FIRST, n, seed, fitted)
 
 
@@ -103,9 +105,9 @@ def _known(rule: str, rules: Mapping[str, Any]) -> str:
     return rule
 
 
-def _files(pool: Sequence[str | Path] | str | Path) -> list[Path]:
+def _files(pool: Sequence[str | Path] | str | Path, column: str, outside: bool) -> list[Path]:
     words = [pool] if isinstance(pool, (str, Path)) else pool
-    found: Inputs = find_images([str(word) for word in words])
+    found: Inputs = find_images([str(word) for word in words], column, outside)
     if found.note:
         note(found.note)
     return list(dict.fromkeys(found.files))
@@ -126,7 +128,7 @@ def _look(
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     models = {"own": fitted.score(names)} if names else {}
     images, features, tables = [], [], []
-    stream = decoded(files, fitted.backbone.preprocess, BATCH, bad)
+    stream = hinted(decoded(files, fitted.backbone.preprocess, BATCH, bad))
     for some, pixels in track(stream, -(-len(files) // BATCH), "looking at the pool", progress):
         states = fitted.states(pixels, features=True)
         images += some

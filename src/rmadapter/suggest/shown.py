@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rmadapter.files import csv_text, inert, inert_path, write_text
+from rmadapter.files import csv_text, inert, inert_path, path_from, write_text
 from rmadapter.html import template
 from rmadapter.page import percent
 from rmadapter.panel import thumbnail
 from rmadapter.suggest.propose import Suggested
 
-COLUMNS = ("image", "rank", "score", "label", "probability", "label_2", "probability_2")
+COLUMNS = ("image", "label", "rank", "score", "guess", "probability", "guess_2", "probability_2")
 MOST = 300  # images on the page
 MEANINGS = {
     "margin": "The model is least sure which of two classes these belong to.",
@@ -24,11 +24,13 @@ MEANINGS = {
 
 
 def write_csv(path: Path, found: Suggested) -> None:
-    """Write one suggestion per row, in the order to label them, atomically."""
+    """Write one suggestion per row, in the order to label them, atomically. "label" is left for the user to fill in;
+    paths are relative to the list, as in every table of images."""
     rows = []
     for one in found.suggestions:
         best = [cell for label, share in one.best for cell in (inert(label), share)]
-        rows.append([inert_path(str(one.image)), one.rank, one.score, *best, *[""] * (4 - len(best))])
+        image = inert_path(path_from(path.parent, one.image))
+        rows.append([image, "", one.rank, one.score, *best, *[""] * (4 - len(best))])
     write_text(path, csv_text(COLUMNS, rows))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from rmadapter.data.scan import CLASSNAMES, SPLITS, Row, Rows
 from rmadapter.data.sources import open_source
 from rmadapter.data.unpacked import is_packed
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.files import csv_text, path_from, user_path, write_json, write_text
+from rmadapter.files import check_new, csv_text, path_from, user_path, write_json, write_text
 from rmadapter.locks import whole
 from rmadapter.suspects.find import training
 from rmadapter.suspects.sheet import image_cell, label_cell
@@ -109,8 +108,7 @@ def _in_class_folders(found: Mapping[str, Rows], root: Path) -> bool:
 
 
 def _check(path: Path, target: Path, folders: bool) -> None:
-    if os.path.lexists(target):
-        raise UserError(f"{target}: already exists; choose another --out, or delete it")
+    check_new(target)
     if not folders and target.suffix.lower() != ".csv":
         raise UserError(
             f"--out {target}: the data has groups or is not a folder of class folders; give a name that ends in .csv"

@@ -21,6 +21,7 @@ from rmadapter.console import (
     table,
 )  # fmt: skip
 from rmadapter.errors import UserError
+from rmadapter.files import check_new
 
 if TYPE_CHECKING:
     from rmadapter.suspects.find import Found
@@ -58,6 +59,8 @@ def suspects(
     if apply:
         if out is None:
             raise UserError("--apply: name the cleaned copy with --out")
+        if method != METHOD or backbone or sets:
+            raise UserError("--apply: judges no label: leave out --method, --backbone and --set")
         _tell_cleaned(out, vars(apply_decisions(data, apply, out, columns=columns, outside=outside)), as_json)
         return
     files = _files(out, data) if out else None
@@ -82,9 +85,7 @@ def _files(out: Path, data: Path) -> tuple[Path, Path]:
     if listed.parent.is_file():
         raise UserError(f"{listed.parent}: is a file; choose another --out")
     files = listed, listed.with_suffix(".html")
-    for file in files:
-        if file.exists():
-            raise UserError(f"{file}: already exists; choose another --out, or delete it")
+    check_new(*files)
     return files
 
 

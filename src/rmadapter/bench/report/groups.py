@@ -110,9 +110,15 @@ def tested(record: Record) -> dict[str, int]:
     return {score.name: score.images for score in record.scores if score.accuracy is not None}
 
 
+def known_as(record: Record) -> tuple[str, str]:
+    """Name and, of a method from outside, title: two people may have a mine.py:Mine."""
+    name = record.method.name
+    return name, record.method.title if ":" in name else ""
+
+
 def cell(record: Record) -> tuple[Any, ...]:
     """What was measured: two finished records of one cell are the same experiment twice."""
-    what = (record.protocol, record.task.data, record.method.name, record.variant, record.axis)
+    what = (record.protocol, record.task.data, *known_as(record), record.variant, record.axis)
     how = (json.dumps(record.value), record.backbone.digest, json.dumps(shared(record)))
     return (*what, *how, record.task.shots, record.task.seed)
 

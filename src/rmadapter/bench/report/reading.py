@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.protocols import PROTOCOLS
-from rmadapter.bench.report.groups import TRANSFER, cell, shared, track
+from rmadapter.bench.report.groups import TRANSFER, cell, known_as, shared, track
 from rmadapter.errors import UserError
 from rmadapter.files import read_text, user_path
-from rmadapter.record import Record, parse_record
+from rmadapter.record import MethodName, Record, parse_record
 
 SUMMARY, RECORDS = "report.json", "records.jsonl"  # of a report's own files
 SUMMARIES = (SUMMARY, "leaderboard.json")  # neither records nor worth a note
@@ -88,12 +88,12 @@ def _set_otherwise(finished: Finished) -> list[str]:
     for key, (_, record) in finished.items():
         planned = [variant.label for variant in PROTOCOLS[record.protocol].variants]
         if not record.variant or record.variant in planned:
-            row = (record.protocol, record.method.name, record.variant, record.axis, json.dumps(record.value))
+            row = (record.protocol, *known_as(record), record.variant, record.axis, json.dumps(record.value))
             made = {name: value for name, value in shared(record).items() if name != "templates"}
             rows[(*row, track(record), record.backbone.digest, record.task.shots, json.dumps(made))].append(key)
     notes = []
     for keys in rows.values():
-        settings = {key: finished[key][1].method.settings for key in keys}
+        settings = {key: _made_with(finished[key][1].method) for key in keys}
         common = sorted(set.intersection(*map(set, settings.values())))
         sides: dict[str, list[Key]] = defaultdict(list)
         for key in keys:
@@ -105,6 +105,11 @@ def _set_otherwise(finished: Finished) -> list[str]:
             what = f"{record.method.name} with {', '.join(apart)}, unlike the runs kept"
             notes.append(f"{where}: {what}; left out, put it in a folder of its own")
     return notes
+
+
+def _made_with(method: MethodName) -> dict[str, Any]:
+    """Its settings, and the start of the digest of each file or code behind it."""
+    return {**method.settings, **({"content": " ".join(s[:12] for s in method.sums)} if method.sums else {})}
 
 
 def _done_again(finished: Finished) -> list[str]:

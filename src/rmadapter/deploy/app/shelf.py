@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import shutil
@@ -21,7 +19,7 @@ from rmadapter.data.pixels import complaint
 from rmadapter.data.scan import scan_folder, scan_table
 from rmadapter.data.unpacked import inner
 from rmadapter.errors import UserError, is_text, quoted
-from rmadapter.files import write_text
+from rmadapter.files import csv_text, write_text
 
 IMAGES, FILES = "images.csv", "files"
 MOST_IMAGES, MOST_BYTES, MOST_CLASSES = 20_000, 4_000_000_000, 1_000  # per visitor
@@ -128,13 +126,9 @@ class Shelf:
         if len(learnt) < 2:
             raise UserError("give images of at least two classes: a classifier needs something to tell apart")
         splits = any(shot.split for shots in self.classes.values() for shot in shots)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "label", *["split"] * splits])
-        for label in learnt:
-            for shot in self.classes[label]:
-                writer.writerow([shot.file, label, *[shot.split or "train"] * splits])
-        write_text(self.folder / IMAGES, text.getvalue())
+        shots = [(shot, label) for label in learnt for shot in self.classes[label]]
+        rows = [[shot.file, label, *[shot.split or "train"] * splits] for shot, label in shots]
+        write_text(self.folder / IMAGES, csv_text(["path", "label", *["split"] * splits], rows))
 
     def files(self) -> Iterable[str]:
         return (shot.file for shots in self.classes.values() for shot in shots)
