@@ -106,7 +106,7 @@ def test_wrong_usage_is_one_line(rmadapter: Command) -> None:
 
 
 def test_a_mistake_is_one_line_in_a_real_process() -> None:
-    refused(process("params", "--backbone", "ViT-B-17/openai"), "ViT-B-17", "ViT-B-16")
+    refused(process("fit", "gone", "--out", "x", "--shots", "no"), "'--shots'", "a valid integer")
 
 
 def test_what_fit_refuses(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> None:

@@ -151,14 +151,14 @@ def test_a_cluster_of_our_own_wants_a_token(session: None) -> None:
 def test_the_user_is_where_workers_are(session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from rmadapter.scale.cluster import at_home
+    from rmadapter.scale.cluster import settle
 
     before = torch.get_num_threads()
     monkeypatch.chdir(Path.cwd())
     try:
-        at_home(tmp_path, 3)
+        settle(tmp_path, 3)
         assert (Path.cwd(), torch.get_num_threads()) == (tmp_path, 3)
-        at_home(tmp_path / "nowhere", 0.5)
+        settle(tmp_path / "nowhere", 0.5)
         assert (Path.cwd(), torch.get_num_threads()) == (tmp_path, 1)
     finally:
         torch.set_num_threads(before)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods.context import PromptedText, context_vectors, draw, encoded, init_words
+from rmadapter.methods.context import PromptedText, context_vectors, draw, encoder_of, init_words
 from rounding import double
 
 NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
@@ -122,7 +122,7 @@ def test_many_prompts_are_encoded_in_chunks_with_the_same_features_and_gradient(
     for chunk in (100, 3):
         monkeypatch.setattr("rmadapter.methods.context.CHUNK", chunk)
         context = context_of(backbone.text.width, 2)
-        features = encoded(backbone, NAMES, 2)(context)
+        features = encoder_of(backbone, NAMES, 2)(context)
         weights = torch.arange(features.numel(), dtype=torch.float64).view_as(features).sin()
         found.append((features.detach(), *torch.autograd.grad((features * weights).sum(), context)))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)

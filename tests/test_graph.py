@@ -109,7 +109,7 @@ def test_weights_in_16_bits_and_beside_the_graph(
 ) -> None:
     fitted, pixels = zero_shot(tiny_clip), pixels_of(tiny_clip, meaningless(3))
     model = graph.trace(fitted, fitted.classes)
-    half = graph.halved(model)
+    half = graph.in_half(model)
     assert half.ByteSize() < 0.6 * model.ByteSize()
     difference = np.abs(ask(half, pixels, 3) - answers(fitted, pixels)).max()
     assert 1e-7 < difference < 1e-2

@@ -15,8 +15,8 @@ SAMPLE = 300  # of all kinds
 FEW = {
     "matlab": 6,
     "backbones": 8,
-    "images": 30,
-    "runs": 30,
+    "images": 15,
+    "runs": 10,
 }  # of inputs that take a while, or whose runs are to be fitted
 
 

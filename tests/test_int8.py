@@ -9,7 +9,7 @@ import pytest
 
 from rmadapter.backbones import Backbone
 from rmadapter.deploy import graph, int8
-from rmadapter.deploy.export import transform_of
+from rmadapter.deploy.export import transform_facts
 from rmadapter.deploy.runtime import GRAPH, LABELS, TRANSFORM, Model
 from rmadapter.files import write_json
 from rmadapter.method import Known
@@ -27,7 +27,7 @@ def stage(tiny_clip: Backbone, tmp_path: Path) -> Path:
     fitted = ZeroShot().restore(tiny_clip, Known(names), {})
     graph.write(graph.trace(fitted, names), tmp_path / GRAPH)
     write_json(tmp_path / LABELS, names)
-    write_json(tmp_path / TRANSFORM, transform_of(tiny_clip))
+    write_json(tmp_path / TRANSFORM, transform_facts(tiny_clip))
     return tmp_path
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -229,11 +228,12 @@ def test_what_is_refused(rmadapter: Command, finished: Path, photos: Path, tmp_p
     assert not (tmp_path / "s").exists()
 
 
-def test_paths_on_stdin(finished: Path, photos: Path) -> None:
-    words: list[Any] = [sys.executable, "-m", "rmadapter", "predict", finished, "-", *its_backbone(finished), "--json"]
-    done = subprocess.run(words, input=f"{photos / '1/red.png'}\n{photos / '0'}\n", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)) == 5
+def test_paths_on_stdin(rmadapter: Command, finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = io.TextIOWrapper(io.BytesIO(f"{photos / '1/red.png'}\n{photos / '0'}\n".encode()))
+    monkeypatch.setattr(sys, "stdin", listed)
+    done = rmadapter("predict", finished, "-", *its_backbone(finished), "--json")
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)) == 5
 
 
 def test_names_of_the_run_keep_what_its_prompts_call_them(finished: Path, tiny_clip: Backbone) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from rmadapter.backbones import Backbone
 from rmadapter.data.images import load_image
 from rmadapter.deploy import runtime
-from rmadapter.deploy.export import transform_of
+from rmadapter.deploy.export import transform_facts
 from rmadapter.deploy.runtime import Model, Transform
 from rmadapter.errors import UserError
 
@@ -37,7 +37,7 @@ def test_the_same_tensors_bit_for_bit(tiny_clip: Backbone, resize: str, interpol
     theirs = image_transform_v2(PreprocessCfg(**config), is_train=False)
     before, visual.preprocess_cfg = visual.preprocess_cfg, config
     try:
-        ours = Transform(**json.loads(json.dumps(transform_of(replace(tiny_clip, preprocess=theirs)))))
+        ours = Transform(**json.loads(json.dumps(transform_facts(replace(tiny_clip, preprocess=theirs)))))
     finally:
         visual.preprocess_cfg = before
     for size in SIZES:
@@ -48,7 +48,7 @@ def test_the_same_tensors_bit_for_bit(tiny_clip: Backbone, resize: str, interpol
 
 
 def test_pocket_and_photographs_of_all_turns(pocket: Backbone, tmp_path: Path) -> None:
-    ours = Transform(**transform_of(pocket))
+    ours = Transform(**transform_facts(pocket))
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn

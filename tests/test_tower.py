@@ -11,7 +11,7 @@ import torch
 
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.adding import Naming
-from rmadapter.deploy.tower import tokenizer_of, write_text
+from rmadapter.deploy.tower import tokenizer_of, write_text_encoder
 from rmadapter.method import Fitted, NotApplicable
 from rmadapter.methods import load_method
 from shots import meaningless, shots_of
@@ -51,7 +51,7 @@ def test_features_of_new_names_are_the_methods_own(
 def test_a_name_that_another_model_is_asked_about(tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path) -> None:
     fitted = fitted_by("prompt-kd", tiny_clip, {**FEW, "teaching": 1, "teacher": tiny_hf.name})
     with pytest.raises(NotApplicable, match="PromptKD asks another model about a class name"):
-        write_text(fitted, fitted.classes, tmp_path)
+        write_text_encoder(fitted, fitted.classes, tmp_path)
 
 
 def test_another_kind_of_encoder_and_several_templates(tiny_hf: Backbone, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_another_kind_of_encoder_and_several_templates(tiny_hf: Backbone, tmp_pa
 
 
 def same_features(fitted: Fitted, folder: Path) -> Naming:
-    write_text(fitted, fitted.classes, folder)
+    write_text_encoder(fitted, fitted.classes, folder)
     naming, labels = Naming(folder), list(fitted.classes)
     for label in ("red_bird", "small blue car"):
         naming.add(label, labels)
@@ -79,7 +79,7 @@ def same_features(fitted: Fitted, folder: Path) -> Naming:
 @pytest.mark.parametrize("name", ["linear-probe", "tip-adapter"])
 def test_methods_that_know_no_class_by_name(tiny_clip: Backbone, name: str, tmp_path: Path) -> None:
     with pytest.raises(NotApplicable):
-        write_text(fitted_by(name, tiny_clip, {}), ("cat", "dog"), tmp_path)
+        write_text_encoder(fitted_by(name, tiny_clip, {}), ("cat", "dog"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from rmadapter.checkpoint import Saved, load
 from rmadapter.deploy import graph
-from rmadapter.deploy.export import transform_of
+from rmadapter.deploy.export import transform_facts
 from rmadapter.deploy.int8 import CANDIDATE, PLAIN, WAYS, asked, candidates, make_even, same, taken
 from rmadapter.deploy.parity import questions, training
 from rmadapter.deploy.runtime import GRAPH, LABELS, TRANSFORM, Model
@@ -80,7 +80,7 @@ def _stage(stage: Path, saved: Saved) -> None:
     stage.mkdir()
     graph.write(graph.trace(saved.fitted, saved.names), stage / GRAPH)
     write_json(stage / LABELS, saved.labels)
-    write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
+    write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
 
 
 def compare(

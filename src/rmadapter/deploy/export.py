@@ -120,7 +120,7 @@ def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, 
         model = graph.trace(saved.fitted, saved.names, embeddings)
     except NotApplicable as error:
         raise UserError(f"{run}: {error}") from None
-    graph.write(graph.halved(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH)
+    graph.write(graph.in_half(model) if precision == "fp16" and to != "openvino" else model, stage / GRAPH)
     search = int8.search(stage, training(run)) if precision == "int8" and to == "onnx" else []
     if to == "openvino":
         if precision == "int8":
@@ -134,10 +134,10 @@ def _write_graph(stage: Path, run: Path, saved: Saved, to: str, precision: str, 
 def write_tower(stage: Path, run: Path, saved: Saved) -> tuple[str, ...]:
     """Write the text encoder; returns its files."""
     from rmadapter.deploy.adding import KNOWN, PROMPTS, TOWER, WORDS
-    from rmadapter.deploy.tower import write_text
+    from rmadapter.deploy.tower import write_text_encoder
 
     try:
-        write_text(saved.fitted, saved.names, stage)
+        write_text_encoder(saved.fitted, saved.names, stage)
     except NotApplicable as error:
         raise UserError(f"{run}: {error}; leave --text out") from None
     return TOWER, WORDS, PROMPTS, KNOWN
@@ -160,7 +160,7 @@ def _write_model(
     from rmadapter.deploy.runtime import LABELS, TRANSFORM, Model
 
     write_json(stage / LABELS, [*map(str, saved.labels)])  # JavaScript would round large numbers
-    write_json(stage / TRANSFORM, transform_of(saved.fitted.backbone))
+    write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
     search = _write_graph(stage, run, saved, to, precision, embeddings)
     files = [name for name in (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT) if (stage / name).exists()]
     more = write_tower(stage, run, saved) if text else ()
@@ -206,6 +206,6 @@ def _run_facts(saved: Saved, record: Record | None) -> dict[str, Any]:
     }
 
 
-def transform_of(backbone: Backbone) -> dict[str, Any]:
+def transform_facts(backbone: Backbone) -> dict[str, Any]:
     """Arguments of `runtime.Transform` that describe `backbone.preprocess`."""
     return {"size": backbone.image_size, "mean": backbone.mean, "std": backbone.std, **backbone.resizing}

@@ -190,7 +190,7 @@ def _in_8_bits(model: Any) -> Any:
     return found
 
 
-def halved(model: Any) -> Any:
+def in_half(model: Any) -> Any:
     """The model with weights stored in 16 bits: half the size, but still computed in float32."""
     import numpy as np
     import onnx

@@ -75,7 +75,7 @@ def weights_of(fitted: Fitted, names: Sequence[str]) -> Cosines:
     return found
 
 
-def write_text(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
+def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> None:
     """Put the text encoder beside an exported graph. names: of its classes. Raises NotApplicable for a method that
     cannot add a class by name, UserError if its text encoder or tokenizer cannot be exported, and OSError."""
     tower = Tower(fitted).eval()

@@ -68,7 +68,7 @@ class PromptedText:
         return self.encoder.encode(x, self.layout, edit=edit)
 
 
-def encoded(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
+def encoder_of(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
     """Context [tokens, d] -> class features [C, e], not normalised. Prompts are encoded in chunks of CHUNK; if
     there are several, the backward pass recomputes them, and so only holds one at a time."""
     parts = [PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods.context import ContextLearner, context_vectors, encoded, train_context
+from rmadapter.methods.context import ContextLearner, context_vectors, encoder_of, train_context
 from rmadapter.settings import Size
 from rmadapter.train import Recipe
 
@@ -24,7 +24,7 @@ class Context(ContextLearner):
         self.ctx = context_vectors(backbone, words, tokens, seed)
 
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        encode = encoded(self.backbone, names, len(self.ctx))
+        encode = encoder_of(self.backbone, names, len(self.ctx))
         return lambda: F.normalize(encode(self.ctx), dim=-1)
 
 

@@ -17,7 +17,7 @@ from rmadapter.bench.protocols import Job
 from rmadapter.bench.runner import in_order, made
 from rmadapter.errors import UserError
 from rmadapter.record import Record
-from rmadapter.scale.cluster import at_home, connected, ray_module, share, shares
+from rmadapter.scale.cluster import connected, ray_module, settle, share, shares
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Worker:
 
     def __init__(self, plan: Plan, known: dict[str, Record], expected: Expected, home: Path, threads: float) -> None:
         self.plan, self.known, self.expected, self.checked = plan, known, expected, set[str]()
-        self.node = at_home(home, threads)
+        self.node = settle(home, threads)
         self.lab: Any = None
 
     def ready(self) -> None:

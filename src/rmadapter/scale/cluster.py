@@ -146,7 +146,7 @@ def _count(lost: Counter[Any], work: Any, error: Exception) -> None:
         raise UserError(f"{TRIES} workers died {what} ({str(error).strip().splitlines()[-1].strip()[:300]})")
 
 
-def at_home(folder: Path, threads: float) -> str:
+def settle(folder: Path, threads: float) -> str:
     """Set up a worker: change to the user's folder, if it exists here, and set threads; returns the node's address."""
     import torch
 

@@ -18,7 +18,7 @@ from rmadapter.cache import BATCH
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer
 from rmadapter.predict.stream import Asker
-from rmadapter.scale.cluster import at_home, connected, ray_module, shares
+from rmadapter.scale.cluster import connected, ray_module, settle, shares
 from rmadapter.scale.parquet import unpacked_rows
 
 CHUNK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
@@ -62,7 +62,7 @@ class Answering:
     """An actor of Ray Data: turns a batch of names into lines of JSON, each an answer or a bad image."""
 
     def __init__(self, model: Model, words: Mapping[str, bool], home: Path, threads: float) -> None:
-        self.words, node = words, at_home(home, threads)
+        self.words, node = words, settle(home, threads)
         self.asker: Asker | None = None
         try:
             self.asker = model.asker()

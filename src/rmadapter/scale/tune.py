@@ -29,7 +29,7 @@ from rmadapter.method import NotApplicable
 from rmadapter.methods import check_labels
 from rmadapter.request import Request, own_names
 from rmadapter.run import Lab, run_key
-from rmadapter.scale.cluster import at_home, connected, ray_module, share, shares
+from rmadapter.scale.cluster import connected, ray_module, settle, share, shares
 from rmadapter.scale.picture import coordinates
 from rmadapter.scale.space import Trial, optuna
 from rmadapter.settings import configured, to_yaml
@@ -200,7 +200,7 @@ class Judge:
     """An actor that keeps the folds and their frozen activations. key: the search's key in the user's process."""
 
     def __init__(self, search: Search, key: str, home: Path, threads: float) -> None:
-        self.search, self.key, self.node = search, key, at_home(home, threads)
+        self.search, self.key, self.node = search, key, settle(home, threads)
 
     def ready(self) -> None:
         try:
