@@ -56,7 +56,8 @@ def test_avif_needs_no_extra(tmp_path: Path) -> None:
 
 def test_without_the_extra_photos_are_counted_and_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {ending: name for ending, name in formats().items() if name != "HEIF"}
-    monkeypatch.setattr("rmadapter.data.scan.formats", lambda: known)
+    for module in ("scan", "ignored"):
+        monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: known)
     for name in ("cat/1.png", "dog/1.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         quarters().save(tmp_path / name)
@@ -72,7 +73,8 @@ def test_without_the_extra_photos_are_counted_and_it_is_named(tmp_path: Path, mo
 
 
 def test_a_file_that_is_named_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmadapter.data.guard.formats", lambda: {".png": "PNG"})
+    for module in ("guard", "ignored"):
+        monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: {".png": "PNG"})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(
         UserError, match=r"a\.heic: not an image in a supported format; pip install 'rmadapter\[heic\]'"

@@ -18,7 +18,7 @@ def moved(backbone: Backbone, precision: str, factor: float) -> tuple[Tensor, li
     module, x = nn.Linear(4, 2, bias=False), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     nn.init.zeros_(module.weight)
     recipe = Recipe(learning_rate=1.0, momentum=0.0, weight_decay=0.0)
-    loop, scales = _Loop(module, recipe, shots_of(backbone, precision=precision)), list[float]()
+    loop, scales = _Loop(module, recipe, shots_of(backbone, precision=precision), lambda name: 1.0), list[float]()
     batch = Batch(0, torch.arange(8), torch.zeros(8, dtype=torch.long), States(None, Grid(None)), torch.Generator())
     while not module.weight.any() and len(scales) < 20:
         scales.append(loop.scaler.get_scale())
