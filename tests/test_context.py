@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,6 +100,20 @@ def test_contexts_of_classes_apart_need_prompts_apart(tiny_clip: Backbone) -> No
     prompts = PromptedText(tiny_clip, NAMES, 2)
     with pytest.raises(AssertionError, match="need share=False"):
         prompts.encode(torch.zeros(len(NAMES), 2, tiny_clip.text.width))
+
+
+def test_where_a_text_starts_is_found_once(tiny_clip: Backbone) -> None:
+    """An export is traced, and what is traced cannot be looked at; and nothing keeps the backbone alive."""
+    asked: list[list[str]] = []
+    backbone = replace(tiny_clip, tokenizer=lambda texts: asked.append(texts) or tiny_clip.tokenizer(texts))
+    PromptedText(backbone, ["cat"], 2)
+    found = len(asked)
+    PromptedText(backbone, ["dog"], 2)
+    assert [*map(len, asked[found:])] == [1]  # the prompt alone
+    kept = weakref.ref(backbone)
+    del backbone
+    gc.collect()
+    assert kept() is None
 
 
 def test_context_starts_as_words_or_as_small_noise_of_the_seed(tiny_clip: Backbone) -> None:

@@ -134,6 +134,7 @@ def test_a_world_size_that_no_launcher_gave_is_nothing(monkeypatch: pytest.Monke
     ("name", "values", "device", "words"),
     [
         ("zero-shot", {}, "cpu", "zero-shot is not trained step by step"),
+        ("linear-probe", {}, "cpu", "linear-probe is not trained step by step: 2 processes have nothing to share"),
         ("cocoop", {}, "cpu", "cocoop has batch_size=1, too small for 2 processes"),
         ("prompt-kd", {}, "cpu", "prompt-kd normalises over a batch, which 2 processes would split: start one"),
         ("mma", {}, "cuda:0", "each of several processes takes its own GPU; write device=cuda"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from rmadapter.method import Known, Learner, Shots, ToLogits, Trained
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, untouched
 from rmadapter.train import Batch, Recipe, minimise
 
+_STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
 HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
 
 
@@ -78,9 +80,11 @@ def encoder_of(backbone: Backbone, names: Sequence[str], tokens: int) -> Callabl
 
 
 def _start(backbone: Backbone) -> int:
-    """How many tokens the tokenizer puts before a text."""
-    one, other = backbone.tokenizer([HOLDER, "photo"])
-    return int((one != other).int().argmax())
+    """How many tokens the tokenizer puts before a text; found once, as an export that is traced cannot look at them."""
+    if backbone not in _STARTS:
+        one, other = backbone.tokenizer([HOLDER, "photo"])
+        _STARTS[backbone] = int((one != other).int().argmax())
+    return _STARTS[backbone]
 
 
 @torch.no_grad()
