@@ -67,7 +67,19 @@ def no_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmadapter.console.EVERY", float("inf"))
 
 
-LOOKED_AT = ("choose", "drawing", "figures", "linear_probe", "judge", "page", "performance", "plots", "tune", "write")
+LOOKED_AT = (
+    "choose",
+    "drawing",
+    "figures",
+    "linear_probe",
+    "judge",
+    "page",
+    "performance",
+    "picture",
+    "plots",
+    "tune",
+    "write",
+)
 
 
 @pytest.fixture(autouse=True)

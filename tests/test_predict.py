@@ -126,7 +126,7 @@ def test_a_node_that_lacks_the_run_or_has_another(
 ) -> None:
     asker = asker_of(finished, tiny_clip)
     other = cluster(asker, tmp_path / "nowhere", tiny_clip.name, "", 1, "")
-    with pytest.raises(UserError, match=r"^node [0-9.]+: .*not a finished run"):
+    with pytest.raises(UserError, match=r"^node [0-9.]+: .*nowhere: no such folder"):
         list(other.ask([images / "red/0.png"]))
     changed = Answering(
         cluster(asker, finished, tiny_clip.name, "", 1, "").model.__class__(
