@@ -42,7 +42,7 @@ from rmadapter.unlabelled import wants
 from rmadapter.world import asked
 
 STATE = "training.safetensors"
-NOTHING = "no image was left to evaluate on: add a test split, or more than one image per class"
+NOTHING = "no image was left to evaluate on: {}add a test split, or more than one image per class"
 
 
 def fit(
@@ -76,7 +76,7 @@ def fit(
             save_split(few, out / SPLIT)
             lab.folder = out / ACTIVATIONS
             done = _done(task, method, lab, name, unfinished, folds)
-            none = NOTHING if folds != 0 else NOTHING.replace("add", "leave out --folds 0, add", 1)
+            none = NOTHING.format("leave out --folds 0, " if folds == 0 else "")
             notes = (*done.record.notes, *notes, *(() if done.record.scores else (none,)))
             found = {"key": key, "command": command, "notes": notes, "columns": dict(columns or {}), "crops": crops}
             record = done.record.model_copy(update=found)
