@@ -254,6 +254,15 @@ def test_what_is_said_of_curves() -> None:
     assert known["rmadapter-plus"] == known["mma-adamw"] == max(known.values())
     behind = [float(curves["linear-probe"][n]) - float(curves["rmadapter"][n]) for n in (1, 2, 4, 8)]
     assert f"lies {min(behind):.0f} to {max(behind):.0f} points below a linear probe" in text
+    assert "on average, and no interval over the four sets excludes 0" in text
+    for shots in (1, 2, 4, 8):
+        some = [r for r in records("transfer") if (r.protocol, r.task.shots) == ("few-shot", shots)]
+        own, probe = ([r for r in some if r.method.name == name] for name in ("rmadapter", "linear-probe"))
+        pair = paired(own, probe, "all")
+        assert pair
+        assert pair.low is not None
+        assert pair.high is not None
+        assert pair.low < 0 < pair.high
     apart = [float(curves["linear-probe"][n]) - float(curves["rmadapter-plain"][n]) for n in (1, 2, 4)]
     assert max(map(abs, apart)) < 4
     for _, _, tested in tables(FINDINGS, r"difference of `few-shot` on (\S+)"):

@@ -175,8 +175,10 @@ def known_names(folder: Path, saved: Saved) -> dict[str, str]:
     return {**given_names(found.written, found.classes), **saved.given}
 
 
-def trained_on(folder: Path, splits: Splits, images: ImageSet) -> int:
-    """How many of some images of a data set a saved run has learnt from; 0 if it was fitted to another one."""
+def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> int:
+    """How many of some images of a split a saved run has learnt from; 0 if it was fitted to another data set."""
+    if split in ("test", "heldout"):  # what is drawn is in neither
+        return 0
     try:
         (shots, seed, digest), which = drawn(folder), read_record(folder / RECORD).task.classes
         few = few_shot(splits, shots, seed)
@@ -211,7 +213,7 @@ def evaluate_saved(
     if not len(images):
         more = ": every train image was drawn; `rmadapter report` shows what `fit` found" if split == "heldout" else ""
         raise UserError(f"{split}: there are no images to evaluate on{more}")
-    if known := trained_on(folder, splits, images):
+    if known := trained_on(folder, splits, split, images):
         note(f"{known} of these {len(images)} images were trained on: this accuracy says little about new ones")
     seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
     named = cast(Split, "held out" if split == "heldout" else split)

@@ -26,11 +26,8 @@ def show(record: Record, as_json: bool, run: Path | None = None) -> None:
     if as_json:
         parts = {"choice": record.choice, "judgement": judged}
         where = {"run": str(run), "report": str(run / "report.html")} if run else {}
-        print(
-            json.dumps(
-                {**where, **found, **{name: part.model_dump(mode="json") for name, part in parts.items() if part}}
-            )
-        )
+        more = {name: part.model_dump(mode="json") for name, part in parts.items() if part}
+        print(json.dumps({**where, **found, **more}))
         return
     if record.choice:
         table(*choice_table(record.choice))

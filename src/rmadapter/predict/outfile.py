@@ -37,6 +37,7 @@ class OutFile:
     columns: Sequence[str]
     key: str
     done: Counter[str] = field(default_factory=Counter)  # images that have a row, or are bad
+    answered: Counter[str] = field(default_factory=Counter)  # those of them that are not bad
 
     def __post_init__(self) -> None:
         self._write = _format(self.path)
@@ -77,13 +78,14 @@ class OutFile:
                     "that began it, or delete it"
                 )
         self._cut()
-        self.done.update(row["image"] for row in self.rows())
+        for row in self.rows():
+            self.done[row["image"]] += 1
+            self.answered[row["image"]] += "bad" not in row
 
     def missing(self, images: Sequence[Path], gone: bool = False) -> list[Path]:
         """Images that have no row yet, in order; an image given twice gets two rows. gone: answered ones were moved.
         Raises UserError if a row is of none of the images."""
-        answered = Counter(row["image"] for row in self.rows() if "bad" not in row)
-        if not gone and (others := answered - Counter(map(str, images))):
+        if not gone and (others := self.answered - Counter(map(str, images))):
             raise UserError(
                 f"{self.partial}: holds answers to other images, such as {next(iter(others))}; resume it with the "
                 "command that began it, or delete it"

@@ -110,7 +110,7 @@ def compare(
     if images.ignored:
         note(images.ignored)
     for run in runs:
-        if known := trained_on(run_folder(run), splits, images):
+        if known := trained_on(run_folder(run), splits, split, images):
             note(f"{run}: {known} of these {len(images)} images were trained on, so its accuracy says little")
     lines = compared([(run, load(run, backbone, method=method)) for run in runs], images)
     if as_json:
