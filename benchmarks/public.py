@@ -44,7 +44,7 @@ from peer import Peer, Sizes
 from upstream import theirs
 
 PROMPTED, FIRST = 9, {"mma": 5}  # as published, in encoders of 12 blocks; MMRL's first block is 6
-SQUARE, ROUNDS = 2048, 5  # of products that measure the machine's rate
+SQUARE, ROUNDS, LONG = 2048, 5, 0.2  # of products that measure the machine's rate; seconds after which none is larger
 TEMPLATES = 2  # of PromptSRC's 60, which are encoded before the first step
 KEYS = ["method", "classes", "batch", "public_seconds", "fp32_seconds", "bf16_seconds", "fp32_ratio", "bf16_ratio"]
 
@@ -122,14 +122,23 @@ def limits(backbone: Backbone, method: Any, shots: Shots) -> dict[str, Any]:
     """Rates of large matrix products in either format, and the operations that a step of adapters cannot do without."""
     found: dict[str, Any] = {}
     for kind, format_ in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        seconds = interleaved({"": product(SQUARE, SQUARE, SQUARE, format_)}, ROUNDS, text="products")[""]
-        found[f"{kind}_gflops"] = 2 * SQUARE**3 / min(seconds) / 1e9
+        found[f"{kind}_gflops"] = rate(format_)
     if isinstance(method, RMAdapter):
         model = method.model(backbone)
         image = shots.source(model.first("image")).batch(torch.arange(len(shots.images)))
         (text,) = model.frozen_text(tokenize(backbone, shots.classes, shots.templates))
         found["least_operations"] = sum(step_work(model, image, text).values())
     return found
+
+
+def rate(format_: torch.dtype) -> float:
+    """Gflop/s of square products up to SQUARE; none larger once one is slow, as bfloat16 is on a processor without it."""
+    side = 256
+    while True:
+        least = min(interleaved({"": product(side, side, side, format_)}, ROUNDS, text="products")[""])
+        if side >= SQUARE or least > LONG:
+            return 2 * side**3 / least / 1e9
+        side *= 2
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import CLIP_TEXT, DEPTH, write_model
 from rmadapter.backbones import Backbone
@@ -54,6 +55,17 @@ def test_a_step_of_theirs_stands_beside_ours(
         assert "least_operations" not in row
         assert row["bf16_ratio"] == pytest.approx(row["public_least_seconds"] / row["bf16_least_seconds"])
     assert "KaiyangZhou/CoOp" in figures.public({"coop": found["coop"][:2]})
+
+
+@pytest.mark.parametrize(("gflops", "largest"), [(0.3, 512), (1000, 2048)])
+def test_products_stay_small_where_they_are_slow(
+    gflops: float, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[int] = []
+    monkeypatch.setattr(public, "product", lambda rows, *_: sides.append(rows))
+    monkeypatch.setattr(public, "interleaved", lambda *_, **__: {"": [2 * sides[-1] ** 3 / gflops / 1e9, 9e9]})
+    assert public.rate(torch.bfloat16) == pytest.approx(gflops)
+    assert sides[-1] == largest
 
 
 def test_what_is_no_clone_is_a_sentence(

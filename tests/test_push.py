@@ -114,7 +114,7 @@ def test_a_second_push_is_one_commit_and_takes_old_files_away(hub: Hub, finished
 
 def test_what_is_refused(rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path) -> None:
     refused(rmadapter("push", finished, "colors"), "'colors': not a repository name; write OWNER/NAME")
-    refused(rmadapter("push", tmp_path, "anna/x"), "not a finished run of this version")
+    refused(rmadapter("push", tmp_path, "anna/x"), "not a finished run; `rmadapter fit DATA --out")
     refused(rmadapter("push", finished, "anna/x", "--to", tmp_path), "already exists; choose another --to")
     assert not hub.asked
     quiet = ["push", finished, "--quiet"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Source = TypeVar("Source", bound=ImageSource)
 T = TypeVar("T")
+WAY_OUT = "--skip-bad (skip_bad=True) leaves out such files"
 
 
 @dataclass(frozen=True)
@@ -166,4 +167,4 @@ def hinted(stream: Iterator[T]) -> Iterator[T]:
     try:
         yield from stream
     except UserError as error:
-        raise UserError(f"{error}; --skip-bad (skip_bad=True) leaves out such files") from None
+        raise UserError(f"{error}; {WAY_OUT}") from None

@@ -19,7 +19,7 @@ from rmadapter.deploy.modelcard import LIBRARY, modelcard
 from rmadapter.errors import UserError
 from rmadapter.files import check_new, write_json, write_tensors, write_text
 from rmadapter.locks import whole
-from rmadapter.modelfile import read_model
+from rmadapter.modelfile import no_model, read_model
 from rmadapter.record import read_record
 from rmadapter.remote import HUB, check_repository, told
 from rmadapter.settings import to_yaml
@@ -66,7 +66,7 @@ def push(
 
 def _written(folder: Path, run: Path, repository: str, wishes: Wishes) -> dict[str, Any]:
     if not (run / MODEL).is_file():
-        raise UserError(f"{run}: not a finished run of this version; `rmadapter fit DATA --out {run}` makes one")
+        raise UserError(f"{run}: {no_model(run)}")
     model, record = read_model(run / MODEL), None
     if sha256(run / WEIGHTS) != model.sha256:
         raise UserError(f"{run / WEIGHTS}: does not match {MODEL}; the folder is damaged")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.cache import BATCH
+from rmadapter.data.transforms import WAY_OUT
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Answer
 from rmadapter.predict.stream import Asker
@@ -136,6 +137,6 @@ def _answers(lines: Sequence[dict[str, Any]], bad: list[tuple[Path, str]] | None
             best = tuple((label, share) for label, share in line.pop("best"))
             yield Answer(image, best, **{**line, "labels": tuple(line["labels"])})
         elif bad is None:
-            raise UserError(f"{line['bad']}; --skip-bad leaves out such files")
+            raise UserError(f"{line['bad']}; {WAY_OUT}")
         else:
             bad.append((image, line["bad"]))
