@@ -132,7 +132,7 @@ def limits(backbone: Backbone, method: Any, shots: Shots) -> dict[str, Any]:
 
 
 def rate(format_: torch.dtype) -> float:
-    """Gflop/s of square products up to SQUARE; none larger once one is slow, as bfloat16 is on a processor without it."""
+    """Gflop/s of square products up to SQUARE, none larger once one is slow (bfloat16 on a processor without it)."""
     side = 256
     while True:
         least = min(interleaved({"": product(side, side, side, format_)}, ROUNDS, text="products")[""])

@@ -58,9 +58,7 @@ def test_a_step_of_theirs_stands_beside_ours(
 
 
 @pytest.mark.parametrize(("gflops", "largest"), [(0.3, 512), (1000, 2048)])
-def test_products_stay_small_where_they_are_slow(
-    gflops: float, largest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_products_stay_small_where_they_are_slow(gflops: float, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sides: list[int] = []
     monkeypatch.setattr(public, "product", lambda rows, *_: sides.append(rows))
     monkeypatch.setattr(public, "interleaved", lambda *_, **__: {"": [2 * sides[-1] ** 3 / gflops / 1e9, 9e9]})
