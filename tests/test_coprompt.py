@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods import coprompt
 from rmadapter.methods.coprompt import CoPrompt, Descriptions
+from rmadapter.methods.descriptions import without_texts
 from rmadapter.settings import configured
 from rounding import double
 from shots import logits_of, meaningless, shots_of, untrained
@@ -92,7 +92,7 @@ def test_every_description_is_drawn_equally_often() -> None:
 
 
 def test_class_prompts_stand_in_and_a_note_says_so(tiny_clip: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
-    coprompt._note.cache_clear()
+    without_texts.cache_clear()
     for _ in range(2):
         found = CoPrompt().read(tiny_clip, NAMES, ["a photo of a {}."])
     assert capsys.readouterr().err.count("without generated descriptions") == 1

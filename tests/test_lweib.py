@@ -17,7 +17,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.method import Known
 from rmadapter.methods import lweib
-from rmadapter.methods.descriptions import TEXTS, unpacked
+from rmadapter.methods.descriptions import TEXTS, unpacked, without_texts
 from rmadapter.methods.lweib import LwEIB, rivals
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import configured
@@ -212,7 +212,7 @@ def test_every_trained_class_needs_texts(tiny_clip: Backbone, tmp_path: Path) ->
 
 
 def test_class_prompts_stand_in_and_a_note_says_so(tiny_clip: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
-    lweib._note.cache_clear()
+    without_texts.cache_clear()
     for _ in range(2):
         fitted = configured(LwEIB(), {"epochs": 1}).fit(tiny_clip, shots_of(tiny_clip, meaningless(2)))
     assert capsys.readouterr().err.count("without generated descriptions") == 1

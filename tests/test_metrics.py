@@ -59,14 +59,12 @@ def test_wilson_in_closed_form() -> None:
     assert metrics.wilson(right, n) == pytest.approx([100 * (centre + sign * spread) / (n + z * z) for sign in (-1, 1)])
 
 
-def test_reliability_equals_scikit_learn() -> None:
-    confidence, accuracy, count = metrics.reliability(PROBABILITIES.max(1), PREDICTIONS == LABELS, bins=10)
-    right, mean = calibration_curve(PREDICTIONS == LABELS, PROBABILITIES.max(1).astype(float), n_bins=10)
-    full = count > 0
-    np.testing.assert_allclose(confidence[full], 100 * mean)
-    np.testing.assert_allclose(accuracy[full], 100 * right)
-    assert count.sum() == 500
-    assert np.isnan(confidence[~full]).all()
+def test_calibration_error_equals_scikit_learns_curve() -> None:
+    sure, correct = PROBABILITIES.max(1).astype(float), PREDICTIONS == LABELS
+    right, mean = calibration_curve(correct, sure, n_bins=15)
+    count, _ = np.histogram(sure, np.linspace(0, 1, 16))
+    expected = 100 * np.average(abs(right - mean), weights=count[count > 0])
+    assert metrics.calibration_error(sure, correct) == pytest.approx(expected)
 
 
 def test_expected_calibration_error_in_closed_form() -> None:

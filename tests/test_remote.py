@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from fakehub import Hub, Repository, hub, point_to
+from rmadapter.backbones.hub import fetch
 from rmadapter.errors import UserError
 from rmadapter.remote import check_repository, run_folder
 
@@ -66,6 +67,8 @@ def test_what_is_not_there_or_private_or_no_run(hub: Hub, monkeypatch: pytest.Mo
         gated.setattr(hub, "answer", lambda *given: gate)
         with pytest.raises(UserError, match="anna/cats: accept its conditions on its hub page first"):
             run_folder("hf:anna/cats")
+        with pytest.raises(UserError, match="anna/cats: accept its conditions on its hub page first"):
+            fetch("anna/cats", "model.safetensors")
     hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
     with pytest.raises(UserError, match=r"hf:anna/text: holds no rmadapter model: model\.json is missing"):
         run_folder("hf:anna/text")

@@ -85,7 +85,7 @@ def save(
 
 
 def _save(
-    folder: Path, fitted: Fitted, name: str, labels: tuple[Label, ...] = (), names: tuple[str, ...] = (),
+    folder: Path, fitted: Fitted, name: str, labels: tuple[Label, ...], names: tuple[str, ...] = (),
     half: bool = False,
 ) -> None:  # fmt: skip
     backbone, method = fitted.backbone, fitted.method

@@ -11,6 +11,10 @@ import statistics
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rmadapter.several import mean_f1
+
+BINS = 15  # of the calibration error
+
 
 def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
     """Micro top-1 accuracy in percent.
@@ -37,17 +41,17 @@ def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:
     return float(stdtrit(sample.size - 1, (1 + level) / 2) * sample.std(ddof=1) / math.sqrt(sample.size))
 
 
-def wilson(right: int, images: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of an accuracy in percent (Wilson, 1927), for one set of images and one model."""
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """95 % interval of an accuracy in percent (Wilson, 1927), for one set of images and one model."""
     from scipy.stats import binomtest
 
-    found = binomtest(right, images).proportion_ci(level, method="wilson")
+    found = binomtest(right, images).proportion_ci(0.95, method="wilson")
     return 100 * float(found.low), 100 * float(found.high)
 
 
-def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[float, float, float, float]:
+def paired(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, float]:
     """How much more often the second of two models is right, in percentage points: difference, low and high end of its
-    confidence interval (Agresti and Min, 2005, who add half an image to each of the four cells), and the p value of
+    95 % interval (Agresti and Min, 2005, who add half an image to each of the four cells), and the p value of
     McNemar's exact test.
 
     first, second: [N] bool, which of the same images each model names. Raises ValueError for none or unequal lengths.
@@ -59,33 +63,21 @@ def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[fl
         raise ValueError(f"{one.size} answers beside {two.size}")
     gained, lost, count = int((~one & two).sum()), int((one & ~two).sum()), one.size + 2
     middle = (gained - lost) / count
-    half = norm.ppf((1 + level) / 2) * np.sqrt(((gained + lost + 1) / count - middle**2) / count)
+    half = norm.ppf(0.975) * np.sqrt(((gained + lost + 1) / count - middle**2) / count)
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     low, high = (float(np.clip(100 * end, -100, 100)) for end in (middle - half, middle + half))
     return 100 * (gained - lost) / one.size, low, high, float(p)
 
 
-def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Accuracy by confidence (Guo et al., 2017), in equal-width bins that are closed on the right.
+def calibration_error(confidence: ArrayLike, right: ArrayLike) -> float:
+    """Mean distance in percent between confidence and accuracy, over 15 bins of equal width (closed on the right) that
+    count as many times as they have answers (Guo et al., 2017).
 
     confidence: [N], the probability of each answer, 0..1; right: [N], whether the answer is right
-    Returns mean confidence [bins] and accuracy [bins] in percent, NaN in empty bins, and the count [bins] of images,
-    which scikit-learn's calibration_curve does not return.
     """
     sure = np.asarray(confidence, dtype=np.float64)
-    bin_of = np.digitize(sure, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    count = np.bincount(bin_of, minlength=bins)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an empty bin
-        mean_confidence = 100 * np.bincount(bin_of, sure, bins) / count
-        mean_accuracy = 100 * np.bincount(bin_of, np.asarray(right), bins) / count
-    return mean_confidence, mean_accuracy, count
-
-
-def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
-    """Mean distance between confidence and accuracy over the bins of `reliability`, weighted by count, in percent."""
-    sure, accurate, count = reliability(confidence, right, bins)
-    full = count > 0
-    return float(np.average(np.abs(sure - accurate)[full], weights=count[full]))
+    bin_of = np.digitize(sure, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+    return 100 * float(np.abs(np.bincount(bin_of, sure - np.asarray(right))).sum()) / len(sure)
 
 
 def equal_count(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,9 +116,11 @@ def best_threshold(probabilities: ArrayLike, targets: ArrayLike) -> float:
     probabilities, targets: [N, C] as above. One for all classes: a few-shot class has too few images for its own.
     """
 
+    scores, wanted = np.asarray(probabilities), np.asarray(targets, dtype=bool)
+    each = np.ones((1, len(scores)), np.float32)
+
     def worth(threshold: float) -> tuple[float, float]:
-        found = [f1 for f1 in f1_scores(probabilities, targets, threshold) if f1 is not None]
-        return round(statistics.fmean(found), 6), -abs(threshold - 0.5)
+        return round(float(mean_f1(each, scores >= threshold, wanted)[0]), 6), -abs(threshold - 0.5)
 
     return max((percent / 100 for percent in range(1, 100)), key=worth)
 

@@ -98,15 +98,15 @@ def _outcomes(number: int, found: Predictions, thumbnails: Thumbnails) -> list[d
     outcomes = []
     for name, meaning, (zero_shot, adapted) in OUTCOMES:
         members = np.flatnonzero((before == zero_shot) & (after == adapted))
-        cards = [_card(number, found, int(i), thumbnails) for i in members[_spread(len(members), PER_OUTCOME)]]
+        cards = [_card(number, found, int(i), thumbnails) for i in members[_spread(len(members))]]
         share = 100 * len(members) / len(found.true)
         outcomes.append({"name": name, "meaning": meaning, "n": len(members), "share": share, "cards": cards})
     return outcomes
 
 
-def _spread(n: int, wanted: int) -> np.ndarray:
-    """At most `wanted` of 0..n-1, evenly spread: nobody picked them by hand."""
-    return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
+def _spread(n: int) -> np.ndarray:
+    """At most PER_OUTCOME of 0..n-1, evenly spread: nobody picked them by hand."""
+    return np.unique(np.linspace(0, n - 1, min(n, PER_OUTCOME)).round().astype(int))
 
 
 def _per_class(found: Predictions) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ _STYLE = {
 }
 
 
-def loss_terms(history: Sequence[Mapping[str, float]], prefix: str = "loss") -> list[tuple[str, str]]:
+def loss_terms(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
     """(title, SVG) of each recorded term that is not 0 throughout: the total loss first, the learning rate last. A loss
     that is never negative has a log axis, which cannot show 0.
 
@@ -73,7 +73,7 @@ def loss_terms(history: Sequence[Mapping[str, float]], prefix: str = "loss") -> 
         log = not rate and not (values < 0).any()
         shown = np.isfinite(values) & ((values > 0) | (not log))
         if values[shown].any():
-            with canvas(2.9, 1.9, f"{prefix}{number}", title) as (axes, out):
+            with canvas(2.9, 1.9, f"loss{number}", title) as (axes, out):
                 _curve(axes, steps[shown], values[shown], log=log, smooth=not rate)
             plots.append((title, out[0]))
     return plots
@@ -107,16 +107,16 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, log: bool, smooth:
     axes.set_xlabel("step")
 
 
-def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], prefix: str, per_bin: int = 10) -> str:
-    """SVG: accuracy against confidence, in at most 10 bins of equally many images, with Wilson's 95 % intervals; the
-    diagonal means perfect calibration.
+def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], prefix: str) -> str:
+    """SVG: accuracy against confidence, in at most 10 bins of equally many images, at least 10, with Wilson's 95 %
+    intervals; the diagonal means perfect calibration.
 
-    answers: confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted". per_bin: fewest images.
+    answers: confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted".
     """
     with canvas(3.9, 3.3, prefix, "Accuracy against confidence") as (axes, out):
         axes.plot([0, 100], [0, 100], color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (4, 3)))
         for (name, (sure, correct)), marker in zip(answers.items(), "so", strict=False):
-            x, y, ends = equal_count(sure, correct, min(10, len(sure) // per_bin))
+            x, y, ends = equal_count(sure, correct, min(10, len(sure) // 10))
             axes.vlines(x, ends[:, 0], ends[:, 1], color=COLOURS[name], linewidth=1, alpha=0.45)
             axes.plot(x, y, color=COLOURS[name], marker=marker, markersize=5, linewidth=1.5, label=name)
         axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="confidence, %", ylabel="answers that are right, %")

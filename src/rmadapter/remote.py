@@ -13,6 +13,7 @@ from rmadapter.files import user_path
 HUB = "hf:"
 FILES = ("model.safetensors", "model.json", "config.yaml", "run.json", "SHA256SUMS")  # all that is ever fetched
 LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
+GATED = "accept its conditions on its hub page first"
 
 
 def run_folder(name: str | Path) -> Path:
@@ -57,7 +58,7 @@ def told(repository: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{repository} on the Hugging Face hub has no such revision") from error
     except errors.GatedRepoError as error:
-        raise UserError(f"{repository}: accept its conditions on its hub page first") from error
+        raise UserError(f"{repository}: {GATED}") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"the Hugging Face hub has no {repository!r}, or it is private: use {LOG_IN}") from error
     except errors.LocalTokenNotFoundError as error:

@@ -140,12 +140,12 @@ def choice_table(choice: Choice) -> tuple[list[str], list[list[str]]]:
     return ["method", "accuracy in %", "behind the best", "seconds"], rows
 
 
-def lowest(found: Judgement, count: int = 3) -> str:
-    """The classes with the lowest recall, as "ant 0 %, cat 50 %"; ties in the order of the classes."""
+def lowest(found: Judgement) -> str:
+    """The three classes with the lowest recall, as "ant 0 %, cat 50 %"; ties in the order of the classes."""
     recalls = [
         (recall, name) for recall, name in zip(found.own.recalls, found.classes, strict=True) if recall is not None
     ]
-    return ", ".join(f"{name} {recall:.0f} %" for recall, name in sorted(recalls, key=lambda pair: pair[0])[:count])
+    return ", ".join(f"{name} {recall:.0f} %" for recall, name in sorted(recalls, key=lambda pair: pair[0])[:3])
 
 
 def as_table(found: Judgement) -> tuple[list[str], list[list[str]]]:

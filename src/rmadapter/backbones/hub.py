@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rmadapter.backbones.trust import how_to_convert
 from rmadapter.errors import UserError
+from rmadapter.remote import GATED
 
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers
 
@@ -70,6 +71,8 @@ def _told_in_a_sentence(repository: str) -> Iterator[None]:
 
     try:
         yield
+    except errors.GatedRepoError as error:  # which counts as not found
+        raise UserError(f"{repository}: {GATED}") from error
     except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"the Hugging Face hub has no {repository!r}, or none with safetensors weights; "

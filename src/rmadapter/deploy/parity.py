@@ -161,12 +161,12 @@ def questions(run: Path, saved: Saved, data: Path | None, outside: bool, most: i
     return Questions("generated", generated(GENERATED))
 
 
-def training(run: Path, most: int = 256) -> Sequence[ImageSource]:
-    """At most `most` images that the run was trained on, if still there, else generated ones."""
+def training(run: Path) -> Sequence[ImageSource]:
+    """At most 256 images that the run was trained on, if still there, else generated ones."""
     with suppress(UserError):
         root, names = _opened(run)[1].root, sorted(_drawn(run))
         random.Random(0).shuffle(names)
-        if found := [root / name for name in names[:most] if not complaint(root / name)]:
+        if found := [root / name for name in names[:256] if not complaint(root / name)]:
             return found
     return generated(GENERATED)
 

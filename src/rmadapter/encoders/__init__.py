@@ -1,12 +1,4 @@
-"""The two encoders of a CLIP-like model, taken apart; nothing here knows a method.
-
-layouts   tokens of a batch without padding, and attention over them
-blocks    blocks of open_clip, timm and BERT by the roles of their parts
-encoder   stem -> blocks -> head; States, what an encoder computes up to a block
-image     open_clip's and timm's image encoders
-text      open_clip's and BERT's text encoders
-whole     encoders of any other make, which give only features
-"""
+"""The two encoders of a CLIP-like model, taken apart; nothing here knows a method."""
 
 from __future__ import annotations
 

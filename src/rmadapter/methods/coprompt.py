@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -19,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.console import note
 from rmadapter.data.texts import read_texts, texts_of_all
 from rmadapter.encoders import States
 from rmadapter.machine import seeded
@@ -27,6 +25,7 @@ from rmadapter.method import Fitted, ModuleMethod, Shots
 from rmadapter.methods import deep
 from rmadapter.methods.clip_adapter import check_reduction
 from rmadapter.methods.context import PromptedText
+from rmadapter.methods.descriptions import without_texts
 from rmadapter.methods.maple import CoupledPrompts
 from rmadapter.prompts import text_features, zero_shot_weights
 from rmadapter.settings import Share, Size
@@ -125,7 +124,7 @@ class CoPrompt(ModuleMethod):
     def read(self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Descriptions:
         """Read and encode the descriptions. Raises UserError if the file is missing, damaged, or lacks a class."""
         if not self.descriptions:
-            _note()
+            without_texts("CoPrompt compares classes with the run's own class prompts", "coprompt")
             features = zero_shot_weights(backbone, names, templates)
             return Descriptions(features, torch.ones(len(names), dtype=torch.long, device=features.device))
         sentences = texts_of_all(read_texts(self.descriptions), names, self.descriptions)
@@ -144,10 +143,3 @@ class CoPrompt(ModuleMethod):
 
         done = minimise(module, loss, self.recipe, shots, source)
         return self.restore(backbone, shots.known, module.state_dict()).after(done)
-
-
-@cache
-def _note() -> None:
-    """Shown once per process."""
-    text = "without generated descriptions, CoPrompt compares classes with the run's own class prompts"
-    note(f"{text}; name a file of descriptions in coprompt.descriptions")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
+from rmadapter.console import note
 from rmadapter.data.names import descriptions
 from rmadapter.data.texts import checked, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
@@ -113,3 +115,9 @@ def clause(descriptor: str) -> str:
     first = descriptor.split()[0].lower()
     verb = "is " if first in IS else "" if first in ALONE else "has "
     return f"which {verb}{descriptor}"
+
+
+@cache
+def without_texts(does: str, method: str) -> None:
+    """Say once per process what a method does instead."""
+    note(f"without generated descriptions, {does}; name a file of descriptions in {method}.descriptions")

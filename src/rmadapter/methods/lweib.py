@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
-from rmadapter.console import note
 from rmadapter.data.names import descriptions
 from rmadapter.data.texts import read_texts, texts_of, texts_of_all
 from rmadapter.encoders import Encoder, Packed, States
@@ -35,7 +34,7 @@ from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
 from rmadapter.machine import seeded
 from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
-from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked
+from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked, without_texts
 from rmadapter.prompts import Cosines, cosine_logits, learnt_weights
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.train import Batch, Recipe, minimise
@@ -246,7 +245,7 @@ class LwEIB:
 
     def _read(self, names: Sequence[str]) -> dict[str, list[str]]:
         if not self.descriptions:
-            _note()
+            without_texts("LwEIB asks about classes with the run's own class prompts", "lweib")
             return {}
         found = read_texts(self.descriptions)
         texts_of_all(found, names, self.descriptions)  # raises for a class without texts
@@ -271,10 +270,3 @@ class LwEIB:
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(count(self.module(backbone)))
-
-
-@cache
-def _note() -> None:
-    """Shown once per process."""
-    text = "without generated descriptions, LwEIB asks about classes with the run's own class prompts"
-    note(f"{text}; name a file of descriptions in lweib.descriptions")

@@ -47,13 +47,12 @@ class Search:
     given: Mapping[str, Any] = field(default_factory=dict)
     folds: int = 4
     read: Mapping[str, Any] = field(default_factory=dict)
-    progress: bool = False
 
     def make_folds(self) -> Folds:
         """Make folds of the shots, in a lab without the test split. Raises UserError for images and methods that cannot
         be evaluated on folds."""
-        task, lab = self.request.task, Lab(self.request.machine, progress=self.progress)
-        splits: dict[str, ImageSet] = read_images(task.data, progress=self.progress, **self.read)
+        task, lab = self.request.task, Lab(self.request.machine, progress=False)
+        splits: dict[str, ImageSet] = read_images(task.data, progress=False, **self.read)
         lab.add(task.data, {name: images for name, images in splits.items() if name != "test"})
         folds = Folds.make(task, lab, self.folds)
         one_label(folds.images.several, "tune")

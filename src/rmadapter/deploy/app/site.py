@@ -85,14 +85,14 @@ async def _gone(_: Request, error: Exception) -> Response:
 
 def _names(session: Session, wanted: dict[str, Any]) -> None:
     with session.lock:
-        for name in _list(wanted, "names"):
+        for name in _asked(wanted):
             session.shelf.add_class(name)
 
 
-def _list(wanted: dict[str, Any], field: str) -> list[str]:
-    value = wanted.get(field)
+def _asked(wanted: dict[str, Any]) -> list[str]:
+    value = wanted.get("names")
     if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
-        raise UserError(f"{field}: give at least one")
+        raise UserError("names: give at least one")
     return value
 
 
@@ -109,7 +109,7 @@ ANSWERS: dict[str, Callable[[Session, dict[str, Any]], Any]] = {
     "open": lambda session, wanted: session.open(_text(wanted, "run")),
     "train": lambda session, wanted: session.train(_text(wanted, "method")),
     "names": lambda session, _: session.use_names(),
-    "add": lambda session, wanted: session.add(_list(wanted, "names")),
+    "add": lambda session, wanted: session.add(_asked(wanted)),
     "export": lambda session, wanted: session.export(_text(wanted, "to")),
     "stop": lambda session, _: session.stop(),
 }
