@@ -222,6 +222,19 @@ def test_prompt_names_of_a_domain_and_of_a_table_go_with_the_copy(data: Path, tm
     assert not (tmp_path / "lists/b.csv").exists()
 
 
+def test_names_of_another_list_are_not_taken(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "classnames.json").rename(tmp_path / "names.json")
+    (data / "train/list.csv").write_text("path,label\nblue/0.png,blue\nred/0.png,red\n")
+    chosen = decisions(tmp_path / "d.csv", ("blue/0.png", "keep"), columns="image,decision")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/classnames.json").write_text('{"red": "crimson"}')
+    with pytest.raises(UserError, match="holds different names from this data's"):
+        apply_decisions(data / "train/list.csv", chosen, tmp_path / "lists/a.csv")
+    (tmp_path / "names.json").rename(data / "train/classnames.json")
+    apply_decisions(data / "train/list.csv", chosen, tmp_path / "others/a.csv")
+    assert "classnames.json: also names the classes of other lists in that folder" in capsys.readouterr().err
+
+
 def test_groups_go_with_the_copy(colors: Path, tmp_path: Path) -> None:
     """Of class folders that a metadata.csv says them of."""
     home = Path(shutil.copytree(colors / "train", tmp_path / "set"))

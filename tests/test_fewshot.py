@@ -180,3 +180,16 @@ def test_the_digest_of_a_split_is_that_of_the_set() -> None:
     assert has_digest(few, split_digest(few))
     split_digest(replace(few, val=few.train.subset(())))  # all of its images are unreadable
     assert has_digest(few, order_digest(few))  # of runs of the first versions
+
+
+def test_images_apart_share_no_group_with_those_drawn() -> None:
+    images = replace(make([0, 0, 0, 1, 1, 1], 2), groups=("p", "p", "q", "r", "", "v"))
+    few = few_shot({"train": images, "val": replace(make([0, 1], 2), groups=("v", ""))}, 1, 1)
+    drawn = {*few.train.groups, "v"} - {""}
+    wanted = [i for i in indices(few.heldout) if images.groups[i] not in drawn]
+    assert indices(few.apart) == wanted
+    text = f"left out of the images that were not drawn: {4 - len(wanted)} that share a group with one drawn"
+    assert few.akin == (text,)
+    plain = few_shot({"train": make(LABELS, 3)}, 2, 1)
+    assert plain.apart is plain.heldout
+    assert plain.akin == ()

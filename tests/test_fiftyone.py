@@ -34,6 +34,11 @@ def test_names_and_further_attributes(home: Path) -> None:
     assert labels(home, value) == {"data/cat_1.png": ["cat"], "data/deep/dog_1.jpg": ["dog"]}
 
 
+def test_several_labels(home: Path) -> None:
+    value = {"classes": ["cat", "dog"], "labels": {"cat_1": [0, 1], "cat_2": [{"label": 1, "confidence": 0.9}]}}
+    assert labels(home, value) == {"data/cat_1.png": ["cat", "dog"], "data/cat_2.png": ["dog"]}
+
+
 def test_an_image_that_is_gone_is_named(home: Path) -> None:
     assert labels(home, {"classes": ["cat"], "labels": {"cat_9": 0}}) == {"data/cat_9": ["cat"]}
 
@@ -46,6 +51,7 @@ def test_an_image_that_is_gone_is_named(home: Path) -> None:
         ({"classes": None, "labels": {"cat_1": 0}}, "has class 0"),
         ({"classes": 5, "labels": {"cat_1": 0}}, "not a FiftyOne list of labels"),
         ({"labels": {"cat_1": {"confidence": 1}}}, "not a FiftyOne list of labels"),
+        ({"classes": ["cat"], "labels": {"cat_1": [0, 1]}}, "has class 1"),
         ({"classes": ["cat"], "labels": {"../cat_1": 0}}, "lies outside"),
         ({"classes": ["cat"], "labels": {"/cat_1": 0}}, "lies outside"),
     ],

@@ -66,6 +66,13 @@ def test_the_new_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     only(path.parent, "a.txt", "new")
 
 
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    for name in ("a" * 255, "\N{CJK UNIFIED IDEOGRAPH-732B}" * 85):
+        write_text(tmp_path / name, "x")
+        assert read_text(tmp_path / name) == "x"
+    assert not parts(tmp_path)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
 def test_a_failing_body_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     write_text(tmp_path / "a.txt", "old")

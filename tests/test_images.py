@@ -59,6 +59,30 @@ def test_crops_have_the_names_beside_their_data(tmp_path: Path, monkeypatch: pyt
     (home / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
     (home / "classnames.json").write_text('{"cat": "house cat"}')
     assert read_images(home, crops=True)["train"].classes == ("house cat", "dog")
+    kinds, marks = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}], []
+    for number in (0, 1):
+        marks.append({"image_id": number, "category_id": number, "bbox": [0, 0, 2, 2]})
+    files = [{"id": n, "file_name": f"images/{name}.png", "width": 4, "height": 4} for n, name in enumerate("ab")]
+    (home / "c.json").write_text(json.dumps({"images": files, "annotations": marks, "categories": kinds}))
+    assert read_images(home / "c.json", crops=True)["all"].classes == ("house cat", "dog")
+
+
+def test_an_unreadable_photo_with_boxes_of_two_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    plant(tmp_path, "1.png", "2.png")
+    kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    files = [{"id": n, "file_name": f"{n}.png", "width": 4, "height": 4} for n in (1, 2)]
+    marks = [{"image_id": i, "category_id": c, "bbox": [0, 0, 2, c]} for i in (1, 2) for c in (1, 2)]
+    marks.append({"image_id": 1, "category_id": 1, "bbox": [1, 1, 2.0, 0.0]})  # as two of COCO's own
+    table = tmp_path / "coco.json"
+    table.write_text(json.dumps({"images": files, "annotations": marks, "categories": kinds}))
+    found = read_images(table, crops=True)["all"]
+    assert len(found) == 4
+    assert found.ignored == "1 file ignored: boxes without width or height 1"
+    (tmp_path / "2.png").write_bytes(b"noise")
+    with pytest.raises(UserError, match=r"2\.png: not an image in .*; --skip-bad"):
+        read_images(table, crops=True)
+    assert len(read_images(table, crops=True, skip_bad=True)["all"]) == 2
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -227,6 +251,8 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
     assert sets["train"].classes == ("cat", "dog")
     table.write_text("path,labels,split\n1.png,dog;cat,train\n2.png,cat;bee,test\n")
     refused(table, "test has a class 'bee' that train lacks")
+    table.write_text("path,labels\n1.png,cat;dog\n2.png,cat\n1.png,dog;cat\n")
+    assert read_images(table)["all"].several == ((0, 1), (0,))  # listed twice, in another order
     table.write_text("path,labels\n1.png,dog\n2.png,cat\n")
     assert read_images(table)["all"].several == ()  # one each
 

@@ -101,6 +101,20 @@ def test_json_min(tmp_path: Path) -> None:
     assert labels(tmp_path / "e.json", tasks) == {"a.png": ["cat"], "b.png": ["cat", "dog"], "c.png": []}
 
 
+def test_columns_of_the_import_beside_the_choice_are_no_labels(tmp_path: Path) -> None:
+    tasks = [
+        {"image": "a.png", "category": "vehicle", "label": "bird", "choice": "cat"},
+        {"image": "b.png", "label": "bird", "choices": {"choices": ["cat", "dog"]}},
+    ]
+    assert labels(tmp_path / "e.json", tasks) == {"a.png": ["cat"], "b.png": ["cat", "dog"]}
+
+
+def test_an_image_within_the_export_is_a_sentence(tmp_path: Path) -> None:
+    """Its name is too long for a file system to be asked about."""
+    found = labels(tmp_path / "e.json", [task("data:image/png;base64," + "A" * 5000, "cat")])
+    assert [*found.values()] == [["cat"]]
+
+
 def test_rectangles_are_boxes_in_percent(tmp_path: Path) -> None:
     value = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["dog"]}
     full = task("a.png")

@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,28 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
         unpacked(tmp_path / "x.zip")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:2100] + bytes([whole[2100] ^ 1]) + whole[2101:],  # in the header of c
+        lambda whole: whole[:2048],  # behind b
+        lambda whole: whole[:2300],  # within the header of c
+        lambda whole: whole[: 6 * 512],  # behind c, without an end
+    ],
+)
+def test_a_tar_that_ends_early_loses_nothing_silently(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    """Python's tarfile takes a damaged header for the end."""
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        for name in "abc":
+            (tmp_path / name).write_bytes(b"x" * 300)
+            file.add(tmp_path / name, name)
+    whole = (tmp_path / "x.tar").read_bytes()
+    assert len([*unpacked(tmp_path / "x.tar").iterdir()]) == 3
+    (tmp_path / "y.tar").write_bytes(damage(whole))
+    with pytest.raises(UserError, match=r"y\.tar: cannot be unpacked"):
+        unpacked(tmp_path / "y.tar")
+
+
 def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "x.zip", a=b"new")
     folder = unpacked(archive)
@@ -108,6 +131,11 @@ def test_the_folder_that_an_archive_is_about(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert inner(tmp_path) == tmp_path / "top/set"
+    for name in ("LICENSE", "readme.txt", "notes.md"):
+        (tmp_path / name).write_bytes(b"")
+    assert inner(tmp_path) == tmp_path / "top/set"
+    (tmp_path / "labels.txt").write_bytes(b"")
+    assert inner(tmp_path) == tmp_path
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "again").symlink_to(tmp_path / "loop")
     assert inner(tmp_path / "loop") == tmp_path / "loop"

@@ -105,6 +105,9 @@ def test_json_that_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(UserError, match=r"a\.json: \[1\] has none of the fields label"):
         samples(tmp_path, [], Counter())
+    (tmp_path / "a.json").write_text('{"label": ["cat", "dog"]}')
+    with pytest.raises(UserError, match=r"a\.json: \['cat', 'dog'\] is not one class"):
+        samples(tmp_path, [], Counter())
 
 
 def test_hidden_tars_are_no_shards(tmp_path: Path) -> None:

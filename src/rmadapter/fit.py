@@ -209,7 +209,7 @@ def evaluate_saved(
             raise UserError(
                 f"{folder} was trained on different images: --split heldout needs the data it was fitted to"
             )
-    images = half(few.heldout if split == "heldout" else splits[split], classes)
+    images = half(few.apart if split == "heldout" else splits[split], classes)
     if not len(images):
         more = ": every train image was drawn; `rmadapter report` shows what `fit` found" if split == "heldout" else ""
         raise UserError(f"{split}: there are no images to evaluate on{more}")

@@ -125,7 +125,7 @@ class Lab:
             tested = splits.get("test") or (None if own else splits.get("all"))
             if tested is None and not own:
                 raise UserError(f"{test.data}: has no test split, which a target needs")
-            images = self.draw(task).heldout if tested is None else tested
+            images = self.draw(task).apart if tested is None else tested
             key = (test.data or task.data, test.classes, None if tested else (task.shots, task.seed))
             if key not in self._tests and len(images):
                 self._tests[key] = half(images, test.classes)
@@ -177,6 +177,7 @@ def run_task(
         machine=describe(cache.device),
         notes=(
             *few.short,
+            *(() if lab.splits(task.data).get("test") or all(one.data for one in task.asked) else few.akin),
             *_shared(seen(method, few, train, lab.splits(task.data).get("test")), sets),
             *dict.fromkeys(images.ignored for images in lab.splits(task.data).values() if images.ignored),
             *(note for images in lab.splits(task.data).values() for note in images.skipped),
@@ -194,7 +195,7 @@ def _shared(train: ImageSet, sets: Sets) -> list[str]:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             found.append(
                 f"{AKIN} {quoted(names[0])}{more}: {len(rows)} of {len(images)} test images "
-                f"({test.name} classes) inflate the accuracy; the judgement leaves them out"
+                f"({test.name} classes) inflate the accuracy; a judgement leaves them out"
             )
     return found
 

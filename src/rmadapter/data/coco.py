@@ -5,6 +5,7 @@ An annotation without a box labels the whole image.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,4 +76,5 @@ def _base(path: Path, names: list[str]) -> Path:
     places = [home, home / "images", home / "data"]
     if home.name == "annotations":
         places += [home.parent / split, home.parent / "images" / split, home.parent / "images", home.parent]
-    return max(places, key=lambda place: sum((place / name).exists() for name in names[:TRIED]))  # one may be missing
+    some = names[:TRIED]  # one may be missing
+    return max(places, key=lambda place: sum(os.path.exists(place / name) for name in some))

@@ -46,6 +46,8 @@ def read_rows(
     where = ""
     reader = {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
     for where, cells in reader(path, lambda there: choose_columns(path, there, needed, also, named)):
+        if packed := [what for what, cell in cells.items() if isinstance(cell, (bytes, dict))]:
+            raise UserError(f"{path}, {where}: the {packed[0]} is data, not text; `datasets` can save images in tables")
         yield f"{path}, {where}", {what: as_text(cell) for what, cell in cells.items()}
     if not where:
         raise UserError(f"{path}: has no rows of data")

@@ -182,7 +182,7 @@ def _written(info: zipfile.ZipInfo) -> str:
 
 def _of_tar(archive: Path) -> Iterator[Member]:
     opened = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
-    with opened(archive, "rb") as packed, tarfile.open(fileobj=_Sparing(packed), mode="r:") as file:  # type: ignore
+    with opened(archive, "rb") as packed, tarfile.open(fileobj=(sparing := _Sparing(packed)), mode="r:") as file:  # type: ignore
         for member in file:
             if not (member.isdir() or member.isreg()):
                 raise UserError(f"{archive}: holds {member.name!r:.80}, which is a link or a device")
@@ -190,16 +190,19 @@ def _of_tar(archive: Path) -> Iterator[Member]:
                 _inside(f"{member.name}/x", archive)  # its name may be ".", as `tar -C photos .` has it
             else:
                 yield member.name, member.size, lambda member=member: file.extractfile(member)  # type: ignore[misc]
+        if sparing.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
+            raise ValueError("its end is missing, or it is damaged in between")
 
 
 class _Sparing:
-    """A file that refuses large reads: a tar header may claim any size."""
+    """A file that refuses large reads: a tar header may claim any size. last: what was read last."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self._file, self.last = file, b""
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= 16 * CHUNK:
             raise ValueError("a header of absurd size")
-        return self._file.read(size)
+        self.last = self._file.read(size)
+        return self.last

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,18 @@ class FewShot:
     shots: int
     seed: int
     short: tuple[str, ...]  # one sentence per class with fewer images than shots
+
+    @cached_property
+    def apart(self) -> ImageSet:
+        """The images of `heldout` that share no group with those drawn: these can judge."""
+        akin = {i for part in (self.train, self.val) if part is not None for i in self.heldout.akin(part)}
+        return self.heldout.subset(i for i in range(len(self.heldout)) if i not in akin) if akin else self.heldout
+
+    @property
+    def akin(self) -> tuple[str, ...]:
+        """A sentence about the images that `apart` lacks, if any."""
+        count = len(self.heldout) - len(self.apart)
+        return (f"left out of the images that were not drawn: {count} that share a group with one drawn",) * bool(count)
 
 
 def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:

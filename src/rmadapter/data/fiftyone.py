@@ -1,6 +1,6 @@
-"""FiftyOne's exports. FiftyOneImageClassificationDataset: labels.json of {"classes": [...], "labels": {stem: class}}
-beside data/. FiftyOneDataset: samples.json of {"samples": [{"filepath": ..., "tags": [...], FIELD: label}]}, or a
-folder samples/ with one file per sample."""
+"""FiftyOne's exports. FiftyOneImageClassificationDataset: labels.json of {"classes": [...], "labels": {stem: class, or
+list of classes}} beside data/. FiftyOneDataset: samples.json of {"samples": [{"filepath": ..., "tags": [...], FIELD:
+label}]}, or a folder samples/ with one file per sample."""
 
 from __future__ import annotations
 
@@ -37,12 +37,17 @@ def read_fiftyone(path: Path, value: Mapping[str, Any]) -> Marks:
         for stem, target in value["labels"].items():
             where = f"{path}: {quoted(stem)}"
             check_inside(stem, where)
-            target = target["label"] if isinstance(target, dict) else target
-            if isinstance(target, int) and not (classes and 0 <= target < len(classes)):
-                raise UserError(f"{where} has class {target}, which the file does not list")
-            name = str(classes[target]) if isinstance(target, int) and classes else target
-            marks[files.get(stem, data / stem)] = [] if name is None else [Mark(str(name), where)]
+            several = target if isinstance(target, list) else [target]
+            names = [_name(one, classes, where) for one in several]
+            marks[files.get(stem, data / stem)] = [Mark(name, where) for name in names if name is not None]
     return marks
+
+
+def _name(target: Any, classes: Any, where: str) -> str | None:
+    target = target["label"] if isinstance(target, dict) else target
+    if isinstance(target, int) and not (classes and 0 <= target < len(classes)):
+        raise UserError(f"{where} has class {target}, which the file does not list")
+    return None if target is None else str(classes[target] if isinstance(target, int) else target)
 
 
 def is_samples(value: Any) -> bool:

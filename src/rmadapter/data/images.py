@@ -19,6 +19,7 @@ from rmadapter.data.names import beside_splits, classnames_json, prompt_name, pr
 from rmadapter.data.pixels import ImageSource, complaint, load_image
 from rmadapter.data.scan import Row, Rows, order
 from rmadapter.data.sources import open_source
+from rmadapter.data.unpacked import is_packed
 from rmadapter.errors import UserError, quoted
 from rmadapter.files import cache_folder, user_path
 
@@ -57,8 +58,9 @@ def read_images(
     again = sum(map(len, source.splits.values())) - sum(map(len, found.values()))
     root, ignored = source.root, ignored_note(source.ignored + Counter({REPEATED: again}))
     own = classnames_json(root, beside_splits(path, found))
-    if not own and root.is_relative_to(cache_folder()) and path.is_dir():  # of crops, whose names are with the data
-        own = classnames_json(path, beside_splits(path, found))
+    if not own and root.is_relative_to(cache_folder()) and path.exists() and not is_packed(path):
+        home = path if path.is_dir() else path.parent  # crops and embedded images have their names with the data
+        own = classnames_json(home, beside_splits(path, found))
     given = {**own, **(names or {})}
     written, called = _shared_names(found, given, path)
     _check_once(found, path)
@@ -91,7 +93,7 @@ def _once(rows: Rows) -> Rows:
     """The rows without those of the same image and labels, one of which could be trained on and another judge."""
     first: dict[Any, Row] = {}
     for row in rows:
-        first.setdefault((row.image, row.labels), row)
+        first.setdefault((row.image, frozenset(row.labels)), row)
     return [*first.values()]
 
 
@@ -103,7 +105,8 @@ def _check_once(found: Mapping[str, Rows], path: Path) -> None:
             where, first = seen.setdefault(row.image, (split, row))
             if where != split:
                 raise UserError(f"{path}: {row.image} is in {where} and in {split}: leave it in one")
-            if split != "test" and {*first.labels} != {*row.labels}:
+            other = split != "test" and {*first.labels} != {*row.labels}
+            if other and not complaints([row.image], progress=False):  # all boxes of an unreadable photo are its path
                 raise UserError(
                     f"{path}: {row.image} is listed as {quoted(first.label)} and as {quoted(row.label)}: list it once, "
                     f"with several labels as 'a;b', or give boxes in a format that --crops (crops=True) can cut"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,13 +62,13 @@ def _full(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
 
 
 def _short(where: str, task: Mapping[str, Any]) -> Iterator[Mark]:
-    for key in CHOICE:
-        if isinstance(value := task.get(key), str):
-            yield Mark(value, where)
-        elif isinstance(value, dict):
-            yield from (Mark(str(name), where) for name in value["choices"])
-        elif isinstance(value, list):
+    values = [task[key] for key in CHOICE if key in task]
+    for value in values:
+        if isinstance(value, list):
             yield from _boxes(where, value)
+    chosen = next((value for value in values if isinstance(value, (str, dict))), {"choices": ()})
+    # Of several, the others were imported: such an export has a task's own fields beside what was chosen.
+    yield from (Mark(str(name), where) for name in ([chosen] if isinstance(chosen, str) else chosen["choices"]))
 
 
 def _boxes(where: str, values: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
@@ -99,7 +100,7 @@ def _file(path: Path, where: str, written: str, upload: str, outside: bool) -> P
     for each in filter(None, names):
         check_inside(each, where, outside)
         for folder in (path.parent, path.parent / "images"):
-            if (folder / each).is_file():
+            if os.path.isfile(folder / each):  # unlike Path's, never raises
                 return folder / each
     if URL.match(name):
         raise UserError(f"{where}: {name!r:.200} is a web address, and there is no {base!r:.80} beside the file")

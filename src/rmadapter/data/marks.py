@@ -64,8 +64,10 @@ def rows_of(marks: Mapping[Path, Sequence[Mark]], root: Path, crops: bool, ignor
         if not own:
             ignored[UNLABELLED] += 1
         elif crops:
-            boxed = [mark for mark in own if len(mark.box)]
-            ignored["labels without a box"] += len(own) - len(boxed)
+            some = [mark for mark in own if len(mark.box)]
+            boxed = [mark for mark in some if 0 not in mark.box[2:]]
+            ignored["labels without a box"] += len(own) - len(some)
+            ignored["boxes without width or height"] += len(some) - len(boxed)
             labels = [class_name(mark.label, mark.where) for mark in boxed]
             turn = _turn(image, boxed[0].size) if boxed else 1
             pieces = cut(image, [UPRIGHT[turn](*_shares(mark)) for mark in boxed])

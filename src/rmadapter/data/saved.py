@@ -46,7 +46,7 @@ def read_saved(folder: Path, outside: bool = False, columns: Mapping[str, str] |
 
 
 def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path]:
-    """Each image, labelled or not, of every split of a file or folder that `datasets` reads, without repeats.
+    """Each image, labelled or not, of every split of a file or folder that `datasets` reads, row by row.
 
     column: the image column; "" if there is only one. Raises UserError as `read_saved`.
     """
@@ -55,12 +55,12 @@ def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path
     else:
         files = hub_parquets(path) if path.is_dir() else {"all": [path]}
         parts, folder = _parquets(files), next(iter(files.values()))[0].parent
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for split, part in parts.items():
         where = str(path) if split == "all" else f"{path} ({split})"
         cells, _ = _cells(part, where, ("image",), (), {"image": column})
-        found |= dict.fromkeys(_file(cell["image"], f"{where}, row {n}", folder, outside) for n, cell in cells)
-    return [*found]
+        found += [_file(cell["image"], f"{split}-{n}", where, folder, outside) for n, cell in cells]
+    return found
 
 
 def read_dataset(
@@ -76,7 +76,7 @@ def read_dataset(
     home = str(folder or "data set")
     for split, part in found.items() if isinstance(found, Mapping) else [("all", found)]:
         where = home if split == "all" else f"{home} ({split})"
-        for own, row in _rows(part, where, columns, folder, outside, ignored):
+        for own, row in _rows(part, split, where, columns, folder, outside, ignored):
             name = (own or split).casefold()
             if name not in SPLITS and name != "all":
                 raise UserError(f"{where}: has a split {quoted(name)}: call it train, val or test")
@@ -132,9 +132,10 @@ def _parquets(found: Mapping[str, list[Path]]) -> dict[str, Any]:
 
 
 def _rows(
-    part: Any, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool, ignored: Counter[str]
-) -> Any:
-    """(split, row) of each labelled image; split is "" unless a column gives it."""
+    part: Any, split: str, where: str, columns: Mapping[str, str] | None, folder: Path | None, outside: bool,
+    ignored: Counter[str],
+) -> Any:  # fmt: skip
+    """(split, row) of each labelled image of a part of this name; split is "" unless a column gives it."""
     cells, feature = _cells(part, where, ("image", "label"), ("several", "split", "group"), columns)
     for number, cell in cells:
         what = "label" if "label" in cell else "several"
@@ -142,7 +143,7 @@ def _rows(
         if not labels:
             ignored[UNLABELLED] += 1
             continue
-        path = _file(cell["image"], f"{where}, row {number}", folder, outside)
+        path = _file(cell["image"], f"{split}-{number}", where, folder, outside)
         group = "" if cell.get("group") is None else str(cell["group"])
         yield str(cell["split"]) if "split" in cell else "", Row(labels[0], path, group, tuple(labels[1:]))
 
@@ -183,13 +184,14 @@ def _cells(
     return enumerate(rows), features.get(chosen.get("label", chosen.get("several")))
 
 
-def _file(cell: Any, where: str, folder: Path | None, outside: bool) -> Path:
+def _file(cell: Any, row: str, where: str, folder: Path | None, outside: bool) -> Path:
+    """The image's file. row: split and number, the name of an image that has none."""
     data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
     if data is not None:
-        return stored(data, path or "image")
+        return stored(data, path or row)
     if not path:
-        raise UserError(f"{where}: has no image")
-    check_inside(path, where, outside)
+        raise UserError(f"{where}, row {row.rpartition('-')[2]}: has no image")
+    check_inside(path, f"{where}, row {row.rpartition('-')[2]}", outside)
     return (folder or Path()) / path
 
 

@@ -14,6 +14,7 @@ from rmadapter.errors import UserError
 from rmadapter.files import atomic, cache_folder, shortened
 from rmadapter.locks import claim
 
+ABOUT = re.compile(r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE)  # no data
 LEAST, TIMES = 100_000_000, 20  # an archive may unpack to LEAST bytes plus TIMES its own size
 
 
@@ -63,9 +64,10 @@ def _files(folder: Path) -> str:
 
 def inner(folder: Path) -> Path:
     """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but one folder, which is
-    none of a split."""
+    none of a split, and words about the data."""
     while True:
         inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+        inside = [entry for entry in inside if not (ABOUT.fullmatch(entry.name) and entry.is_file())]
         one = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
         if not one or inside[0].name.casefold() in SPLITS:
             return folder

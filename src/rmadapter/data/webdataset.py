@@ -91,6 +91,8 @@ def _label(folder: Path, stem: str, names: Sequence[str]) -> tuple[str, Path | N
         if not isinstance(fields, dict):
             raise UserError(f"{file}: {quoted(fields)} has none of the fields {', '.join(FIELDS)}")
         value = next((fields[name] for name in FIELDS if fields.get(name) is not None), "")
+        if isinstance(value, (list, dict)):
+            raise UserError(f"{file}: {quoted(value)} is not one class")
         return _named(str(value).strip(), names, file), file
     return "", None
 

@@ -69,7 +69,7 @@ def _place(file: Path, values: Mapping[str, Any], split: str, written: str, outs
     for base in (home / str(values.get("path") or ""), home):
         for name in (written, written.removeprefix("../")):
             path = Path(os.path.normpath(base / name))
-            if path.exists() and (outside or path.is_relative_to(home)):
+            if os.path.exists(path) and (outside or path.is_relative_to(home)):
                 return path
     there = f"; {ALLOW} allows images elsewhere" if not outside else ""
     raise UserError(

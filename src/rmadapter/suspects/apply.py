@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rmadapter.console import note
 from rmadapter.data.columns import read_rows
 from rmadapter.data.imageset import one_label
 from rmadapter.data.names import beside_splits, classnames_json
@@ -73,8 +74,7 @@ def apply_decisions(
             elif given:
                 write_json(folder / CLASSNAMES, given)
     else:
-        if given:
-            _names_beside(target, given)
+        _names_beside(target, given)
         _list(splits, target)
     left = {label for _, label in splits[own]}
     return Cleaned(
@@ -180,7 +180,9 @@ def _names_beside(target: Path, given: dict[str, str]) -> None:
     names = target.with_name(CLASSNAMES)
     if names.exists() and classnames_json(target.parent, False) != given:
         raise UserError(f"{names}: holds different names from this data's; write the list to another folder")
-    write_json(names, given)
+    if given and not names.exists():
+        note(f"{names}: also names the classes of other lists in that folder")
+        write_json(names, given)
 
 
 def _list(splits: Mapping[str, Labelled], target: Path) -> None:
