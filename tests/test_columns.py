@@ -85,10 +85,10 @@ def test_parquet(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match=r"\(image, class, pixels\) is called 'x'"):
         list(read_rows(file, ["image"], named={"image": "x"}))
-    file.write_bytes(b"PAR1")
-    words = r"t\.parquet, row 0: the image is data, not text; `datasets` can save images in tables$"
+    words = r"t\.parquet, row 1: the image is data, not text; `datasets` can save images in tables$"
     with pytest.raises(UserError, match=words):  # and not the data itself
         list(read_rows(file, ["image"], named={"image": "pixels"}))
+    file.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="not a readable parquet file"):
         list(read_rows(file, ["image"]))
 

@@ -11,6 +11,8 @@ import pytest
 
 from miniatures import write_json
 from rmadapter.backbones import Backbone
+from rmadapter.data.fewshot import few_shot
+from rmadapter.data.images import read_images
 from rmadapter.record import read_record
 from shell import Command, its_backbone, rmadapter
 
@@ -79,7 +81,10 @@ def test_a_run_on_crops_remembers_that_and_is_asked_and_grown(
     assert len(answers) == len(marks)
     code, out, err = rmadapter("eval", "run", "data/coco.json", "--crops", "--split", "heldout", *its, "--json")
     assert code == 0, err
-    assert json.loads(out)["n_images"] == len(marks) - 2 * len(kinds)
+    few = few_shot(read_images("data/coco.json", crops=True), 2, 1)
+    assert len(few.heldout) == len(marks) - 2 * len(kinds)
+    assert json.loads(out)["n_images"] == len(few.apart) < len(few.heldout)
+    assert f"{len(few.heldout) - len(few.apart)} that share a group with one drawn" in err
     code, _, err = rmadapter("add", "run", "data/coco.json", "--crops", "--out", "grown", "--shots", 1, *its)
     assert code == 0, err
     assert "trained on the 8 images of run and 4 new ones" in err

@@ -211,8 +211,11 @@ def evaluate_saved(
             )
     images = half(few.apart if split == "heldout" else splits[split], classes)
     if not len(images):
-        more = ": every train image was drawn; `rmadapter report` shows what `fit` found" if split == "heldout" else ""
+        undrawn = ": every train image was drawn or shares a group with one; `rmadapter report` shows what `fit` found"
+        more = undrawn if split == "heldout" else ""
         raise UserError(f"{split}: there are no images to evaluate on{more}")
+    for text in few.akin if split == "heldout" else ():
+        note(text)
     if known := trained_on(folder, splits, split, images):
         note(f"{known} of these {len(images)} images were trained on: this accuracy says little about new ones")
     seed = drawn(folder)[1] if fitted.remembers and (folder / RECORD).is_file() else 1
