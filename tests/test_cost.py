@@ -51,6 +51,16 @@ def test_what_is_added_up(tiny_clip: Backbone, colors: Path, tmp_path: Path, mon
     assert [line.seconds for line in none.lines] == [8 * 1 + 64 * 2 + asked + 16 * 256]
 
 
+def test_images_that_were_not_drawn_are_frozen_for_every_draw(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "measure", lambda *_: RATES)
+    whole = Path(shutil.copytree(colors / "train", tmp_path / "data" / colors.name))
+    left = len([*whole.rglob("*.png")]) - 4 * 2
+    found = cost(plan(whole, tmp_path / "out", tiny_clip, methods=["mma"]), progress=False)
+    assert found.lines[0].seconds == 2 * (4 * 1 + 64 + 2 * 8 + 2 * 4096 + left * (65536 + 256))
+
+
 def test_gpus_share_the_hours_and_large_activations_lie_on_disk(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,10 @@ def test_it_is_of_base_to_novel_on_the_most_data_sets() -> None:
     assert found.group is not None
     assert (found.group.protocol, found.group.shots) == ("base-to-novel", 16)
     assert re.match("This is of base-to-novel: pocket, 16 shots: 12 runs", found.sentences[0])
+    of_two = [record(m, f"set {n}", 1, {"all": 50.0}, shots=16) for m in ("x", "y") for n in range(9)]
+    assert finding(group_records([*runs([1.0, 2.0, 1.5], shots=1), *runs([1.0, 2.0]), *of_two])).title.endswith(
+        "n = 3 data sets"
+    )
     alone = finding(group_records(few))
     assert alone.title == "n = 1 data set is too few to compare RMAdapter with MMA in 4 shots"
 

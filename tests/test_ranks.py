@@ -111,8 +111,29 @@ def test_a_data_set_counts_once_with_the_mean_over_the_seeds_that_all_have() -> 
     assert ranked({**own, "a": other}, "base") is None, "no image is the same"
 
 
+def test_no_method_is_left_out_for_a_few_data_sets_more() -> None:
+    small = runs({"a": [60.0] * 7, "b": [61.0] * 7, "c": [62.0] * 4})
+    found = ranked(small, "base")
+    assert found is not None
+    assert (found.labels, found.left_out) == (("c", "b", "a"), ("set 4", "set 5", "set 6"))  # 12 of 21 cells or fewer
+    many = runs({"a": [60.0] * 9, "b": [61.0] * 9, "c": [62.0] * 9, "d": [63.0] * 4})
+    found = ranked(many, "base")
+    assert found is not None
+    assert (found.labels, found.values.shape) == (("d", "c", "b", "a"), (4, 4))
+    found = ranked(runs({"a": [60.0] * 11, "b": [61.0] * 11, "c": [62.0] * 11, "d": [63.0] * 4}), "base")
+    assert found is not None
+    assert (found.labels, found.left_out) == (("c", "b", "a"), ("d",)), "16 cells are less than half of 33"
+
+
+def test_methods_on_few_data_sets_do_not_cost_the_others_their_ranks() -> None:
+    own = runs({name: [60.0 + i] * (5 if i < 8 else 3) for i, name in enumerate("abcdefghijklmn")})
+    found = ranked(own, "base")
+    assert found is not None
+    assert found.values.shape == (5, 8), "and not 14 methods on 3 sets, which are more cells but no ranking"
+
+
 def test_the_largest_block_without_gaps() -> None:
-    own = runs({"a": [60.0] * 6, "b": [61.0] * 6, "c": [62.0] * 4, "d": [63.0] * 4, "e": [64.0]})
+    own = runs({"a": [60.0] * 6, "b": [61.0] * 6, "c": [62.0] * 4, "d": [63.0] * 4, "e": [64.0]})  # e ranks nothing
     found = ranked(own, "base")
     assert found is not None
     assert (found.labels, found.values.shape) == (("d", "c", "b", "a"), (4, 4))

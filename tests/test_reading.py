@@ -126,6 +126,13 @@ def test_runs_of_other_settings_than_most_of_their_row_are_left_out(tmp_path: Pa
     assert [(r.task.seed, r.variant) for r in found.finished] == [(1, ""), (2, ""), (3, "other")]
     why = "mma with alpha=9.5, unlike the runs kept; left out, put it in a folder of its own"
     assert found.notes == [f"002.json: {why}"]
+    runs.append(record("mma", "a", 4, VALUES))
+    old = [with_settings(1), with_settings(2, alpha=0.1), with_settings(3, alpha=0.1), with_settings(4, alpha=0.5)]
+    found = read_records(write(tmp_path / "old", *old))  # one without settings does not hide the others'
+    assert [r.task.seed for r in found.finished] == [1, 2, 3]
+    assert found.notes == [
+        "003.json: mma with alpha=0.5, unlike the runs kept; left out, put it in a folder of its own"
+    ]
     texts = record("coprompt", "a", 1, VALUES), record("coprompt", "b", 1, VALUES)
     described = MethodName(name="coprompt", settings={**texts[1].method.settings, "descriptions": "x"})
     plain = MethodName(name="coprompt", settings={**texts[0].method.settings, "descriptions": ""})

@@ -40,6 +40,16 @@ def test_figures_by_name() -> None:
     assert SCORES[0].chance == 25
 
 
+def test_equal_counts_are_equal_figures() -> None:
+    """Records have four decimals, so that sums of the same counts over seeds would differ."""
+
+    def figure(images: int, accuracy: float) -> float | None:
+        return record(scores=(Score(name="base", images=images, classes=2, accuracy=accuracy),)).metric("base")
+
+    assert [figure(270, round(100 * right / 270, 4)) for right in (137, 140)] == [100 * 137 / 270, 100 * 140 / 270]
+    assert figure(100, 50.3) == 50.3  # of no count, as a mean over classes
+
+
 def test_the_average_is_over_other_data_and_needs_all_of_them() -> None:
     own = Score(name="all", images=9, classes=3, accuracy=90.0)
     targets = [

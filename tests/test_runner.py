@@ -151,6 +151,16 @@ def test_another_test_split_under_the_same_name_is_refused(
         do(changed, out, jobs)
 
 
+def test_further_seeds_are_not_averaged_with_answers_to_other_images(
+    done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    changed = Path(shutil.copytree(colors, tmp_path / "data" / colors.name))
+    next((changed / "test" / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="was tested on different novel images from the current ones"):
+        do(changed, out, jobs_of(tiny_clip, colors, seeds=[1, 2, 3]))
+
+
 def test_another_content_of_a_file_that_a_method_reads_is_refused(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

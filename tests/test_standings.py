@@ -39,6 +39,21 @@ def test_a_board_ranks_its_methods_over_the_sets_that_all_have() -> None:
     assert board.standings[0].uses == "authors' constants for each set: epochs, on ImageNet; tuned on: as published"
 
 
+def test_what_is_not_ranked_stands_where_its_figures_are() -> None:
+    more = (*SETS, *(f"set {n}" for n in range(7)))
+    runs = [halves(name, gain, more) for name, gain in (("zero-shot", 0.0), ("mma", 3.0), ("coop", 5.0))]
+    [board] = boards([*(run for some in runs for run in some), *halves("tcp", 9.0)])
+    assert [row.label for row in board.standings] == ["tcp", "coop", "MMA", "Zero-shot CLIP"]
+    assert board.standings[0].rank.value is None
+    assert [row.rank.value for row in board.standings[1:]] == [1.0, 2.0, 3.0]
+
+
+def test_costs_are_of_the_sets_that_all_have() -> None:
+    large = [run.model_copy(update={"parameters": 9000}) for run in halves("mma", 3.0, ("imagenet",))]
+    [board] = boards([*halves("zero-shot", 0.0), *halves("coop", 5.0), *halves("mma", 3.0), *large])
+    assert {row.label: (row.parameters, row.runs) for row in board.standings}["MMA"] == (1000, 10)
+
+
 def test_lines_are_those_of_the_records_file() -> None:
     runs = [*halves("mma", 3.0), *halves("zero-shot", 0.0)]
     [board] = boards(runs)

@@ -249,7 +249,11 @@ class Record(Value):
             values = [value for target in names if (value := self.metric(target, zero_shot)) is not None]
             return fmean(values) if names and len(values) == len(names) else None
         score = self.score(name)
-        return None if score is None else score.zero_shot if zero_shot else score.accuracy
+        value = None if score is None else score.zero_shot if zero_shot else score.accuracy
+        if score is None or value is None or not score.images:
+            return value
+        counted = 100 * round(value * score.images / 100) / score.images  # records have four decimals
+        return counted if abs(counted - value) < 1e-4 else value
 
     def other_images(self, sets: Iterable[tuple[Question, ImageSet, Split]]) -> list[str]:
         """Names of the sets whose images differ from those that were evaluated. sets: from `Lab.tests`."""

@@ -46,7 +46,7 @@ def _asked(
     shots: Annotated[str, typer.Option(help="Images per class; by default 16, for few-shot 1,2,4,8,16.")] = "",
     root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
     templates: Annotated[
-        str, typer.Option(help='"dataset" for each data set\'s own, or one prompt template with {}.')
+        str, typer.Option(help='"dataset" for that of the set trained on, or one prompt template with {}.')
     ] = "",
     axes: Annotated[str, typer.Option(help="For sensitivity: rank,alpha,...")] = "",
     per_set: Annotated[

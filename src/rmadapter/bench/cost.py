@@ -178,12 +178,14 @@ def _timed(do: Callable[[], Any]) -> tuple[float, Any]:
 def _seconds(
     plan: Plan, jobs: Sequence[Job], lab: Lab, rates: dict[tuple[Any, ...], Rates], processes: int
 ) -> dict[Job, float]:
-    """Seconds of each job. Each process freezes the test images of a data set once, in its first run on it."""
+    """Seconds of each job. Each process freezes the test images of a data set once, in its first run on it,
+    and those that were not drawn for every draw."""
     found: dict[Job, float] = {}
     groups: dict[str, dict[Any, bool]] = {}
     for job in jobs:
         here = groups.setdefault(job.task.data, {})
-        fresh = here.setdefault(job.images, len(here) < processes)
+        undrawn = any(split == "held out" for *_, split in lab.tests(job.task))  # others in every draw
+        fresh = here.setdefault(job.images, undrawn or len(here) < processes)
         rate = rates.get(_key(job))
         if rate is None:
             found[job] = 0.0

@@ -89,9 +89,8 @@ def _look(plan: Plan, board: Board, processes: int, progress: bool) -> Iterator[
             nonlocal done
             news = list(board.news())
             done += len(news)
-            for record in news if processes > 1 else [did] if did else []:
-                if progress:
-                    display.console.print(plain(line(record)), markup=False, highlight=False, soft_wrap=True)
+            for record in (news if processes > 1 else [did] if did else []) if progress else ():
+                display.console.print(plain(line(record)), markup=False, highlight=False, soft_wrap=True)
             display.update(task, completed=done, **({} if note is None else {"note": note}))
 
         yield look
@@ -126,6 +125,7 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
                 f"{job.task.data}: there is no test split, and no training image is left over: draw fewer shots"
             )
     backbone, drawn = lab.backbone(left[0].task.backbone), {job.images for job in left}
+    again = {job.task.data for job in left if lab.splits(job.task.data).get("test")}  # may be averaged with old runs
     for job in plan.jobs:
         path = plan.out / job.path
         if job not in left and (old := read_record(path)).status == "finished":
@@ -133,7 +133,8 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
                 raise UserError(f"{path} used different weights of {backbone.name} from the current ones: {CHOOSE}")
             if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
                 raise UserError(f"{path} used different images of {job.task.data} from the current ones: {CHOOSE}")
-            if job.images in drawn and (others := old.other_images(lab.tests(job.task))):
+            same = job.images in drawn or job.task.data in again
+            if same and (others := old.other_images(lab.tests(job.task))):
                 raise UserError(f"{path} was tested on different {others[0]} images from the current ones: {CHOOSE}")
             method = plan.method(job)
             if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):

@@ -11,7 +11,7 @@ from statistics import median
 from rmadapter.bench.leaderboard.published import AVERAGE, Figure, published, sources
 from rmadapter.bench.protocols import DOMAINS, PROTOCOLS
 from rmadapter.bench.report import fair, paper
-from rmadapter.bench.report.groups import TRANSFER, Group, alike, complete, entries, group_records, tested
+from rmadapter.bench.report.groups import TRANSFER, Group, alike, alongside, complete, entries, group_records, tested
 from rmadapter.bench.report.ranks import Ranks, ranked
 from rmadapter.bench.report.table import Cell
 from rmadapter.bench.report.tables import AVERAGES, Column, columns_of
@@ -97,8 +97,9 @@ def _board(group: Group, place: Mapping[int, int]) -> Board:
     same = entries(alike(group.records))
     ranks = None if group.track == UNKNOWN else ranked(same, columns[-1].metric)
     over = AVERAGES[:3] if group.protocol == "base-to-novel" else columns
+    beside = alongside(rows)
     standings = [
-        _standing(label, records, [column.cell(same[label], sets, seeds) for column in over], ranks)
+        _standing(label, records, beside[label], [column.cell(same[label], sets, seeds) for column in over], ranks)
         for label, records in rows.items()
     ]
     lines = [
@@ -108,7 +109,10 @@ def _board(group: Group, place: Mapping[int, int]) -> Board:
         if (some := [record for record in records if record.task.data == dataset])
         if (trimmed := [record for record in same[label] if record.task.data == dataset])
     ]
-    best = sorted(standings, key=lambda row: (_or(row.rank, math.inf), -_or(row.cells[-1], -1.0), row.label))
+    if any(row.rank.value is None and row.cells[-1].value is not None for row in standings):
+        best = sorted(standings, key=lambda row: (-_or(row.cells[-1], -1.0), row.label))  # ranks are of some alone
+    else:
+        best = sorted(standings, key=lambda row: (_or(row.rank, math.inf), -_or(row.cells[-1], -1.0), row.label))
     heads, own = (tuple(column.head for column in some) for some in (over, columns))
     return Board(group, heads, own, tuple(sets), tuple(best), tuple(lines), ranks)
 
@@ -117,9 +121,12 @@ def _or(cell: Cell, otherwise: float) -> float:
     return otherwise if cell.value is None else cell.number
 
 
-def _standing(label: str, records: Sequence[Record], cells: Sequence[Cell], ranks: Ranks | None) -> Standing:
-    uses, trained = fair.uses(records), [r.seconds["train"] for r in records if "train" in r.seconds]
-    parameters = max((r.parameters for r in records if r.parameters is not None), default=None)
+def _standing(
+    label: str, records: Sequence[Record], beside: Sequence[Record], cells: Sequence[Cell], ranks: Ranks | None
+) -> Standing:
+    """beside: those on the data sets that all rows have."""
+    uses, trained = fair.uses(records), [r.seconds["train"] for r in beside if "train" in r.seconds]
+    parameters = max((r.parameters for r in beside if r.parameters is not None), default=None)
     seconds = median(trained) if trained else None
     rank = Cell()
     if ranks is not None and label in ranks.labels:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rmadapter.bench.report.groups import Group, complete, entries, slug
+from rmadapter.bench.report.groups import Group, alongside, complete, entries, slug
 from rmadapter.bench.report.table import Cell
 from rmadapter.bench.report.tables import HALVES, average_title, columns_of, rankings, reference
 from rmadapter.plots import COLOURS, canvas
@@ -63,7 +63,8 @@ def _scatter(group: Group) -> list[Figure]:
     every = complete(rows)
     cells = {label: [column.cell(some, *every) for column in HALVES] for label, some in rows.items()}
     points = {label: some for label, some in cells.items() if all(cell.value is not None for cell in some)}
-    seconds = {label: median(record.seconds.get("train", 0) for record in rows[label]) for label in points}
+    beside = alongside(rows)
+    seconds = {label: median(record.seconds.get("train", 0) for record in beside[label]) for label in points}
     trained = [value for value in seconds.values() if value > 0]
     figures = []
     if len(points) > 1:

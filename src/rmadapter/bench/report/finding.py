@@ -21,14 +21,21 @@ class Finding(NamedTuple):
 
 
 def finding(groups: Sequence[Group]) -> Finding:
-    """Sum up a group that compares methods: base-to-novel if there is one, with the most data sets, then shots."""
+    """Sum up a group that compares methods: base-to-novel if there is one, tested over the most data sets,
+    then of the most methods, then with the most shots."""
     there = [group for group in groups if _compared(group)[2]]
     if not there:
         count = sum(len(group.records) for group in groups)
         return Finding(None, f"{count} run{'' if count == 1 else 's'}, and no two methods to compare", ())
-    group = max(there, key=lambda group: (group.protocol == MAIN, len(group.datasets), by_size(group.shots or 0)))
+    group = max(there, key=lambda group: (group.protocol == MAIN, *_size(group), by_size(group.shots or 0)))
     first, figure, pairs = _compared(group)
     return Finding(group, _title(first, figure, pairs), _sentences(group, first, figure, pairs))
+
+
+def _size(group: Group) -> tuple[int, int]:
+    """The data sets of the pair that has most, and the pairs."""
+    pairs = _compared(group)[2].values()
+    return max(pair.sets for pair in pairs), len(pairs)
 
 
 def _compared(group: Group) -> tuple[str, str, Mapping[str, Paired]]:

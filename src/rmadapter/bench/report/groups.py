@@ -193,6 +193,32 @@ def complete(rows: Mapping[str, Sequence[Record]]) -> tuple[list[str], list[int]
     return sorted(datasets), have if datasets else []
 
 
+def alongside(rows: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Record]]:
+    """The records on the data sets and seeds that every row has, whose costs can be compared; all if there are none."""
+    sets, seeds = complete(rows)
+    if not seeds:
+        return {**rows}
+    return {
+        label: [record for record in records if record.task.data in sets and record.task.seed in seeds]
+        for label, records in rows.items()
+    }
+
+
+def other_images(group: Group) -> list[str]:
+    """Notes on runs that look like pairs but were trained on different images."""
+    digests: dict[tuple[str, int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for label, records in entries(group.records).items():
+        for record in records:
+            drawn = record.task.data, record.task.shots, record.task.seed
+            digests[drawn][record.split_digest].append(label)
+    return [
+        f"Not the same images, so not paired, on {dataset}, {shots} shots, seed {seed}: "
+        f"{' against '.join(', '.join(rows) for rows in sides.values())}."
+        for (dataset, shots, seed), sides in digests.items()
+        if len(sides) > 1
+    ]
+
+
 def alike(records: Sequence[Record]) -> list[Record]:
     """The records with only the targets that all with the same source have, so that averages are comparable."""
     common: dict[str, set[str]] = {}

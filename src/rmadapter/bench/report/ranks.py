@@ -80,8 +80,9 @@ class Ranks:
 
 
 def ranked(rows: Mapping[str, Sequence[Record]], metric: str) -> Ranks | None:
-    """Rank the largest block of data sets and methods without gaps. Each data set counts once, with the mean over the
-    seeds and images that all of these methods have; for "average", each target is a data set.
+    """Rank a block of data sets and methods without gaps, of all methods if that is not much smaller. Each data set
+    counts once, with the mean over the seeds and images that all of these methods have; for "average", each target is
+    a data set.
 
     None for fewer than three methods or four data sets.
     """
@@ -126,13 +127,23 @@ def _figures(records: Sequence[Record], metric: str) -> Figures:
 
 
 def _block(found: Mapping[str, Figures]) -> tuple[list[str], list[str]]:
-    """Methods and data sets without gaps. The least number of methods per data set is the one that gives most cells."""
+    """Methods and data sets without gaps: all methods if that keeps half of the largest block's cells, else it."""
     counts = Counter(name for figures in found.values() for name in figures)
     blocks = []
     for least in sorted({*counts.values()}):
         sets = sorted(name for name, count in counts.items() if count >= least)
-        blocks.append(([label for label, figures in found.items() if all(name in figures for name in sets)], sets))
-    return max(blocks, key=lambda block: len(block[0]) * len(block[1]), default=([], []))
+        labels = [label for label, figures in found.items() if all(name in figures for name in sets)]
+        if len(labels) >= FEWEST_METHODS and len(sets) >= FEWEST_SETS:
+            blocks.append((labels, sets))
+    if not blocks:
+        return [], []
+    most = max(blocks, key=_cells)
+    whole = max(blocks, key=lambda block: (len(block[0]), len(block[1])))
+    return whole if 2 * _cells(whole) >= _cells(most) else most
+
+
+def _cells(block: tuple[list[str], list[str]]) -> int:
+    return len(block[0]) * len(block[1])
 
 
 def to_table(found: Ranks, name: str, figure: str, first: str, facts: str) -> Table:

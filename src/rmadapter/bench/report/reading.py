@@ -94,17 +94,30 @@ def _set_otherwise(finished: Finished) -> list[str]:
     notes = []
     for keys in rows.values():
         settings = {key: _made_with(finished[key][1].method) for key in keys}
-        common = sorted(set.intersection(*map(set, settings.values())))
-        sides: dict[str, list[Key]] = defaultdict(list)
-        for key in keys:
-            sides[json.dumps([settings[key][name] for name in common])].append(key)
-        fewer, usual = _fewer(finished, sides)
+        sides = _sides(settings)
+        fewer, _ = _fewer(finished, {text: some for text, (_, some) in sides.items()})
+        usual = next(made for made, some in sides.values() if not {*some} & {*fewer})
         for key in fewer:
             where, record = finished.pop(key)
-            apart = [f"{name}={settings[key][name]}" for name in common if settings[key][name] != settings[usual][name]]
+            own = sorted(settings[key].items())
+            apart = [f"{name}={value}" for name, value in own if usual.get(name, value) != value]
             what = f"{record.method.name} with {', '.join(apart)}, unlike the runs kept"
             notes.append(f"{where}: {what}; left out, put it in a folder of its own")
     return notes
+
+
+def _sides(settings: Mapping[Key, Mapping[str, Any]]) -> dict[str, tuple[dict[str, Any], list[Key]]]:
+    """Records whose settings agree, and these settings, by any text; one that lacks settings is with the most others
+    that it agrees with."""
+    sides: list[tuple[dict[str, Any], list[Key]]] = []
+    for key, own in sorted(settings.items(), key=lambda item: (-len(item[1]), json.dumps(item[1], sort_keys=True))):
+        fit = [side for side in sides if all(side[0].get(name, value) == value for name, value in own.items())]
+        made, keys = max(fit, key=lambda side: len(side[1]), default=({}, []))
+        if not fit:
+            sides.append((made, keys))
+        made.update(own)
+        keys.append(key)
+    return {json.dumps(made, sort_keys=True): (made, keys) for made, keys in sides}
 
 
 def _made_with(method: MethodName) -> dict[str, Any]:

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from statistics import median
 
 from rmadapter.bench.report import fair, paper
-from rmadapter.bench.report.groups import TRANSFER, Group, alike, by_size, complete, entries, in_words, slug, tested
+from rmadapter.bench.report.groups import (
+    TRANSFER,
+    Group,
+    alike,
+    alongside,
+    by_size,
+    complete,
+    entries,
+    in_words,
+    other_images,
+    slug,
+    tested,
+)
 from rmadapter.bench.report.ranks import Ranks, ranked, to_table
 from rmadapter.bench.report.stats import HM_OF_MEANS, LEVEL, Paired, average, corrected, paired
 from rmadapter.bench.report.table import Cell, Row, Table, mark_best
@@ -27,8 +39,9 @@ PAIR_NOTE = (
     f"corrected p of t is below {LEVEL}, on three data sets or more."
 )
 COST_NOTE = (
-    "Medians over the runs. Memory is the peak resident memory of the process, the backbone included. Frozen "
-    "activations that runs share count in the time of the run that came first."
+    "Medians over the runs, of the data sets and seeds that every row has if there are any. Memory is the peak "
+    "resident memory of the process, the backbone included. Frozen activations that runs share count in the time of "
+    "the run that came first."
 )
 
 
@@ -195,7 +208,7 @@ def _pairs(group: Group) -> list[Table]:
         "compared with", "figure", "difference", "95 % from", "to", "n", "pairs", "better on", "worse on",
         "p, t", "p, Holm", "p, Wilcoxon", "verdict",
     )  # fmt: skip
-    notes = (PAIR_NOTE, *_other_images(group))
+    notes = (PAIR_NOTE, *other_images(group))
     title = f"{first} minus the others, in points"
     return [Table(f"{group.slug}-pairs", title, heads, tuple(lines), facts(group, group.records), notes)]
 
@@ -223,21 +236,6 @@ def _ranks(group: Group) -> list[Table]:
     ]
 
 
-def _other_images(group: Group) -> list[str]:
-    """Notes on runs that look like pairs but were trained on different images."""
-    digests: dict[tuple[str, int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for label, records in entries(group.records).items():
-        for record in records:
-            drawn = record.task.data, record.task.shots, record.task.seed
-            digests[drawn][record.split_digest].append(label)
-    return [
-        f"Not the same images, so not paired, on {dataset}, {shots} shots, seed {seed}: "
-        f"{' against '.join(', '.join(rows) for rows in sides.values())}."
-        for (dataset, shots, seed), sides in digests.items()
-        if len(sides) > 1
-    ]
-
-
 def _cost(group: Group) -> Table:
     most = max((record.task.shots for record in group.records), key=by_size)
     used = [record for record in group.records if group.protocol != "few-shot" or record.task.shots == most]
@@ -245,7 +243,7 @@ def _cost(group: Group) -> Table:
     heads = ["trained parameters", "peak memory, MB", *(["peak GPU memory, MB"] if on_gpu else [])]
     heads += ["training, s", "one step, s", "evaluation, s", "all, s", "runs"]
     lines = []
-    for label, records in entries(used).items():
+    for label, records in alongside(entries(used)).items():
         train, evaluate, total = ([r.seconds.get(name) for r in records] for name in ("train", "evaluate", "total"))
         memory = [[r.peak_mb for r in records], *([[r.peak_gpu_mb for r in records]] if on_gpu else [])]
         columns = [*memory, train, [r.step_seconds for r in records], evaluate, total]
