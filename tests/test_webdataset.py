@@ -64,7 +64,10 @@ def test_shards_of_one_folder_say_their_split_by_name(tmp_path: Path) -> None:
 
 def test_classes_in_json_and_samples_without_any(tmp_path: Path) -> None:
     (tmp_path / "a.seg.png").write_bytes(b"")
-    (tmp_path / "a.jpg").write_bytes(b"")  # one label for two images
+    (tmp_path / "a.jpg").write_bytes(b"")
+    for side in ("left", "right"):  # one label for two images
+        (tmp_path / f"d.{side}.png").write_bytes(b"")
+    (tmp_path / "d.json").write_text(json.dumps({"label": "dog"}))
     (tmp_path / "a.json").write_text(json.dumps({"label": "cat"}))
     (tmp_path / "lost.json").write_text("{}")
     (tmp_path / "b.jpg").write_bytes(b"")
@@ -75,10 +78,11 @@ def test_classes_in_json_and_samples_without_any(tmp_path: Path) -> None:
     ignored: Counter[str] = Counter()
     assert [(row.image.name, row.label) for row in samples(tmp_path, [], ignored)] == [
         ("a.jpg", "cat"),
-        ("a.seg.png", "cat"),
         ("b.jpg", "0"),
+        ("d.left.png", "dog"),
+        ("d.right.png", "dog"),
     ]
-    assert ignored == {"images without a label": 1, ".txt": 1, ".json": 1}
+    assert ignored == {"images without a label": 1, ".txt": 1, ".json": 1, ".seg.png": 1}
 
 
 def test_what_holds_no_samples(tmp_path: Path) -> None:

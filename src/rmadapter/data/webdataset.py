@@ -70,10 +70,15 @@ def samples(folder: Path, names: Sequence[str], ignored: Counter[str]) -> Rows:
     others: Counter[str] = Counter()
     rows: Rows = []
     used: set[Path] = set()
-    for image in image_files(folder, set(), others):
-        label, file = _label(image.parent, image.name.partition(".")[0], names)
+    images = image_files(folder, set(), others)
+    plain = {image.with_suffix("") for image in images if image.name.count(".") == 1}
+    for image in images:
+        stem, _, kind = image.name.partition(".")
+        label, file = _label(image.parent, stem, names)
         used |= {file} if file else set()
-        if label:
+        if "." in kind and image.with_name(stem) in plain:  # such as a mask, 1.seg.png beside 1.jpg
+            ignored[f".{kind}"] += 1
+        elif label:
             rows.append(Row(class_name(label, str(image)), image))
         else:
             ignored[UNLABELLED] += 1
