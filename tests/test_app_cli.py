@@ -100,7 +100,7 @@ def test_names_and_sites_reach_the_page(rmadapter: Command, served: list[Any], m
 
 
 @needs_extra
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_a_real_process_clears_up(tiny_clip: Backbone, tmp_path: Path, number: int) -> None:
     words = ["app", "--port", "0", "--backbone", tiny_clip.name, "--json"]
     process = subprocess.Popen(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rmadapter.deploy.bare import bare_command, bare_names, bare_record, last_part
+from rmadapter.deploy.bare import bare_command, bare_names, bare_record
+from rmadapter.files import last_part
 from rmadapter.record import BackboneName, MethodName, read_record
 
 

@@ -47,6 +47,13 @@ def test_a_form_that_is_cut_off_is_not_answered_in_part() -> None:
         assert refusal(cut, kind)[0] == 400
 
 
+@pytest.mark.parametrize("boundary", ["boundary*=idna''%ff%fe", "boundary*0=x; boundary*=y"])
+def test_a_boundary_that_cannot_be_read(boundary: str) -> None:
+    code, told = refusal(b"--x--", f"multipart/form-data; {boundary}")
+    assert code == 400
+    assert told.startswith("not a ")
+
+
 def test_base64_in_json() -> None:
     coded = base64.b64encode(b"1").decode()
     body = json.dumps({"images": [coded, f"data:image/png;base64,{coded}"]}).encode()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_tensors
 
 from fixed import write_fixed_backbone
 from rmadapter.backbones import Backbone, load_backbone
@@ -252,6 +253,8 @@ def test_settings_given_go_before_those_saved(finished: Path, tiny_clip: Backbon
 
 # ---- version 0.1 ----
 
+DEEP = save_tensors({"x": torch.zeros(1)}, {"rmadapter-1": "[" * 100_000})  # JSON that Python cannot read
+
 
 def old(tmp_path: Path) -> tuple[Path, Saved]:
     """The kept run on its backbone, whose weights are the same on every machine."""
@@ -287,6 +290,7 @@ def test_a_run_of_version_0_1_is_still_read(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("adapter.safetensors", b"", "damaged, or not the adapters of rmadapter 0.1"),
+        ("adapter.safetensors", DEEP, "damaged, or not the adapters of rmadapter 0.1"),
         ("config.yaml", b"rank: much", "rank='much'"),
         ("classes.json", b"[]", r"classes\.json: holds no class names"),
         ("classes.json", b'{"classes": [1]}', r"classes\.json: holds no class names"),

@@ -8,12 +8,14 @@ import json
 import math
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from rmadapter import files
 from rmadapter.errors import UserError
 from rmadapter.files import (
     at_home,
@@ -157,6 +159,16 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "plain")]
     assert modes == [0o666 & ~mask] * 2
+
+
+def test_threads_do_not_read_the_masks_of_each_other(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = set(pool.map(lambda _: files._umask(), range(20_000)))
+        assert found == {0o027}
+    finally:
+        assert os.umask(before) == 0o027
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

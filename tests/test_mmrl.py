@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method
 from rmadapter.methods.mmrl import MMRL, MMRL_PLUS_PLUS, LowRank, Representations
 from rmadapter.settings import configured
 from rounding import assert_same_float32, double
@@ -172,3 +173,10 @@ def test_parameters_are_the_codes(vit_b16: Backbone) -> None:
     assert MMRL().parameters(vit_b16) == (5 * 512 + maps + 768 * 512, 0) == (4_992_256, 0)
     one_map = 768 * 512 + 7 * (768 * 4 + 4 * 512 + 768) + 512 * 512 + 7 * (512 * 4 + 4 * 512 + 512)
     assert MMRL_PLUS_PLUS.parameters(vit_b16) == (5 * 512 + one_map + (768 + 512) * 64, 0) == (813_312, 0)
+
+
+@pytest.mark.parametrize("name", ["rank", "projection_rank"])
+def test_ranks_of_a_foreign_model_are_bounded(name: str) -> None:
+    """Its module is built before its weights are looked at."""
+    with pytest.raises(UserError, match=f"{name}="):
+        load_method("mmrl", {name: 5000})

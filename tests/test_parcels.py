@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.deploy.app.parcels import copy_run, pack
+from rmadapter.deploy.app.parcels import bare_paths, copy_run, pack
 from rmadapter.errors import UserError
 from rmadapter.record import read_record
 from rmadapter.sums import check_sums
@@ -40,6 +41,36 @@ def test_a_foreign_run_names_no_images_but_its_own(finished: Path, tmp_path: Pat
     assert found.scores[0].accuracy == record.scores[0].accuracy
     check_sums(tmp_path / "out", ["run.json", "model.safetensors"])
     assert not {"images.csv", "run.py"} & {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [("labels", [f"x{i}" for i in range(1001)]), ("templates", [f"{i} {{}}" for i in range(101)])],
+)
+def test_a_foreign_run_does_not_keep_the_server_busy(
+    field: str, values: list[str], finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "evil")
+    (tmp_path / "evil/SHA256SUMS").unlink()
+    model = json.loads((finished / "model.json").read_text()) | {field: values}
+    names = {"names": values} if field == "labels" else {}
+    (tmp_path / "evil/model.json").write_text(json.dumps(model | names))
+    with pytest.raises(UserError, match="this page takes at most 1,000 classes and 100 prompt templates"):
+        copy_run(tmp_path / "evil", tmp_path / "out", foreign=True)
+
+
+def test_a_foreign_list_of_answers_is_bounded(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_run(finished, tmp_path / "one", foreign=True)
+    monkeypatch.setattr("rmadapter.deploy.app.parcels.MOST_ANSWERS", 50)
+    with pytest.raises(UserError, match=r"predictions\.csv: larger than the 50 bytes"):
+        copy_run(finished, tmp_path / "two", foreign=True)
+
+
+def test_no_path_of_this_machine_is_told(tmp_path: Path) -> None:
+    told = f"{tmp_path}/model.json: of {tmp_path}, but /home/anna/clip has other weights"
+    why = r"^model\.json: of the run, but clip has other weights$"
+    with pytest.raises(UserError, match=why), bare_paths(tmp_path, "/home/anna/clip"):
+        raise UserError(told)
 
 
 def test_a_damaged_one_is_refused_before_its_sums_are_written_anew(finished: Path, tmp_path: Path) -> None:

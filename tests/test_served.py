@@ -16,7 +16,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.checkpoint import load, save
 from rmadapter.data.pixels import load_image
 from rmadapter.deploy.export import export
-from rmadapter.deploy.serve.served import Wish, _grey, open_served, worth
+from rmadapter.deploy.serve.served import Wish, _grey, _of_run, open_served, worth
 from rmadapter.errors import UserError
 from rmadapter.method import Known
 from rmadapter.methods import load_method
@@ -75,6 +75,13 @@ def test_what_is_told_of_a_run(finished: Path, tiny_clip: Backbone) -> None:
     assert {"rmadapter", "torch", "numpy"} <= set(facts["versions"])
     assert str(finished) not in json.dumps(facts)
     assert str(Path(tiny_clip.name).parent) not in json.dumps(facts)
+
+
+def test_a_method_of_ones_own_is_told_without_its_folder(finished: Path, tmp_path: Path) -> None:
+    model = json.loads((finished / "model.json").read_text())
+    model["method"]["name"] = "/home/anna/own.py:Mine"
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    assert _of_run(tmp_path)["method"]["name"] == "own.py:Mine"
 
 
 def test_the_accuracy_of_a_run_that_nobody_judged(finished: Path) -> None:

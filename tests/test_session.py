@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import zipfile
@@ -285,6 +286,18 @@ def test_a_zip_with_a_broken_list_of_images_leaves_everything_as_it_was(
     with pytest.raises(UserError, match="label"):
         session.take_zip(session.folder / "a.zip")
     assert session.state() == before
+
+
+def test_a_run_of_another_backbone_is_told_without_paths(session: Session, finished: Path) -> None:
+    model = json.loads((finished / "model.json").read_text())
+    model["backbone"] = {"name": "other", "digest": "0" * 64}
+    archive = session.folder / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(finished / "model.safetensors", "model.safetensors")
+        file.writestr("model.json", json.dumps(model))
+    with pytest.raises(UserError, match=r"^the run was trained on other .* has other weights") as caught:
+        session.take_zip(archive)
+    assert "/" not in str(caught.value)
 
 
 def test_a_damaged_zip_is_told_by_its_own_name(session: Session) -> None:

@@ -89,6 +89,14 @@ def test_a_zip_with_a_folder_for_each_class(tmp_path: Path) -> None:
     assert {split: len(images) for split, images in sets.items()} == {"train": 3, "test": 2}
 
 
+def test_a_zip_with_the_folder_of_one_class(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "home")
+    shelf.folder.mkdir()
+    archive = packed(tmp_path / "red.zip", {"red/1.png": png("red"), "red/2.png": png("blue")})
+    assert shelf.take_folder(unzipped(archive, tmp_path / "out")) == []
+    assert {label: len(shots) for label, shots in shelf.classes.items()} == {"red": 2}
+
+
 def test_a_list_of_images_with_several_labels_is_refused_before_one_is_taken(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for name in ("a.png", "b.png"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,18 @@ def test_mistakes_are_one_sentence(client: TestClient, colors: Path, monkeypatch
     assert "larger than the 100,000 bytes" in told(client.post("/api/classes", content=b" " * 100_001))
     assert "there is no report" in told(client.get("/report"))
     assert "no classifier" in told(client.get("/download/web"))
+    assert classes(client) == {}
+
+
+def test_a_full_disk_is_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> AsyncIterator[bytes]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield b""
+
+    monkeypatch.setattr(module, "_bounded", full)
+    assert (
+        told(put(client, "zip", b"x", name="a.zip")) == "a.zip: cannot be kept on the server (No space left on device)"
+    )
     assert classes(client) == {}
 
 

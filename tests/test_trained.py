@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
-from rmadapter.trained import Trained, Unfinished, as_rows, as_table
+from rmadapter.trained import Trained, Unfinished, as_rows, as_table, key_of
 
 
 def test_a_training_begins_at_nothing_and_shares_no_history() -> None:
@@ -25,3 +27,9 @@ def test_a_history_comes_back_from_numbers_alone() -> None:
 
 def test_another_training_is_known_by_its_key() -> None:
     assert Unfinished(Path("a"), "x") != Unfinished(Path("a"), "y")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "1", "{", '{"key": 7}'])
+def test_a_damaged_training_has_no_key_or_one_of_another(tmp_path: Path, text: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "t", {"progress": text})
+    assert key_of(Unfinished(tmp_path / "t", "x")) in ("", "7")

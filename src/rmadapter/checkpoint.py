@@ -280,7 +280,7 @@ def _load_old(folder: Path, backbone: Backbone | str | None, settings: Mapping[s
         with safe_open(file, "pt") as stored:
             label = json.loads((stored.metadata() or {}).get("rmadapter-1", "{}"))
         wanted = BackboneName(name=label["backbone"], digest=label["digest"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: damaged, or not the adapters of rmadapter 0.1 ({error})") from None
     content, record = read_json(folder / "classes.json"), read_json(folder / RECORD)
     classes = content.get("classes") if isinstance(content, dict) else None

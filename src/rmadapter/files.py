@@ -10,9 +10,10 @@ import os
 import re
 import stat
 import tempfile
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rmadapter.errors import UserError, quoted
@@ -74,9 +75,13 @@ def reserve(path: Path, size: int) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _asking:  # between the two calls, another thread would read 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
+
+
+_asking = threading.Lock()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,6 +108,11 @@ def shortened(name: str, end: bool = False) -> str:
     """The first or last 120 bytes of a name: file systems allow 255 bytes, however many characters those are."""
     whole = name.encode(errors="surrogateescape")
     return (whole[-120:] if end else whole[:120]).decode(errors="ignore")
+
+
+def last_part(path: str) -> str:
+    """`pets` from `/home/anna/pets`, whichever system it was written on."""
+    return PureWindowsPath(path).name or path
 
 
 def cache_folder() -> Path:

@@ -54,7 +54,7 @@ class Model(BaseModel):
     backbone: BackboneName
     classes: tuple[Text, ...] = Field(min_length=1)
     names: tuple[Text, ...] = ()
-    labels: tuple[str | int, ...]
+    labels: tuple[Text | int, ...]
     templates: tuple[Text, ...] = Field(min_length=1)
     transform: Transform
     sha256: str
@@ -69,7 +69,7 @@ class Model(BaseModel):
         if len(self.labels) != len(self.names or self.classes):
             raise ValueError(f"{len(self.labels)} labels for {len(self.names or self.classes)} classes")
         for some in (self.classes, self.names, self.labels):
-            if len({*some}) < len(some):
+            if len({*map(str, some)}) < len(some):
                 raise ValueError("a class appears twice")
         return self
 

@@ -64,5 +64,5 @@ def key_of(unfinished: Unfinished) -> str:
     try:
         with safe_open(unfinished.path, "pt") as file:
             return str(json.loads((file.metadata() or {})["progress"])["key"])
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError):
         return ""

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from rmadapter.data.fetch import ARCHIVES, unpack
+from rmadapter.data.guard import formats
 from rmadapter.data.scan import SPLITS
 from rmadapter.errors import UserError
 from rmadapter.files import atomic, cache_folder, shortened
@@ -64,14 +65,18 @@ def _files(folder: Path) -> str:
 
 def inner(folder: Path) -> Path:
     """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but one folder, which is
-    none of a split, and words about the data."""
+    none of a split, and words about the data. Not a folder of nothing but images: it is a class."""
     while True:
         inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
         inside = [entry for entry in inside if not (ABOUT.fullmatch(entry.name) and entry.is_file())]
         one = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
-        if not one or inside[0].name.casefold() in SPLITS:
+        if not one or inside[0].name.casefold() in SPLITS or _is_class(inside[0]):
             return folder
         folder = inside[0]
+
+
+def _is_class(folder: Path) -> bool:
+    return all(entry.suffix.lower() in formats() and entry.is_file() for entry in folder.iterdir())
 
 
 def stored(data: bytes, name: str) -> Path:

@@ -10,15 +10,11 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from rmadapter.backbones.load import is_published
+from rmadapter.files import last_part
 from rmadapter.record import BackboneName, MethodName, Record
 from rmadapter.uses import USES
 
 FILES = {name for uses in USES.values() for name in (*uses.files, *uses.backbones)}  # settings that name any
-
-
-def last_part(path: str) -> str:
-    """`pets` from `/home/anna/pets`, whichever system it was written on."""
-    return PureWindowsPath(path).name or path
 
 
 def bare_reason(text: str) -> str:

@@ -23,10 +23,11 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from rmadapter.adapter import adapted_blocks
@@ -39,7 +40,7 @@ from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogi
 from rmadapter.methods.context import draw
 from rmadapter.methods.deep import check_room
 from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
-from rmadapter.settings import Count, Share, Size
+from rmadapter.settings import Share, Size
 from rmadapter.train import Batch, Recipe, minimise
 
 
@@ -197,6 +198,9 @@ class Representations(Learner):
         return score
 
 
+Rank = Annotated[int, Field(ge=0, le=4096)]  # 0 for a whole matrix
+
+
 @dataclass(frozen=True)
 class MMRL(ModuleMethod):
     """tokens: K. width: r. first_block: J, counted in the deeper encoder. alpha, regularisation (lambda): of the loss.
@@ -217,8 +221,8 @@ class MMRL(ModuleMethod):
     first_block: Size = 6
     alpha: float = 0.7
     regularisation: float = 1.0
-    rank: Count = 0
-    projection_rank: Count = 0
+    rank: Rank = 0
+    projection_rank: Rank = 0
     beta: Share = 1.0
     recipe: Recipe = Recipe(optimizer="adamw", learning_rate=0.001, epochs=10, batch_size=4)
 

@@ -6,6 +6,7 @@ import importlib.util
 import ipaddress
 import json
 import re
+import signal
 import socket
 import webbrowser
 from collections.abc import Sequence
@@ -97,6 +98,8 @@ def serve(site: Starlette, door: socket.socket) -> None:
     """Serve until stopped; what was written for visitors is then deleted."""
     import uvicorn
 
+    if hasattr(signal, "SIGHUP"):  # of a terminal that is closed
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     settings = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
                               timeout_graceful_shutdown=5)  # fmt: skip
     until_ended(settings, door)

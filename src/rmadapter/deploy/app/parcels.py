@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from rmadapter.checkpoint import FILES as RUN_FILES
 from rmadapter.checkpoint import IMAGES as GROWN
-from rmadapter.checkpoint import RECORD
-from rmadapter.deploy.app.shelf import IMAGES
-from rmadapter.files import atomic
+from rmadapter.checkpoint import MODEL, RECORD
+from rmadapter.deploy.app.shelf import IMAGES, MOST_CLASSES
+from rmadapter.errors import UserError
+from rmadapter.files import atomic, last_part
+from rmadapter.modelfile import read_model
+from rmadapter.predictions import PREDICTIONS
 from rmadapter.record import read_record
 from rmadapter.sums import SUMS, check_sums, write_sums
+
+MOST_TEMPLATES = 100  # of prompts
+MOST_ANSWERS = 10_000_000  # bytes of predictions.csv, which takes 25 times as much memory to read
 
 
 def copy_run(run: Path, out: Path, foreign: bool = False) -> None:
@@ -30,12 +38,29 @@ def copy_run(run: Path, out: Path, foreign: bool = False) -> None:
         keep_within(out)
 
 
+@contextmanager
+def bare_paths(run: Path, backbone: str) -> Iterator[None]:
+    """Take the paths of this machine, of a run and a backbone, out of what a visitor is told."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error).replace(f"{run}{os.sep}", "").replace(f"{run}", "the run")
+        raise UserError(told.replace(backbone, last_part(backbone))) from None
+
+
 def keep_within(run: Path) -> None:
     """Let a run name only images that came with it: the page would show any others of this machine.
 
-    Raises UserError for a damaged run.
+    Raises UserError for a damaged run, and for one that would keep the server busy.
     """
     check_sums(run)
+    model = read_model(run / MODEL)
+    if max(len(model.classes), len(model.labels)) > MOST_CLASSES or len(model.templates) > MOST_TEMPLATES:
+        raise UserError(
+            f"{run}: this page takes at most {MOST_CLASSES:,} classes and {MOST_TEMPLATES} prompt templates"
+        )
+    if (run / PREDICTIONS).is_file() and (run / PREDICTIONS).stat().st_size > MOST_ANSWERS:
+        raise UserError(f"{run / PREDICTIONS}: larger than the {MOST_ANSWERS:,} bytes that this page takes")
     if not (run / RECORD).is_file():
         return
     record = read_record(run / RECORD)

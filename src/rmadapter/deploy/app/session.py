@@ -15,7 +15,7 @@ from rmadapter.checkpoint import MODEL, PAGE, Saved, load, save
 from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.jobs import Job, Jobs
 from rmadapter.deploy.app.judged import its_record, judged
-from rmadapter.deploy.app.parcels import copy_run, pack
+from rmadapter.deploy.app.parcels import bare_paths, copy_run, pack
 from rmadapter.deploy.app.shelf import IMAGES, MOST_CLASSES, Shelf, spelled, unzipped
 from rmadapter.errors import UserError, nearest, quoted
 from rmadapter.files import user_path
@@ -155,8 +155,9 @@ class Session:
         """Open a copy of a run, and clear the shelf. data: as in `Base`. foreign: the run is untrusted."""
         out = self._new("model")
         try:
-            copy_run(run, out, foreign)
-            self._take(out)
+            with bare_paths(out, self.shared.backbone.name):
+                copy_run(run, out, foreign)
+                self._take(out)
         except BaseException:
             shutil.rmtree(out, ignore_errors=True)
             raise
@@ -220,7 +221,8 @@ class Session:
     def judged(self) -> dict[str, Any] | None:
         self._model()
         assert self.run is not None
-        return judged(self.run, self.folder)
+        with bare_paths(self.run, self.shared.backbone.name):
+            return judged(self.run, self.folder)
 
     def stop(self) -> None:
         if self.job:

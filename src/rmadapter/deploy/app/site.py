@@ -178,12 +178,14 @@ async def _file(request: Request, most: int) -> AsyncIterator[tuple[Session, Pat
     name = Path(request.query_params.get("name", "")).name or "image"
     with tempfile.TemporaryDirectory(dir=session.folder, ignore_cleanup_errors=True) as folder:
         path = Path(folder, plain(name))
-        with open(path, "wb") as file:
-            try:
+        try:
+            with open(path, "wb") as file:
                 async for part in _bounded(request, most):
                     file.write(part)
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        except OSError as error:
+            raise UserError(f"{name}: cannot be kept on the server ({error.strerror})") from None
         yield session, path, name
 
 

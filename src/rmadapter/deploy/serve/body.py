@@ -61,7 +61,10 @@ async def images_of(request: Request, limits: Limits) -> list[Given]:
 async def _files(request: Request, most: int) -> list[Given]:
     told = Message()
     told["content-type"] = request.headers["content-type"]
-    end = f"--{told.get_boundary('')}--".encode("latin-1", "replace")
+    try:
+        end = f"--{told.get_boundary('')}--".encode("latin-1", "replace")
+    except (ValueError, TypeError, LookupError):  # of a parameter in several parts, or in no character set
+        raise HTTPException(400, f"not a form (its boundary); {HOW}") from None
     if end not in await request.body():  # Starlette drops an incomplete part without a word
         raise HTTPException(400, f"not a whole form; {HOW}")
     try:

@@ -19,7 +19,7 @@ from rmadapter.deploy.runtime import Model
 from rmadapter.deploy.serve.cached import cached
 from rmadapter.deploy.serve.wish import Wish, answers_of
 from rmadapter.errors import UserError, nearest
-from rmadapter.files import read_json, user_path
+from rmadapter.files import last_part, read_json, user_path
 from rmadapter.machine import version_of
 from rmadapter.metrics import wilson
 from rmadapter.modelfile import MODEL, read_model
@@ -133,7 +133,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
     if not (folder / MODEL).is_file():  # of version 0.1
         return {"method": None, "backbone": None, "sha256": None, "accuracy": None}
     model = read_model(folder / MODEL)
-    method = {"name": model.method.name, "title": model.method.title, "source": model.method.source}
+    method = {"name": last_part(model.method.name), "title": model.method.title, "source": model.method.source}
     return {
         "method": method,
         "backbone": {"name": _last(model.backbone.name), "digest": model.backbone.digest},
