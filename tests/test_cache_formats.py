@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rmadapter.backbones import Backbone
-from rmadapter.cache import Cache, Held
+from rmadapter.cache import Cache, Held, Live
 from rmadapter.settings import Machine
 from rounding import assert_same_float32
 from shots import meaningless
@@ -37,3 +37,14 @@ def test_tokens_are_held_in_the_number_format_of_the_training(
     assert isinstance(again, Held)
     assert torch.equal(again.x, half.x)
     assert cache.source(IMAGES, None, precision="bf16").batch(torch.arange(7)).features.dtype == torch.float32
+
+
+def test_states_that_are_computed_on_demand_are_those_that_are_held(tiny_clip: Backbone, tmp_path: Path) -> None:
+    """Also where a loss asks for them, within the number format of a training step."""
+    cache, held = (Cache(tiny_clip, Machine(device="cpu", cache_memory=m), progress=False) for m in (0.0, 4.0))
+    live, rows = cache.source(IMAGES, 2), torch.arange(7)
+    assert isinstance(live, Live)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = live.batch(rows)
+    for name in ("features", "x", "y"):
+        assert_same_float32(getattr(found, name), getattr(held.source(IMAGES, 2).batch(rows), name))

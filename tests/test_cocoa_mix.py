@@ -89,6 +89,8 @@ def test_words_that_are_no_class() -> None:
     names = other_names(classes, seed=1)
     assert len({*names}) == len(classes)
     assert not {*names} & {name.lower() for name in classes}
+    described = [f"{word} | a thing" for word in classes]
+    assert not {*other_names(described, seed=1)} & {name.lower() for name in classes}
     assert names == other_names(classes, seed=1) != other_names(classes, seed=2)
     many = other_names([str(i) for i in range(1000)], seed=1)
     assert len({*many}) == 1000

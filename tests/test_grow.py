@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.backbones import Backbone
+from rmadapter.backbones import Backbone, shared
 from rmadapter.checkpoint import Saved, load
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.images import read_images
@@ -155,6 +155,19 @@ def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finishe
     with pytest.raises(UserError, match="the model was trained on can no longer be read"):
         grown(run, tiny_clip, new, tmp_path / "other", old=tmp_path / "moved")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_runs_word_is_not_enough_to_read_a_teacher(
+    run: Path, tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config.yaml may come from anyone."""
+    (run / "config.yaml").write_text(f"method: prompt-kd\nteacher: {tiny_hf.name}\nshots: 2\n")
+    (run / "SHA256SUMS").unlink()
+    monkeypatch.setattr(shared, "_NAMED", set())
+    new = write(tmp_path / "photos", yellow=(YELLOW, 3))
+    with pytest.raises(UserError, match="its word is not enough to read it"):
+        grown(run, tiny_clip, new, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_verbs(rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path) -> None:

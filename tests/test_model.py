@@ -292,3 +292,16 @@ def test_mma_by_configuration_is_mma(tiny_clip: Backbone) -> None:
         assert parameter.grad is not None
         difference = (parameter.grad - expected[name]).abs().max() / expected[name].abs().max()
         assert difference < 1e-9, name
+
+
+def test_in_16_bits_the_constraint_starts_above_zero(tiny_clip: Backbone) -> None:
+    """By rounding alone: the features to keep are in float32."""
+    model, found = adapted(tiny_clip, init="zero"), []
+    image, text = model.frozen(noise(tiny_clip)), model.frozen_text(prompts(tiny_clip))
+    labels = torch.zeros(len(image.features), dtype=torch.long)
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            terms = model(labels, image, text)
+        found.append((terms["image_con"].item(), terms["text_con"].item()))
+    assert found[0] == (0, 0)
+    assert min(found[1]) > 0

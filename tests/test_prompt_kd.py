@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rmadapter import Callback
 from rmadapter import train as training
 from rmadapter.backbones import Backbone, shared
 from rmadapter.checkpoint import load, save
@@ -119,6 +120,12 @@ def test_a_larger_teacher_is_needed_for_new_names_alone(
     assert torch.equal(logits_of(alone, shots), logits_of(fitted, shots))
     with pytest.raises(RuntimeError, match=r"classes is torch.float32 of \[3, 40\], not numbers of \[4, any\]"):
         method.restore(tiny_clip, fitted.known, {**fitted.tensors, "classes": fitted.tensors["classes"][:3]})
+
+
+def test_who_listens_hears_of_the_student_alone(tiny_clip: Backbone) -> None:
+    steps: list[Any] = []
+    shots = replace(eight_images(tiny_clip), callbacks=[Callback(steps.append)])
+    assert steps == configured(PromptKD(), QUICK).fit(tiny_clip, shots).trained.history != []
 
 
 def test_a_model_s_word_is_not_enough_to_read_its_teacher(

@@ -58,7 +58,10 @@ class Live:
 
     def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
         for pixels in self.pixels(epoch, orders):
-            yield self.cache.backbone.image.frozen(pixels, self.first, features=self.features or self.first is None)
+            with torch.autocast(pixels.device.type, enabled=False):  # of a training step: held ones are float32, too
+                wanted = self.features or self.first is None
+                states = self.cache.backbone.image.frozen(pixels, self.first, features=wanted)
+            yield states
 
     def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
         """Pixels [B, 3, H, W] of each batch of rows in turn."""

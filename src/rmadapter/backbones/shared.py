@@ -22,6 +22,15 @@ def name_it(name: str) -> None:
     _NAMED.add(name)
 
 
+def check_backbone_named(name: str) -> None:
+    """Raise UserError unless the backbone is a published one or the user named it."""
+    if not (is_published(name) or name in _NAMED):
+        raise UserError(
+            f"the model names {name!r:.300}, a folder, a file or a repository, and its word is not enough to read it; "
+            f"name it yourself, as `load(run, settings={{...}})` or `eval --set` repeat a setting"
+        )
+
+
 def shared(name: str, device: torch.device) -> Backbone:
     """As `load_backbone(name)`, on a device; the copy in use, if its name alone determines the weights. The user gave
     the name."""
@@ -40,11 +49,8 @@ def again(name: str, digest: str, device: torch.device, *, trusted: bool = False
     UserError if it is not enough, if no backbone has this name any more, or if it has other weights.
     """
     name = pocket_named(name, digest)
-    if not (trusted or is_published(name) or name in _NAMED):
-        raise UserError(
-            f"the model names {name!r:.300}, a folder, a file or a repository, and its word is not enough to read it; "
-            f"name it yourself, as `load(run, settings={{...}})` or `eval --set` repeat a setting"
-        )
+    if not trusted:
+        check_backbone_named(name)
     found = _ALIVE.get((name, str(device), threading.get_ident()))
     if found is None or found.digest != digest:
         found = shared(name, device)

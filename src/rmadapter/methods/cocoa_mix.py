@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
+from rmadapter.data.names import descriptions
 from rmadapter.files import read_text
 from rmadapter.method import Fitted, Known, ModuleMethod, Shots, ToLogits
 from rmadapter.methods.context import room
@@ -44,7 +45,7 @@ def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:
     """As many words as there are classes, none of them a class name; then pairs of words if there are too few."""
     words = random.Random(seed).sample(WORDS, len(WORDS))
     pairs: Iterator[str] = (f"{one} {other}" for one, other in permutations(words, 2))
-    taken = {name.lower() for name in classes}
+    taken = {one.lower() for name in classes for one in descriptions(name)}
     return tuple(islice((word for word in chain(words, pairs) if word not in taken), len(classes)))
 
 

@@ -144,7 +144,7 @@ class PromptKD:
         lesson, kept = self.module(backbone, shots.seed, large), shots.unfinished
         if kept is None or key_of(kept) != kept.key:
             first = kept and Unfinished(kept.path, kept.before)
-            taught = self._tutor().fit(large, replace(theirs, unfinished=first))
+            taught = self._tutor().fit(large, replace(theirs, unfinished=first, callbacks=()))
             lesson.teacher.load_state_dict(dict(taught.tensors))
         lesson.classes = asked(lesson.teacher, names)
         return lesson

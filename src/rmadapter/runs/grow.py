@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rmadapter.backbones.shared import check_backbone_named
 from rmadapter.checkpoint import CONFIG, IMAGES, MODEL, RECORD, Saved, save
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
 from rmadapter.data.ignored import ignored_note
@@ -25,7 +26,8 @@ from rmadapter.predictions import SPLIT
 from rmadapter.record import Record, read_record
 from rmadapter.request import Request, read_config
 from rmadapter.run import Lab
-from rmadapter.settings import configured
+from rmadapter.settings import configured, settings_of
+from rmadapter.uses import backbones_in
 
 
 def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
@@ -81,6 +83,8 @@ def add_images(
     rows, counts = _grown(run, saved, record, opened, _called(fresh.splits, data, saved), data, shots)
     name, values = read_config(run / CONFIG, (saved.name,))
     wanted = Request.make(values, name, data=str(out / IMAGES))
+    for backbone in backbones_in(wanted.name, settings_of(wanted.method)):
+        check_backbone_named(backbone)
     task = configured(wanted.task, {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name})
     lab = Lab(wanted.machine)
     had = {key(str(label)) for label in saved.labels}
