@@ -74,11 +74,11 @@ def _asked(
 ) -> Asked:
     """Read the options of `bench` and `plan`."""
     from rmadapter.bench import shard as parts
-    from rmadapter.bench.per_set import ELEVEN, as_published
+    from rmadapter.bench.per_set import as_published
     from rmadapter.bench.plan import Plan
     from rmadapter.bench.pool import workers
     from rmadapter.bench.protocols import expand
-    from rmadapter.data.catalog import CATALOG
+    from rmadapter.data.catalog import ELEVEN
     from rmadapter.request import machine_of, read_config
     from rmadapter.settings import configured, parse_overrides
     from rmadapter.task import Task, check_views
@@ -89,7 +89,7 @@ def _asked(
 
         elsewhere = partial(work, address=address)
     if datasets == "paper":
-        datasets = ",".join(list(CATALOG)[:ELEVEN])  # Table 1's, ImageNet first
+        datasets = ",".join(ELEVEN)
     fitted, values = read_config(config, _list(methods))
     given = {**_of_run(fitted, values), **({"backbone": backbone} if backbone else {})}
     if templates not in ("", "dataset"):

@@ -12,10 +12,8 @@ from typing import Any
 import yaml
 
 from rmadapter.bench.protocols import Job
-from rmadapter.data.catalog import CATALOG, find
+from rmadapter.data.catalog import ELEVEN, find
 from rmadapter.uses import PUBLISHED
-
-ELEVEN = 11  # data sets of the base-to-novel protocol: the first ones of the catalogue
 
 
 @cache
@@ -43,7 +41,7 @@ def as_published(jobs: Iterable[Job]) -> Iterator[Job]:
     for job in planned:
         yield job
         known = find(PurePath(job.task.data).name)
-        if job.method in some and not job.variant and known and known.key in list(CATALOG)[:ELEVEN]:
+        if job.method in some and not job.variant and known and known.key in ELEVEN:
             label = f"{load_method(job.method).title}, {PUBLISHED} for each set"
             own = constants(job.method, job.task.data)
             yield replace(job, values=(*job.values, *own.items()), variant=label)

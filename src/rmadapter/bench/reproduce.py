@@ -17,14 +17,13 @@ from rmadapter.bench.protocols import DOMAINS, expand
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import TRANSFER
 from rmadapter.bench.runner import run_all
-from rmadapter.data.catalog import CATALOG, check
+from rmadapter.data.catalog import CATALOG, ELEVEN, check
 from rmadapter.errors import UserError
 from rmadapter.files import csv_text, write_text
 from rmadapter.record import Record, read_record
 from rmadapter.settings import Machine
 from rmadapter.task import Task
 
-SETS = tuple(CATALOG)[:11]  # of Table 1, ImageNet first
 OURS = ("rmadapter", "rmadapter-paper")
 NOT_RUN = "not run"
 VERDICTS = "verdict.csv"
@@ -44,7 +43,7 @@ class Part:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        return ("imagenet", *DOMAINS["imagenet"]) if self.protocol == "domain-generalization" else SETS
+        return ("imagenet", *DOMAINS["imagenet"]) if self.protocol == "domain-generalization" else ELEVEN
 
     def datasets(self, there: Iterable[str]) -> list[str]:
         """Data sets for `expand`, small ones first; for transfer the source first, or none if any is missing."""
@@ -53,7 +52,7 @@ class Part:
             return sorted(here, key=_size)
         if len(here) < len(self.needed):
             return []
-        return list(SETS) if self.protocol == "cross-dataset" else ["imagenet"]
+        return list(ELEVEN) if self.protocol == "cross-dataset" else ["imagenet"]
 
 
 ON_IMAGENET: Mapping[str, Mapping[str, Any]] = {

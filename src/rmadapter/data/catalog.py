@@ -40,6 +40,7 @@ def _load() -> dict[str, Dataset]:
 
 
 CATALOG: Mapping[str, Dataset] = _load()
+ELEVEN = tuple(CATALOG)[:11]  # of base-to-novel, ImageNet first
 
 
 def find(name: str) -> Dataset | None:

@@ -15,11 +15,11 @@ from rmadapter.bench.report.groups import TRANSFER, Group, alike, alongside, com
 from rmadapter.bench.report.ranks import Ranks, ranked
 from rmadapter.bench.report.table import Cell
 from rmadapter.bench.report.tables import AVERAGES, Column, columns_of
-from rmadapter.data.catalog import CATALOG
+from rmadapter.data.catalog import ELEVEN
 from rmadapter.record import Record
 from rmadapter.uses import TRACKS, UNKNOWN
 
-TARGETS = {"cross-dataset": tuple(CATALOG)[1:11], "domain-generalization": DOMAINS["imagenet"]}  # of ImageNet
+TARGETS = {"cross-dataset": ELEVEN[1:], "domain-generalization": DOMAINS["imagenet"]}  # of ImageNet
 
 
 @dataclass(frozen=True)
