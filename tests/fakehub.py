@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from huggingface_hub import constants
+
+from listening import Server
 
 TOKENS = {"hf_anna": "anna", "hf_bert": "bert"}
 
@@ -228,8 +230,7 @@ def serving(hub: Hub) -> Iterator[None]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     hub.url, hub.storage = f"http://127.0.0.1:{server.server_port}", f"http://localhost:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:

@@ -7,13 +7,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from listening import Server
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
@@ -22,10 +24,9 @@ import audit
 DJANGO = {"django": ["3.0.1"]}
 
 
-class Service(ThreadingHTTPServer):
+class Service(Server):
     """holes: package -> the releases that close its hole. late: seconds until an answer."""
 
-    daemon_threads = True
     late = 0.0
 
     def __init__(self) -> None:

@@ -10,22 +10,22 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+import listening
 from rmadapter.data.fetch import fetch, unpack
 from rmadapter.errors import UserError
 
 CONTENT = bytes(range(256)) * 5000
 
 
-class Server(ThreadingHTTPServer):
+class Server(listening.Server):
     """content: what it has at any address. cuts: bytes after which it hangs up, one a request. asked: Range headers."""
 
     content, resumes = CONTENT, True
-    daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

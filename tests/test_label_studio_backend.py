@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ pytest.importorskip("fastapi", reason="pip install 'rmadapter[serve]'")
 
 from fastapi.testclient import TestClient
 
+from listening import Server
 from rmadapter import load
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
@@ -49,7 +50,7 @@ class Uploads(SimpleHTTPRequestHandler):
 @pytest.fixture
 def studio(colors: Path) -> Iterator[backend.Studio]:
     SEEN.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Uploads, directory=str(colors)))
+    server = Server(("127.0.0.1", 0), partial(Uploads, directory=str(colors)))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield backend.Studio(f"http://127.0.0.1:{server.server_port}", "secret", str(colors))
     server.shutdown()

@@ -12,9 +12,10 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+from listening import Server
 from rmadapter.backbones.pocket import TEXT, VISION
 from rmadapter.backbones.wheels import fetch_wheel
 from rmadapter.data import catalog
@@ -56,13 +57,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_: object) -> None:
-        """Whoever asked was killed."""
 
 
 @contextmanager
