@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +36,32 @@ def test_digest_sees_the_number_format_and_not_the_name(tiny_clip: Backbone) -> 
     again = replace(tiny_clip, name="another")
     assert again.digest == tiny_clip.digest
     assert double(tiny_clip).digest != tiny_clip.digest
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("head_width", 32), ("pool_type", "avg"), ("norm_kwargs", {"eps": 0.01})], ids=str
+)
+def test_what_has_no_weights_changes_the_structure(part: str, value: Any, tiny_clip: Backbone, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_clip.name, tmp_path / "model"))
+    same = load_backbone(str(folder))
+    assert (same.digest, same.structure) == (tiny_clip.digest, tiny_clip.structure)
+    config = folder / "open_clip_config.json"
+    content = json.loads(config.read_text())
+    content["model_cfg"]["vision_cfg"][part] = value
+    config.write_text(json.dumps(content))
+    other = load_backbone(str(folder))
+    image = torch.ones(1, 3, 32, 32)
+    assert not torch.equal(other.model.encode_image(image), same.model.encode_image(image))  # type: ignore[operator]
+    assert other.digest == same.digest
+    assert other.structure != same.structure
+
+
+def test_a_run_depends_on_transform_and_tokenizer_too(tiny_clip: Backbone) -> None:
+    assert replace(tiny_clip).identity == tiny_clip.identity != tiny_clip.digest
+    assert replace(tiny_clip, mean=(0.1, 0.1, 0.1)).identity != tiny_clip.identity
+    assert replace(tiny_clip, tokenizer_digest="0").identity != tiny_clip.identity
+    published = replace(tiny_clip, name="pocket")
+    assert published.identity == replace(published, mean=(0.1, 0.1, 0.1)).identity == tiny_clip.digest
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,9 @@ def test_everything_that_activations_depend_on_tells_them_apart(
         (replace(tiny_clip, mean=(0.1, 0.1, 0.1)), views, {"augmented": True}),
         (tiny_clip, views, {"augmented": True, "images": IMAGES.subset([1, 0, *range(2, 7)])}),
     ]
+    heads = copy.deepcopy(tiny_clip)
+    heads.model.visual.transformer.resblocks[0].attn.num_heads = 1  # type: ignore[union-attr]
+    asked.append((replace(heads), {}, {}))  # of the same weights
     for backbone, made, wanted in asked:
         before = len(seen)
         first = held(of(backbone, **made), **wanted)

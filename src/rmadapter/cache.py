@@ -278,7 +278,8 @@ class Cache:
         """A hash of weights, transform, the images' digest, block, format and device, so that a stale file is never
         read."""
         transform = [str(self.tensors(images, 0, augmented).transform), *([self.seed, self.views] if augmented else ())]
-        parts = [self.backbone.digest, transform, digest, first, str(kind), self.device.type]
+        backbone = [self.backbone.digest, self.backbone.structure, self.backbone.resizing]
+        parts = [backbone, transform, digest, first, str(kind), self.device.type]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -283,7 +283,7 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings, **own),
         backbone=BackboneName(name=backbone.name, digest=backbone.digest),
         precision=lab.machine.precision,
-        key=run_key(task, method, name, lab.machine, backbone.digest, few) if few else "",
+        key=run_key(task, method, name, lab.machine, backbone.identity, few) if few else "",
         split_digest=split_digest(few) if few else "",
         versions=versions(),
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,3 +92,30 @@ class Backbone:
             sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             sha.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
         return sha.hexdigest()
+
+    @cached_property
+    def structure(self) -> str:
+        """SHA-256 in hex over what has no weights but changes features, such as numbers of heads and kinds of pooling.
+        Other versions of libraries may give another one."""
+        facts: list[Any] = [
+            [name, type(module).__name__, {key: value for key, value in vars(module).items() if _is_plain(key, value)}]
+            for name, module in self.model.named_modules()
+        ]
+        kept = self.model.state_dict().keys()
+        facts += [[name, part.tolist()] for name, part in self.model.named_buffers() if name not in kept]  # masks
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def identity(self) -> str:
+        """What a run depends on: the digest, and for a name that does not determine them the tokenizer and how images
+        are prepared."""
+        from rmadapter.backbones.load import is_published
+
+        if is_published(self.name):
+            return self.digest
+        parts = [self.digest, self.tokenizer_digest, self.image_size, self.mean, self.std, self.resizing]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    return not (key == "training" or key.startswith("_")) and isinstance(value, (bool, int, float, str))

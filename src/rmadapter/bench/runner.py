@@ -139,7 +139,7 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
             method = plan.method(job)
             if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):
                 few = lab.draw(job.task)
-                if old.key != run_key(job.task, method, job.method, plan.machine, backbone.digest, few):
+                if old.key != run_key(job.task, method, job.method, plan.machine, backbone.identity, few):
                     raise UserError(CHANGED.format(path))
 
 
@@ -281,7 +281,7 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         drawn = lab.draw(task)
         if job.trials and plan.tune:
             method, told, spent = plan.tune(method, job, lab)
-        key, few = run_key(task, method, job.method, plan.machine, backbone.digest, drawn), drawn
+        key, few = run_key(task, method, job.method, plan.machine, backbone.identity, drawn), drawn
         old = known.get(key)  # of another protocol; folders of the same name may share only their train images
         same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
         record = old if old and same else run_task(task, method, lab, job.method).record
