@@ -134,6 +134,8 @@ def test_places_that_are_refused(data: Path, tmp_path: Path) -> None:
     (data / "list.csv").write_text("path,label\ntrain/blue/0.png,blue\ntrain/red/0.png,red\n")
     with pytest.raises(UserError, match=r"not a folder of class folders; give a name that ends in \.csv"):
         apply_decisions(data / "list.csv", chosen, tmp_path / "clean")
+    with pytest.raises(UserError, match=r"--out .*clean\.csv: the images of a folder of class folders are copied"):
+        apply_decisions(data, chosen, tmp_path / "clean.csv")
     without = decisions(tmp_path / "w.csv", (IMAGE, "blue"), columns="image,given")
     with pytest.raises(UserError, match="is called decision"):
         apply_decisions(data, without, tmp_path / "clean")
@@ -245,3 +247,9 @@ def test_groups_go_with_the_copy(colors: Path, tmp_path: Path) -> None:
         apply_decisions(home, chosen, tmp_path / "clean")
     apply_decisions(home, chosen, tmp_path / "clean.csv")
     assert read_images(tmp_path / "clean.csv", progress=False, outside=True)["all"].groups == ("p0", "p1", "p1")
+
+
+def test_the_name_of_a_copy_from_within_the_data(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cleaned_name(data) == "CLEAN"
+    monkeypatch.chdir(data / "train")
+    assert cleaned_name("..") == str(data.resolve().with_name("CLEAN"))

@@ -53,6 +53,6 @@ def test_finished_lines_are_kept(
         (scaled, "mma"),
     ]
     for line in lines:
-        assert line["seconds"] > 0
+        assert 0 <= line["seconds"] < 600
         assert all(0 <= line[name] <= 100 for name in ("base", "novel", "zero_shot_base", "zero_shot_novel"))
     assert len({line["zero_shot_novel"] for line in lines}) == 1  # the scale changes no zero-shot answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from sklearn.metrics import accuracy_score
 
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
+from rmadapter.cache import Cache
 from rmadapter.data.images import load_image, read_images
 from rmadapter.errors import UserError
 from rmadapter.method import NotApplicable
 from rmadapter.model import AdaptedCLIP
+from rmadapter.run import evaluate
+from rmadapter.settings import Machine
+from rmadapter.task import Question
 
 NAMES = ["blue", "green", "night_sky", "red"]
 FIELDS: dict[str, Any] = {
@@ -324,3 +329,38 @@ def test_any_method(tiny_clip: Backbone, colors: Path, tmp_path: Path, method: s
         assert loaded.classes_.tolist() == NAMES  # nothing has changed
     else:
         assert loaded.add_classes(["zebra"]).predict_proba(paths).shape == (16, 5)
+
+
+def test_several_labels_are_not_scored_by_the_first(fitted: FewShotClassifier, colors: Path) -> None:
+    images = read_images(colors, progress=False)["test"]
+    with pytest.raises(UserError, match="several"):
+        fitted.score(replace(images, several=tuple((label, 0) for label in images.labels)))
+
+
+def test_a_method_that_remembers_is_scored_in_the_order_of_eval(tiny_clip: Backbone, colors: Path) -> None:
+    sets = read_images(colors, progress=False)
+    model = FewShotClassifier(tiny_clip.name, method="tda", shots=1, device="cpu", seed=2, progress=False)
+    model.fit(sets["train"])
+    _, [score] = evaluate(
+        model.fitted_, [(Question("all"), sets["test"], "test")], Cache(tiny_clip, Machine(device="cpu")), seed=2
+    )
+    assert score.accuracy is not None
+    assert model.score(sets["test"]) == pytest.approx(score.accuracy / 100, abs=1e-6)
+    weights = np.arange(len(sets["test"])) % 2
+    half = model.score(sets["test"], sample_weight=weights)
+    assert 0 <= half <= 1
+
+
+def test_a_choice_does_not_outlive_its_fit(tiny_clip: Backbone, colors: Path) -> None:
+    images = read_images(colors, progress=False)["train"]
+    model = FewShotClassifier(tiny_clip.name, method="zero-shot", shots=1, device="cpu", progress=False)
+    model.choice_ = "of an earlier fit"
+    assert not hasattr(model.fit(images), "choice_")
+
+
+def test_grey_batches_and_columns_of_labels(fitted: FewShotClassifier) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (5, 32, 32), np.uint8)
+    assert fitted.predict(grey).shape == (5,)
+    assert fitted.predict_proba(grey[0]).ndim == 1
+    labels = fitted.predict(grey)
+    assert fitted.score(grey, labels[:, None]) == 1.0

@@ -278,3 +278,10 @@ def test_a_way_that_the_system_finds_through_links(tmp_path: Path) -> None:
             way = path_from(folder, tmp_path / image)
             assert (folder / way).read_text() == "a"
             assert Path(way).name == Path(image).name  # a link to a file keeps its name, and with it its label
+
+
+def test_a_folders_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pets/train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "pets")
+    assert {*map(files.own_name, ("pets", "../pets/", ".", "train/..", str(tmp_path / "pets")))} == {"pets"}
+    assert files.own_name("") == ""

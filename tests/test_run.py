@@ -77,10 +77,13 @@ def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
         return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, "weights", few)
 
     plain = key()
-    for same in ({"data": "elsewhere/b"}, {"device": "cpu"}, {"workers": 2}, {"cache_memory": 0}):
+    for same in ({"data": "elsewhere/b"}, {"data": "../a/b/"}, {"device": "cpu"}, {"workers": 2}, {"cache_memory": 0}):
         assert key(**same) == plain
     for other in ({"data": "a/c"}, {"seed": 2}, {"rank": 3}, {"precision": "bf16"}, {"classes": "base"}):
         assert key(**other) != plain
+    folders = [key(backbone=name) for name in ("x/clip", "clip", "./clip/", "../other/clip")]
+    assert len({*folders}) == 1
+    assert len({folders[0], plain, key(backbone="ViT-B-16/openai"), key(backbone="ViT-B-32/openai")}) == 4
     assert len({plain, *(key(augmentation="standard", views=views) for views in (0, 1))}) == 3
 
 

@@ -105,17 +105,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         lab = Lab(wanted.machine, progress=self.progress)
         lab.add_backbone(shared(wanted.task.backbone, find_device(wanted.machine.device)))
         lab.add("", {"train": found, "test": found.subset([])})
-        method, name, temperature = wanted.method, wanted.name, None
+        method, name, temperature, choice = wanted.method, wanted.name, None, None
         if isinstance(method, Auto):
             folds = Folds.make(wanted.task, lab, FOLDS)
-            self.choice_ = choose(folds, method)
-            method, name = method.method(self.choice_.chosen), self.choice_.chosen
+            choice = choose(folds, method)
+            method, name = method.method(choice.chosen), choice.chosen
             temperature = folds.temperature(method, name)
         lab.callbacks = tuple(callbacks)
         train = half(lab.draw(wanted.task).train, wanted.task.classes)
         fitted = replace(learn(method, train, wanted.task, lab), temperature=temperature or 1.0)
         fitted = fitted.fitted_to(lab.train_cache(wanted.task).features(train)[0])
         self.fitted_, self.history_ = fitted, fitted.trained.history
+        self.__dict__.pop("choice_", None)  # of an earlier fit
+        if choice:
+            self.choice_ = choice
         self.class_names_, self._name = fitted.classes, name
         self.classes_ = np.array(half(found, wanted.task.classes).written)
         return self
@@ -167,15 +170,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         has its own: an ImageSet, or whatever else `fit` takes, of which the test images are used if there are splits.
         Raises UserError for a label that is no class, and for splits without test images.
         """
+        from rmadapter.order import shuffled
+
         check_is_fitted(self, "fitted_")
         if labels is None:
             found = image_set(images, split="test")
+            one_label(found.several, type(self).__name__)
             images, labels = found, [found.written[label] for label in found.labels]
         images, wanted = image_list(images), np.asarray(labels)
+        wanted = wanted[:, 0] if wanted.shape == (len(images), 1) else wanted
         if wanted.shape != (len(images),):
             raise UserError(f"{len(images)} images and {wanted.size} labels: give one label per image")
-        numbers = places(wanted.tolist(), self.classes_.tolist(), self.class_names_)
-        return float(np.average(self.predict_proba(images).argmax(-1) == numbers, weights=sample_weight))
+        numbers = np.array(places(wanted.tolist(), self.classes_.tolist(), self.class_names_), dtype=int)
+        rows = np.arange(len(images))
+        if self.fitted_.remembers:  # in the order of `eval`: data sets are sorted by class
+            rows = shuffled(len(images), self.seed).numpy()
+        right = self.predict_proba([images[row] for row in rows]).argmax(-1) == numbers[rows]
+        return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)[rows]))
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
         """Write the model (half: as float16), its settings and the classes, but not the backbone."""
@@ -223,10 +234,11 @@ RMAdapterClassifier = FewShotClassifier  # its name in version 0.1, which had on
 
 
 def _as_list(images: Any) -> tuple[bool, list[ImageSource]]:
-    """Whether it was one image, and the images as a list; an array [N, H, W, 3] is N images."""
+    """Whether it was one image, and the images as a list; arrays [N, H, W, 3] and [N, H, W] are N images."""
     from PIL import Image
 
-    pixels = isinstance(images, np.ndarray) and images.dtype.kind not in "OUS" and images.ndim in (2, 3)
-    if pixels or isinstance(images, (str, Path, Image.Image)):
+    pixels = isinstance(images, np.ndarray) and images.dtype.kind not in "OUS"
+    one = pixels and (images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (3, 4)))
+    if one or isinstance(images, (str, Path, Image.Image)):
         return True, [images]
     return False, image_list(images)

@@ -115,6 +115,12 @@ def last_part(path: str) -> str:
     return PureWindowsPath(path).name or path
 
 
+def own_name(path: str) -> str:
+    """Of `pets`, `../pets/`, and of `.` within it: `pets`."""
+    name = Path(path).name
+    return name if name not in ("", "..") or not path else user_path(path).resolve().name
+
+
 def cache_folder() -> Path:
     """The folder of downloads and unpacked archives; all of it can be made again."""
     own, home = os.environ.get("RMADAPTER_CACHE"), os.environ.get("XDG_CACHE_HOME")

@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones.load import is_published
 from rmadapter.cache import Cache
 from rmadapter.callbacks import Callback
 from rmadapter.data.catalog import load_dataset
@@ -21,8 +22,9 @@ from rmadapter.data.images import ImageSet
 from rmadapter.data.imageset import one_label
 from rmadapter.errors import UserError, quoted
 from rmadapter.evaluation import Evaluation
+from rmadapter.files import own_name
 from rmadapter.machine import all_seeded, describe, find_device, peak, reset_peak, versions
-from rmadapter.method import Fitted, Known, Method, NotApplicable, Shots
+from rmadapter.method import Fitted, Method, NotApplicable, Shots
 from rmadapter.methods import check_labels
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
@@ -236,8 +238,7 @@ def evaluate(
     beside: other methods, which read only features; the evaluations hold their answers where they know the classes.
     seed: of the image order, if the method remembers images. Raises NotApplicable if it cannot answer the first set.
     """
-    evaluations: list[Evaluation] = []
-    scores: list[Score] = []
+    evaluations, scores = list[Evaluation](), list[Score]()
     several = fitted.known.several
     for test, images, split in sets:
         one_label(images.several and not several, fitted.method.title)
@@ -252,8 +253,7 @@ def evaluate(
                 raise
             scores.append(score.model_copy(update={"reason": str(error)}))
             continue
-        known = Known(images.classes, fitted.known.templates, several)
-        untouched = ZeroShot().restore(fitted.backbone, known, {}).score()
+        untouched = ZeroShot().restore(fitted.backbone, fitted.known._replace(classes=images.classes), {}).score()
         models = {fitted.method.title or "the method": mine, "": untouched}
         for name, other in (beside or {}).items():
             with suppress(NotApplicable):
@@ -293,7 +293,7 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
 
 def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, few: FewShot) -> str:
     """Hash of all that a training depends on; not of where data and activations are, nor of what computes them."""
-    asked = {**asdict(task), "data": PurePath(task.data).name, "tests": [asdict(test) for test in task.asked]}
-    settings = settings_of(method)
-    parts = [asked, name, settings, *named_sums(name, settings), machine.precision, backbone, *digests(method, few)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    model = task.backbone if is_published(task.backbone) else own_name(task.backbone)
+    asked = {**asdict(task), "data": own_name(task.data), "backbone": model, "tests": [asdict(t) for t in task.asked]}
+    parts = [asked, name, own := settings_of(method), *named_sums(name, own), machine.precision, backbone]
+    return hashlib.sha256(json.dumps([*parts, *digests(method, few)], sort_keys=True).encode()).hexdigest()

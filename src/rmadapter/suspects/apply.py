@@ -38,7 +38,9 @@ def cleaned_name(data: str | Path, columns: Mapping[str, str] | None = None, out
     """A name for the cleaned copy of a data set that `apply_decisions` accepts."""
     path = user_path(data)
     root, found, _ = open_source(path, outside, columns)
-    return "CLEAN" if _as_folders(root if is_packed(path) else path, found) else "CLEAN.csv"
+    name = "CLEAN" if _as_folders(root if is_packed(path) else path, found) else "CLEAN.csv"
+    within = path.is_dir() and Path.cwd().is_relative_to(path.resolve())  # where nothing may be written
+    return str(path.resolve().with_name(name)) if within else name
 
 
 def apply_decisions(
@@ -113,6 +115,8 @@ def _check(path: Path, target: Path, folders: bool) -> None:
         raise UserError(
             f"--out {target}: the data has groups or is not a folder of class folders; give a name that ends in .csv"
         )
+    if folders and target.suffix.lower() == ".csv":
+        raise UserError(f"--out {target}: the images of a folder of class folders are copied; give a folder's name")
     if path.is_dir() and path.resolve() in target.resolve().parents:
         raise UserError(f"{target}: lies in {path}, which must stay unchanged; choose another --out")
 

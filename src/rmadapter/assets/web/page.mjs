@@ -65,6 +65,7 @@ function stop() {
 
 async function watch() {
   if (video.srcObject) return stop();
+  camera.disabled = true; // else a second press would ask for a second camera, which nothing stops
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     await video.play();
@@ -75,6 +76,7 @@ async function watch() {
     stop();
     state.textContent = "No camera is available to this page.";
   }
+  camera.disabled = false;
 }
 
 async function frame() {
