@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 
 from fixed import write_fixed_backbone
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import _hub_file, is_published
+from rmadapter.backbones.load import _hub_file, identity_of, is_published
 from rmadapter.errors import UserError
 
 SMALL = "ViT-S-32-alt"  # the smallest of open_clip's architectures
@@ -152,3 +153,11 @@ def test_names_that_alone_say_which_weights(tmp_path: Path, monkeypatch: pytest.
         assert is_published(name), name
     for name in ("ViT-L-14/openai", "ViT-B-16/mine", "ViT-B-16/a.safetensors", "none", "x/none", "hf-hub:a/b", ".", ""):
         assert not is_published(name), name
+
+
+def test_a_run_depends_on_transform_and_tokenizer_too(tiny_clip: Backbone) -> None:
+    assert identity_of(replace(tiny_clip)) == identity_of(tiny_clip) != tiny_clip.digest
+    assert identity_of(replace(tiny_clip, mean=(0.1, 0.1, 0.1))) != identity_of(tiny_clip)
+    assert identity_of(replace(tiny_clip, tokenizer_digest="0")) != identity_of(tiny_clip)
+    published = replace(tiny_clip, name="pocket")
+    assert identity_of(published) == identity_of(replace(published, mean=(0.1, 0.1, 0.1))) == tiny_clip.digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from rmadapter.request import Request
 from rmadapter.run import Lab, evaluate, run_key, run_task
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Question, Task
+
+WEIGHTS: Any = SimpleNamespace(name="pocket", digest="weights")  # all that a key reads of a published backbone
 
 
 def test_what_is_asked_of_which_images() -> None:
@@ -74,7 +77,7 @@ def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
 
     def key(**values: Any) -> str:
         wanted = Request.make(values, data=values.pop("data", "a/b"))
-        return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, "weights", few)
+        return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, WEIGHTS, few)
 
     plain = key()
     for same in ({"data": "elsewhere/b"}, {"data": "../a/b/"}, {"device": "cpu"}, {"workers": 2}, {"cache_memory": 0}):

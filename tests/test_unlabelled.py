@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from rmadapter.train import Recipe
 from rmadapter.unlabelled import digests, pool, wants
 
 CPU = configured(Machine(), {"device": "cpu"})
+WEIGHTS: Any = SimpleNamespace(name="pocket", digest="weights")  # all that a key reads of a published backbone
 CLASSES = ("cat", "dog", "fox", "owl")
 
 
@@ -122,7 +124,7 @@ def test_the_key_holds_them(tiny_clip: Backbone) -> None:
     other = type(few)(few.train, few.val, rest, few.shots, few.seed, few.short)
     task = task_of(tiny_clip)
     for method, same in ((Curious(), False), (load_method("rmadapter"), True)):
-        keys = {run_key(task, method, "x", CPU, "weights", draw) for draw in (few, other)}
+        keys = {run_key(task, method, "x", CPU, WEIGHTS, draw) for draw in (few, other)}
         assert (len(keys) == 1) == same
         assert (digests(method, few) == digests(method, other)) == same
 

@@ -233,8 +233,11 @@ def inert_path(name: str) -> str:
 
 
 def check_new(*paths: Path, option: str = "--out") -> None:
-    """Raises UserError for a path where something is, also a link to nothing. option: what chose it."""
+    """Raises UserError for a path where something is, also a link to nothing, or whose folder is a file. option: what
+    chose it."""
     for path in paths:
+        if path.parent.is_file():
+            raise UserError(f"{path.parent}: is a file; choose another {option}")
         if os.path.lexists(path):
             raise UserError(f"{path}: already exists; choose another {option}, or delete it")
 

@@ -64,7 +64,7 @@ def fit(
             left.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
         check_labels(method, few.train)
-        key = run_key(task, method, name, lab.machine, backbone.identity, few)
+        key = run_key(task, method, name, lab.machine, backbone, few)
         unfinished, key = Unfinished(out / STATE, key), key if folds is None else f"{key}-{folds}"
         record = finished(out, key)
         if record and (others := record.other_images(lab.tests(task))):
@@ -98,7 +98,7 @@ def help_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None
     """The part of `fit` in all but the first process: take part in every training that the first one begins."""
     few, backbone = lab.draw(task), lab.backbone(task.backbone)
     images, lab.folder = half(few.train, task.classes), out / ACTIVATIONS
-    key = run_key(task, method, name, lab.machine, backbone.identity, few)
+    key = run_key(task, method, name, lab.machine, backbone, few)
     lab.train_cache(task).expect_parts(images)
     for rows, kept in asked(key):
         learn(method, images.subset(rows), task, lab, Unfinished(out / STATE, key) if kept else None)

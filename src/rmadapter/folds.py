@@ -73,7 +73,7 @@ class Folds:
         `time.monotonic`; raises OutOfTime as soon as the finished folds show that the others will be late."""
         few, backbone = self.lab.draw(self.task), self.lab.backbone(self.task.backbone)
         beside = beside and self.task.augmentation != "none"
-        key = run_key(self.task, method, name, self.lab.machine, backbone.identity, few)
+        key = run_key(self.task, method, name, self.lab.machine, backbone, few)
         parts = hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()  # groups move rows between folds
         key = f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * beside}"
         file = self.lab.folder and self.lab.folder / f"folds-{key}.safetensors"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import is_published
+from rmadapter.backbones.load import identity_of, is_published
 from rmadapter.cache import Cache
 from rmadapter.callbacks import Callback
 from rmadapter.data.catalog import load_dataset
@@ -283,7 +283,7 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings, **own),
         backbone=BackboneName(name=backbone.name, digest=backbone.digest),
         precision=lab.machine.precision,
-        key=run_key(task, method, name, lab.machine, backbone.identity, few) if few else "",
+        key=run_key(task, method, name, lab.machine, backbone, few) if few else "",
         split_digest=split_digest(few) if few else "",
         versions=versions(),
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -291,9 +291,9 @@ def describe_run(task: Task, method: Method, lab: Lab, name: str, few: FewShot |
     )
 
 
-def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: str, few: FewShot) -> str:
+def run_key(task: Task, method: Any, name: str, machine: Machine, backbone: Backbone, few: FewShot) -> str:
     """Hash of all that a training depends on; not of where data and activations are, nor of what computes them."""
     model = task.backbone if is_published(task.backbone) else own_name(task.backbone)
     asked = {**asdict(task), "data": own_name(task.data), "backbone": model, "tests": [asdict(t) for t in task.asked]}
-    parts = [asked, name, own := settings_of(method), *named_sums(name, own), machine.precision, backbone]
+    parts = [asked, name, own := settings_of(method), *named_sums(name, own), machine.precision, identity_of(backbone)]
     return hashlib.sha256(json.dumps([*parts, *digests(method, few)], sort_keys=True).encode()).hexdigest()

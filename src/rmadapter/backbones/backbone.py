@@ -105,17 +105,6 @@ class Backbone:
         facts += [[name, part.tolist()] for name, part in self.model.named_buffers() if name not in kept]  # masks
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    @cached_property
-    def identity(self) -> str:
-        """What a run depends on: the digest, and for a name that does not determine them the tokenizer and how images
-        are prepared."""
-        from rmadapter.backbones.load import is_published
-
-        if is_published(self.name):
-            return self.digest
-        parts = [self.digest, self.tokenizer_digest, self.image_size, self.mean, self.std, self.resizing]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
 
 def _is_plain(key: str, value: Any) -> bool:
     return not (key == "training" or key.startswith("_")) and isinstance(value, (bool, int, float, str))

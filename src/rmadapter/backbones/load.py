@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,6 +79,15 @@ def is_published(name: str) -> bool:
         tag == "none" and architecture in open_clip.list_models()
     )
     return name in POCKETS or (there and not os.path.exists(Path(name).expanduser()))
+
+
+def identity_of(backbone: Backbone) -> str:
+    """What a run depends on: the digest, and for a name that does not determine them the tokenizer and how images are
+    prepared."""
+    if is_published(backbone.name):
+        return backbone.digest
+    prepared = [backbone.image_size, backbone.mean, backbone.std, backbone.resizing]
+    return hashlib.sha256(json.dumps([backbone.digest, backbone.tokenizer_digest, *prepared]).encode()).hexdigest()
 
 
 def architecture_config(name: str, architecture: str) -> tuple[dict[str, Any], list[str]]:

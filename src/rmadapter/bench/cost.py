@@ -184,14 +184,15 @@ def _seconds(
     groups: dict[str, dict[Any, bool]] = {}
     for job in jobs:
         here = groups.setdefault(job.task.data, {})
-        undrawn = any(split == "held out" for *_, split in lab.tests(job.task))  # others in every draw
+        sets = lab.tests(job.task)
+        undrawn = any(split == "held out" for *_, split in sets)  # others in every draw
         fresh = here.setdefault(job.images, undrawn or len(here) < processes)
         rate = rates.get(_key(job))
         if rate is None:
             found[job] = 0.0
             continue
         train, recipe = half(lab.draw(job.task).train, job.task.classes), getattr(plan.method(job), "recipe", None)
-        sets, scale = lab.tests(job.task), len(train) / rate.images
+        scale = len(train) / rate.images
         tested = sum(len(images) for _, images, _ in sets)
         if recipe:
             epochs, per_epoch = recipe.length(train.labels)

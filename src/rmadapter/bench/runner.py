@@ -133,13 +133,12 @@ def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
                 raise UserError(f"{path} used different weights of {backbone.name} from the current ones: {CHOOSE}")
             if job.images in drawn and not has_digest(lab.draw(job.task), old.split_digest):
                 raise UserError(f"{path} used different images of {job.task.data} from the current ones: {CHOOSE}")
-            same = job.images in drawn or job.task.data in again
-            if same and (others := old.other_images(lab.tests(job.task))):
+            if (job.images in drawn or job.task.data in again) and (others := old.other_images(lab.tests(job.task))):
                 raise UserError(f"{path} was tested on different {others[0]} images from the current ones: {CHOOSE}")
             method = plan.method(job)
             if not job.trials and (wants(method) or named_sums(job.method, settings_of(method))):
                 few = lab.draw(job.task)
-                if old.key != run_key(job.task, method, job.method, plan.machine, backbone.identity, few):
+                if old.key != run_key(job.task, method, job.method, plan.machine, backbone, few):
                     raise UserError(CHANGED.format(path))
 
 
@@ -281,7 +280,7 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
         drawn = lab.draw(task)
         if job.trials and plan.tune:
             method, told, spent = plan.tune(method, job, lab)
-        key, few = run_key(task, method, job.method, plan.machine, backbone.identity, drawn), drawn
+        key, few = run_key(task, method, job.method, plan.machine, backbone, drawn), drawn
         old = known.get(key)  # of another protocol; folders of the same name may share only their train images
         same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
         record = old if old and same else run_task(task, method, lab, job.method).record

@@ -59,7 +59,7 @@ def all_images(path: Path, column: str = "", outside: bool = False) -> list[Path
     for split, part in parts.items():
         where = str(path) if split == "all" else f"{path} ({split})"
         cells, _ = _cells(part, where, ("image",), (), {"image": column})
-        found += [_file(cell["image"], f"{split}-{n}", where, folder, outside) for n, cell in cells]
+        found += [_file(cell["image"], f"{split}-{n}", f"{where}, row {n}", folder, outside) for n, cell in cells]
     return found
 
 
@@ -143,7 +143,7 @@ def _rows(
         if not labels:
             ignored[UNLABELLED] += 1
             continue
-        path = _file(cell["image"], f"{split}-{number}", where, folder, outside)
+        path = _file(cell["image"], f"{split}-{number}", f"{where}, row {number}", folder, outside)
         group = "" if cell.get("group") is None else str(cell["group"])
         yield str(cell["split"]) if "split" in cell else "", Row(labels[0], path, group, tuple(labels[1:]))
 
@@ -184,14 +184,14 @@ def _cells(
     return enumerate(rows), features.get(chosen.get("label", chosen.get("several")))
 
 
-def _file(cell: Any, row: str, where: str, folder: Path | None, outside: bool) -> Path:
-    """The image's file. row: split and number, the name of an image that has none."""
+def _file(cell: Any, name: str, where: str, folder: Path | None, outside: bool) -> Path:
+    """The image's file. name: of an image that has none."""
     data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
     if data is not None:
-        return stored(data, path or row)
+        return stored(data, path or name)
     if not path:
-        raise UserError(f"{where}, row {row.rpartition('-')[2]}: has no image")
-    check_inside(path, f"{where}, row {row.rpartition('-')[2]}", outside)
+        raise UserError(f"{where}: has no image")
+    check_inside(path, where, outside)
     return (folder or Path()) / path
 
 

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from rmadapter.console import Crops, ImageColumn, Its, Json, Name, Outside, Quiet, SkipBad, note, table
-from rmadapter.errors import UserError
 from rmadapter.files import check_new
 
 PAGE = "explain.html"
@@ -36,8 +35,6 @@ def explain(
 
     page = out / PAGE if out else None
     if page:
-        if page.parent.is_file():
-            raise UserError(f"{out}: is a file; choose another --out")
         check_new(page)
     inputs = find_images(images, image_column, outside, crops=crops)
     if inputs.note:

@@ -137,7 +137,7 @@ def _head(search: Search, folds: Folds, space: Mapping[str, Any]) -> dict[str, A
     """The head of tune.json: what identifies a search, and facts about it."""
     request, lab = search.request, folds.lab
     backbone, few = lab.backbone(request.task.backbone), lab.draw(request.task)
-    key = run_key(request.task, request.method, request.name, request.machine, backbone.identity, few)
+    key = run_key(request.task, request.method, request.name, request.machine, backbone, few)
     ranges = {name: optuna().distributions.distribution_to_json(one) for name, one in space.items()}
     about = {"method": request.name, "task": asdict(request.task), "folds": len(folds), "images": len(folds.rows)}
     return {"key": key, **about, "space": ranges, "versions": {**versions(), "optuna": optuna().__version__}}

@@ -82,8 +82,6 @@ def _files(out: Path, data: Path) -> tuple[Path, Path]:
     listed = out if out.suffix.lower() == ".csv" else out / "suspects.csv"
     if data.is_dir() and data.resolve() in listed.resolve().parent.parents:
         raise UserError(f"{out}: lies in {data}, whose folders are classes; choose another --out")
-    if listed.parent.is_file():
-        raise UserError(f"{listed.parent}: is a file; choose another --out")
     files = listed, listed.with_suffix(".html")
     check_new(*files)
     return files

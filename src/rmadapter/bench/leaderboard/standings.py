@@ -109,10 +109,10 @@ def _board(group: Group, place: Mapping[int, int]) -> Board:
         if (some := [record for record in records if record.task.data == dataset])
         if (trimmed := [record for record in same[label] if record.task.data == dataset])
     ]
-    if any(row.rank.value is None and row.cells[-1].value is not None for row in standings):
-        best = sorted(standings, key=lambda row: (-_or(row.cells[-1], -1.0), row.label))  # ranks are of some alone
-    else:
-        best = sorted(standings, key=lambda row: (_or(row.rank, math.inf), -_or(row.cells[-1], -1.0), row.label))
+    partly = any(row.rank.value is None and row.cells[-1].value is not None for row in standings)  # ranked
+    best = sorted(
+        standings, key=lambda row: (0 if partly else _or(row.rank, math.inf), -_or(row.cells[-1], -1.0), row.label)
+    )
     heads, own = (tuple(column.head for column in some) for some in (over, columns))
     return Board(group, heads, own, tuple(sets), tuple(best), tuple(lines), ranks)
 
