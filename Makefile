@@ -21,12 +21,12 @@ test-all: setup  # the slow ones, too: tests/slow.txt
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m ""
 
 kills: setup
-	$(BIN)/python tests/hostile/kills.py --count 200
+	$(BIN)/python -m tests.hostile.kills --count 200
 
 scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
 	$(BIN)/pip install --quiet --editable ".[ray]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/test_cluster.py tests/test_bench.py tests/test_predict.py \
-		tests/test_parquet.py tests/test_tune.py tests/test_space.py tests/test_picture.py tests/test_scale_cli.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/bench/ray tests/predict/test_ray.py tests/predict/test_parquet.py \
+		tests/bench/test_tune.py tests/bench/test_search_space.py tests/bench/test_tune_plot.py tests/cli/test_tune.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -37,7 +37,7 @@ audit: setup  # known holes in what is installed; skipped, and said so, where no
 	$(BIN)/python tools/audit.py $(ARGS)
 
 hostile: setup  # ARGS as `--count 500 --kinds sets,runs --json`
-	PYTHONPATH=tests $(BIN)/python -m hostile $(ARGS)
+	$(BIN)/python -m tests.hostile $(ARGS)
 
 dist: setup  # wheel and source archive in dist/, checked
 	$(BIN)/pip install --quiet --editable ".[release]"

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmadapter.console import bar, table
-from rmadapter.data.images import ImageSet
-from rmadapter.machine import describe, keep_freed_memory, peak, reset_peak, versions
+from rmadapter.data.read import ImageSet
+from rmadapter.support.machine import describe, keep_freed_memory, peak, reset_peak, versions
+from rmadapter.support.terminal import bar, table
 
 CPU = torch.device("cpu")
 MB, GB = 1e6, 1e9

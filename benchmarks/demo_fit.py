@@ -13,11 +13,11 @@ from typing import Any
 from common import arguments, set_up, setting, show
 
 from rmadapter.backbones import load_backbone
-from rmadapter.cache import Cache
+from rmadapter.data.catalog.openmoji import load_openmoji
 from rmadapter.data.fewshot import few_shot, half
-from rmadapter.data.openmoji import load_openmoji
-from rmadapter.method import Shots
 from rmadapter.methods import load_method
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Shots
 
 KEYS = ("images", "reference_seconds", "lean_seconds", "ratio", "reference_last_loss", "lean_last_loss")
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rmadapter.files import read_json, write_text
-from rmadapter.plots import COLOURS, canvas
+from rmadapter.support.files import read_json, write_text
+from rmadapter.support.plots import COLOURS, canvas
 
 METHOD = "mma"
 LINES = {"public": ("its public code", "o"), "fp32": ("ours, float32", "s"), "bf16": ("ours, bfloat16", "D")}

@@ -16,11 +16,11 @@ from common import noise
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.cache import FORMATS, Cache
 from rmadapter.encoders import States
-from rmadapter.method import Shots
 from rmadapter.settings import Machine
-from rmadapter.train import Batch
+from rmadapter.training.cache import FORMATS, Cache
+from rmadapter.training.contract import Shots
+from rmadapter.training.loop import Batch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 

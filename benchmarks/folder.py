@@ -27,12 +27,12 @@ from common import arguments, class_names, interleaved, medians, set_up, setting
 from PIL import Image
 
 from rmadapter.backbones import load_backbone
-from rmadapter.cache import BATCH
-from rmadapter.data.images import ImageSet
+from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, batches
+from rmadapter.training.cache import BATCH
 
 PARTS = ("start", "decode", "frozen", "train", "evaluate", "rest")
-START = "import sys, rmadapter.cli; from rmadapter.backbones import load_backbone; load_backbone(sys.argv[1])"
+START = "import sys, rmadapter.cli.main; from rmadapter.backbones import load_backbone; load_backbone(sys.argv[1])"
 KEYS = ("run", "seconds", *PARTS)
 
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from work import step_work
 
 from rmadapter.backbones import load_backbone
-from rmadapter.console import note
 from rmadapter.encoders import States
-from rmadapter.machine import describe, find_device, peak, reset_peak
+from rmadapter.support.machine import describe, find_device, peak, reset_peak
+from rmadapter.support.terminal import note
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SQUARES = (1024, 4096, 8192)  # sides of the products; the best of them is the card's rate

@@ -29,20 +29,20 @@ from PIL import Image
 from scaling import parsed, plot
 from step import Step
 
+from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.page import write_page
+from rmadapter.artifacts.predictions import Predictions, write_predictions
+from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.cache import Cache
 from rmadapter.data.duplicates import groups, looks
-from rmadapter.data.images import ImageSet, read_images
-from rmadapter.evaluation import Evaluation
-from rmadapter.machine import peak, reset_peak, versions
-from rmadapter.method import Known
+from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.page import write_page
-from rmadapter.predictions import Predictions, write_predictions
 from rmadapter.prompts import zero_shot_weights
-from rmadapter.record import FORMAT, BackboneName, MethodName, Record, Score
-from rmadapter.run import evaluate
+from rmadapter.runs.run import evaluate
+from rmadapter.support.machine import peak, reset_peak, versions
 from rmadapter.task import Question, Task
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Known
 
 POINTS: dict[str, tuple[int, ...]] = {
     "classes": (10, 100, 1000, 10_000),

@@ -28,12 +28,12 @@ from common import arguments, class_names, held, in_fresh_process, interleaved, 
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.deploy import graph, int8
-from rmadapter.deploy.engines import ENGINES, GRAPH, OPENVINO
-from rmadapter.method import Fitted, Known
+from rmadapter.deploy.export import graph, int8
+from rmadapter.deploy.export.engines import ENGINES, GRAPH, OPENVINO
 from rmadapter.methods import load_method
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.task import TEMPLATES
+from rmadapter.training.contract import Fitted, Known
 
 REFERENCE, ADAPTED = "open_clip, torch fp32", "rmadapter, torch fp32"
 TORCH = ("torch bf16", "torch bf16 autocast", "torch compiled")

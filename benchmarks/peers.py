@@ -27,12 +27,12 @@ from train_step import largest_difference
 from whole import Plain
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.cache import Cache
-from rmadapter.console import track
-from rmadapter.method import Fitted, Method, Shots
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import configured, settings_of
-from rmadapter.train import WHOLE
+from rmadapter.support.terminal import track
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Fitted, Method, Shots
+from rmadapter.training.loop import WHOLE
 
 STEPS = 6
 IN_BLOCKS = (

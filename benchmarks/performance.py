@@ -12,7 +12,7 @@ from typing import Any
 from drawing import METHOD
 from figures import RESULTS, ROOT, both, parts
 
-from rmadapter.files import read_json
+from rmadapter.support.files import read_json
 
 sys.path.insert(0, str(ROOT / "tools"))
 

@@ -27,18 +27,18 @@ from PIL import Image
 from torch import Tensor
 
 from rmadapter.backbones import load_backbone
-from rmadapter.cache import BATCH
-from rmadapter.data.images import ImageSet
+from rmadapter.cli.predict import write_answers
 from rmadapter.data.inputs import find_images
+from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, batches
-from rmadapter.method import Known
 from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.answer import columns
-from rmadapter.predict.cli import write_answers
 from rmadapter.predict.outfile import OutFile
 from rmadapter.predict.stream import Asker
 from rmadapter.prompts import cosine_logits
+from rmadapter.training.cache import BATCH
+from rmadapter.training.contract import Known
 
 KEYS = ("run", "seconds", "images_per_second", "times_predict")
 

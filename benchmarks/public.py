@@ -29,12 +29,12 @@ from work import step_work
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from rmadapter.files import read_json, write_json
-from rmadapter.method import Shots
 from rmadapter.methods import load_method
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.prompts import tokenize
 from rmadapter.settings import settings_of
+from rmadapter.support.files import read_json, write_json
+from rmadapter.training.contract import Shots
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from common import arguments, class_names, set_up, setting, show
-from predict import write_files
 
+from predict import write_files
+from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.backbones import load_backbone
-from rmadapter.cache import BATCH
-from rmadapter.checkpoint import load, save
-from rmadapter.method import Known
+from rmadapter.bench.ray.cluster import connected
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.predict.ray import cluster
 from rmadapter.predict.stream import Asker
-from rmadapter.scale.cluster import connected
-from rmadapter.scale.predict import cluster
+from rmadapter.training.cache import BATCH
+from rmadapter.training.contract import Known
 
 KEYS = ("workers", "start", "seconds", "share")
 

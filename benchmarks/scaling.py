@@ -19,9 +19,9 @@ from common import GB, MB, arguments, interleaved, medians, noise, set_up, setti
 from step import VARIANTS, Step
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.cache import Cache, Held
-from rmadapter.method import Shots
 from rmadapter.methods import load_method
+from rmadapter.training.cache import Cache, Held
+from rmadapter.training.contract import Shots
 
 POINTS: dict[str, tuple[int, ...]] = {
     "classes": (10, 50, 100, 200, 500, 1000),

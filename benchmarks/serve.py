@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 from clients import GONE, HOSTILE, Client, closed_loop, form, hostile, metrics, open_loop, threads
 from common import MB, arguments, class_names, interleaved, medians, set_up, setting, show
-from predict import write_files
 
+from predict import write_files
+from rmadapter.artifacts.checkpoint import load, save
+from rmadapter.artifacts.model_file import MODEL
 from rmadapter.backbones import load_backbone
-from rmadapter.checkpoint import load, save
-from rmadapter.deploy.export import export
-from rmadapter.deploy.runtime import Model
-from rmadapter.method import Known
+from rmadapter.deploy.export.folder import export
+from rmadapter.deploy.export.runtime import Model
 from rmadapter.methods import load_method
-from rmadapter.modelfile import MODEL
+from rmadapter.training.contract import Known
 
 KEYS = ("run", "seconds", "images_per_second", "cpu_seconds_per_image")
 BODY = 4  # MB that the server takes
@@ -140,7 +140,7 @@ def asker(options: argparse.Namespace, folder: Path, files: Sequence[Path]) -> C
 def server(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Start a server; yields its address."""
     words = ["serve", folder, "--port", "0", "--threads", options.threads, "--body", BODY]
-    code = "from rmadapter.cli import main; main()"
+    code = "from rmadapter.cli.main import main; main()"
     command = [sys.executable, "-c", code, *map(str, words), "--backbone", options.backbone]
     environment = {name: value for name, value in os.environ.items() if name != "RMADAPTER_API_KEY"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

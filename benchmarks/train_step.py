@@ -155,7 +155,7 @@ def largest_difference(lean: dict[str, Tensor], reference: dict[str, Tensor]) ->
 
     A gradient ten thousand times smaller than the largest one is a difference of large numbers, which rounding
     decides; it is compared with that floor. In float32 the rest is rounding too, of which another processor makes more
-    or less: that the function is the same is shown in float64, by tests/test_encoder.py.
+    or less: that the function is the same is shown in float64, by tests/encoders/test_encoder.py.
     """
     if lean.keys() != reference.keys():
         raise SystemExit("the two forward passes do not reach the same parameters")

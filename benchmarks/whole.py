@@ -2,7 +2,7 @@
 
 Within `whole()` the encoders give every method whole prompts, including padding and shared beginnings, and every token
 of the top block. The method's own code runs, and it is no straw man: attention is torch's fused one, frozen weights
-need no gradient, and the operations are those of open_clip's own forward (`tests/test_whole.py`).
+need no gradient, and the operations are those of open_clip's own forward (`tests/benchmarks/test_whole.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from rmadapter.encoders import Encoder, ImageEncoder, States, text
 from rmadapter.encoders.text import ClipText
-from rmadapter.method import Shots
 from rmadapter.methods import mmrl
 from rmadapter.prompts import tokenize
 from rmadapter.settings import configured, settings_of
+from rmadapter.training.contract import Shots
 
 REAL_TOKENS = ClipText.real_tokens
 

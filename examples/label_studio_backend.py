@@ -27,11 +27,11 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from rmadapter import FewShotClassifier, UserError, load, load_backbone
-from rmadapter.checkpoint import Saved
+from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.data.names import prompt_names
-from rmadapter.files import atomic, read_json, write_json
-from rmadapter.method import Known
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.support.files import atomic, read_json, write_json
+from rmadapter.training.contract import Known
 
 LARGEST = 100_000_000  # bytes of an image
 KEEP = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")

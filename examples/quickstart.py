@@ -1,7 +1,7 @@
 """Adapt the small offline model to pictograms: pip install 'rmadapter[demo]', then python examples/quickstart.py."""
 
 from rmadapter import FewShotClassifier
-from rmadapter.data.openmoji import load_openmoji
+from rmadapter.data.catalog.openmoji import load_openmoji
 
 pictograms = load_openmoji()  # or read_images("my-images") with train/, test/
 train, test = pictograms["train"], pictograms["test"]

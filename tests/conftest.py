@@ -15,8 +15,8 @@ import torch
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from rmadapter.judge import BESIDE
 from rmadapter.methods.linear_probe import LinearProbe
+from rmadapter.runs.judge import BESIDE
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own, 15, waits for minutes where other tests take all cores
 
@@ -64,18 +64,18 @@ def no_walk_over_what_is_there_to_stay() -> None:
 @pytest.fixture(autouse=True)
 def no_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is."""
-    monkeypatch.setattr("rmadapter.console.EVERY", float("inf"))
+    monkeypatch.setattr("rmadapter.support.terminal.EVERY", float("inf"))
 
 
 LOOKED_AT = (
-    "choose",
+    "auto",
     "drawing",
     "figures",
     "linear_probe",
     "judge",
     "page",
     "performance",
-    "picture",
+    "tune_plot",
     "plots",
     "tune",
     "write",
@@ -92,7 +92,8 @@ def no_figures_and_no_search(request: pytest.FixtureRequest, monkeypatch: pytest
 
 def spare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "rmadapter.plots._inline", lambda figure, prefix, label: f'<svg role="img" aria-label={quoteattr(label)}></svg>'
+        "rmadapter.support.plots._inline",
+        lambda figure, prefix, label: f'<svg role="img" aria-label={quoteattr(label)}></svg>',
     )
     monkeypatch.setitem(BESIDE, "linear-probe", LinearProbe(search_steps=0))
 
@@ -234,10 +235,10 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short run of `tiny_clip` on `colors`, which knows them well by then. Copy it to change it."""
-    from rmadapter.data.images import read_images
-    from rmadapter.fit import fit
-    from rmadapter.request import Request
-    from rmadapter.run import Lab
+    from rmadapter.data.read import read_images
+    from rmadapter.runs.fit import fit
+    from rmadapter.runs.request import Request
+    from rmadapter.runs.run import Lab
 
     settings = {"shots": 4, "first_block": 3, "rank": 4, "alpha": 1.0, "lambda_image_con": 0, "lambda_text_con": 0}
     settings |= {"epochs": 20, "batch_size": 8, "learning_rate": 0.02, "device": "cpu", "backbone": tiny_clip.name}

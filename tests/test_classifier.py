@@ -15,14 +15,14 @@ from sklearn.metrics import accuracy_score
 
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
-from rmadapter.cache import Cache
-from rmadapter.data.images import load_image, read_images
+from rmadapter.data.read import load_image, read_images
 from rmadapter.errors import UserError
-from rmadapter.method import NotApplicable
 from rmadapter.model import AdaptedCLIP
-from rmadapter.run import evaluate
+from rmadapter.runs.run import evaluate
 from rmadapter.settings import Machine
 from rmadapter.task import Question
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import NotApplicable
 
 NAMES = ["blue", "green", "night_sky", "red"]
 FIELDS: dict[str, Any] = {

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from rmadapter import FewShotClassifier, load, read_images
+from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.data.images import load_image
+from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
-from rmadapter.fit import known_names
 from rmadapter.prompts import cosine_logits, zero_shot_weights
-from rmadapter.record import read_record
-from shell import Command, its_backbone, refused, rmadapter
+from rmadapter.runs.fit import known_names
+from tests.helpers.shell import Command, its_backbone, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 

@@ -16,7 +16,7 @@ from rmadapter.methods import load_method
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import class_weights, tokenize
 from rmadapter.settings import AdapterSettings
-from rounding import assert_same_float32, double
+from tests.helpers.rounding import assert_same_float32, double
 
 NAMES = ("cat", "small dog", "tree house")
 PHOTO = ("a photo of a {}.",)

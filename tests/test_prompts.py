@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conftest import CLIP_TEXT, write_model
 from rmadapter import prompts
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from rmadapter.methods.context import init_words
+from rmadapter.methods.parts.context import init_words
 from rmadapter.prompts import (
     class_weights,
     cosine_logits,
@@ -27,7 +26,8 @@ from rmadapter.prompts import (
     tokenize,
     zero_shot_weights,
 )
-from rounding import assert_same_float32, double
+from tests.conftest import CLIP_TEXT, write_model
+from tests.helpers.rounding import assert_same_float32, double
 
 NAMES = ("cat", "a small red car", "dog")
 TEMPLATES = ("the {}.", "a small {}", "{}")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
-from rmadapter.request import Request
+from rmadapter.runs.request import Request
 from rmadapter.settings import (
     AdapterSettings,
     LossSettings,
@@ -27,7 +27,7 @@ from rmadapter.settings import (
     to_yaml,
 )
 from rmadapter.task import Task
-from rmadapter.train import Recipe
+from rmadapter.training.loop import Recipe
 
 GROUPS = [AdapterSettings(), LossSettings(), Machine(), Recipe(), Task()]
 

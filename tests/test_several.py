@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 
 from rmadapter import FewShotClassifier, explain_images, find_suspects, load, read_images, suggest_images
+from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.cache import Cache
-from rmadapter.data.images import ImageSet
+from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.fit import evaluate_saved, page_again
 from rmadapter.metrics import average_precisions
-from rmadapter.record import read_record
 from rmadapter.runs.compare import compare
+from rmadapter.runs.fit import evaluate_saved, page_again
 from rmadapter.several import intervals, mean_f1, mean_precision
-from shell import Command, its_backbone, refused, rmadapter
-from shots import COLORS
+from rmadapter.training.cache import Cache
+from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.shots import COLORS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
@@ -55,9 +55,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(mixed: Path, tiny_clip: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rmadapter.fit import fit
-    from rmadapter.request import Request
-    from rmadapter.run import Lab
+    from rmadapter.runs.fit import fit
+    from rmadapter.runs.request import Request
+    from rmadapter.runs.run import Lab
 
     settings = {"shots": 8, "device": "cpu", "backbone": tiny_clip.name, "search_steps": 1}
     wanted = Request.make(settings, "linear-probe", data=str(mixed))

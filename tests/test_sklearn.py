@@ -20,7 +20,7 @@ from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.shared import shared
 from rmadapter.errors import UserError
-from shots import COLORS, noisy_colors
+from tests.helpers.shots import COLORS, noisy_colors
 
 IMAGES = noisy_colors(6)
 NAMES = list(COLORS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import SLOW, slow_tests
+from tests.conftest import SLOW, slow_tests
 
 
 def test_every_line_names_a_test() -> None:
@@ -10,6 +10,6 @@ def test_every_line_names_a_test() -> None:
     assert len({name for name, *_ in lines}) == len(lines) > 0
     for name, *kept in lines:
         file, _, test = name.partition("::")
-        text = SLOW.with_name(file).read_text(encoding="utf-8")
+        text = (SLOW.parent / file).read_text(encoding="utf-8")
         assert f"def {test}(" in text, name
         assert kept or text.count("\ndef test_") > 1, f"{name}: leaves {file} without a test"

@@ -18,16 +18,16 @@ import pytest
 from safetensors import safe_open
 
 import rmadapter as package
-from commands import parser
+from rmadapter.artifacts.record import Record
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
-from rmadapter.data.images import read_images
+from rmadapter.data.read import read_images
 from rmadapter.methods import METHODS, load_method
-from rmadapter.record import Record
-from rmadapter.request import Request
-from rmadapter.run import run_key
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import run_key
 from rmadapter.settings import settings_of
-from shell import Command, its_backbone, rmadapter
+from tests.helpers.commands import parser
+from tests.helpers.shell import Command, its_backbone, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 

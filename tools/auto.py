@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from lines import keep, kept, parser
 
-from rmadapter.choose import CANDIDATES, pick, preferred
-from rmadapter.folds import FOLDS, Folds
 from rmadapter.metrics import confidence_interval
-from rmadapter.request import Request
-from rmadapter.run import Lab, run_task
+from rmadapter.runs.auto import CANDIDATES, pick, preferred
+from rmadapter.runs.folds import FOLDS, Folds
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, run_task
 
 Task = tuple[str, int, int]  # data set, shots, seed
 

@@ -22,8 +22,8 @@ import torch
 import yaml
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.request import Request
-from rmadapter.run import Lab, run_task
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, run_task
 
 
 def rescaled(name: str, scale: float) -> Backbone:

@@ -23,7 +23,7 @@ from typing import Any
 
 from format_writers import FORMATS, Shots, shots_of
 
-from rmadapter.data.images import ImageSet, load_image, read_images
+from rmadapter.data.read import ImageSet, load_image, read_images
 
 
 def digest(sets: Mapping[str, ImageSet]) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.encoders import States
-from rmadapter.method import Fitted, NotApplicable
+from rmadapter.training.contract import Fitted, NotApplicable
 
 WINDOW = 2  # side, in patches, of what occlusion covers at once
 

@@ -22,11 +22,11 @@ from lines import keep, kept, parser
 from torch import Tensor
 
 from rmadapter.data.transforms import decoded
-from rmadapter.machine import versions
-from rmadapter.method import Fitted
 from rmadapter.metrics import confidence_interval
-from rmadapter.request import Request
-from rmadapter.run import Lab, learn
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, learn
+from rmadapter.support.machine import versions
+from rmadapter.training.contract import Fitted
 
 SETS = ("office_caltech/web", "pacs/photo", "dtd10")
 METHODS: Mapping[str, Mapping[str, Any]] = {"linear-probe": {"search_steps": 0, "C": 3.0}}

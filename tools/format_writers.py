@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from rmadapter.data.images import ImageSet, load_image
+from rmadapter.data.read import ImageSet, load_image
 
 
 class Shot(NamedTuple):

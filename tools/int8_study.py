@@ -26,15 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from rmadapter.checkpoint import Saved, load
-from rmadapter.deploy import graph
-from rmadapter.deploy.export import transform_facts
-from rmadapter.deploy.int8 import CANDIDATE, PLAIN, WAYS, asked, candidates, make_even, same, taken
-from rmadapter.deploy.parity import questions, training
-from rmadapter.deploy.runtime import GRAPH, LABELS, TRANSFORM, Model
-from rmadapter.files import write_json
-from rmadapter.machine import processor, versions
+from rmadapter.artifacts.checkpoint import Saved, load
+from rmadapter.deploy.export import graph
+from rmadapter.deploy.export.folder import transform_facts
+from rmadapter.deploy.export.int8 import CANDIDATE, PLAIN, WAYS, asked, candidates, make_even, same, taken
+from rmadapter.deploy.export.parity import questions, training
+from rmadapter.deploy.export.runtime import GRAPH, LABELS, TRANSFORM, Model
 from rmadapter.metrics import accuracy
+from rmadapter.support.files import write_json
+from rmadapter.support.machine import processor, versions
 
 FP32, OTHER = "none: fp32", "--to openvino"
 HEAD = ["data", "test images", "weights in 8 bits", "MB", "accuracy", "change", "same answers in %", "mean difference",

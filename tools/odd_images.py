@@ -19,12 +19,13 @@ import numpy as np
 from lines import keep, kept, parser
 from PIL import ImageFilter
 
+from rmadapter.curate import label_rules as rules
+from rmadapter.curate import oddities
+from rmadapter.data.decode import load_image
 from rmadapter.data.duplicates import groups, looks
-from rmadapter.data.images import ImageSet
-from rmadapter.data.pixels import load_image
-from rmadapter.request import Request
-from rmadapter.run import Lab
-from rmadapter.suspects import oddities, rules
+from rmadapter.data.read import ImageSet
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab
 
 SETS = ("trashnet", "rsscn7", "office_caltech/web", "neu_steel", "pacs/photo", "sign_digits", "dtd10")
 RADII = (1, 2, 4)  # pixels, of images whose shorter side is 128 at most

@@ -31,15 +31,15 @@ from torch import Tensor
 from upstream import SIZE, Theirs, theirs
 
 from rmadapter.backbones import Backbone
-from rmadapter.cache import Cache
-from rmadapter.data.images import ImageSet
+from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.files import read_json, read_text, write_json, write_text
-from rmadapter.machine import seeded, versions
-from rmadapter.method import Shots, Trained
 from rmadapter.methods import load_method
 from rmadapter.settings import Machine
-from rmadapter.train import Batch
+from rmadapter.support.files import read_json, read_text, write_json, write_text
+from rmadapter.support.machine import seeded, versions
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Shots, Trained
+from rmadapter.training.loop import Batch
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs/results/parity.json", ROOT / "docs/parity.md"

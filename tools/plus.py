@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmadapter.cache import Cache
 from rmadapter.data.fewshot import half
-from rmadapter.data.imageset import ImageSet
-from rmadapter.machine import versions
-from rmadapter.method import Fitted
+from rmadapter.data.image_set import ImageSet
 from rmadapter.methods.rmadapter_plus import HEAD, Both, RMAdapterPlus, ridge, unit
-from rmadapter.request import Request
-from rmadapter.run import Lab, run_task
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, run_task
 from rmadapter.settings import Machine
+from rmadapter.support.machine import versions
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Fitted
 
 KEY = ("data", "backbone", "precision", "shots", "seed")
 # Settings of the answers that differ from the whole; `adapters` False is the control without them, on the same shots.

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from rmadapter.cache import Cache
-from rmadapter.checkpoint import load
+from rmadapter.artifacts.checkpoint import load
+from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.record import read_record
+from rmadapter.data.catalog.openmoji import load_openmoji
 from rmadapter.data.fewshot import half
-from rmadapter.data.openmoji import load_openmoji
-from rmadapter.evaluation import Evaluation
-from rmadapter.record import read_record
-from rmadapter.run import Sets, evaluate
+from rmadapter.runs.run import Sets, evaluate
 from rmadapter.task import Question
+from rmadapter.training.cache import Cache
 
 COLUMNS = 6
 INK, SOFT, GOOD, BAD = "#1d2129", "#6b7280", "#00724f", "#b84e00"

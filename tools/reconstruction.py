@@ -36,18 +36,18 @@ from torch import Tensor
 from rmadapter.adapter import DualBranchAdapter
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import half
-from rmadapter.data.imageset import ImageSet
+from rmadapter.data.image_set import ImageSet
 from rmadapter.encoders import States
-from rmadapter.machine import versions
-from rmadapter.method import Fitted, Known, Parameters, Shots
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import prompts_each, tokenize
-from rmadapter.request import Request
-from rmadapter.run import Lab, evaluate, run_task
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, evaluate, run_task
 from rmadapter.settings import Machine
+from rmadapter.support.machine import versions
 from rmadapter.task import Task
-from rmadapter.train import Batch, minimise
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots
+from rmadapter.training.loop import Batch, minimise
 
 IMAGES, READ = 96, 32  # images of either half to compare features of; of the novel half to read tokens of
 OWN = ("method", "output", "ema", "dials")  # fields of a variant that are not settings of RMAdapter

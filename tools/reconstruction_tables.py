@@ -21,8 +21,8 @@ import numpy as np
 from scipy.stats import ttest_1samp
 
 from rmadapter.bench.report.stats import half_width, holm
-from rmadapter.files import write_text
 from rmadapter.metrics import harmonic_mean
+from rmadapter.support.files import write_text
 
 Line: TypeAlias = Mapping[str, Any]
 Lines: TypeAlias = Sequence[Line]

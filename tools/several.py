@@ -23,13 +23,13 @@ from PIL import Image, ImageOps
 from unfamiliar import CHOOSE, REPORT
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.data.images import ImageSet, load_image
 from rmadapter.data.names import ELSE
-from rmadapter.folds import FOLDS, Folds
-from rmadapter.machine import versions
-from rmadapter.method import answers
-from rmadapter.request import Request
-from rmadapter.run import Lab, learn, run_task
+from rmadapter.data.read import ImageSet, load_image
+from rmadapter.runs.folds import FOLDS, Folds
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, learn, run_task
+from rmadapter.support.machine import versions
+from rmadapter.training.contract import answers
 
 WORDS = ("other", ELSE, "thing", "object", "background", "none of these")
 FIELD = 112  # pixels of a side

@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from lines import keep, kept, parser
 
+from rmadapter.curate.acquisition import FIRST, NEXT, Pool, pick
 from rmadapter.data.duplicates import groups, looks
 from rmadapter.data.fewshot import sample_shots
-from rmadapter.machine import versions
-from rmadapter.method import Fitted, Known, answers
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy, confidence_interval
-from rmadapter.request import Request
-from rmadapter.run import Lab, learn
-from rmadapter.suggest.acquire import FIRST, NEXT, Pool, pick
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, learn
+from rmadapter.support.machine import versions
+from rmadapter.training.contract import Fitted, Known, answers
 
 CHOOSE = ("trashnet", "rsscn7")
 REPORT = ("neu_steel", "pacs/photo", "sign_digits")

@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 from lines import keep, kept, parser
 
+from rmadapter.curate import label_rules as rules
 from rmadapter.data.duplicates import groups, looks
-from rmadapter.folds import FOLDS, Folds, split
-from rmadapter.machine import versions
-from rmadapter.method import Known, answers
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import confidence_interval
-from rmadapter.request import Request
-from rmadapter.run import Lab
-from rmadapter.suspects import rules
+from rmadapter.runs.folds import FOLDS, Folds, split
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab
+from rmadapter.support.machine import versions
+from rmadapter.training.contract import Known, answers
 
 CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
 REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")

@@ -24,17 +24,17 @@ import torch.nn.functional as F
 from lines import keep, kept, parser
 from torch import Tensor
 
-from rmadapter.cache import Cache
 from rmadapter.data.fewshot import half, split_digest
-from rmadapter.data.images import ImageSet
-from rmadapter.machine import versions
-from rmadapter.method import Fitted
+from rmadapter.data.read import ImageSet
 from rmadapter.metrics import confidence_interval
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
-from rmadapter.request import Request
-from rmadapter.run import Lab, learn
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, learn
+from rmadapter.support.machine import versions
 from rmadapter.task import TEMPLATES
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Fitted
 
 CHOOSE = ("caltech101", "rsscn7", "trashnet", "office_caltech/web")
 REPORT = ("grocery", "pacs/photo", "dtd10", "sign_digits", "neu_steel")

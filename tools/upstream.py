@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
+from rmadapter.support.machine import seeded
 
 SIZE, NOISE = 64, 0.05
 # What an import from a clone leaves in sys.modules

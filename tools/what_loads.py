@@ -25,12 +25,12 @@ from torch import Tensor
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.build import quiet
 from rmadapter.errors import UserError
-from rmadapter.files import write_json, write_tensors, write_text
-from rmadapter.method import Known
 from rmadapter.methods import METHODS, load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.prompts import tokenize
 from rmadapter.settings import settings_of
+from rmadapter.support.files import write_json, write_tensors, write_text
+from rmadapter.training.contract import Known
 
 START, END = "<!-- what loads -->", "<!-- end of what loads -->"
 NAMES, TEMPLATES = ("cat", "a small red car. a blue bird", "dog"), ("a photo of a {}.",)

@@ -7,44 +7,44 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rmadapter.adapter import DualBranchAdapter as DualBranchAdapter
+    from rmadapter.artifacts.checkpoint import load as load
+    from rmadapter.artifacts.checkpoint import save as save
+    from rmadapter.artifacts.record import Record as Record
     from rmadapter.backbones import Backbone as Backbone
     from rmadapter.backbones import load_backbone as load_backbone
-    from rmadapter.bench.report.frame import records as records
-    from rmadapter.callbacks import Callback as Callback
-    from rmadapter.checkpoint import load as load
-    from rmadapter.checkpoint import save as save
+    from rmadapter.bench.report.dataframe import records as records
     from rmadapter.classifier import FewShotClassifier as FewShotClassifier
     from rmadapter.classifier import RMAdapterClassifier as RMAdapterClassifier
-    from rmadapter.data.images import ImageSet as ImageSet
-    from rmadapter.data.images import read_images as read_images
+    from rmadapter.curate.apply import apply_decisions as apply_decisions
+    from rmadapter.curate.suggest import first_images as first_images
+    from rmadapter.curate.suggest import suggest_images as suggest_images
+    from rmadapter.curate.suspects import find_suspects as find_suspects
+    from rmadapter.data.read import ImageSet as ImageSet
+    from rmadapter.data.read import read_images as read_images
     from rmadapter.errors import UserError as UserError
-    from rmadapter.explain.why import explain_images as explain_images
-    from rmadapter.method import Fitted as Fitted
-    from rmadapter.method import Learner as Learner
-    from rmadapter.method import Method as Method
-    from rmadapter.method import ModuleMethod as ModuleMethod
-    from rmadapter.method import NotApplicable as NotApplicable
-    from rmadapter.method import Parameters as Parameters
-    from rmadapter.method import Shots as Shots
     from rmadapter.methods import load_method as load_method
     from rmadapter.methods.rmadapter import RMAdapter as RMAdapter
+    from rmadapter.methods.uses import Uses as Uses
     from rmadapter.model import AdaptedCLIP as AdaptedCLIP
-    from rmadapter.record import Record as Record
-    from rmadapter.run import Lab as Lab
-    from rmadapter.run import run_task as run_task
+    from rmadapter.predict.explain import explain_images as explain_images
+    from rmadapter.runs.run import Lab as Lab
+    from rmadapter.runs.run import run_task as run_task
     from rmadapter.settings import AdapterSettings as AdapterSettings
     from rmadapter.settings import LossSettings as LossSettings
     from rmadapter.settings import Machine as Machine
-    from rmadapter.suggest.propose import first_images as first_images
-    from rmadapter.suggest.propose import suggest_images as suggest_images
-    from rmadapter.suspects.apply import apply_decisions as apply_decisions
-    from rmadapter.suspects.find import find_suspects as find_suspects
     from rmadapter.task import Question as Question
     from rmadapter.task import Task as Task
-    from rmadapter.train import Batch as Batch
-    from rmadapter.train import Recipe as Recipe
-    from rmadapter.train import minimise as minimise
-    from rmadapter.uses import Uses as Uses
+    from rmadapter.training.callbacks import Callback as Callback
+    from rmadapter.training.contract import Fitted as Fitted
+    from rmadapter.training.contract import Learner as Learner
+    from rmadapter.training.contract import Method as Method
+    from rmadapter.training.contract import ModuleMethod as ModuleMethod
+    from rmadapter.training.contract import NotApplicable as NotApplicable
+    from rmadapter.training.contract import Parameters as Parameters
+    from rmadapter.training.contract import Shots as Shots
+    from rmadapter.training.loop import Batch as Batch
+    from rmadapter.training.loop import Recipe as Recipe
+    from rmadapter.training.loop import minimise as minimise
 
 __version__ = metadata.version("rmadapter")
 
@@ -52,26 +52,26 @@ __version__ = metadata.version("rmadapter")
 _HOMES = {
     "adapter": ["DualBranchAdapter"],
     "backbones": ["Backbone", "load_backbone"],
-    "bench.report.frame": ["records"],
-    "callbacks": ["Callback"],
-    "checkpoint": ["load", "save"],
+    "bench.report.dataframe": ["records"],
+    "training.callbacks": ["Callback"],
+    "artifacts.checkpoint": ["load", "save"],
     "classifier": ["FewShotClassifier", "RMAdapterClassifier"],
-    "data.images": ["ImageSet", "read_images"],
+    "data.read": ["ImageSet", "read_images"],
     "errors": ["UserError"],
-    "explain.why": ["explain_images"],
-    "method": ["Fitted", "Learner", "Method", "ModuleMethod", "NotApplicable", "Parameters", "Shots"],
+    "predict.explain": ["explain_images"],
+    "training.contract": ["Fitted", "Learner", "Method", "ModuleMethod", "NotApplicable", "Parameters", "Shots"],
     "methods": ["load_method"],
     "methods.rmadapter": ["RMAdapter"],
     "model": ["AdaptedCLIP"],
-    "record": ["Record"],
-    "run": ["Lab", "run_task"],
+    "artifacts.record": ["Record"],
+    "runs.run": ["Lab", "run_task"],
     "settings": ["AdapterSettings", "LossSettings", "Machine"],
-    "suggest.propose": ["first_images", "suggest_images"],
-    "suspects.apply": ["apply_decisions"],
-    "suspects.find": ["find_suspects"],
+    "curate.suggest": ["first_images", "suggest_images"],
+    "curate.apply": ["apply_decisions"],
+    "curate.suspects": ["find_suspects"],
     "task": ["Question", "Task"],
-    "train": ["Batch", "Recipe", "minimise"],
-    "uses": ["Uses"],
+    "training.loop": ["Batch", "Recipe", "minimise"],
+    "methods.uses": ["Uses"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]

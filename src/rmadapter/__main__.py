@@ -1,5 +1,5 @@
 """`python -m rmadapter` is the command line."""
 
-from rmadapter.cli import main
+from rmadapter.cli.main import main
 
 main()

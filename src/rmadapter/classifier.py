@@ -11,13 +11,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from rmadapter.callbacks import Callback
 from rmadapter.data.fewshot import half
 from rmadapter.data.given import image_list, image_set, weighted
-from rmadapter.data.images import ImageSource
-from rmadapter.data.imageset import one_label
+from rmadapter.data.image_set import one_label
 from rmadapter.data.names import nfc, places, prompt_names
+from rmadapter.data.read import ImageSource
 from rmadapter.errors import UserError
+from rmadapter.training.callbacks import Callback
 
 OWN = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
 
@@ -59,9 +59,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def set_params(self, **params: Any) -> FewShotClassifier:
         """Set parameters by name. Raises UserError for an unknown one, and then sets none."""
-        from rmadapter.choose import Auto
         from rmadapter.methods import AUTO, load_method
-        from rmadapter.request import check_names
+        from rmadapter.runs.auto import Auto
+        from rmadapter.runs.request import check_names
 
         own = {name: value for name, value in params.items() if name in OWN}
         settings = {name: value for name, value in params.items() if name not in OWN}
@@ -90,12 +90,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         unreadable image or an empty class, and for weights if the method cannot use them.
         """
         from rmadapter.backbones.shared import shared
-        from rmadapter.choose import Auto, asked, choose
-        from rmadapter.folds import FOLDS, Folds
-        from rmadapter.machine import find_device
         from rmadapter.methods import AUTO
-        from rmadapter.request import Request
-        from rmadapter.run import Lab, learn
+        from rmadapter.runs.auto import Auto, asked, choose
+        from rmadapter.runs.folds import FOLDS, Folds
+        from rmadapter.runs.request import Request
+        from rmadapter.runs.run import Lab, learn
+        from rmadapter.support.machine import find_device
 
         given = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed, **self.settings}
         wanted = asked(given) if self.method == AUTO else Request.make(given, self.method)
@@ -170,7 +170,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         has its own: an ImageSet, or whatever else `fit` takes, of which the test images are used if there are splits.
         Raises UserError for a label that is no class, and for splits without test images.
         """
-        from rmadapter.order import shuffled
+        from rmadapter.runs.order import shuffled
 
         check_is_fitted(self, "fitted_")
         if labels is None:
@@ -190,7 +190,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
         """Write the model (half: as float16), its settings and the classes, but not the backbone."""
-        from rmadapter.checkpoint import save
+        from rmadapter.artifacts.checkpoint import save
 
         check_is_fitted(self, "fitted_")
         save(folder, self.fitted_, self._name, tuple(self.classes_.tolist()), tuple(self.class_names_), half=half)
@@ -198,8 +198,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     @classmethod
     def load(cls, folder: str | Path, *, method: str = "", backbone: str = "") -> FewShotClassifier:
         """A classifier from a folder that `save` or `rmadapter fit` wrote; the rest is as in `checkpoint.load`."""
-        from rmadapter.checkpoint import load
-        from rmadapter.request import own_names
+        from rmadapter.artifacts.checkpoint import load
+        from rmadapter.runs.request import own_names
         from rmadapter.settings import settings_of
 
         saved = load(Path(folder), backbone or None, method=method)
@@ -211,13 +211,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        from rmadapter.packed import pack
+        from rmadapter.artifacts.pickling import pack
 
         state = {**super().__getstate__()}
         return {**state, "fitted_": pack(self.fitted_, self._name)} if "fitted_" in state else state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from rmadapter.packed import unpack
+        from rmadapter.artifacts.pickling import unpack
 
         super().__setstate__(state)
         if "fitted_" in state:

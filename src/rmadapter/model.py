@@ -16,9 +16,9 @@ from rmadapter.adapter import SIDES, Adapters, Side, loss_terms, token_mean
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, States
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
 from rmadapter.prompts import CHUNK, class_weights, in_chunks, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
+from rmadapter.support.machine import seeded
 from rmadapter.task import TEMPLATES
 
 Tape: TypeAlias = list[tuple[int, Tensor]]  # numbers of adapted blocks, and what their adapters read, [..., d]

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rmadapter.errors import UserError, is_text, nearest, quoted
-from rmadapter.files import read_text
+from rmadapter.support.files import read_text
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

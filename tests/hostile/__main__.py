@@ -6,12 +6,12 @@ import argparse
 import json
 import sys
 
-from hostile.guard import guarded
-from hostile.harness import BAD, KINDS, VERDICTS, Result, kinds, table
+from tests.hostile.guard import guarded
+from tests.hostile.harness import BAD, KINDS, VERDICTS, Result, kinds, table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m hostile", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
     parser.add_argument("--count", type=int, default=6000, help="inputs of all kinds together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", default="", help="some of them, as a,b")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from hostile import base
-from hostile.mutate import damaged, spoilt_json
+from tests.hostile import base
+from tests.hostile.mutate import damaged, spoilt_json
 
 HF = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -47,8 +47,8 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
 
 def ask(name: str, content: bytes, folder: Path) -> object:
     from rmadapter.backbones import load_backbone
-    from rmadapter.method import Known
     from rmadapter.methods.zero_shot import ZeroShot
+    from rmadapter.training.contract import Known
 
     kind, file, _ = name.split("/")
     place = base.copied(folders()[kind], folder / "model", file)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fixed import write_fixed_backbone
+from tests.helpers.fixed import write_fixed_backbone
 
 METHODS = ("rmadapter", "coop", "maple", "tip-adapter-f", "clip-lora", "linear-probe", "mmrl", "clip-adapter")
 QUICK = {"epochs": 1, "iterations": 2, "rank": 2, "first_block": 1, "layer": 1, "n_ctx": 2, "depth": 2, "tokens": 2}
@@ -34,7 +34,7 @@ def backbone() -> Any:
 
 @cache
 def images() -> Any:
-    from shots import noisy_colors
+    from tests.helpers.shots import noisy_colors
 
     return noisy_colors(3, size=16)
 
@@ -42,9 +42,9 @@ def images() -> Any:
 @cache
 def run(name: str) -> Path:
     """The folder of a run of a method."""
-    from rmadapter.fit import fit
-    from rmadapter.request import Request
-    from rmadapter.run import Lab
+    from rmadapter.runs.fit import fit
+    from rmadapter.runs.request import Request
+    from rmadapter.runs.run import Lab
     from rmadapter.settings import settings_of
 
     own = settings_of(Request.make({}, name).method)

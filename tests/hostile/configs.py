@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from hostile import sets
-from hostile.mutate import damaged, nasty, written
 from rmadapter.methods import METHODS
-from rmadapter.request import read_config
+from rmadapter.runs.request import read_config
+from tests.hostile import sets
+from tests.hostile.mutate import damaged, nasty, written
 
 BOMB = "\n".join(
     [

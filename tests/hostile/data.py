@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hostile.harness import Changed
-from rmadapter.data.images import load_image, read_images
-from rmadapter.data.pixels import complaint
-from rmadapter.data.readers import image_sets, split_json
+from rmadapter.data.catalog.readers import image_sets, split_json
+from rmadapter.data.decode import complaint
+from rmadapter.data.read import load_image, read_images
 from rmadapter.errors import UserError
+from tests.hostile.harness import Changed
 
 
 def ask_image(name: str, content: bytes, folder: Path) -> object:

@@ -6,20 +6,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from hostile import base
+from rmadapter.artifacts.checkpoint import load
+from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import load_backbone
-from rmadapter.bench.board import Board, answers
+from rmadapter.bench.done import Board, answers
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import expand
-from rmadapter.bench.report.reading import read_records
-from rmadapter.checkpoint import load
-from rmadapter.data.catalog import CATALOG, load_dataset, table_of
-from rmadapter.data.images import load_image, read_images
-from rmadapter.data.readers import split_json
-from rmadapter.files import read_json
+from rmadapter.bench.report.read import read_records
+from rmadapter.data.catalog.readers import split_json
+from rmadapter.data.catalog.sets import CATALOG, load_dataset, table_of
+from rmadapter.data.read import load_image, read_images
 from rmadapter.methods import load_method
-from rmadapter.record import read_record
-from rmadapter.request import read_config
+from rmadapter.runs.request import read_config
+from rmadapter.support.files import read_json
+from tests.hostile import base
 
 GIVEN: dict[str, Callable[[str], object]] = {
     "config": lambda path: read_config(Path(path)),
@@ -58,7 +58,7 @@ def inside(place: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
 
 
 def _old(place: Path, leaving: str) -> Path:
-    return base.copied(Path(__file__).parents[1] / "run_0_1", place, leaving)
+    return base.copied(Path(__file__).parents[1] / "helpers/run_0_1", place, leaving)
 
 
 def _colors(place: Path) -> Path:

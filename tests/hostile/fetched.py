@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from listening import Server
 from rmadapter.backbones.pocket import TEXT, VISION
 from rmadapter.backbones.wheels import fetch_wheel
-from rmadapter.data import catalog
+from rmadapter.data.catalog import sets as catalog
+from tests.helpers.listening import Server
 
 BLOCK, PAUSE, CUT = 1 << 17, 0.01, 2_000_000  # bytes, seconds after each of them, bytes after which it hangs up
 

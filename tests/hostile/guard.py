@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
-from hostile.harness import SECONDS, Result, run
+from tests.hostile.harness import SECONDS, Result, run
 
 PATIENCE = 60.0  # seconds, beside those that an input has, to import and to begin
 

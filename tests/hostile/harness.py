@@ -22,8 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hostile import base
 from rmadapter.errors import UserError
+from tests.hostile import base
 
 # How many inputs of each kind, of 100.
 KINDS = {
@@ -79,9 +79,9 @@ class Kind(NamedTuple):
 
 
 def kind_of(name: str) -> Kind:
-    module = import_module(f"hostile.{name}")
+    module = import_module(f"tests.hostile.{name}")
     if name in ("images", "tables"):
-        from hostile import data
+        from tests.hostile import data
 
         if name == "tables":
             return Kind(module.cases, data.ask_table, 20.0)

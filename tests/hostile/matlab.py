@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.io import savemat
 
-import archives
-from hostile.mutate import damaged, spoilt_json
-from rmadapter.data.catalog import CATALOG, table_of
+from rmadapter.data.catalog.sets import CATALOG, table_of
+from tests.helpers import archives
+from tests.hostile.mutate import damaged, spoilt_json
 
 FLOWERS, CARS = "imagelabels.mat", "cars_test_annos_withlabels.mat"
 LABELS: tuple[Any, ...] = (

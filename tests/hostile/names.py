@@ -9,14 +9,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from hostile import base
-from hostile.harness import Changed
-from hostile.mutate import TEXTS, spoilt_json
 from rmadapter.data.fewshot import few_shot, save_split
-from rmadapter.data.images import read_images
-from rmadapter.files import read_json
+from rmadapter.data.read import read_images
 from rmadapter.prompts import tokenize
+from rmadapter.support.files import read_json
 from rmadapter.task import TEMPLATES
+from tests.hostile import base
+from tests.hostile.harness import Changed
+from tests.hostile.mutate import TEXTS, spoilt_json
 
 NAMES = (
     *TEXTS,

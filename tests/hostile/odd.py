@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hostile import doors
+from tests.hostile import doors
 
 KINDS: dict[str, Callable[[Path], object]] = {
     "fifo": os.mkfifo,

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from hostile import doors
+from tests.hostile import doors
 
 PATHS = (
     *(

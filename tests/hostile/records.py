@@ -7,12 +7,12 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from hostile.harness import Changed
-from hostile.mutate import spoilt_json
+from rmadapter.artifacts.record import read_record
 from rmadapter.bench.report.groups import cell
-from rmadapter.bench.report.reading import read_records
-from rmadapter.record import read_record
-from synthetic_runs import record
+from rmadapter.bench.report.read import read_records
+from tests.helpers.synthetic_runs import record
+from tests.hostile.harness import Changed
+from tests.hostile.mutate import spoilt_json
 
 SOUND = (
     record("mma", "pets", 1, {"base": 80.0, "novel": 70.0}),

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from hostile import base
-from hostile.harness import Changed
-from hostile.mutate import damaged, spoilt_json
-from rmadapter.checkpoint import drawn, load
-from rmadapter.sums import SUMS
+from rmadapter.artifacts.checkpoint import drawn, load
+from rmadapter.support.checksums import SUMS
+from tests.hostile import base
+from tests.hostile.harness import Changed
+from tests.hostile.mutate import damaged, spoilt_json
 
 FILES = ("model.json", "model.json", "model.safetensors", "model.safetensors", "run.json", "config.yaml")
-OLD = Path(__file__).parents[1] / "run_0_1"
+OLD = Path(__file__).parents[1] / "helpers/run_0_1"
 OLD_FILES = ("classes.json", "config.yaml", "run.json", "adapter.safetensors")
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from hostile import base
-from hostile.harness import Changed
-from hostile.mutate import NUMBERS, TEXTS, damaged
 from rmadapter.methods import METHODS
-from rmadapter.request import COMMON, Request
+from rmadapter.runs.request import COMMON, Request
 from rmadapter.settings import parse_overrides, read_yaml, settings_of, to_yaml
+from tests.hostile import base
+from tests.hostile.harness import Changed
+from tests.hostile.mutate import NUMBERS, TEXTS, damaged
 
 SHAPES = (
     *("[{}]", "{{a: {}}}", "[{}, {}]", "&a {}", "!!binary {}", "!!float {}", "!!set {{{}}}", "!!timestamp {}", "? {}"),

@@ -6,12 +6,12 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from hostile import base
-from hostile.harness import Changed
-from hostile.mutate import TEXTS
 from rmadapter.prompts import tokenize
 from rmadapter.settings import configured
 from rmadapter.task import Task
+from tests.hostile import base
+from tests.hostile.harness import Changed
+from tests.hostile.mutate import TEXTS
 
 PARTS = (
     "{}",

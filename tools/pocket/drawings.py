@@ -21,7 +21,7 @@ from pools import HELD_OUT, IMAGE_SIZE, read, save_pool
 from sources import package
 from vector import COMPONENTS, FLAGS, emoji_drawings, icon_drawings
 
-from rmadapter.data.images import load_image
+from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 
 BICUBIC = Image.Resampling.BICUBIC

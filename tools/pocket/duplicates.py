@@ -18,8 +18,8 @@ from photographs import SUFFIXES, central_square
 from PIL import Image, ImageOps
 from pools import HELD_OUT, PHOTOGRAPHS, images_of, write
 
-from rmadapter.data.images import load_image
-from rmadapter.data.openmoji import Style, load_openmoji
+from rmadapter.data.catalog.openmoji import Style, load_openmoji
+from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 
 BITS, NEAR = 64, 4

@@ -18,17 +18,17 @@ from typing import Any, get_args
 import torch
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.data.catalog import domains, load_dataset
+from rmadapter.data.catalog.openmoji import Style, load_openmoji
+from rmadapter.data.catalog.readers import subfolders
+from rmadapter.data.catalog.sets import domains, load_dataset
 from rmadapter.data.fewshot import half
-from rmadapter.data.images import ImageSet
-from rmadapter.data.openmoji import Style, load_openmoji
-from rmadapter.data.readers import subfolders
+from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.machine import versions
-from rmadapter.method import Known
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import accuracy
+from rmadapter.support.machine import versions
 from rmadapter.task import TEMPLATES
+from rmadapter.training.contract import Known
 
 
 def sets_in(root: Path) -> list[str]:

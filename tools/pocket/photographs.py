@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from pools import PHOTOGRAPHS, save_pool
 
-from rmadapter.data.images import load_image
+from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}

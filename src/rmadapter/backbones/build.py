@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.tokenizer import Tokenizer
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
+from rmadapter.support.machine import seeded
 
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 SHOWN = 3  # names of tensors in a message

@@ -12,9 +12,9 @@ from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.hub import Unreachable
 from rmadapter.backbones.load import load_backbone
 from rmadapter.backbones.pocket import LICENCE, POCKETS
-from rmadapter.console import note
 from rmadapter.errors import UserError
-from rmadapter.files import user_path
+from rmadapter.support.files import user_path
+from rmadapter.support.terminal import note
 
 
 class Published(NamedTuple):

@@ -17,9 +17,9 @@ from rmadapter.backbones.load import OPEN_CLIP_WEIGHTS, architecture_config, tra
 from rmadapter.backbones.tokenizer import files_of, load_tokenizer
 from rmadapter.backbones.trust import CONFIG, PICKLES
 from rmadapter.errors import UserError
-from rmadapter.files import opened, write_json, write_tensors
-from rmadapter.locks import whole
-from rmadapter.sums import sha256, write_sums
+from rmadapter.support.checksums import sha256, write_sums
+from rmadapter.support.files import opened, write_json, write_tensors
+from rmadapter.support.locks import whole
 
 SECONDS, BYTES_A_SECOND = 60, 20e6  # limit on reading: a minute, and more for large files
 

@@ -14,7 +14,7 @@ from rmadapter.backbones import hf_clip, hf_siglip
 from rmadapter.backbones.build import Unfilled, first_line, quiet
 from rmadapter.backbones.tokenizer import Tokenizer, load_tokenizer
 from rmadapter.errors import UserError
-from rmadapter.files import read_json
+from rmadapter.support.files import read_json
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 NOT = {"align": "its image encoder, an EfficientNet, is not one of open_clip's"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rmadapter.backbones.trust import how_to_convert
 from rmadapter.errors import UserError
-from rmadapter.remote import GATED
+from rmadapter.support.hub import GATED
 
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers
 

@@ -27,7 +27,7 @@ from rmadapter.backbones.trust import (
     is_plain,
 )
 from rmadapter.errors import UserError
-from rmadapter.files import read_json, user_path
+from rmadapter.support.files import read_json, user_path
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 LARGEST = 1_000_000  # most that any part of a model may have: vocabulary, width, number of layers

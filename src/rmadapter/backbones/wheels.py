@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from rmadapter.errors import UserError
-from rmadapter.sums import sha256
+from rmadapter.support.checksums import sha256
 
 # Runs pip, but never one in the working folder. It ends as by Ctrl-C when the other end of its stdin closes, such as
 # after its parent process was killed.

@@ -11,20 +11,20 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from rmadapter.bench.board import Board
+from rmadapter.bench.done import Board
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.pool import to_share
 from rmadapter.bench.protocols import Job
 from rmadapter.bench.runner import check_images, check_settings, in_order
-from rmadapter.callbacks import Callback
-from rmadapter.console import bar, note
 from rmadapter.data.fewshot import half
-from rmadapter.data.images import ImageSet
+from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.machine import find_device
-from rmadapter.method import Method, NotApplicable
-from rmadapter.run import Lab, Sets, evaluate, learn
-from rmadapter.unlabelled import wants
+from rmadapter.runs.run import Lab, Sets, evaluate, learn
+from rmadapter.runs.unlabelled import wants
+from rmadapter.support.machine import find_device
+from rmadapter.support.terminal import bar, note
+from rmadapter.training.callbacks import Callback
+from rmadapter.training.contract import Method, NotApplicable
 
 TRIED, ASKED = 96, 48  # training images, and images of each test set, to measure on
 STEPS = 4  # at least; the first is not counted

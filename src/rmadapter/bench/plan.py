@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rmadapter.bench.protocols import Job
-from rmadapter.files import ACTIVATIONS
 from rmadapter.settings import Machine
+from rmadapter.support.files import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Plan:
     tune: Callable[..., tuple[Any, str, float]] | None = None
 
     def lab(self) -> Any:
-        from rmadapter.run import Lab
+        from rmadapter.runs.run import Lab
 
         folder = self.out / ACTIVATIONS
         return Lab(self.machine, self.root, folder, keep=True, progress=False, outside=self.outside, crops=self.crops)

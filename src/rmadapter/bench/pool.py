@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.queues import SimpleQueue
 
 from rmadapter.errors import UserError
-from rmadapter.machine import VISIBLE, end_with_parent, gpus, threads_each
+from rmadapter.support.machine import VISIBLE, end_with_parent, gpus, threads_each
 
 
 def to_share(device: str) -> list[str]:

@@ -176,7 +176,7 @@ def expand(
 def _task(
     common: Task, dataset: str, asked: Asked, targets: Sequence[str], shots: int, seed: int, own_templates: bool
 ) -> Task:
-    from rmadapter.data.catalog import find
+    from rmadapter.data.catalog.sets import find
 
     known = find(PurePath(dataset).name) if own_templates else None
     return configured(

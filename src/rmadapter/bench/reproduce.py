@@ -10,18 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rmadapter.bench.board import Board
-from rmadapter.bench.per_set import as_published
+from rmadapter.artifacts.record import Record, read_record
+from rmadapter.bench.done import Board
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import DOMAINS, expand
+from rmadapter.bench.published_settings import as_published
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import TRANSFER
 from rmadapter.bench.runner import run_all
-from rmadapter.data.catalog import CATALOG, ELEVEN, check
+from rmadapter.data.catalog.sets import CATALOG, ELEVEN, check
 from rmadapter.errors import UserError
-from rmadapter.files import csv_text, write_text
-from rmadapter.record import Record, read_record
 from rmadapter.settings import Machine
+from rmadapter.support.files import csv_text, write_text
 from rmadapter.task import Task
 
 OURS = ("rmadapter", "rmadapter-paper")

@@ -15,17 +15,17 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from rmadapter.bench.board import CHANGED, CHOOSE, Board, answers, copied
+from rmadapter.artifacts.record import Record, read_record
+from rmadapter.bench.done import CHANGED, CHOOSE, Board, answers, copied
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.pool import pool_on, to_share
 from rmadapter.bench.protocols import Job
-from rmadapter.console import bar, plain
 from rmadapter.errors import UserError
-from rmadapter.files import ACTIVATIONS, parts
-from rmadapter.locks import claim, together
-from rmadapter.record import Record, read_record
+from rmadapter.methods.uses import TUNED, named_sums
 from rmadapter.settings import settings_of
-from rmadapter.uses import TUNED, named_sums
+from rmadapter.support.files import ACTIVATIONS, parts
+from rmadapter.support.locks import claim, together
+from rmadapter.support.terminal import bar, plain
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
@@ -114,8 +114,8 @@ def check_settings(plan: Plan) -> None:
 def check_images(plan: Plan, lab: Any, left: Sequence[Job]) -> None:
     """Raise UserError for a missing data set or backbone, and for answers that were made with other ones."""
     from rmadapter.data.fewshot import has_digest
-    from rmadapter.run import run_key
-    from rmadapter.unlabelled import wants
+    from rmadapter.runs.run import run_key
+    from rmadapter.runs.unlabelled import wants
 
     for job in left:
         for name in (job.task.data, *(test.data for test in job.task.tests if test.data)):
@@ -271,8 +271,8 @@ def made(job: Job, plan: Plan, lab: Any, known: dict[str, Record]) -> Record:
     A training that another protocol has done already, such as an ablation's row that is RMAdapter itself, is not
     repeated; its record says where the figures are from.
     """
-    from rmadapter.method import NotApplicable
-    from rmadapter.run import describe_run, run_key, run_task
+    from rmadapter.runs.run import describe_run, run_key, run_task
+    from rmadapter.training.contract import NotApplicable
 
     task, method, few, told, spent = job.task, plan.method(job), None, "", 0.0
     backbone = lab.backbone(task.backbone)  # without it there is nothing to record

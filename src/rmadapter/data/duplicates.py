@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 from PIL import Image
 
-from rmadapter.console import track
-from rmadapter.data.pixels import ImageSource, load_image
+from rmadapter.data.decode import ImageSource, load_image
+from rmadapter.support.terminal import track
 
 BITS, SIDE = 64, 32
 FAR = 8  # bits that may differ

@@ -14,10 +14,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from rmadapter.data.images import ImageSet
-from rmadapter.data.imageset import one_label
+from rmadapter.data.image_set import one_label
+from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, first_fault
-from rmadapter.files import read_json, write_json
+from rmadapter.support.files import read_json, write_json
 
 VAL_SHOTS = 4  # CoOp never validates on more
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rmadapter.data.columns import choose_columns, frame_cells
-from rmadapter.data.images import ImageSet, ImageSource, read_images
+from rmadapter.data.formats.columns import choose_columns, frame_cells
+from rmadapter.data.formats.hf_datasets import is_dataset
+from rmadapter.data.formats.scan import SPLITS
 from rmadapter.data.names import places
-from rmadapter.data.saved import is_dataset
-from rmadapter.data.scan import SPLITS
+from rmadapter.data.read import ImageSet, ImageSource, read_images
 from rmadapter.errors import UserError, quoted
 
 

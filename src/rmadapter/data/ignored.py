@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-from rmadapter.data.guard import formats
+from rmadapter.data.decode_limits import formats
 
 HEIC = (".heic", ".heics", ".heif", ".heifs", ".hif")
 RAW = (

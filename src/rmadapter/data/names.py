@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from rmadapter.data.columns import read_rows
+from rmadapter.data.formats.columns import read_rows
 from rmadapter.errors import UserError, is_text, nearest, quoted
-from rmadapter.files import read_json, user_path
+from rmadapter.support.files import read_json, user_path
 
 Label: TypeAlias = str | int
 OR = " | "  # between descriptions of one class

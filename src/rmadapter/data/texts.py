@@ -7,7 +7,7 @@ from typing import Any
 
 from rmadapter.data.names import descriptions, key
 from rmadapter.errors import UserError, quoted
-from rmadapter.files import read_json, user_path
+from rmadapter.support.files import read_json, user_path
 
 
 def read_texts(file: str) -> dict[str, list[str]]:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rmadapter.data.images import ImageSet, ImageSource, load_image
+from rmadapter.data.read import ImageSet, ImageSource, load_image
 from rmadapter.errors import UserError
-from rmadapter.machine import end_with_parent, seeded
+from rmadapter.support.machine import end_with_parent, seeded
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.files import user_path
+from rmadapter.methods.uses import Uses
 from rmadapter.settings import configured
+from rmadapter.support.files import user_path
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
-from rmadapter.uses import Uses
 
 if TYPE_CHECKING:
-    from rmadapter.data.images import ImageSet
-    from rmadapter.method import Method
+    from rmadapter.data.read import ImageSet
+    from rmadapter.training.contract import Method
 
 METHODS: dict[str, str] = {
     "zero-shot": "zero_shot:ZeroShot",
@@ -163,7 +163,7 @@ def _from_file(path: Path) -> Any:
 def check_labels(method: Any, images: ImageSet) -> None:
     """Raise UserError if images have several labels but the method (or choice of methods) learns only one."""
     if images.several and not getattr(method, "several", False):
-        from rmadapter.data.imageset import CROPS
+        from rmadapter.data.image_set import CROPS
 
         raise UserError(
             f"{getattr(method, 'title', AUTO)} learns one label per image, but images here have several: --method "

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.method import Fitted, Known, Method, Parameters, Shots, ToLogits, columns
-from rmadapter.methods.shapes import shaped
+from rmadapter.methods.parts.shapes import shaped
 from rmadapter.methods.tip_adapter import one_hot
 from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, columns
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 PAPER = "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of github.com/jusiro/CLAP"
 RECIPE = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, Packed, States
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.settings import Share, Size
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class LowRank(nn.Module):

@@ -28,13 +28,13 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
-from rmadapter.files import read_text
-from rmadapter.method import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.methods.context import room
 from rmadapter.methods.coop import Context
+from rmadapter.methods.parts.context import room
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.files import read_text
+from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 HALVINGS = 20  # finds a share to within a millionth
 # The authors draw words from a package; these are our own.

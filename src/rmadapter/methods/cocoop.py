@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.methods.context import PromptedText, context_vectors
+from rmadapter.methods.parts.context import PromptedText, context_vectors
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Size
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Conditional(Learner):

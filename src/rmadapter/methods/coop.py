@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods.context import ContextLearner, context_vectors, encoder_of, train_context
+from rmadapter.methods.parts.context import ContextLearner, context_vectors, encoder_of, train_context
 from rmadapter.settings import Size
-from rmadapter.train import Recipe
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.loop import Recipe
 
 
 class Context(ContextLearner):

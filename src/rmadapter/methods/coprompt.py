@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.data.texts import read_texts, texts_of_all
 from rmadapter.encoders import States
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods import deep
 from rmadapter.methods.clip_adapter import check_reduction
-from rmadapter.methods.context import PromptedText
 from rmadapter.methods.descriptions import without_texts
 from rmadapter.methods.maple import CoupledPrompts
+from rmadapter.methods.parts import deep
+from rmadapter.methods.parts.context import PromptedText
 from rmadapter.prompts import text_features, zero_shot_weights
 from rmadapter.settings import Share, Size
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class AdaptedPrompts(deep.Prompted):

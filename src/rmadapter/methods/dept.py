@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, Known, Learner, Parameters, Shots, ToLogits, count
-from rmadapter.methods import deep
-from rmadapter.methods.context import PromptedText
 from rmadapter.methods.maple import CoupledPrompts
+from rmadapter.methods.parts import deep
+from rmadapter.methods.parts.context import PromptedText
 from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Positive, Share, Size
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, Known, Learner, Parameters, Shots, ToLogits, count
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 FIRST, PROMPTS = CoupledPrompts.first, "prompts."
 

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.console import note
 from rmadapter.data.names import descriptions
 from rmadapter.data.texts import checked, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained
-from rmadapter.methods.shapes import shaped
+from rmadapter.methods.parts.shapes import shaped
 from rmadapter.prompts import Cosines, text_features, untouched
+from rmadapter.support.terminal import note
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained
 
 WEIGHTS, TEXTS = "weights", "texts"
 IS, ALONE = ("a", "an", "used"), ("has", "often", "typically", "may", "can")  # first words of a descriptor

@@ -25,13 +25,13 @@ from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.methods import deep
-from rmadapter.methods.context import PromptedText, draw
+from rmadapter.methods.parts import deep
+from rmadapter.methods.parts.context import PromptedText, draw
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 HEADS = 8
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods.context import train_context
 from rmadapter.methods.coop import Context
+from rmadapter.methods.parts.context import train_context
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.train import Recipe
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.loop import Recipe
 
 
 def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:

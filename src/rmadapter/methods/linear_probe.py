@@ -16,11 +16,11 @@ from torch import Tensor
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
-from rmadapter.methods.held_out import held_out
-from rmadapter.methods.shapes import shaped
+from rmadapter.methods.parts.held_out import held_out
+from rmadapter.methods.parts.shapes import shaped
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
 
 FLATTEST = 1e-2  # mean difference of logits to which they are divided at most: float32 still tells the answers apart
 

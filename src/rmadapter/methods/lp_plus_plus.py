@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.method import Fitted, Known, Parameters, Shots
 from rmadapter.methods.linear_probe import linear
-from rmadapter.methods.shapes import shaped
+from rmadapter.methods.parts.shapes import shaped
 from rmadapter.methods.tip_adapter import one_hot
 from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.train import WHOLE, Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots
+from rmadapter.training.loop import WHOLE, Batch, Recipe, minimise
 
 
 class Blend(nn.Module):

@@ -32,12 +32,12 @@ from rmadapter.data.texts import read_texts, texts_of, texts_of_all
 from rmadapter.encoders import Encoder, Packed, States
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
 from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked, without_texts
 from rmadapter.prompts import Cosines, cosine_logits, learnt_weights
 from rmadapter.settings import Count, Positive, Share
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 FIRST = 1  # block of the image encoder whose input is read
 CHUNK = 256  # prompts encoded at once: whole sentences

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods import deep
-from rmadapter.methods.context import draw
+from rmadapter.methods.parts import deep
+from rmadapter.methods.parts.context import draw
 from rmadapter.settings import Size
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class CoupledPrompts(deep.Prompted):

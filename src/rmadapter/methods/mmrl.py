@@ -35,13 +35,13 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, Grid, Packed, States, TextEncoder
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.methods.context import draw
-from rmadapter.methods.deep import check_room
+from rmadapter.methods.parts.context import draw
+from rmadapter.methods.parts.deep import check_room
 from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Share, Size
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 @dataclass(frozen=True)

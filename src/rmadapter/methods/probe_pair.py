@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.train import Recipe
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.training.loop import Recipe
 
 PROBE = LinearProbe()
 

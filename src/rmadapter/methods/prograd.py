@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from rmadapter.backbones import Backbone
-from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods.context import PromptedText, room
 from rmadapter.methods.coop import Context
+from rmadapter.methods.parts.context import PromptedText, room
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.train import Batch, Recipe, minimise
-from rmadapter.world import add_up, several
+from rmadapter.support.distributed import add_up, several
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Aligned(Function):

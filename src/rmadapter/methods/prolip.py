@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.cache import Held
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive
-from rmadapter.train import WHOLE, Batch, Recipe, minimise
+from rmadapter.training.cache import Held
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import WHOLE, Batch, Recipe, minimise
 
 
 class Projector(Learner):

@@ -24,19 +24,19 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.shared import again, shared
-from rmadapter.cache import Cache
 from rmadapter.encoders import States
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
-from rmadapter.methods import deep
-from rmadapter.methods.context import draw
+from rmadapter.methods.parts import deep
+from rmadapter.methods.parts.context import draw
+from rmadapter.methods.parts.shapes import shaped
+from rmadapter.methods.parts.still import Still
 from rmadapter.methods.promptsrc import IndependentPrompts, PromptSRC
-from rmadapter.methods.shapes import shaped
-from rmadapter.methods.still import Still
 from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Size
-from rmadapter.train import Batch, Recipe, minimise
-from rmadapter.trained import Unfinished, key_of
+from rmadapter.support.machine import seeded
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.training.loop import Batch, Recipe, minimise
+from rmadapter.training.state import Unfinished, key_of
 
 FIRST = 1  # block of both image encoders whose input is read
 STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest"  # of tensors

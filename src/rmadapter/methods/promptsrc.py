@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods import deep
-from rmadapter.methods.context import PromptedText, draw
+from rmadapter.methods.parts import deep
+from rmadapter.methods.parts.context import PromptedText, draw
 from rmadapter.prompts import cosine_logits, raw_text_features
 from rmadapter.settings import Size
 from rmadapter.task import check_templates
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 # Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix medium, quality and size.
 DIVERSE = (

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import Cosines, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 ADAMW = Recipe(optimizer="adamw", learning_rate=6e-3, epochs=10, batch_size=16, schedule="step", warmup_epochs=0)
 

@@ -19,14 +19,14 @@ from torch import Tensor
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits
+from rmadapter.methods.parts.shapes import shaped
 from rmadapter.methods.rmadapter import PLAIN, RMAdapter
-from rmadapter.methods.shapes import shaped
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import LossSettings, Positive, Share
 from rmadapter.task import check_templates
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits
 
 HEAD = "head"
 

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Packed, States, encoders_of, weights_of
 from rmadapter.errors import UserError
-from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.methods.copied import with_own
+from rmadapter.methods.parts.copied import with_own
 from rmadapter.prompts import (
     CHUNK,
     Cosines,
@@ -35,7 +34,8 @@ from rmadapter.prompts import (
     zero_shot_weights,
 )
 from rmadapter.settings import Positive, Share
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Prompts:

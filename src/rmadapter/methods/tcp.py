@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, ModuleMethod, Shots
-from rmadapter.methods.context import ContextLearner, PromptedText, context_vectors, train_context
 from rmadapter.methods.kgcoop import knowledge
+from rmadapter.methods.parts.context import ContextLearner, PromptedText, context_vectors, train_context
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.train import Recipe
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.loop import Recipe
 
 
 class ClassAware(ContextLearner):

@@ -21,9 +21,9 @@ from torch import Tensor
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Share, Size
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained
 
 
 class Memory:

@@ -23,13 +23,13 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.encoders.blocks import Opaque
 from rmadapter.errors import UserError
-from rmadapter.machine import seeded
-from rmadapter.method import Fitted, Known, Learner, ModuleMethod, Parameters, Shots, ToLogits, count
-from rmadapter.methods.context import PromptedText, context_vectors
+from rmadapter.methods.parts.context import PromptedText, context_vectors
 from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Share, Size
-from rmadapter.train import Batch, Recipe, minimise
-from rmadapter.world import add_up, several
+from rmadapter.support.distributed import add_up, several
+from rmadapter.support.machine import seeded
+from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Parameters, Shots, ToLogits, count
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 
 class Refiner(Learner):

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.cache import Held
 from rmadapter.encoders import States
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
-from rmadapter.methods.held_out import held_out
-from rmadapter.methods.shapes import shaped
+from rmadapter.methods.parts.held_out import held_out
+from rmadapter.methods.parts.shapes import shaped
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.training.cache import Held
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained, columns
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 PAPER = "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of github.com/gaopengcuhk/Tip-Adapter"
 

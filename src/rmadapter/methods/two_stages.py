@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Encoder, Packed, States, encoders_of
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, count
-from rmadapter.methods.copied import with_own
-from rmadapter.methods.still import Still
+from rmadapter.methods.parts.copied import with_own
+from rmadapter.methods.parts.still import Still
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
-from rmadapter.train import Batch, Recipe, minimise
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, count
+from rmadapter.training.loop import Batch, Recipe, minimise
 
 FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
 

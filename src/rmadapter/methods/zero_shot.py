@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.method import Fitted, Known, Parameters, Shots, ToLogits, Trained
 from rmadapter.metrics import platt
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.task import check_templates
+from rmadapter.training.contract import Fitted, Known, Parameters, Shots, ToLogits, Trained
 
 PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
 LINE = "line"

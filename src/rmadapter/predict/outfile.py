@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rmadapter.data.columns import pyarrow
+from rmadapter.data.formats.columns import pyarrow
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, check_new, inert, inert_path, opened
-from rmadapter.locks import only
+from rmadapter.support.files import atomic, check_new, inert, inert_path, opened
+from rmadapter.support.locks import only
 
 Row = dict[str, Any]
 PARTIAL = ".partial"

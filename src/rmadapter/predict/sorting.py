@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rmadapter.errors import UserError
-from rmadapter.files import atomic, cache_folder
+from rmadapter.support.files import atomic, cache_folder
 
 RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)  # on Windows, with any suffix
 UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some system

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rmadapter.cache import BATCH
 from rmadapter.data.transforms import decoded, hinted
-from rmadapter.method import Fitted, Known, answers
 from rmadapter.predict.answer import Answer
+from rmadapter.training.cache import BATCH
+from rmadapter.training.contract import Fitted, Known, answers
 
 
 class Asker:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from rmadapter.cache import Cache
-from rmadapter.checkpoint import Saved
-from rmadapter.data.images import ImageSet
-from rmadapter.data.imageset import CROPS, one_label
+from rmadapter.artifacts.checkpoint import Saved
+from rmadapter.data.image_set import CROPS, one_label
 from rmadapter.data.names import nfc
+from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.method import NotApplicable
 from rmadapter.metrics import paired
-from rmadapter.run import evaluate
+from rmadapter.runs.run import evaluate
 from rmadapter.task import Question
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import NotApplicable
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rmadapter.artifacts.record import parse_record
 from rmadapter.bench.leaderboard.published import AVERAGE, Figure, contradictions, published, sources
 from rmadapter.bench.leaderboard.standings import Board, Standing, boards
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import cell
-from rmadapter.bench.report.reading import fault, lines, read_records
+from rmadapter.bench.report.read import fault, lines, read_records
 from rmadapter.bench.report.stats import LEVEL
-from rmadapter.console import note
 from rmadapter.errors import UserError
-from rmadapter.files import write_text
-from rmadapter.html import template
-from rmadapter.locks import alone
-from rmadapter.record import parse_record
+from rmadapter.support.files import write_text
+from rmadapter.support.html import template
+from rmadapter.support.locks import alone
+from rmadapter.support.terminal import note
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 300, 48, 328, 10, 256  # of a scatter, in its own units
 

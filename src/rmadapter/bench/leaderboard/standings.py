@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from rmadapter.artifacts.record import Record
 from rmadapter.bench.leaderboard.published import AVERAGE, Figure, published, sources
 from rmadapter.bench.protocols import DOMAINS, PROTOCOLS
-from rmadapter.bench.report import fair, paper
+from rmadapter.bench.report import paper
+from rmadapter.bench.report import uses as fair
+from rmadapter.bench.report.format import Cell
 from rmadapter.bench.report.groups import TRANSFER, Group, alike, alongside, complete, entries, group_records, tested
 from rmadapter.bench.report.ranks import Ranks, ranked
-from rmadapter.bench.report.table import Cell
 from rmadapter.bench.report.tables import AVERAGES, Column, columns_of
-from rmadapter.data.catalog import ELEVEN
-from rmadapter.record import Record
-from rmadapter.uses import TRACKS, UNKNOWN
+from rmadapter.data.catalog.sets import ELEVEN
+from rmadapter.methods.uses import TRACKS, UNKNOWN
 
 TARGETS = {"cross-dataset": ELEVEN[1:], "domain-generalization": DOMAINS["imagenet"]}  # of ImageNet
 

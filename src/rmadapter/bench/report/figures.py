@@ -1,4 +1,4 @@
-"""The figures of the bench's report as SVG that takes its colours from the page, in the style of `rmadapter.plots`."""
+"""The figures of the bench report as SVG that takes its colours from the page, as `support.plots` does."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rmadapter.bench.report.format import Cell
 from rmadapter.bench.report.groups import Group, alongside, complete, entries, slug
-from rmadapter.bench.report.table import Cell
 from rmadapter.bench.report.tables import HALVES, average_title, columns_of, rankings, reference
-from rmadapter.plots import COLOURS, canvas
+from rmadapter.support.plots import COLOURS, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

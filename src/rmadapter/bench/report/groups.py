@@ -13,9 +13,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.protocols import PROTOCOLS
-from rmadapter.record import BackboneName, Record
-from rmadapter.uses import TRACKS, UNKNOWN, track_of
+from rmadapter.methods.uses import TRACKS, UNKNOWN, track_of
 
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")  # what runs must share to be compared
 TRANSFER = ("cross-dataset", "domain-generalization")

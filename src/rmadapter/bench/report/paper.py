@@ -16,12 +16,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rmadapter.artifacts.record import Record
 from rmadapter.bench.report.groups import TRANSFER, Group, group_records, tested
-from rmadapter.bench.report.reading import read_records
+from rmadapter.bench.report.read import read_records
 from rmadapter.bench.report.stats import HM_OF_MEANS, average
-from rmadapter.data.catalog import CATALOG, find
+from rmadapter.data.catalog.sets import CATALOG, find
 from rmadapter.metrics import harmonic_mean
-from rmadapter.record import Record
 
 BACKBONES = ("ViT-B-16/openai", "ViT-B-16-quickgelu/openai")
 OTHER_NAMES = {"zero-shot": "clip", "rmadapter-paper": "rmadapter"}

@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rmadapter.artifacts.record import Record
+from rmadapter.bench.report.format import Cell, Row, Table
 from rmadapter.bench.report.stats import LEVEL, drawn, half_width, holm
-from rmadapter.bench.report.table import Cell, Row, Table
-from rmadapter.record import Record
 
 FEWEST_METHODS, FEWEST_SETS = 3, 4
 Figures: TypeAlias = "Mapping[str, Mapping[tuple[str, int, int, str], float]]"  # by data set, then by what was drawn

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from rmadapter.bench.report.table import Cell
+from rmadapter.artifacts.record import Record
+from rmadapter.bench.report.format import Cell
 from rmadapter.metrics import confidence_interval, harmonic_mean
-from rmadapter.record import Record
 
 LEVEL = 0.05  # of the t test
 ENOUGH = 3  # data sets below which nothing is tested

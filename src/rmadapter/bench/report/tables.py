@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rmadapter.bench.report import fair, paper
+from rmadapter.artifacts.record import Record
+from rmadapter.bench.report import paper
+from rmadapter.bench.report import uses as fair
+from rmadapter.bench.report.format import Cell, Row, Table, mark_best
 from rmadapter.bench.report.groups import (
     TRANSFER,
     Group,
@@ -23,9 +26,7 @@ from rmadapter.bench.report.groups import (
 )
 from rmadapter.bench.report.ranks import Ranks, ranked, to_table
 from rmadapter.bench.report.stats import HM_OF_MEANS, LEVEL, Paired, average, corrected, paired
-from rmadapter.bench.report.table import Cell, Row, Table, mark_best
-from rmadapter.plots import duration
-from rmadapter.record import Record
+from rmadapter.support.plots import duration
 
 Rows = Mapping[str, Sequence[Record]]
 PRINTED = ", as printed"

@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rmadapter.artifacts.record import Record
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.figures import TRADE_OFF, Figure, make_figures
-from rmadapter.bench.report.finding import finding
+from rmadapter.bench.report.format import Table, tex, to_csv, to_latex, to_markdown
 from rmadapter.bench.report.groups import Group, cell, group_records, label
-from rmadapter.bench.report.reading import SUMMARY, Results, read_records
-from rmadapter.bench.report.table import Table, tex, to_csv, to_latex, to_markdown
+from rmadapter.bench.report.read import SUMMARY, Results, read_records
+from rmadapter.bench.report.summary import finding
 from rmadapter.bench.report.tables import machines, make_tables, total_seconds
-from rmadapter.files import write_text
-from rmadapter.html import template
-from rmadapter.locks import alone
-from rmadapter.plots import duration
-from rmadapter.record import Record
+from rmadapter.support.files import write_text
+from rmadapter.support.html import template
+from rmadapter.support.locks import alone
+from rmadapter.support.plots import duration
 from rmadapter.task import AKIN
 
 

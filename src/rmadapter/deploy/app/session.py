@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rmadapter.artifacts.checkpoint import MODEL, PAGE, Saved, load, save
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
-from rmadapter.checkpoint import MODEL, PAGE, Saved, load, save
 from rmadapter.data.names import prompt_names
+from rmadapter.deploy.app.images import IMAGES, MOST_CLASSES, Shelf, spelled, unzipped
 from rmadapter.deploy.app.jobs import Job, Jobs
-from rmadapter.deploy.app.judged import its_record, judged
-from rmadapter.deploy.app.parcels import bare_paths, copy_run, pack
-from rmadapter.deploy.app.shelf import IMAGES, MOST_CLASSES, Shelf, spelled, unzipped
+from rmadapter.deploy.app.scores import its_record, judged
+from rmadapter.deploy.app.zips import bare_paths, copy_run, pack
 from rmadapter.errors import UserError, nearest, quoted
-from rmadapter.files import user_path
-from rmadapter.method import Known
 from rmadapter.methods import AUTO, load_method
-from rmadapter.runs.grow import add_names
+from rmadapter.runs.add import add_names
+from rmadapter.support.files import user_path
 from rmadapter.task import TEMPLATES
+from rmadapter.training.contract import Known
 
 METHODS = {
     AUTO: "Choose for me: tries several and takes the best",

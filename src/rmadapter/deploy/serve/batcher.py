@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rmadapter.deploy.serve.limits import Limits
-from rmadapter.deploy.serve.served import Served
+from rmadapter.deploy.serve.model import Served
 
 
 class Full(Exception):

@@ -13,10 +13,10 @@ from typing import Any
 import uvicorn
 
 from rmadapter.deploy.serve.limits import CONNECTIONS, HEADERS
+from rmadapter.deploy.serve.model import Wish
+from rmadapter.deploy.serve.reload import Watch
 from rmadapter.deploy.serve.routes import create_app
-from rmadapter.deploy.serve.served import Wish
 from rmadapter.deploy.serve.service import Service
-from rmadapter.deploy.serve.watch import Watch
 from rmadapter.deploy.sockets import until_ended
 
 BACKLOG = 2048  # connections that wait to be accepted

@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from rmadapter.deploy.serve.body import BODY, images_of
-from rmadapter.deploy.serve.door import GONE, Door
+from rmadapter.deploy.serve.middleware import GONE, Door
+from rmadapter.deploy.serve.request_body import BODY, images_of
 from rmadapter.deploy.serve.service import LATER, Answered, Service
 from rmadapter.deploy.serve.status import status_page
 from rmadapter.errors import UserError

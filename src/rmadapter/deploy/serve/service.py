@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from starlette.exceptions import HTTPException
 
-from rmadapter.data.pixels import read_image
+from rmadapter.data.decode import read_image
 from rmadapter.deploy.serve.batcher import Batcher, Full, Row
 from rmadapter.deploy.serve.counters import Counters
 from rmadapter.deploy.serve.limits import Limits
-from rmadapter.deploy.serve.served import Served
+from rmadapter.deploy.serve.model import Served
 from rmadapter.errors import UserError, nearest
 
 DECODERS = min(4, os.cpu_count() or 1)  # threads

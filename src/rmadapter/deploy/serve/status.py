@@ -8,7 +8,7 @@ from importlib import metadata
 from fastapi.responses import HTMLResponse
 
 from rmadapter.deploy.serve.service import Service
-from rmadapter.html import template
+from rmadapter.support.html import template
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'"
 

@@ -1,0 +1,130 @@
+"""Nearest training images, by the untouched features that a fitted model keeps of them; for the mistakes of a run they
+are saved in its why.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch.nn.functional as F
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from torch import Tensor
+
+from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.predictions import Predictions, source_of, spelled
+from rmadapter.data.read import ImageSet, ImageSource
+from rmadapter.errors import UserError, first_fault
+from rmadapter.support.files import read_json, write_json
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import MOST_EXAMPLES, Fitted
+
+WHY = "why.json"
+WRONG, SHOWN = 6, 5  # mistakes, and neighbours of each
+
+Item = TypeVar("Item")
+
+
+class Neighbour(NamedTuple):
+    """image: as in split.json. source: the image itself; None if its path leads out of the data. similarity: cosine of
+    untouched features; 1 means identical."""
+
+    image: str
+    source: ImageSource | None
+    label: str
+    similarity: float
+
+
+class Mistake(NamedTuple):
+    """image: from the first test set, as in predictions.csv. neighbours: nearest first."""
+
+    image: str
+    neighbours: tuple[Neighbour, ...]
+
+
+def kept(images: Sequence[Item]) -> Sequence[Item]:
+    """Those of a model's training images whose features `Fitted.examples` keeps, in order."""
+    return images[:: max(-(-len(images) // MOST_EXAMPLES), 1)]
+
+
+def nearest(examples: Tensor | None, features: Tensor, count: int = SHOWN) -> list[list[tuple[int, float]]]:
+    """(row, cosine) of the nearest examples [N, e] for each of features [B, e], nearest first; none if no examples."""
+    if examples is None:
+        return [[] for _ in features]
+    cosines = F.normalize(features.float(), dim=-1) @ examples.float().T
+    best = cosines.topk(min(count, cosines.shape[1]))
+    return [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def mistakes(
+    fitted: Fitted, train: ImageSet, evaluations: Sequence[Evaluation], tested: Sequence[Predictions], cache: Cache
+) -> list[Mistake]:
+    """At most WRONG images of the first test set that the model gets wrong, the most confident answers first, each with
+    its nearest training images.
+
+    train: what the model was fitted to. tested: the answers of the evaluations. A tested image that is also a training
+    image, as in cross-validation, is not its own neighbour.
+    """
+    if not tested:
+        return []
+    images, found = evaluations[0].images, tested[0]
+    wrong = np.flatnonzero(found.answer.which != found.true)
+    rows = wrong[np.argsort(-found.answer.probability[wrong], kind="stable")][:WRONG].tolist()
+    if not rows:
+        return []
+    known = kept(range(len(train)))
+    result = list[Mistake]()
+    near = nearest(fitted.examples, cache.features(images.subset(rows))[0], SHOWN + 1)
+    for row, pairs in zip(rows, near, strict=True):
+        others = [(known[place], cosine) for place, cosine in pairs]
+        others = [pair for pair in others if train.images[pair[0]] is not images.images[row]]
+        neighbours = tuple(
+            Neighbour(train.name(i), train.images[i], str(train.written[train.labels[i]]), round(cosine, 4))
+            for i, cosine in others[:SHOWN]
+        )
+        result.append(Mistake(found.images[row], neighbours))
+    return result
+
+
+def write_mistakes(path: Path, found: Sequence[Mistake]) -> None:
+    """As JSON, atomically."""
+    keys = ("image", "label", "similarity")
+    rows = [
+        {"image": one.image, "neighbours": [{key: getattr(near, key) for key in keys} for near in one.neighbours]}
+        for one in found
+    ]
+    write_json(path, rows)
+
+
+class _Near(BaseModel):
+    image: str
+    label: str
+    similarity: float
+
+
+class _Wrong(BaseModel):
+    image: str
+    neighbours: list[_Near]
+
+
+def read_mistakes(path: Path, found: Predictions, root: Path) -> list[Mistake]:
+    """Read what `write_mistakes` wrote; empty if there is no file, as in runs of earlier versions.
+
+    found: the answers on the first test set. root: folder of the training images. Raises UserError for a file that does
+    not belong to them.
+    """
+    if not path.is_file():
+        return []
+    try:
+        rows = TypeAdapter(list[_Wrong]).validate_python(read_json(path))
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise UserError(f"{path}: not the mistakes of a run ({place}: {reason})") from None
+    there, result = {*found.images}, list[Mistake]()
+    for row in rows[:WRONG]:
+        if spelled(row.image) not in there:
+            raise UserError(f"{path}: names an image that predictions.csv does not; the folder is damaged or mixed")
+        near = (Neighbour(n.image, source_of(root, n.image), n.label, n.similarity) for n in row.neighbours[:SHOWN])
+        result.append(Mistake(spelled(row.image), tuple(near)))
+    return result

@@ -1,0 +1,214 @@
+"""What a run's page shows for one set of images: the change, images, confusions, classes and confidence."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmadapter import metrics
+from rmadapter.artifacts.mistakes import Mistake
+from rmadapter.artifacts.predictions import Predictions
+from rmadapter.artifacts.record import Score
+from rmadapter.data.read import ImageSource, load_image
+from rmadapter.errors import UserError
+from rmadapter.support import plots
+from rmadapter.support.files import read_text
+
+MATRIX_LIMIT = 25  # most classes for which a matrix is readable; beyond, only its largest entries are listed
+NUMBERS = 16  # most classes for which the counts in it fit on a narrow screen
+PAIRS = 15  # most rows in the list of confusions
+AT_FIRST = 8  # of these, shown in place of a matrix
+IN_WORDS = 3  # of these, told in a sentence
+PER_OUTCOME = 6  # images shown for each outcome
+THUMBNAIL, SMALL = 160, 96  # pixels of the longer side, and of a training image
+TRAINING = -1  # number of the training images, which are no scored set
+OUTCOMES = (  # name, what it means, (zero-shot is right, adapted is right)
+    ("Gained", "only the adapted model is right", (False, True)),
+    ("Lost", "only the untouched model is right", (True, False)),
+    ("Both right", "", (True, True)),
+    ("Both wrong", "", (False, False)),
+)
+
+Thumbnails = Mapping[tuple[int, str], str]  # (number of the set, path) -> data: address
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of a score, in points, with its 95 % interval and McNemar's p. before, after: Wilson intervals of the
+    two accuracies, in percent. ece_zero_shot, ece: their calibration errors."""
+
+    points: float
+    low: float
+    high: float
+    p: float
+    before: tuple[float, float]
+    after: tuple[float, float]
+    ece_zero_shot: float
+    ece: float
+
+    @classmethod
+    def of(cls, found: Predictions) -> Change:
+        before, after = found.right
+        wilson = [metrics.wilson(int(right.sum()), len(right)) for right in (before, after)]
+        sure = (found.zero_shot.probability, found.answer.probability)
+        errors = [metrics.calibration_error(p, right) for p, right in zip(sure, (before, after), strict=True)]
+        points, low, high, p = metrics.paired(before, after)
+        return cls(points, low, high, p, wilson[0], wilson[1], errors[0], errors[1])
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says about the adapted model; follows its name in a sentence."""
+        if self.low > 0:
+            return "is better than the untouched model"
+        return "is worse than the untouched model" if self.high < 0 else "may be no better than the untouched model"
+
+
+def panel(number: int, score: Score, found: Predictions, thumbnails: Thumbnails) -> dict[str, Any]:
+    """Everything about one score. number: its index in the record."""
+    pairs = _pairs(found)
+    return {
+        "number": number,
+        "score": score,
+        "change": Change.of(found),
+        "outcomes": _outcomes(number, found, thumbnails),
+        "per_class": _per_class(found),
+        "matrix": _matrix(found) if len(found.classes) <= MATRIX_LIMIT else None,
+        "pairs": pairs,
+        "at_first": pairs[:AT_FIRST],
+        "in_words": pairs[:IN_WORDS],
+        "reliability": plots.reliability_diagram(
+            {
+                "zero-shot": (found.zero_shot.probability, found.right[0]),
+                "adapted": (found.answer.probability, found.right[1]),
+            },
+            f"reliability{number}",
+        ),
+    }
+
+
+def _outcomes(number: int, found: Predictions, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    before, after = found.right
+    outcomes = []
+    for name, meaning, (zero_shot, adapted) in OUTCOMES:
+        members = np.flatnonzero((before == zero_shot) & (after == adapted))
+        cards = [_card(number, found, int(i), thumbnails) for i in members[_spread(len(members))]]
+        share = 100 * len(members) / len(found.true)
+        outcomes.append({"name": name, "meaning": meaning, "n": len(members), "share": share, "cards": cards})
+    return outcomes
+
+
+def _spread(n: int) -> np.ndarray:
+    """At most PER_OUTCOME of 0..n-1, evenly spread: nobody picked them by hand."""
+    return np.unique(np.linspace(0, n - 1, min(n, PER_OUTCOME)).round().astype(int))
+
+
+def _per_class(found: Predictions) -> list[dict[str, Any]]:
+    """Accuracy of each class, the largest gain first; those without an image come last."""
+    n = len(found.classes)
+    count = np.bincount(found.true, minlength=n)
+    guesses = (found.zero_shot, found.answer)
+    before, after = (metrics.per_class_accuracy(found.true, guess.which, n) for guess in guesses)
+    columns = zip(found.classes, count, before, after, after - before, strict=True)
+    keys = ("name", "n", "zero_shot", "adapted", "change")
+    rows = [dict(zip(keys, row, strict=True)) for row in columns]
+    full = sorted((row for row in rows if row["n"]), key=lambda row: (-row["change"], -row["adapted"], row["name"]))
+    return full + [row for row in rows if not row["n"]]
+
+
+def _pairs(found: Predictions) -> list[dict[str, Any]]:
+    """The most common mistakes of the adapted model, and how often the untouched model made the same."""
+    n, names = len(found.classes), found.classes
+    true, said, counts = metrics.confusions(found.true, found.answer.which, n)
+    largest = np.argsort(-counts, kind="stable")[:PAIRS]
+    total = np.bincount(found.true, minlength=n)
+    return [
+        {
+            "true": names[t],
+            "said": names[s],
+            "n": count,
+            "before": int(((found.true == t) & (found.zero_shot.which == s)).sum()),
+            "total": total[t],
+        }
+        for t, s, count in zip(true[largest], said[largest], counts[largest], strict=True)
+    ]
+
+
+def _matrix(found: Predictions) -> dict[str, Any]:
+    """rows: for each class its name, number of images, and count and share of the row for every answer."""
+    counts = metrics.confusion(found.true, found.answer.which, len(found.classes))
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    rows = zip(found.classes, totals.tolist(), counts.tolist(), shares.tolist(), strict=True)
+    return {
+        "narrow": len(found.classes) > NUMBERS,
+        "rows": [(name, total, list(zip(some, parts, strict=True))) for name, total, some, parts in rows],
+    }
+
+
+def _card(number: int, found: Predictions, i: int, thumbnails: Thumbnails) -> dict[str, Any]:
+    """What the page shows of one image."""
+    answers = []
+    for name, guess in (("zero-shot", found.zero_shot), ("adapted", found.answer)):
+        best = int(guess.which[i])
+        answers.append((name, found.classes[best], best == found.true[i], 100 * float(guess.probability[i])))
+    file, true = found.images[i], found.classes[found.true[i]]
+    src = thumbnail(found.sources[i]) or thumbnails.get((number, file), "")
+    return {"set": number, "file": file, "src": src, "true": true, "answers": answers}
+
+
+def reasons(number: int, found: Predictions, wrong: Sequence[Mistake], thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """What the page shows of mistakes: the image, the best two classes, the nearest training images."""
+    names = dict(zip(found.labels, found.classes, strict=True))
+    cards = []
+    for image, neighbours in wrong:
+        i = found.images.index(image)
+        near = [
+            {
+                "image": one.image,
+                "label": names.get(one.label, one.label),
+                "similarity": one.similarity,
+                "src": thumbnail(one.source, SMALL) or thumbnails.get((TRAINING, one.image), ""),
+            }
+            for one in neighbours
+        ]
+        adapted, zero_shot = (
+            [(found.classes[guess.which[i]], float(guess.probability[i])) for guess in guesses if guess.which[i] >= 0]
+            for guesses in ((found.answer, found.second), (found.zero_shot,))
+        )
+        src = thumbnail(found.sources[i]) or thumbnails.get((number, image), "")
+        card = {"set": number, "image": image, "src": src, "true": found.classes[found.true[i]]}
+        cards.append({**card, "best": adapted, "zero_shot": zero_shot, "neighbours": near})
+    return cards
+
+
+def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
+    """The image as a data: address, its longer side at most `side` pixels; "" if it can no longer be read."""
+    if source is None:
+        return ""
+    try:
+        image = load_image(source)
+    except UserError:
+        return ""
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
+    """Thumbnails from an earlier page of the run, so that it can be rebuilt without its images."""
+    try:
+        text = read_text(page, errors="replace") if page.is_file() else ""
+    except UserError:  # far larger than any page
+        return {}
+    card = r'<\w+ class="\w+" data-set="(-?\d+)" title="([^"]*)">\s*<img src="(data:image/jpeg;base64,[\w+/=]+)"'
+    found = re.findall(card, text)
+    return {(int(number), unescape(file)): src for number, file, src in found}

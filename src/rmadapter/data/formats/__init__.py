@@ -1,0 +1,1 @@
+"""One format of labelled images a file."""

@@ -1,0 +1,90 @@
+"""Unpacks archives and embedded images into the cache, once, where they are ordinary files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from rmadapter.data.catalog.fetch import ARCHIVES, unpack
+from rmadapter.data.decode_limits import formats
+from rmadapter.data.formats.scan import SPLITS
+from rmadapter.errors import UserError
+from rmadapter.support.files import atomic, cache_folder, shortened
+from rmadapter.support.locks import claim
+
+ABOUT = re.compile(r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE)  # no data
+LEAST, TIMES = 100_000_000, 20  # an archive may unpack to LEAST bytes plus TIMES its own size
+
+
+def is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def place(archive: Path) -> Path:
+    """The cache folder for an archive, which need not exist yet; a changed archive gets another one."""
+    facts = os.stat(archive)
+    word = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
+    stem = archive.name[: -len(next(end for end in ARCHIVES if archive.name.lower().endswith(end)))]
+    return cache_folder() / "unpacked" / f"{shortened(stem)}-{key}"
+
+
+def unpacked(archive: Path) -> Path:
+    """The folder with the contents of a zip or tar file, which is unpacked once unless it changes.
+
+    Raises UserError as `fetch.unpack`, with a limit of 100 MB plus twenty times the archive's size, and if the cache
+    cannot be written.
+    """
+    folder = place(archive)
+    aside, counted = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "files"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with claim(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir() or (counted.is_file() and _files(folder) != counted.read_text()):
+                shutil.rmtree(folder, ignore_errors=True)  # from which a cleaner took single files
+                shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
+                aside.mkdir()
+                try:
+                    unpack(archive, aside, LEAST + TIMES * os.stat(archive).st_size, fresh=True)
+                    counted.write_text(_files(aside))
+                    os.rename(aside, folder)
+                finally:
+                    shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); point RMADAPTER_CACHE elsewhere") from None
+    return folder
+
+
+def _files(folder: Path) -> str:
+    """Their number."""
+    return str(sum(len(files) for _, _, files in os.walk(folder)))
+
+
+def inner(folder: Path) -> Path:
+    """The innermost folder of an unpacked archive, entered as long as a folder holds nothing but one folder, which is
+    none of a split, and words about the data. Not a folder of nothing but images: it is a class."""
+    while True:
+        inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+        inside = [entry for entry in inside if not (ABOUT.fullmatch(entry.name) and entry.is_file())]
+        one = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
+        if not one or inside[0].name.casefold() in SPLITS or _is_class(inside[0]):
+            return folder
+        folder = inside[0]
+
+
+def _is_class(folder: Path) -> bool:
+    return all(entry.suffix.lower() in formats() and entry.is_file() for entry in folder.iterdir())
+
+
+def stored(data: bytes, name: str) -> Path:
+    """Store an encoded image in the cache; returns its path, made of the content's digest and `name`."""
+    digest = hashlib.sha256(data).hexdigest()
+    plain = shortened(re.sub(r"[^\w.-]", "_", Path(name).name), end=True).lstrip(".") or "image"
+    path = cache_folder() / "images" / digest[:2] / f"{digest[:24]}-{plain}"
+    if not path.exists():
+        with atomic(path, sync=False) as temporary:
+            temporary.write_bytes(data)
+    return path

@@ -1,0 +1,212 @@
+"""A fitted method as one graph, of ONNX or torch: pixels [B, 3, H, W] in, probabilities [B, C] out.
+
+No code here depends on the method: its own scoring is traced, and what does not depend on the image (class features,
+a cache of shots, learned tokens) becomes constants in the graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.data.image_set import one_label
+from rmadapter.deploy.export.engines import GRAPH, GROUPS, HINT, INPUT, OPENVINO, OUTPUTS
+from rmadapter.encoders import States
+from rmadapter.errors import UserError
+from rmadapter.prompts import Cosines, cosine_logits, untouched
+from rmadapter.runs.order import each_alone
+from rmadapter.training.contract import Fitted, NotApplicable, ToLogits
+
+T = TypeVar("T")
+OPSET = 20
+GROUP = 64  # numbers that share a range
+ASKED = 200  # images to compare an export on, at most
+LARGEST = 2_000_000_000  # most bytes of a graph in one file: protobuf's limit is 2^31
+BESIDE = f"{GRAPH}.data"  # the weights of a larger graph
+WEIGHTS = "model.bin"  # the weights of an OpenVINO model
+
+
+class Answers(nn.Module):
+    """`Fitted.answers` of one model, as a module. names: of the classes. embeddings: whether unit features [B, e]
+    follow the probabilities: those that are compared with class features; if the classes are scored otherwise, those
+    of the untouched encoder, or, if the method runs blocks itself, those that it compares for unseen classes.
+
+    Raises NotApplicable as `Fitted.score`, and for embeddings if the method has no features to give; UserError for a
+    model with several labels per image, and for one that remembers images.
+    """
+
+    def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
+        super().__init__()
+        one_label(fitted.known.several, "export and serve")
+        each_alone(fitted, "an exported or served run")
+        with torch.no_grad():
+            self.fitted, self.found = fitted, fitted.for_classes(tuple(names))
+            self.features = _features(fitted, names, self.found) if embeddings else None
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        states, found = self.fitted.states(pixels), self.found
+        features = self.features(states) if self.features else None
+        same = isinstance(found, Cosines) and features is not None  # so that nothing is computed twice
+        logits = cosine_logits(found.backbone, features, found.weights) if same else found(states)  # type: ignore
+        answers = (logits / self.fitted.temperature).float().softmax(-1)
+        return answers if features is None else (answers, F.normalize(at_least_float32(features), dim=-1))
+
+
+def _features(fitted: Fitted, names: Sequence[str], found: ToLogits) -> Callable[[States], Tensor]:
+    if isinstance(found, Cosines):
+        return found.features
+    if fitted.first is None:
+        return untouched
+    other = fitted.for_classes((*names, "something else"))
+    if not isinstance(other, Cosines):
+        raise NotApplicable(f"{fitted.method.title} has no image features to give: leave out --embeddings and --text")
+    return other.features
+
+
+def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> Any:
+    """An onnx.ModelProto with a free batch axis, or a batch of 1 if the method treats each image by itself.
+
+    embeddings: as in `Answers`. Raises UserError for a method that cannot be traced, and NotApplicable as `Answers`.
+    """
+    return _traced(Answers(fitted, names, embeddings), _onnx, "an ONNX graph")
+
+
+def program(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> torch.export.ExportedProgram:
+    """As `trace`, but as torch's own graph."""
+    return _traced(Answers(fitted, names, embeddings), _program, "a torch graph")
+
+
+def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
+    fitted = module.eval().fitted
+    pixels = torch.zeros(2, 3, *[fitted.backbone.image_size] * 2, device=fitted.backbone.device)
+    with quiet():
+        try:
+            return make(module, pixels, ({0: torch.export.Dim("batch")},))
+        except Exception:  # for example, prompts that depend on the image
+            pass
+        try:
+            return make(module, pixels[:1], None)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{fitted.method.title} cannot be exported as {what} ({reason})") from error
+
+
+def _program(module: nn.Module, pixels: Tensor, batch: Any) -> torch.export.ExportedProgram:
+    return torch.export.export(module, (pixels,), dynamic_shapes=batch, strict=False)
+
+
+def _onnx(module: Answers, pixels: Tensor, batch: Any) -> Any:
+    from onnxscript.optimizer import fold_constants
+
+    found = torch.onnx.export(
+        _program(module, pixels, batch), (), dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
+        input_names=[INPUT], output_names=list(OUTPUTS if module.features else OUTPUTS[:1]),
+        dynamic_shapes=batch and ({0: "batch"},),
+    )  # fmt: skip
+    assert found is not None
+    fold_constants(found.model, input_size_limit=LARGEST, output_size_limit=LARGEST)  # such as transposed weights
+    return found.model_proto
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence exporters, which print progress, warn about their own parts, and log what they do not fold."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def write(model: Any, file: Path) -> None:
+    """Write a graph; if it exceeds LARGEST, its weights go beside it, into BESIDE. Raises OSError."""
+    import onnx
+
+    if sum(len(weight.raw_data) for weight in model.graph.initializer) <= LARGEST:
+        file.write_bytes(model.SerializeToString())
+    else:
+        onnx.save(model, str(file), save_as_external_data=True, location=BESIDE)
+
+
+def write_torch(found: torch.export.ExportedProgram, file: Path) -> None:
+    """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
+    found.example_inputs = None
+    try:
+        with quiet():
+            torch.export.save(found, file)
+    except RuntimeError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
+
+
+def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
+    """Write a graph of one image for LiteRT. Raises OSError, UserError if it cannot be converted, and NotApplicable."""
+    import litert_torch
+
+    def convert(module: Answers, pixels: Tensor, batch: Any) -> Any:
+        return litert_torch.convert(module, (pixels[:1],))
+
+    _traced(Answers(fitted, names), convert, "a LiteRT graph").export(str(file))
+
+
+def write_openvino(folder: Path, precision: str) -> None:
+    """Replace the ONNX graph in a folder by OpenVINO's form of it. precision: fp32; fp16 for weights alone; bf16 for
+    products, if the processor has them; int8 for weights, and for activations in groups of GROUP numbers that share a
+    range. Raises OSError."""
+    import openvino
+
+    model = openvino.convert_model(folder / GRAPH)
+    if precision == "int8":
+        model = _in_8_bits(model)
+    model.set_rt_info("bf16" if precision == "bf16" else "f32", HINT)
+    try:
+        openvino.save_model(model, folder / OPENVINO, compress_to_fp16=precision in ("fp16", "bf16"))
+    except RuntimeError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
+    for file in (GRAPH, BESIDE):
+        (folder / file).unlink(missing_ok=True)
+
+
+def _in_8_bits(model: Any) -> Any:
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with quiet():
+        found = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    found.set_rt_info(str(GROUP), GROUPS)
+    return found
+
+
+def in_half(model: Any) -> Any:
+    """The model with weights stored in 16 bits: half the size, but still computed in float32."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    casts = []
+    for weight in found.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype != np.float32 or values.size < 1024:
+            continue
+        name, weight.name = weight.name, f"{weight.name}_16"
+        weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), weight.name))
+        casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *found.graph.node]
+    del found.graph.node[:]
+    found.graph.node.extend(nodes)
+    return found

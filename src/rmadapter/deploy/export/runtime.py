@@ -1,0 +1,223 @@
+"""Answers of an exported model; needs only NumPy, Pillow and its engine: onnxruntime, OpenVINO, torch or LiteRT.
+
+    python predict.py IMAGES > answers.csv
+
+    from predict import Model
+    for label, probability in Model("this folder").predict(["cat.jpg"])[0]: ...
+
+Images become the same tensors, bit for bit, as in the package that exported the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rmadapter.data.decode import ImageSource, load_image
+from rmadapter.data.formats.scan import image_files
+from rmadapter.deploy.export.adding import Naming
+from rmadapter.deploy.export.engines import ENGINES, GRAPH
+from rmadapter.errors import UserError
+from rmadapter.predict.answer import Answer, best, columns
+from rmadapter.predict.outfile import cell
+from rmadapter.support.checksums import check_sums
+
+LABELS, TRANSFORM = "labels.json", "preprocess.json"
+BATCH = 32  # images
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Transform:
+    """RGB image -> float32 [3, size, size], as preprocess.json says.
+
+    resize: fit the "shortest" side and crop the centre, fit the "longest" side and pad with `fill`, or "squash".
+    mean, std: of RGB in 0..1.
+    """
+
+    def __init__(
+        self, size: int, resize: str, interpolation: str, mean: Sequence[float], std: Sequence[float], fill: int = 0
+    ) -> None:
+        self.size, self.resize, self.fill, self.filter = size, resize, fill, FILTERS[interpolation]
+        self.mean, self.std = (np.array(numbers, np.float32)[:, None, None] for numbers in (mean, std))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        values = np.asarray(self._square(image)).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+        return (values - self.mean) / self.std
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        size, (width, height) = self.size, image.size
+        if self.resize == "squash":
+            return image.resize((size, size), self.filter)
+        if self.resize == "longest":
+            ratio = max(width / size, height / size)
+            small = image.resize((round(width / ratio), round(height / ratio)), self.filter)
+            found = Image.new("RGB", (size, size), (self.fill,) * 3)
+            found.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+            return found
+        short = min(width, height)
+        small = image.resize((int(size * width / short), int(size * height / short)), self.filter)
+        left, top = (round((side - size) / 2) for side in small.size)
+        return small.crop((left, top, left + size, top + size))
+
+
+class Model:
+    """An exported model. labels: of the classes, in the order of the probabilities. threads: 0 leaves it to the engine.
+    graph: the model's file, by default the one in the folder.
+
+    Raises UserError if the folder holds no model or a damaged one, or if its engine is not installed.
+    """
+
+    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = "") -> None:
+        folder = Path(folder)
+        graph = graph or next((name for name in ENGINES if (folder / name).is_file()), GRAPH)
+        if not (folder / graph).is_file():
+            raise UserError(f"{folder}: not an exported model; {graph} is missing")
+        check_sums(folder)
+        try:
+            self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
+            self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
+            self._run, batch = ENGINES.get(graph, ENGINES[GRAPH])(folder / graph, threads)
+        except UserError:
+            raise
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is missing; run `pip install {error.name}`") from None
+        except Exception as error:  # engines raise types of their own for a damaged file
+            raise UserError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]})") from error
+        self.batch, self.folder = batch or BATCH, folder
+        self.naming: Naming | None = None
+
+    def add_class(self, label: str) -> None:
+        """Add a class by name alone. Raises UserError for one that exists, and for a model exported without --text."""
+        try:
+            self.naming = self.naming or Naming(self.folder)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is missing; run `pip install {error.name}`") from None
+        self.naming.add(label, self.labels)
+
+    def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
+        """Images -> float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
+        return np.stack([self.transform(load_image(image)) for image in images])
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [B, 3, size, size] -> [B, C]"""
+        return self.ask(pixels)[0]
+
+    def ask(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """Pixels -> probabilities [B, C], and features [B, e] of unit length if the model has them."""
+        parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
+        found = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        return [self.naming.probabilities(found[1]), *found[1:]] if self.naming else found
+
+    def embed(self, images: Iterable[ImageSource]) -> np.ndarray:
+        """Features [N, e] of unit length, similar for similar images. Raises UserError for an unreadable image, and for
+        a model exported without --embeddings."""
+        return np.concatenate([outputs[1] for _, outputs in self.outputs(images, wanted=2)])
+
+    def answers(
+        self, images: Iterable[ImageSource], bad: list[str] | None = None
+    ) -> Iterator[tuple[list[ImageSource], np.ndarray]]:
+        """As `outputs`, but with the probabilities [B, C] alone."""
+        return ((kept, outputs[0]) for kept, outputs in self.outputs(images, bad))
+
+    def outputs(
+        self, images: Iterable[ImageSource], bad: list[str] | None = None, wanted: int = 1
+    ) -> Iterator[tuple[list[ImageSource], list[np.ndarray]]]:
+        """Batches of images, their probabilities [B, C], and features [B, e] if the model has them; threads decode.
+
+        bad: collects a sentence for each unreadable image, which is left out; if None, the first one raises UserError.
+        wanted: how many outputs there must be; UserError if there are fewer.
+        """
+
+        def load(image: ImageSource) -> np.ndarray | UserError:
+            try:
+                return self.transform(load_image(image))
+            except UserError as error:
+                return error
+
+        rest = iter(images)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            while some := list(islice(rest, BATCH)):
+                found = list(zip(some, pool.map(load, some), strict=True))
+                for error in [tensor for _, tensor in found if isinstance(tensor, UserError)]:
+                    if bad is None:
+                        raise error
+                    bad.append(str(error))
+                good = [(image, tensor) for image, tensor in found if isinstance(tensor, np.ndarray)]
+                if good:
+                    kept = [image for image, _ in good]
+                    outputs = self.ask(np.stack([tensor for _, tensor in good]))
+                    if len(outputs) < wanted:
+                        raise UserError("this model gives no features; `rmadapter export RUN --embeddings` makes one")
+                    yield kept, outputs
+
+    def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
+        """Labels and probabilities of each image (a path, a PIL image or an array), most probable first."""
+        return [self.best(row, top) for _, table in self.answers(images) for row in table]
+
+    def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
+        """Labels and probabilities of one image, most probable first. probabilities: [C]."""
+        return best(self.labels, probabilities, top)
+
+
+def _files(words: Sequence[str]) -> list[Path]:
+    """The named files, and the images in named folders."""
+    found: list[Path] = []
+    for word in words:
+        found += image_files(Path(word), set()) if os.path.isdir(word) else [Path(word)]
+    if not found:
+        raise UserError(f"{', '.join(words)[:200]}: no images found")
+    return found
+
+
+def _write(model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str) -> None:
+    """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for features, in its order."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
+    writer, header = csv.writer(sys.stdout), columns(top, zero_shot=False)
+    writer.writerow(header)
+    features = []
+    for some, outputs in model.outputs(files, bad, 2 if embeddings else 1):
+        features += outputs[1:]
+        for image, line in zip(some, outputs[0], strict=True):
+            row = Answer(Path(str(image)), tuple(model.best(line, top))).row()
+            writer.writerow([cell(column, row[column]) for column in header])
+    if embeddings and features:
+        with open(f"{embeddings}.part", "wb") as file:
+            np.save(file, np.concatenate(features))
+        os.replace(f"{embeddings}.part", embeddings)
+
+
+def main() -> None:
+    """The command line; a UserError becomes one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(description="The most probable classes of images, as CSV on stdout.")
+    parser.add_argument("images", nargs="+", help="files, or folders, which are searched to any depth")
+    parser.add_argument("--top", type=int, default=5, help="answers per image, by default 5")
+    parser.add_argument("--add", action="append", default=[], help="name of one more class; may be repeated")
+    parser.add_argument("--embeddings", default="", help="file.npy for the features [N, e] of the images")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without unreadable images and report them")
+    parser.add_argument("--threads", type=int, default=0, help="by default as many as there are cores")
+    words = parser.parse_args()
+    bad: list[str] | None = [] if words.skip_bad else None
+    try:
+        model = Model(threads=max(words.threads, 0))
+        for label in words.add:
+            model.add_class(label)
+        _write(model, _files(words.images), min(max(words.top, 1), len(model.labels)), bad, words.embeddings)
+    except (UserError, OSError) as error:
+        print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    for text in bad or []:
+        print("left out:", text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Why a model answers what it answers: the nearest training images and the two best classes."""

@@ -1,0 +1,143 @@
+"""Prompts with learned context: "X X X X name." with vectors in place of the placeholders X.
+
+Under causal attention, prompts that share their context begin with the same tokens, which are computed only once;
+tokens after the end of a text are not computed at all. Both are exact.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rmadapter.backbones import Backbone
+from rmadapter.data.names import descriptions
+from rmadapter.errors import UserError
+from rmadapter.prompts import CHUNK, Cosines, cosine_logits, untouched
+from rmadapter.training.contract import Known, Learner, Shots, ToLogits, Trained
+from rmadapter.training.loop import Batch, Recipe, minimise
+
+_STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
+HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
+
+
+class PromptedText:
+    """The text encoder of a backbone on "X ... X name.", where the n_ctx X are the context. Of a name with
+    several descriptions, the first is used.
+
+    layout: the packed prompts of C classes, T tokens in all. words: their own embeddings [T, d]. positions: packed rows
+    of the context tokens, [n_ctx] if the classes share them, else [C, n_ctx]. share=False always keeps them apart, for
+    contexts that differ between classes. Raises UserError if n_ctx tokens and a name do not fit the encoder.
+    """
+
+    def __init__(self, backbone: Backbone, classes: Sequence[str], n_ctx: int, share: bool = True) -> None:
+        self.encoder, device = backbone.text, backbone.device
+        holders = " ".join([HOLDER] * n_ctx)
+        called = [descriptions(name)[0] for name in classes]
+        tokens = backbone.tokenizer([f"{holders} {name}." for name in called]).to(device)
+        start = _start(backbone)
+        if n_ctx < 1 or start + n_ctx + 2 > tokens.shape[1]:
+            raise UserError(
+                f"{n_ctx} context tokens: the text encoder of {backbone.name} has room for 1 to "
+                f"{tokens.shape[1] - start - 2}"
+            )
+        self.layout = self.encoder.layout(tokens, share)
+        with torch.no_grad():
+            self.words = self.encoder.words(self.layout)
+        self.positions = torch.arange(start, start + n_ctx, device=device)
+        if not self.layout.prefix:
+            lengths = self.encoder.real_tokens(tokens)[0]
+            self.positions = (lengths.cumsum(0) - lengths)[:, None] + self.positions
+
+    def put(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [T, d] with the context tokens' rows replaced by context [n_ctx, d], or [C, n_ctx, d] per class."""
+        assert context.ndim == 2 or self.positions.ndim == 2, "contexts that differ between classes need share=False"
+        if self.positions.ndim > context.ndim - 1:
+            context = context.expand(len(self.positions), -1, -1)
+        return x.index_copy(0, self.positions.flatten(), context.reshape(-1, x.shape[-1]).to(x.dtype))
+
+    def encode(self, context: Tensor, edit: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+        """Class features [C, e], not normalised, of context [n_ctx, d] or [C, n_ctx, d].
+
+        edit(i, x) changes the input of block i, for instance by `put`.
+        """
+        x = self.encoder.stem(self.layout, self.put(self.words, context))
+        return self.encoder.encode(x, self.layout, edit=edit)
+
+
+def encoder_of(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
+    """Context [tokens, d] -> class features [C, e], not normalised. Prompts are encoded in chunks of CHUNK; if
+    there are several, the backward pass recomputes them, and so only holds one at a time."""
+    parts = [PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)]
+    if len(parts) == 1:
+        return parts[0].encode
+    return lambda context: torch.cat([checkpoint(part.encode, context, use_reentrant=False) for part in parts])
+
+
+def _start(backbone: Backbone) -> int:
+    """How many tokens the tokenizer puts before a text; found once, as an export that is traced cannot look at them."""
+    if backbone not in _STARTS:
+        one, other = backbone.tokenizer([HOLDER, "photo"])
+        _STARTS[backbone] = int((one != other).int().argmax())
+    return _STARTS[backbone]
+
+
+@torch.no_grad()
+def init_words(backbone: Backbone, text: str) -> Tensor:
+    """Embeddings [n, d] of the n tokens of a text, without those that the tokenizer adds around it."""
+    tokens = backbone.tokenizer([text, f"{text} {HOLDER}"]).to(backbone.device)
+    end = int((tokens[0] != tokens[1]).int().argmax())
+    return backbone.text.words(backbone.text.layout(tokens[:1]))[_start(backbone) : end].clone()
+
+
+def draw(count: int, width: int, seed: int) -> Tensor:
+    """Random tokens [count, width] with CoOp's standard deviation of 0.02."""
+    return 0.02 * torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def context_vectors(backbone: Backbone, words: str, tokens: int, seed: int) -> nn.Parameter:
+    """Context [n, d] to train: the embeddings of `words`, or `tokens` random vectors if `words` is empty."""
+    start = init_words(backbone, words) if words else draw(tokens, backbone.text.width, seed)
+    return nn.Parameter(start.to(backbone.device))
+
+
+def room(backbone: Backbone, tokens: int) -> int:
+    """`tokens`, but at most a quarter of the text encoder's length."""
+    return min(tokens, backbone.tokenizer([HOLDER]).shape[1] // 4)
+
+
+class ContextLearner(Learner):
+    """A module that learns class features and leaves image features untouched."""
+
+    reaches = ("text",)
+
+    @abstractmethod
+    def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
+        """A function without arguments that returns the normalised features [C, e] of these classes under the current
+        parameters."""
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        weights = self.bind(names, known.templates)()
+        return Cosines(self.backbone, untouched, weights)
+
+
+def train_context(
+    learner: ContextLearner, shots: Shots, recipe: Recipe, penalty: Callable[[Tensor], Tensor] | None = None
+) -> Trained:
+    """Cross-entropy of untouched image features against a learner's class features, plus penalty(class features)."""
+    weights = learner.bind(shots.classes, shots.templates)
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        classes = weights()
+        ce = F.cross_entropy(cosine_logits(learner.backbone, batch.images.features, classes), batch.labels)
+        if penalty is None:
+            return {"loss": ce}
+        distance = penalty(classes)
+        return {"loss": ce + distance, "ce": ce, "distance": distance}
+
+    return minimise(learner, loss, recipe, shots, shots.source())

@@ -1,1 +1,0 @@
-"""Which images of a pool without labels to label next, or first."""

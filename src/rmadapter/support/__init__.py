@@ -1,0 +1,1 @@
+"""Files, processes and output: knows nothing of images or models."""

@@ -1,0 +1,1 @@
+"""The training loop, its contract with methods, and frozen activations."""

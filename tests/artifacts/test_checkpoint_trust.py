@@ -1,0 +1,152 @@
+"""Runs that somebody changed: files that do not belong together, and backbones that nobody but the run names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rmadapter import FewShotClassifier
+from rmadapter.artifacts.checkpoint import drawn, load, save
+from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
+from rmadapter.support.checksums import write_sums
+
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def refused(folder: Path, words: str, backbone: Backbone | str | None = None) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        load(folder, backbone)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1300
+
+
+# ---- the backbone ----
+
+
+def renamed(folder: Path, name: str) -> None:
+    """model.json that names another backbone, by somebody who knows of SHA256SUMS."""
+    content = json.loads((folder / "model.json").read_text("utf-8"))
+    content["backbone"]["name"] = name
+    (folder / "model.json").write_text(json.dumps(content))
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+
+
+def test_a_backbone_given_goes_before_the_one_named(copy: Path, tiny_clip: Backbone) -> None:
+    renamed(copy, "/gone")
+    refused(copy, "its backbone '/gone' is a folder, a file or a repository.+: --backbone '/gone', in Python")
+    refused(copy, "'/gone' is neither a folder nor a name", "/gone")
+    assert load(copy, replace(tiny_clip, name="here")).fitted.backbone.name == "here"
+    assert load(copy, tiny_clip.name).fitted.backbone.name == tiny_clip.name
+
+
+def test_a_run_cannot_name_a_folder_or_a_repository_to_be_read(
+    copy: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A published name needs nobody's word, unless it is a folder here."""
+    monkeypatch.setattr("rmadapter.artifacts.checkpoint.load_backbone", lambda name: pytest.fail(f"{name} was read"))
+    for name in ("hf-hub:somebody/else", tiny_clip.name, f"ViT-B-16/{tmp_path}/a.safetensors", "./x", "x" * 9000):
+        renamed(copy, name)
+        refused(copy, "a run's word is not enough to read it; name it yourself: --backbone '")
+    monkeypatch.setattr("rmadapter.artifacts.checkpoint.load_backbone", lambda name: tiny_clip)
+    for name in ("pocket", "pocket-1", "ViT-B-16/openai", "ViT-B-32/none"):
+        renamed(copy, name)
+        assert load(copy).fitted.backbone is tiny_clip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ViT-B-32" / "none").mkdir(parents=True)
+    refused(copy, "its backbone 'ViT-B-32/none' is a folder, a file or a repository")
+    with pytest.raises(UserError, match="name it yourself"):
+        FewShotClassifier.load(copy)
+
+
+def test_another_tokenizer_or_transform_is_refused(
+    finished: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.loads((finished / "model.json").read_text("utf-8"))
+    assert content["tokenizer"] == tiny_clip.tokenizer_digest != ""
+    for part, other in (("tokenizer", {"tokenizer_digest": "0" * 64}), ("image transform", {"mean": (0.5, 0.4, 0.31)})):
+        changed: Any = replace(tiny_clip, **other)  # type: ignore[arg-type]
+        refused(finished, f"the {part} of its backbone .+ has changed since; restore it, or fit again", changed)
+    assert content["transform"]["resize"] == "shortest"
+    visual: Any = tiny_clip.model.visual
+    for field, value in (("resize_mode", "squash"), ("interpolation", "bilinear")):
+        monkeypatch.setattr(visual, "preprocess_cfg", {**visual.preprocess_cfg, field: value})
+        refused(finished, "the image transform of its backbone .+ has changed since", tiny_clip)
+        monkeypatch.undo()
+
+
+def test_a_model_that_says_little_of_its_transform_is_still_read(copy: Path, tiny_clip: Backbone) -> None:
+    content = json.loads((copy / "model.json").read_text("utf-8"))
+    for field in ("resize", "interpolation", "fill"):
+        del content["transform"][field]
+    (copy / "model.json").write_text(json.dumps(content))
+    (copy / "SHA256SUMS").unlink()
+    assert load(copy, tiny_clip).name == "rmadapter"
+
+
+def test_a_model_that_says_nothing_of_its_tokenizer_is_still_read(copy: Path, tiny_clip: Backbone) -> None:
+    content = json.loads((copy / "model.json").read_text("utf-8"))
+    del content["tokenizer"]
+    (copy / "model.json").write_text(json.dumps(content))
+    (copy / "SHA256SUMS").unlink()
+    assert load(copy, replace(tiny_clip, tokenizer_digest="another")).name == "rmadapter"
+
+
+# ---- files that do not belong together ----
+
+
+def test_a_model_is_not_saved_over_a_run_whose_figures_are_of_another(copy: Path, tiny_clip: Backbone) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(UserError, match="holds a run of `fit`, which this would overwrite: choose another folder"):
+        FewShotClassifier.load(copy, backbone=tiny_clip.name).save(copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "history.csv", "split.json", "report.html", "model.json"])
+def test_one_changed_byte_of_any_file_is_refused(copy: Path, tiny_clip: Backbone, name: str) -> None:
+    content = (copy / name).read_bytes()
+    place = content.index(b"blue") if name == "model.json" else len(content) // 2
+    (copy / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    refused(copy, rf"{name}: does not match SHA256SUMS.+ or delete its line", tiny_clip)
+
+
+def test_a_record_that_the_sums_leave_out_is_of_another_run(copy: Path) -> None:
+    assert drawn(copy)[:2] == (4, 1)
+    write_sums(copy, (FILE, "model.json"))
+    with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
+        drawn(copy)
+
+
+def test_a_run_of_an_earlier_version_has_no_sums(copy: Path, tiny_clip: Backbone) -> None:
+    (copy / "SHA256SUMS").unlink()
+    assert load(copy, tiny_clip).name == "rmadapter"
+    assert drawn(copy)[:2] == (4, 1)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(copy: Path, tiny_clip: Backbone, number: float) -> None:
+    fitted = load(copy, tiny_clip).fitted
+    tensors = {name: tensor.clone() for name, tensor in fitted.tensors.items()}
+    tensors["text.4.down.weight"][1, 1] = number
+    (copy / "run.json").unlink()
+    save(copy, replace(fitted, tensors=tensors), "rmadapter")
+    refused(copy, rf"{FILE}: 'text.4.down.weight' holds numbers that are not finite; fit again", tiny_clip)
+
+
+def test_weights_in_eight_bits_are_refused(copy: Path, tiny_clip: Backbone) -> None:
+    fitted, name = load(copy, tiny_clip).fitted, "text.4.down.weight"
+    tensors = {**fitted.tensors, name: fitted.tensors[name].to(torch.float8_e4m3fn)}
+    (copy / "run.json").unlink()
+    save(copy, replace(fitted, tensors=tensors), "rmadapter")
+    refused(copy, f"'{name}' is in torch.float8_e4m3fn, which training never uses; fit again", tiny_clip)

@@ -1,0 +1,139 @@
+"""The training images most like others, by features computed anew; and the file with those of a run's mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from rmadapter.artifacts.checkpoint import load
+from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.mistakes import (
+    SHOWN,
+    WRONG,
+    Mistake,
+    Neighbour,
+    kept,
+    mistakes,
+    nearest,
+    read_mistakes,
+    write_mistakes,
+)
+from rmadapter.artifacts.predictions import Predictions
+from rmadapter.backbones import Backbone
+from rmadapter.data.fewshot import few_shot
+from rmadapter.data.read import ImageSet, read_images
+from rmadapter.errors import UserError
+from rmadapter.training.cache import Cache
+from tests.artifacts.test_page import evaluation, score
+from tests.helpers.shots import pixels_of
+
+
+def test_the_nearest_by_hand() -> None:
+    examples = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]])
+    [[first, second], [third, _]] = nearest(examples, torch.tensor([[5.0, 0], [0, -2]]), 2)
+    assert first == (0, 1)
+    assert second == (2, pytest.approx(0.6))
+    assert third == (0, 0)
+    assert len(nearest(examples, torch.ones(1, 2))[0]) == 3  # there are no more
+    assert nearest(None, torch.ones(2, 2)) == [[], []]
+
+
+def test_what_is_kept_of_very_many(monkeypatch: pytest.MonkeyPatch, finished: Path, tiny_clip: Backbone) -> None:
+    for module in ("training.contract", "artifacts.mistakes"):
+        monkeypatch.setattr(f"rmadapter.{module}.MOST_EXAMPLES", 4)
+    features = torch.eye(11)
+    examples = load(finished, tiny_clip).fitted.fitted_to(features).examples
+    assert examples is not None
+    assert examples.argmax(1).tolist() == [*kept(range(11))] == [0, 3, 6, 9]
+    assert [*kept(range(4))] == [0, 1, 2, 3]
+    assert [*kept(())] == []
+
+
+def answered(images: ImageSet, wrong: dict[int, float]) -> Evaluation:
+    """Every image is named, but for some. wrong: rows, with the probability of the class that is answered instead."""
+    labels = np.array(images.labels)
+    table = np.eye(len(images.classes))[labels] * 0.96 + 0.01
+    for row, share in wrong.items():
+        table[row] = (1 - share) / 3
+        table[row, labels[row] - 1] = share
+    return Evaluation("test, all classes", images, table, table)
+
+
+def found(fitted: Any, train: ImageSet, e: Evaluation, tiny_clip: Backbone) -> list[Mistake]:
+    cache = Cache(tiny_clip, hold=False, progress=False)
+    return mistakes(fitted, train, [e], [Predictions.of(score(e, "all"), e)], cache)
+
+
+def test_mistakes_with_their_nearest_training_images(finished: Path, tiny_clip: Backbone, colors: Path) -> None:
+    """The surest come first, and the neighbours are those of features computed anew."""
+    splits, fitted = read_images(colors), load(finished, tiny_clip).fitted
+    train, test = few_shot(splits, 4, 1).train, splits["test"]
+    rows = [3, 7, 1, 0, 12, 15, 8]
+    its = found(fitted, train, answered(test, {row: 0.9 - 0.05 * i for i, row in enumerate(rows)}), tiny_clip)
+    assert [one.image for one in its] == [test.name(row) for row in rows[:WRONG]]
+    unit = normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, train, range(len(train)))).features, dim=-1)
+    own = normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, test, rows[:WRONG])).features, dim=-1)
+    for one, cosines in zip(its, own @ unit.T, strict=True):
+        assert [near.similarity for near in one.neighbours] == pytest.approx(
+            cosines.sort(descending=True).values[:SHOWN].tolist(), abs=1e-3
+        )
+        for near in one.neighbours:
+            assert near.source == colors / near.image
+            assert near.label == Path(near.image).parent.name
+    assert found(fitted, train, answered(test, {}), tiny_clip) == []
+    assert mistakes(fitted, train, [], [], Cache(tiny_clip)) == []
+
+
+def test_an_image_that_was_trained_on_is_no_neighbour_of_itself(
+    finished: Path, tiny_clip: Backbone, colors: Path
+) -> None:
+    train = few_shot(read_images(colors), 4, 1).train
+    [one] = found(load(finished, tiny_clip).fitted, train, answered(train, {5: 0.7}), tiny_clip)
+    assert one.image == train.name(5)
+    assert len(one.neighbours) == SHOWN
+    assert one.image not in [near.image for near in one.neighbours]
+
+
+def example(folder: Path) -> tuple[list[Mistake], Predictions]:
+    e = evaluation("test, all classes", 4, ("cat", "dog"), 0)
+    paths = tuple(folder / f"{i}.png" for i in range(4))
+    its = Evaluation(e.title, ImageSet(paths, e.images.labels, e.classes, folder), e.probabilities, e.zero_shot)
+    near = (Neighbour("a/x.png", folder / "a/x.png", "cat", 0.8765), Neighbour("b.png", folder / "b.png", "dog", 0.5))
+    return [Mistake("2.png", near), Mistake("0.png", ())], Predictions.of(score(its, "all"), its)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    wrong, its = example(tmp_path)
+    write_mistakes(tmp_path / "why.json", wrong)
+    assert read_mistakes(tmp_path / "why.json", its, tmp_path) == wrong
+    assert read_mistakes(tmp_path / "none.json", its, tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["/etc/secret.png", "../secret.png"])
+def test_a_foreign_file_names_no_image_outside_of_the_data(tmp_path: Path, path: str) -> None:
+    _, its = example(tmp_path)
+    write_mistakes(tmp_path / "why.json", [Mistake("2.png", (Neighbour(path, None, "cat", 1.0),))])
+    [one] = read_mistakes(tmp_path / "why.json", its, tmp_path)
+    assert one.neighbours[0].source is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[", "not readable JSON"),
+        ({"image": "2.png"}, "not the mistakes of a run"),
+        ([{"image": "2.png", "neighbours": [{"image": "a", "label": "cat"}]}], r"not the mistakes of a run \(0\.neigh"),
+        ([{"image": "9.png", "neighbours": []}], r"names an image that predictions\.csv does not"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, content: Any, words: str) -> None:
+    _, its = example(tmp_path)
+    (tmp_path / "why.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        read_mistakes(tmp_path / "why.json", its, tmp_path)

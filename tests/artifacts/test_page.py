@@ -1,0 +1,292 @@
+"""The page is read back with an HTML parser; its figures are counted again by hand or with scikit-learn."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import re
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from html import unescape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score
+
+from rmadapter.artifacts.evaluation import Evaluation
+from rmadapter.artifacts.page import write_page
+from rmadapter.artifacts.predictions import predictions
+from rmadapter.artifacts.record import FORMAT, BackboneName, MethodName, Record, Score
+from rmadapter.data.read import ImageSet
+from rmadapter.methods import load_method
+from rmadapter.settings import documentation, settings_of
+from rmadapter.task import Task
+from tests.helpers.parsed import Page
+
+NASTY = ('<b>bold</b> & "quotes"', "größe 斑马 $x_1$", "it's {{ 7 * 7 }}")
+
+
+def evaluation(title: str, n: int, classes: tuple[str, ...], seed: int) -> Evaluation:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(classes), n)
+    before, after = (rng.dirichlet(np.ones(len(classes)), n).astype(np.float32) for _ in range(2))
+    after[np.arange(n), labels] += 0.3
+    after /= after.sum(1, keepdims=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 200, 240, 3), dtype=np.uint8)
+    return Evaluation(title, ImageSet(tuple(pixels), tuple(labels.tolist()), classes), after, before)
+
+
+def correct(e: Evaluation) -> tuple[float, float]:
+    """Percent of the untouched model, and of the adapted one."""
+    before, after = (100 * accuracy_score(e.labels, p.argmax(1)) for p in (e.zero_shot, e.probabilities))
+    return before, after
+
+
+def score(e: Evaluation, name: str, **changes: Any) -> Score:
+    before, after = correct(e)
+    return Score(
+        **{"name": name, "images": len(e.images), "classes": len(e.classes), "zero_shot": before, "accuracy": after}
+        | changes
+    )
+
+
+def record(*scores: Score, method: str = "rmadapter", settings: dict[str, Any] | None = None, **changes: Any) -> Record:
+    usual = load_method("rmadapter" if ":" in method else method)
+    named = MethodName(name=method, title=usual.title, settings=settings or settings_of(usual))
+    given = {"task": Task(data="<i>data</i>", classes="base"), "parameters": 464_640, "scores": scores}
+    given |= {"seconds": {"train": 151.2, "total": 152.0}, "notes": ("<script>alert(1)</script> was skipped",)}
+    given |= {"versions": {"torch": "2.6.0"}, "command": "rmadapter fit '<i>data</i>' --out \"a b\""}
+    backbone = BackboneName(name="pocket", digest="ab" * 32)
+    return Record(format=FORMAT, method=named, backbone=backbone, **(given | changes))
+
+
+def write(path: Path, its: Record, evaluations: list[Evaluation], history: Any = ()) -> None:
+    write_page(path, its, predictions(its, evaluations), history)
+
+
+HISTORY = [{"step": i, "epoch": 1, "loss": 3.0 / i, "lr": 0.1} for i in range(1, 30)]
+
+
+@pytest.fixture(scope="module")
+def base() -> Evaluation:
+    return evaluation("test, base classes", 60, NASTY, 0)
+
+
+@pytest.fixture(scope="module")
+def novel() -> Evaluation:
+    return evaluation("test, novel classes", 40, ("x", "y"), 1)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, base: Evaluation, novel: Evaluation) -> Page:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write(path, record(score(base, "base"), score(novel, "novel")), [base, novel], HISTORY)
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    return Page(path)
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: Page) -> None:
+    addresses = [v for a in ("src", "href", "xlink:href") for v in page.values(a)]
+    assert len(addresses) > 20
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {a[1:] for a in addresses if a.startswith("#")} <= set(ids)
+
+
+def test_names_are_text_and_never_markup(page: Page) -> None:
+    for text in (*NASTY, "<i>data</i>", "<script>alert(1)</script> was skipped"):
+        assert text in page.text
+    assert set(NASTY) <= set(page.values("alt"))
+
+
+def test_the_message_comes_first_with_its_numbers_and_intervals(
+    page: Page, base: Evaluation, novel: Evaluation
+) -> None:
+    before, after = zip(correct(base), correct(novel), strict=True)
+    assert f"RMAdapter is better than the untouched model: {after[0]:.1f} % instead of {before[0]:.1f} %" in page.text
+    message = page.text[: page.text.index("Gained and lost")]
+    for figure in (*before, *after, 100 / 3):
+        assert f"{figure:.1f}" in message
+    for rate in (before[0], after[0]):
+        ends = binomtest(round(rate * 0.6), 60).proportion_ci(method="wilson")
+        assert f"95 % interval {100 * ends.low:.1f} to {100 * ends.high:.1f}" in message
+    means = [statistics.harmonic_mean(pair) for pair in (before, after)]
+    assert re.search(rf"harmonic mean of base and novel ?{means[0]:.1f} ?{means[1]:.1f}", message)
+    for b, a in zip(before, after, strict=True):
+        assert re.search(rf"{b:.1f} ?{a:.1f} ?\{a - b:+.1f} \(", message)
+    assert "464,640 parameters" in page.text
+    assert "Time: training 2 min 31 s, in all 2 min 32 s." in page.text
+
+
+def test_outcomes_are_counted_and_shown_in_a_mix(page: Page, base: Evaluation, novel: Evaluation) -> None:
+    names = {(False, True): "Gained", (True, False): "Lost", (False, False): "Both wrong", (True, True): "Both right"}
+    shown = 0
+    for e in (base, novel):
+        right = [p.argmax(1) == e.labels for p in (e.zero_shot, e.probabilities)]
+        counts = Counter((bool(before), bool(after)) for before, after in zip(*right, strict=True))
+        for key, name in names.items():
+            assert f"{name} {counts[key]} (" in page.text
+        shown += sum(min(6, n) for n in counts.values())
+    thumbnails = [a for a in page.values("src") if a.startswith("data:image/jpeg;base64,")]
+    assert len(thumbnails) == shown
+    image = Image.open(io.BytesIO(base64.b64decode(thumbnails[0].split(",")[1])))
+    assert (image.format, image.size) == ("JPEG", (160, 133))
+
+
+def test_the_order_of_the_page(page: Page) -> None:
+    sections = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
+    assert sections == ["before-after", "changed", "confusion", "details"]
+    folded = [attributes.get("id") for tag, attributes in page.tags if tag == "details"]
+    assert [name for name in folded if name] == ["confidence", "evaluation1", "training"]
+    assert folded[-1] == "training"
+    assert {"Total loss", "Learning rate"} <= set(page.values("aria-label"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_nothing_on_it_is_wider_than_a_narrow_screen(page: Page) -> None:
+    """No width in pixels, no table that a narrow screen would have to scroll, and images with a text instead."""
+    styles = " ".join(page.values("style"))
+    assert set(re.findall(r"(?:width|left):([\d.]+)(\S)", styles)) <= {
+        (n, "%") for n, _ in re.findall(r"([\d.]+)(%)", styles)
+    }
+    assert not {"width", "height"} & {
+        name for tag, attributes in page.tags if tag != "svg" for name in attributes if tag in ("table", "img")
+    }
+    tables = [attributes.get("class") or "" for tag, attributes in page.tags if tag == "table"]
+    assert tables
+    assert all(re.match("scores|text|matrix", name) for name in tables)
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    css = files("rmadapter").joinpath("assets/report.css").read_text("utf-8")
+    assert re.search(r"prefers-color-scheme: dark\) \{\s*:root \{[^}]*--paper: #1", css)
+    assert "@media print" in css
+    assert not re.search(r"[^-]width: \d{3,}px", css)
+
+
+def test_same_input_same_bytes_and_the_callers_image_is_left_alone(tmp_path: Path, novel: Evaluation) -> None:
+    image = Image.new("RGB", (300, 200), "red")
+    images = ImageSet((image,) * len(novel.labels), novel.images.labels, novel.classes)
+    e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
+    for name in "ab":
+        write(tmp_path / name, record(score(e, "novel")), [e], HISTORY)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert image.size == (300, 200)
+
+
+def test_a_method_without_steps_that_cannot_know_novel_classes(tmp_path: Path, base: Evaluation) -> None:
+    nothing = Score(name="novel", images=40, classes=2, reason="it knows <its> classes alone")
+    write(tmp_path / "r.html", record(score(base, "base"), nothing, method="linear-probe"), [base], [])
+    page = Page(tmp_path / "r.html")
+    assert re.search(r"test, novel classes ?it knows <its> classes alone ?–", page.text)
+    assert "linear probe on pocket" in page.text
+    assert "harmonic mean" not in page.text
+    assert "Total loss" not in page.values("aria-label")
+    assert "evaluation1" not in page.values("id")
+
+
+def test_a_set_of_one_class_and_of_one_image(tmp_path: Path) -> None:
+    e = evaluation("test, novel classes", 1, ("only",), 0)
+    write(tmp_path / "r.html", record(score(e, "novel")), [e], [])
+    assert re.search(r"\+0.0 points on 1 image .* −\d", Page(tmp_path / "r.html").text)
+
+
+def test_nothing_to_evaluate_and_no_command(tmp_path: Path) -> None:
+    write(tmp_path / "r.html", record(command="", notes=()), [], [])
+    page = Page(tmp_path / "r.html")
+    assert "There was nothing to evaluate" in page.text
+    assert "Repeat it" not in page.text
+    assert "Before and after" not in page.text
+
+
+def test_files_that_are_gone(tmp_path: Path, novel: Evaluation) -> None:
+    name = b"gone \xff.jpg".decode("utf-8", "surrogateescape")  # as Linux gives a name that is not UTF-8
+    images = ImageSet((tmp_path / name,) * len(novel.labels), novel.images.labels, novel.classes, tmp_path)
+    e = Evaluation(novel.title, images, novel.probabilities, novel.zero_shot)
+    write(tmp_path / "r.html", record(score(e, "novel")), [e], [])
+    assert "no longer readable" in Page(tmp_path / "r.html").text
+
+
+def test_a_hundred_classes_stay_under_three_megabytes(tmp_path: Path) -> None:
+    e = evaluation("test, all classes", 2500, tuple(f"a class with name {i}" for i in range(100)), 3)
+    write(tmp_path / "r.html", record(score(e, "all")), [e], HISTORY)
+    assert (tmp_path / "r.html").stat().st_size < 3e6
+
+
+def settings_table(path: Path) -> dict[str, tuple[str, bool, str]]:
+    """name -> value, whether it is bold, meaning."""
+    rows = re.findall(
+        r"<tr><td><code>(.*?)</code></td><td>(.*?)</td><td class=\"soft\">(.*?)</td></tr>",
+        path.read_text(encoding="utf-8"),
+    )
+    return {
+        name: (unescape(value.removeprefix("<b>").removesuffix("</b>")), value.startswith("<b>"), unescape(text))
+        for name, value, text in rows
+    }
+
+
+def test_every_setting_has_its_meaning_and_is_bold_where_it_is_not_the_default(tmp_path: Path) -> None:
+    changed = {"rank": 8, "betas": [0.9, 0.9]}
+    settings = settings_of(load_method("mma")) | changed
+    task = Task(data="x", shots=4, templates=("<{}>",))
+    write(tmp_path / "r.html", record(method="mma", settings=settings, task=task, precision="bf16"), [], [])
+    found = settings_table(tmp_path / "r.html")
+    assert found.keys() >= {"method", "precision", "shots", "seed", *settings}
+    assert {name for name, (_, bold, _) in found.items() if bold} == {*changed, "shots", "templates", "precision"}
+    assert found["rank"] == ("8", True, documentation(load_method("mma"))["rank"])
+    assert found["seed"] == ("1", False, documentation(Task())["seed"])
+    assert found["templates"][0] == '["<{}>"]'
+    assert found["last_block"][0] == "null"
+    assert "Bold: not the default" in Page(tmp_path / "r.html").text
+
+
+def test_a_setting_called_as_a_common_one_goes_by_the_name_of_its_method(tmp_path: Path) -> None:
+    settings = {"templates": ["a {}"]}
+    write(tmp_path / "r.html", record(method="zero-shot", settings=settings), [], [])
+    found = settings_table(tmp_path / "r.html")
+    assert found["zero-shot.templates"][:2] == ('["a {}"]', True)
+    assert not found["templates"][1]
+
+
+def test_a_method_from_outside_that_is_gone_has_no_known_defaults(tmp_path: Path) -> None:
+    gone = record(method=f"{tmp_path}/gone.py:Mine", settings={"width": 3}, task=Task(shots=4))
+    write(tmp_path / "r.html", gone, [], [])
+    found = settings_table(tmp_path / "r.html")
+    assert found["width"] == ("3", False, "")
+    assert found["shots"] == ("4", False, documentation(Task())["shots"])
+    assert "Bold: not the default" not in Page(tmp_path / "r.html").text
+
+
+def test_a_page_runs_no_method_that_only_the_record_names(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    write(tmp_path / "r.html", record(method=f"{tmp_path}/evil.py:Evil", settings={"width": 3}), [], [])
+    assert settings_table(tmp_path / "r.html")["width"] == ("3", False, "")
+
+
+def test_scores_and_answers_that_do_not_belong_together_are_refused(
+    tmp_path: Path, base: Evaluation, novel: Evaluation
+) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        write(tmp_path / "r.html", record(score(base, "base")), [base, novel], [])
+    mixed = Evaluation(base.title, novel.images, base.probabilities, base.zero_shot)
+    with pytest.raises(ValueError, match=r"60 answers on 40 images"):
+        write(tmp_path / "r.html", record(score(base, "base")), [mixed], [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_templates_can_be_had_without_the_libraries_that_draw() -> None:
+    code = (
+        "import sys, rmadapter.artifacts.page\n"
+        "sys.exit(bool({'sklearn', 'scipy', 'matplotlib', 'jinja2', 'open_clip'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,197 @@
+"""A record is a typed value and one line of JSON; what is no record is told in a sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from rmadapter.artifacts.record import BackboneName, MethodName, Record, Score, Several, parse_record, read_record
+from rmadapter.data.read import ImageSet
+from rmadapter.errors import UserError
+from rmadapter.task import Question, Task
+
+SCORES = (
+    Score(name="base", images=10, classes=4, accuracy=60.0, zero_shot=50.0),
+    Score(name="novel", images=20, classes=3, accuracy=30.0, zero_shot=40.0),
+)
+
+
+def record(**values: Any) -> Record:
+    given = {"task": Task(data="x", classes="base"), "backbone": BackboneName(name="b", digest="0"), "scores": SCORES}
+    return Record(format=2, method=MethodName(name="mma", title="MMA", settings={"rank": 3}), **{**given, **values})
+
+
+def test_figures_by_name() -> None:
+    found = record()
+    assert found.metrics == {"base": 60, "novel": 30, "hm": 40}
+    assert found.metric("hm", zero_shot=True) == pytest.approx(2 * 50 * 40 / 90)
+    assert found.metric("all") is None
+    closed = Score(name="novel", images=20, classes=3, reason="knows its own alone")
+    assert record(scores=(SCORES[0], closed)).metrics == {"base": 60}
+    assert SCORES[0].title == "test, base classes"
+    assert SCORES[0].chance == 25
+
+
+def test_equal_counts_are_equal_figures() -> None:
+    """Records have four decimals, so that sums of the same counts over seeds would differ."""
+
+    def figure(images: int, accuracy: float) -> float | None:
+        return record(scores=(Score(name="base", images=images, classes=2, accuracy=accuracy),)).metric("base")
+
+    assert [figure(270, round(100 * right / 270, 4)) for right in (137, 140)] == [100 * 137 / 270, 100 * 140 / 270]
+    assert figure(100, 50.3) == 50.3  # of no count, as a mean over classes
+
+
+def test_the_average_is_over_other_data_and_needs_all_of_them() -> None:
+    own = Score(name="all", images=9, classes=3, accuracy=90.0)
+    targets = [
+        Score(name=name, data=name, images=9, classes=3, accuracy=value) for name, value in (("a", 10.0), ("b", 20.0))
+    ]
+    assert record(scores=(own, *targets)).metrics == {"all": 90, "a": 10, "b": 20, "average": 15}
+    missing = Score(name="c", data="c", images=9, classes=3, reason="no")
+    assert record(scores=(own, *targets, missing)).metric("average") is None
+    assert record(scores=(own,)).metric("average") is None
+
+
+def test_one_line_and_back(tmp_path: Path) -> None:
+    asked = Task(data="gr\u00f6\u00dfe", tests=(Question("a", "a"),), templates=("a {}.", "the {}."), shots=0)
+    some = [record(), record(task=asked, status="failed", reason="no luck", seconds={"total": 1.5}, value=[1, None])]
+    some[0].save(tmp_path / "run.json")
+    assert read_record(tmp_path / "run.json") == some[0]
+    assert [parse_record(one.line(), "") for one in some] == some
+    assert all(one.line().count("\n") == 1 for one in some)
+    assert "axis" not in json.loads(some[0].line())  # what is as it is by default is left out
+
+
+@given(st.text(), st.text(), st.floats(0, 100), st.integers(0, 10**9))
+def test_any_text_and_number_survives(name: str, reason: str, accuracy: float, images: int) -> None:
+    score = Score(name=name, reason=reason, accuracy=accuracy, images=images, classes=2)
+    one = record(scores=(score,), notes=(reason,))
+    assert parse_record(one.line(), "") == one
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "not readable JSON"),
+        ("{", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+        ("3", "not a run record"),
+        ("[]", "not a run record"),
+        ("{}", "not a run record .field format"),
+        ('{"format": 1, "protocol": "base-to-novel"}', "field format"),
+        (record().line().replace("60.0", "1e999"), "field scores.0.accuracy"),
+        (record().line().replace('"images"', '"imagse"'), "field scores.0."),
+        (record().line().replace('"base"', '"bases"', 1), "field task"),
+    ],
+)
+def test_what_is_no_record_is_told_in_a_sentence(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        read_record(tmp_path / "run.json")
+    assert str(tmp_path / "run.json") in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not readable"):
+        read_record(tmp_path / "none.json")
+
+
+def test_a_record_cannot_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        record().key = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ('"accuracy": 60.0', '"accuracy": 1e308', "scores.0.accuracy"),
+        ('"classes": 4', '"classes": 0', "scores.0.classes"),
+        ('"rank": 3', '"rank": ' + "[" * 300 + "]" * 300, "method.settings.rank"),
+        ('"rank": 3', '"rank": {"a": 1}', "method.settings.rank"),
+        ('"seed": 1', f'"seed": {10**26}', "task.seed"),
+        ('"templates": ["a photo of a {}."]', '"templates": null', "task.templates"),
+        ('"shots": 16', '"shots": "\\u0000"', "task.shots"),
+    ],
+)
+def test_values_of_other_kinds_are_refused(old: str, new: str, place: str) -> None:
+    line = record().line()
+    assert old in line
+    with pytest.raises(UserError, match=f"field {place}"):
+        parse_record(line.replace(old, new), "run.json")
+
+
+@pytest.mark.parametrize(
+    ("recalls", "p", "words"),
+    [
+        ([50.0], None, "recalls for other classes than it lists"),
+        ([50.0, None], 0.5, "not exactly one row for the method that was fitted"),
+        ([50.0, None], None, ""),
+    ],
+)
+def test_a_judgement_is_of_one_method_and_its_classes(recalls: list[float | None], p: float | None, words: str) -> None:
+    rates = {"accuracy": 60.0, "low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21}
+    row = {"name": "RMAdapter", "recalls": recalls, "p": p, **rates}
+    content = {"how": "", "images": 9, "classes": ["a", "b"], "majority": 50.0, "rows": [row]}
+    line = json.dumps({**json.loads(record().line()), "judgement": content})
+    if not words:
+        judgement = parse_record(line, "run.json").judgement
+        assert judgement is not None
+        assert judgement.own.name == "RMAdapter"
+        return
+    with pytest.raises(UserError, match=f"field judgement: .*{words}"):
+        parse_record(line, "run.json")
+
+
+def test_what_a_model_of_several_labels_is_worth() -> None:
+    images = replace(ImageSet.from_lists([np.zeros((2, 2), np.uint8)] * 3, [*"abc"]), several=((0, 1), (1,), (1,)))
+    table = np.array([[0.9, 0.8, 0.1], [0.2, 0.9, 0.2], [0.1, 0.4, 0.3]])
+    worth = Several.of(table, 1 - table, images, 0.5)
+    assert worth.images == (1, 3, 0)
+    assert worth.precisions == (100, 100, None)
+    assert worth.zero_shot == pytest.approx((100 / 3, 100, None))
+    assert worth.f1s == pytest.approx((100, 80, None))
+    assert worth.means == pytest.approx((100, 200 / 3, 90))
+    one = record().model_copy(update={"scores": (Score(name="all", images=3, classes=3, several=worth),)})
+    assert parse_record(one.line(), "") == one
+    assert one.metrics == {}
+    with pytest.raises(UserError, match="for other classes than it lists"):
+        parse_record(one.line().replace('"classes": ["a", "b", "c"]', '"classes": ["a", "b"]'), "run.json")
+    assert len(worth.intervals) == 4
+    with pytest.raises(UserError, match="intervals for other figures"):
+        parse_record(one.line().replace('"intervals": [', '"intervals": [[1, 2], '), "run.json")
+
+
+def test_one_of_many_faults_is_enough(tmp_path: Path) -> None:
+    """Each fault takes a kilobyte to tell."""
+    line = record().line().replace('"format": 2', '"format": 2, "notes": [' + ",".join(["1"] * 10**6) + "]")
+    (tmp_path / "run.json").write_text(line)
+    with pytest.raises(UserError, match=r"field notes\.0"):
+        read_record(tmp_path / "run.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None, exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(sorted(Record.model_fields)), JSON)
+def test_any_value_of_any_field_is_refused_or_survives(field: str, value: Any) -> None:
+    try:
+        one = parse_record(json.dumps({**json.loads(record().line()), field: value}), "run.json")
+    except UserError as error:
+        assert len(str(error)) < 400  # noqa: PT017
+    else:
+        assert parse_record(one.line(), "") == one
+        assert all(isinstance(figure, float) for figure in one.metrics.values())

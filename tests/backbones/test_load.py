@@ -1,0 +1,163 @@
+"""Backbones by name: what plain open_clip computes, the right activation, no pickle, and refusals that help."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones.load import _hub_file, identity_of, is_published
+from rmadapter.errors import UserError
+from tests.helpers.fixed import write_fixed_backbone
+
+SMALL = "ViT-S-32-alt"  # the smallest of open_clip's architectures
+TEXTS = ["a photo of a cat.", "a red dog", ""]
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"])
+def test_computes_what_plain_open_clip_computes(kind: str, request: pytest.FixtureRequest) -> None:
+    backbone = request.getfixturevalue(kind)
+    plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{backbone.name}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{backbone.name}")(TEXTS)
+    images = torch.stack([transform(noise(size)) for size in [(40, 50), (90, 33)]])
+    assert torch.equal(backbone.preprocess(noise((40, 50))), images[0])
+    assert torch.equal(backbone.tokenizer(TEXTS), tokens)
+    plain.eval().requires_grad_(False)  # torch picks other kernels for weights that want gradients
+    with torch.inference_mode():
+        assert torch.equal(backbone.model.encode_image(images), plain.encode_image(images))
+        assert torch.equal(backbone.model.encode_text(tokens), plain.encode_text(tokens))
+    assert backbone.model.logit_scale == plain.logit_scale
+    assert not backbone.model.training
+    assert all(not p.requires_grad and p.dtype == torch.float32 for p in backbone.model.parameters())
+    white = backbone.preprocess(Image.new("RGB", (64, 64), "white"))
+    expected = [(1 - mean) / std for mean, std in zip(backbone.mean, backbone.std, strict=True)]
+    assert white.shape == (3, backbone.image_size, backbone.image_size)
+    torch.testing.assert_close(white[:, 0, 0], torch.tensor(expected))
+
+
+def test_random_weights_are_always_the_same_and_come_back_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, second = load_backbone(f"{SMALL}/none"), load_backbone(f"{SMALL}/none")
+    assert torch.equal(torch.rand(3), expected), "the global random generator was used"
+    assert first.digest == second.digest
+    save_file({name: tensor.half() for name, tensor in first.model.state_dict().items()}, tmp_path / "half.safetensors")
+    from_file = load_backbone(f"{SMALL}/{tmp_path}/half.safetensors").model.state_dict()
+    assert {tensor.dtype for tensor in from_file.values()} == {torch.float32}
+    assert all(torch.equal(from_file[n], tensor.half().float()) for n, tensor in first.model.state_dict().items())
+
+
+def test_every_published_checkpoint_has_a_safetensors_file_to_ask_for() -> None:
+    for architecture, tag in open_clip.list_pretrained():
+        repository, file = _hub_file(open_clip.get_pretrained_cfg(architecture, tag)["hf_hub"])
+        assert repository.count("/") == 1, (architecture, tag)
+        assert file.endswith(".safetensors"), (architecture, tag)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ViT-B-32-quickgelu/laion2b_s34b_b79k", "use 'ViT-B-32/laion2b_s34b_b79k'"),
+        ("ViT-B16/openai", "nearest are ViT-B-16"),
+        ("ViT-B-16/openia", "nearest are openai"),
+        ("ViT-S-16/openai", "'ViT-S-16/none' has random weights"),
+        ("pockett", "write 'pocket'"),
+        ("./no/such/folder", "existing folder"),
+        ("hf-hub:no/such/name", "hub has no 'no/such/name'"),
+        ("ViT-B-16/missing.safetensors", "missing.safetensors: no such weights file"),
+    ],
+)
+def test_refusals_name_the_way_out(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+        load_backbone(name)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was opened",))
+
+
+def test_pickles_are_never_opened(tiny_clip: Backbone, tmp_path: Path) -> None:
+    torch.save({"weights": Bomb()}, tmp_path / "open_clip_pytorch_model.bin")
+    shutil.copy(Path(tiny_clip.name) / "open_clip_config.json", tmp_path)
+    for name in (str(tmp_path), f"ViT-B-16/{tmp_path}/open_clip_pytorch_model.bin"):
+        with pytest.raises(UserError, match="convert it"):
+            load_backbone(name)
+
+
+def test_damaged_or_foreign_weights_are_named(tiny_clip: Backbone, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_clip.name, tmp_path / "model")
+    file = folder / "open_clip_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"open_clip_model.safetensors: not a readable"):
+        load_backbone(str(folder))
+    save_file({"a": torch.zeros(3)}, file)
+    with pytest.raises(UserError, match="do not fit"):
+        load_backbone(str(folder))
+    config = folder / "open_clip_config.json"
+    whole_config = config.read_text()
+    config.write_text('{"model_cfg": {"embed_dim": 8}}')
+    with pytest.raises(UserError, match="a model_cfg with a vision_cfg and a text_cfg is missing"):
+        load_backbone(str(folder))
+    config.write_text(whole_config.replace('"layers"', '"mlp_ratio": "x", "layers"'))
+    with pytest.raises(UserError, match="cannot build it"):
+        load_backbone(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("preprocess_cfg", "mean"), "half"),
+        (("preprocess_cfg", "std"), [0.5, 0.5]),
+        (("preprocess_cfg", "resize_mode"), ["shortest"]),
+        (("model_cfg", "vision_cfg", "layers"), 2**31),
+        (("model_cfg", "text_cfg", "width"), None),
+        (("model_cfg",), "[" * 5_000),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_folder_with_a_senseless_config_is_refused_in_a_sentence(tmp_path: Path, place: Any, value: Any) -> None:
+    folder = write_fixed_backbone(tmp_path / "model")
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    inner = config
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    file.write_text(json.dumps(config).replace(f'"{"[" * 5_000}"', "[" * 5_000))
+    with pytest.raises(UserError) as caught:
+        load_backbone(str(folder))
+    assert len(str(caught.value)) < 600
+
+
+def test_names_that_alone_say_which_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ViT-L-14" / "openai").mkdir(parents=True)
+    for name in ("pocket", "pocket-1", "ViT-B-16/openai", "ViT-B-16-quickgelu/openai", f"{SMALL}/none"):
+        assert is_published(name), name
+    for name in ("ViT-L-14/openai", "ViT-B-16/mine", "ViT-B-16/a.safetensors", "none", "x/none", "hf-hub:a/b", ".", ""):
+        assert not is_published(name), name
+
+
+def test_a_run_depends_on_transform_and_tokenizer_too(tiny_clip: Backbone) -> None:
+    assert identity_of(replace(tiny_clip)) == identity_of(tiny_clip) != tiny_clip.digest
+    assert identity_of(replace(tiny_clip, mean=(0.1, 0.1, 0.1))) != identity_of(tiny_clip)
+    assert identity_of(replace(tiny_clip, tokenizer_digest="0")) != identity_of(tiny_clip)
+    published = replace(tiny_clip, name="pocket")
+    assert identity_of(published) == identity_of(replace(published, mean=(0.1, 0.1, 0.1))) == tiny_clip.digest

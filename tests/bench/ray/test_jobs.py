@@ -1,0 +1,172 @@
+"""Runs on a Ray cluster: the same records as here, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmadapter.artifacts.record import Record, read_record
+from rmadapter.backbones import Backbone
+from rmadapter.bench.plan import Plan
+from rmadapter.bench.protocols import expand
+from rmadapter.bench.ray.jobs import Expected, Worker, near, work
+from rmadapter.bench.runner import in_order, run_all
+from rmadapter.errors import UserError
+from rmadapter.settings import Machine
+from tests.bench.test_runner_kills import command
+from tests.helpers.benches import METHODS, QUICK, VALUES, done, jobs_of, records
+from tests.helpers.clusters import session
+
+__all__ = ["done", "session"]
+MORTAL = f"{Path(__file__).parents[2] / 'helpers/mortal.py'}:Mortal"
+
+
+def do(colors: Path, out: Path, jobs: Any, values: Any = None, processes: int = 1, address: str = "") -> list[Record]:
+    used = {job.method for job in jobs}
+    values = {method: own for method, own in VALUES.items() if method in used} if values is None else values
+    plan = Plan(tuple(jobs), out, colors.parent, Machine(device="cpu"), values)
+    return run_all(plan, processes, progress=False, engine=partial(work, address=address))
+
+
+def test_the_next_run_is_on_the_same_images() -> None:
+    jobs = in_order(expand("few-shot", ["a", "b"], ["coop", "zero-shot"], [1], [1, 2]))
+    a, b = jobs[0], next(job for job in jobs if job.task.data == "b")
+    assert near(None, jobs, []) == a
+    assert near(a, jobs[1:], []).images == a.images
+    assert near(b, jobs, []).images == b.images
+    other = near(None, jobs[1:], [a])
+    assert other.images != a.images
+    assert near(None, jobs[:2], [a]) == a  # nothing else is left
+
+
+def test_figures_are_those_of_the_local_engine(
+    session: None, done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    """To the last digit; test_runner.py has the same of local processes. Every thread count is one."""
+    jobs = jobs_of(tiny_clip, colors)
+    found = do(colors, tmp_path, jobs, processes=2)
+    here = run_all(Plan(tuple(jobs), done, colors.parent, Machine(device="cpu"), VALUES), progress=False)
+    assert [record.scores for record in found] == [record.scores for record in here]
+    assert [record.key for record in found] == [record.key for record in here]
+    assert [record.machine["threads"] for record in found] == [1] * 6
+    assert {path.name for path in tmp_path.iterdir()} == {"base-to-novel"}  # no lock, no activations
+    before = records(tmp_path)
+    do(colors, tmp_path, jobs)
+    assert records(tmp_path) == before
+
+
+def test_a_training_that_another_protocol_did_is_not_done_again(
+    session: None, done: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    found = do(colors, out, jobs_of(tiny_clip, colors, protocol="ablation-layers", seeds=[1]))
+    assert [record.copied_from for record in found] == [
+        "", f"base-to-novel/{colors.name}/rmadapter/default-2shots-seed1.json", ""
+    ]  # fmt: skip
+
+
+def test_a_worker_that_dies_in_a_run_loses_nothing(
+    session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    (grave := tmp_path / "grave").mkdir()
+    jobs = jobs_of(tiny_clip, colors, methods=[MORTAL, "zero-shot"])
+    found = do(colors, tmp_path / "out", jobs, {MORTAL: {"grave": str(grave), "deaths": 2}})
+    assert [record.status for record in found] == ["finished"] * 4
+    assert len(list(grave.iterdir())) == 2 + 2  # two deaths, and each of two runs once
+    assert found[0].metrics == found[2].metrics  # it answers as zero-shot does
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"backbone": "0" * 64}, "has different weights"),
+        ({"data": {"colors0": ("0", "1")}}, "its colors0 holds different images"),
+        ({"version": "0.0"}, "but needs 0.0"),
+    ],
+)
+def test_data_and_backbone_that_a_node_lacks_or_has_otherwise(
+    wrong: dict[str, Any], words: str, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    """A worker in this process, as if it were on another machine: what it expects is changed."""
+    pytest.importorskip("ray")
+    [job] = jobs_of(tiny_clip, colors, methods=["zero-shot"], seeds=[1])
+    plan = Plan((job,), tmp_path / "none", colors.parent, Machine(device="cpu"))
+    expected = Expected.of(plan.lab(), [job])
+    sound = Worker(plan, {}, expected, Path.cwd(), 1)
+    sound.ready()
+    assert (sound.do(job).status, sound.lab.folder) == ("finished", None)
+    changed = Worker(plan, {}, replace(expected, **wrong), Path.cwd(), 1)
+    with pytest.raises(UserError, match=rf"^node [0-9.]+: .*{words}"):
+        changed.ready() or changed.do(job)
+    missing = Worker(replace(plan, root=tmp_path), {}, expected, Path.cwd(), 1)
+    missing.ready()
+    with pytest.raises(UserError, match=r"^node [0-9.]+: .*every node needs data and backbone at the same path"):
+        missing.do(job)
+
+
+def test_nobody_else_works_in_the_folder(session: None, tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    from rmadapter.support.locks import alone
+
+    with alone(tmp_path), pytest.raises(UserError, match="another process is at work"):
+        do(colors, tmp_path, jobs_of(tiny_clip, colors, methods=["zero-shot"]))
+
+
+def waited(out: Path, count: int, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while len(records(out)) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_and_one_that_is_stopped_go_on(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    """With it the cluster dies that it had started; what is done is kept."""
+    pytest.importorskip("ray")
+    words = [*command(tiny_clip, colors, tmp_path / "out", "--engine", "ray", "--jobs", "2", "--json")]
+    kept: dict[str, bytes] = {}
+    for number, code, least in ((signal.SIGKILL, -9, 2), (signal.SIGINT, 130, 4), (0, 0, 9)):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        waited(tmp_path / "out", least)
+        if number:
+            process.send_signal(number)
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == code, errors
+        assert "Traceback" not in errors
+        found = records(tmp_path / "out")
+        assert {path: found[path] for path in kept} == kept
+        kept = found
+    assert len(json.loads(out)) == len(kept) == 9
+    assert {read_record(tmp_path / "out" / path).status for path in kept} == {"finished"}
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_loses_nothing(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()  # the session of the tests above
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        jobs = jobs_of(tiny_clip, colors, methods=list(METHODS), seeds=[1, 2, 3, 4])
+        lost = threading.Thread(
+            target=lambda: (waited(tmp_path, 2), cluster.remove_node(nodes[1], allow_graceful=False))
+        )
+        lost.start()
+        found = do(colors, tmp_path, jobs, {m: {**QUICK, "epochs": 20} for m in VALUES}, 2, cluster.address)
+        lost.join()
+    finally:
+        cluster.shutdown()
+    assert [record.status for record in found] == ["finished"] * 12
+    assert len(records(tmp_path)) == 12

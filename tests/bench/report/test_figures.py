@@ -1,0 +1,122 @@
+"""The SVG is read back with an XML parser: what is drawn, and that nothing clashes in one page."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from rmadapter.artifacts.record import Record
+from rmadapter.bench.report.figures import Figure, make_figures
+from rmadapter.bench.report.groups import group_records
+from tests.helpers.synthetic_runs import record
+
+
+def figures(runs: list[Record]) -> list[Figure]:
+    (group,) = group_records(runs)
+    return make_figures(group)
+
+
+def texts(figure: Figure) -> list[str]:
+    return ["".join(node.itertext()).strip() for node in ET.fromstring(figure.svg).iter() if node.tag.endswith("text")]
+
+
+def variants(protocol: str, labels: list[str], **fields: Any) -> list[Record]:
+    return [
+        record("rmadapter", "a", seed, {"base": 60.0 + i + seed, "novel": 50.0}, protocol=protocol, variant=v, **fields)
+        for i, v in enumerate(labels)
+        for seed in (1, 2)
+    ]
+
+
+def test_trade_off_has_a_point_per_method_that_names_new_classes() -> None:
+    values = {"zero-shot": (60.0, 50.0), "mma": (64.0, 49.0), "rmadapter": (66.0, 52.0)}
+    runs = [record(m, "a", s, {"base": b + s, "novel": n}) for m, (b, n) in values.items() for s in (1, 2)]
+    runs += [record("linear-probe", "a", s, {"base": 70.0, "novel": None}) for s in (1, 2)]
+    figure, _ = figures(runs)
+    shown = texts(figure)
+    assert {"Zero-shot CLIP", "MMA", "RMAdapter"} <= set(shown)
+    assert "probe" not in shown
+    assert any(text.startswith("HM ") for text in shown)
+    assert "var(--adapted" in figure.svg
+    assert figures([r for r in runs if r.method.name == "mma"]) == []
+
+
+def test_cost_has_a_point_per_trained_method_and_a_line_for_zero_shot() -> None:
+    seconds = {"zero-shot": 0.0, "mma": 20.0, "rmadapter": 300.0}
+    runs = [
+        record(m, "a", s, {"base": 60.0 + s, "novel": 50.0}, seconds={"train": t, "total": t})
+        for m, t in seconds.items()
+        for s in (1, 2)
+    ]
+    _, figure = figures(runs)
+    assert {"Zero-shot CLIP", "MMA", "RMAdapter", "training, s", "100"} <= set(texts(figure))
+    assert [f.title for f in figures([r for r in runs if r.method.name != "mma"])] == ["Base against novel accuracy"]
+
+
+def test_a_legend_of_many_long_names_stays_inside() -> None:
+    names = [f"method number {i}, trained as another" for i in range(12)]
+    runs = [record(n, "a", 1, {"base": 50.0 + i, "novel": 50.0}) for i, n in enumerate(names)]
+    figure = figures(runs)[0]
+    root = ET.fromstring(figure.svg)
+    right = float(root.get("viewBox", "").split()[2])
+    starts = {node.text: float(node.get("x", "-1")) for node in root.iter() if node.text in names}
+    assert starts.keys() == set(names)
+    assert min(starts.values()) > 0
+    assert max(starts.values()) + 4.2 * len(names[0]) < right  # 4.2 pt: a narrow mean width of a character at 9 pt
+
+
+def test_few_shot_curves_per_data_set_and_average() -> None:
+    runs = [
+        record(m, d, s, {"all": 50.0 + k + s}, protocol="few-shot", shots=k)
+        for m, shots in (("zero-shot", (16,)), ("mma", (1, 2, 16)))
+        for d in ("a", "b/c")
+        for s in (1, 2)
+        for k in shots
+    ]
+    drawn = figures(runs)
+    assert [figure.title for figure in drawn] == ["Average over 2 data sets", "a", "b/c"]
+    assert all("/" not in figure.name for figure in drawn)
+    assert {"1", "2", "16", "images per class", "MMA"} <= set(texts(drawn[0]))
+    assert len(figures([r for r in runs if r.task.data == "a"])) == 1
+    ids = [node.get("id") for figure in drawn for node in ET.fromstring(figure.svg).iter() if node.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_ablation_names_each_variant_with_its_figure() -> None:
+    (figure,) = figures(variants("ablation-layers", ["1", "2 (RMAdapter)", "3"]))
+    shown = texts(figure)
+    assert {"1", "2 (RMAdapter)", "3"} <= set(shown)
+    assert sum(" ± " in text for text in shown) == 3
+
+
+def test_sensitivity_has_a_tick_per_value() -> None:
+    for values in ([4, 8, 64], [0.0, 0.1, 10.0], ["none", "block"]):
+        runs = [r for v in values for r in variants("sensitivity", [f"f={v}"], axis="f", value=v)]
+        (figure,) = figures(runs)
+        ticks = {f"{v:g}" if isinstance(v, (int, float)) else v for v in values}
+        assert ticks | {"base", "novel", "HM", "f"} <= set(texts(figure))
+
+
+def test_nothing_to_draw() -> None:
+    assert figures([record("mma", "a", 1, {"all": 1.0, "x": 1.0}, protocol="cross-dataset")]) == []
+    assert figures(variants("ablation-layers", ["1"])) == []
+
+
+def test_ranks_have_a_row_per_method_and_a_bar_for_those_not_shown_to_differ() -> None:
+    def runs(methods: list[str], sets: int) -> list[Record]:
+        return [
+            record(m, f"set {d}", 1, {"base": 50.0 + 2 * i + d, "novel": 50.0})
+            for i, m in enumerate(methods)
+            for d in range(sets)
+        ]
+
+    *_, figure = figures(runs(["zero-shot", "mma", "rmadapter"], 4))
+    assert (figure.name[-6:], figure.title) == ("-ranks", "Mean ranks in HM over n = 4 data sets")
+    shown = texts(figure)
+    assert [t for t in shown if t in ("Zero-shot CLIP", "MMA", "RMAdapter")] == ["RMAdapter", "MMA", "Zero-shot CLIP"]
+    assert any(text.startswith("mean rank, 1 is the best") for text in shown)
+    ink = "stroke: var(--ink, #1d2129); stroke-width: 2.5"
+    assert figure.svg.count(ink) == 1
+    apart = figures(runs(["zero-shot", "mma", "rmadapter"], 8))[-1]
+    assert apart.svg.count(ink) == 0, "p is 3 * 2 / 2**8 of each pair"
+    assert not [f for f in figures(runs(["mma", "rmadapter"], 8)) if f.name.endswith("-ranks")]

@@ -1,0 +1,196 @@
+"""The CSV files recomputed with numpy and scipy, and synthetic runs at a known distance from them."""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import hmean
+
+from rmadapter.artifacts.record import BackboneName, Record
+from rmadapter.bench.report import paper
+from tests.helpers.synthetic_runs import VIT, record
+
+
+def raw(name: str) -> list[dict[str, str]]:
+    path = files("rmadapter") / "assets/paper" / name
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def counts(dataset: str) -> dict[str, int]:
+    return {"base": 500, "novel": paper.TEST_IMAGES[dataset] - 500}
+
+
+def as_printed(method: str, printed: str, shift: float = 0.0, seeds: tuple[int, ...] = (1, 2, 3)) -> list[Record]:
+    """Runs whose figures are those of Table 1, plus a shift of base and novel."""
+    runs = []
+    for row in raw("table1_base_to_novel.csv"):
+        if row["dataset"] != "average" and row["method"] == printed:
+            values = {key: float(row[key]) + shift for key in ("base", "novel")}
+            given = {"counts": counts(row["dataset"]), **VIT}
+            runs += [record(method, row["dataset"], seed, values, **given) for seed in seeds]
+    return runs
+
+
+def test_the_average_hm_follows_neither_convention() -> None:
+    rows = [row for row in raw("table1_base_to_novel.csv") if row["method"] == "RMAdapter"]
+    average = next(row for row in rows if row["dataset"] == "average")
+    own = [float(row["hm"]) for row in rows if row["dataset"] != "average"]
+    of_means = hmean([float(average["base"]), float(average["novel"])])
+    assert (average["hm"], f"{of_means:.2f}", f"{np.mean(own):.2f}", len(own)) == ("80.62", "80.78", "80.60", 11)
+    (note,) = paper.footnotes("base-to-novel", shown=["RMAdapter"])
+    assert note.endswith("HM is printed as 80.62, but that of its printed base and novel figures is 80.78.")
+
+
+def test_averages_that_are_not_the_means_of_their_rows() -> None:
+    notes = " ".join(paper.footnotes("base-to-novel"))
+    named = {name for name in paper.halves()["average"] if f"In the paper, {name}: base is" in notes}
+    assert named == {"Co-CoOp", "KgCoOp", "MaPLe", "PromptSRC"}
+    assert "PromptSRC: base is printed as 84.26, but the mean of its 11 printed data sets is 84.07" in notes
+
+
+def test_the_cross_dataset_average() -> None:
+    (row,) = (row for row in raw("table2_cross_dataset.csv") if row["method"] == "RMAdapter")
+    targets = [float(value) for key, value in row.items() if key not in {"method", "imagenet", "average"}]
+    assert (row["average"], f"{np.mean(targets):.2f}", len(targets)) == ("67.56", "67.18", 10)
+    (note,) = paper.footnotes("cross-dataset")
+    for part in ("RMAdapter", "67.56", "its 10 printed targets is 67.18"):
+        assert part in note
+    assert paper.footnotes("domain-generalization") == []
+
+
+def test_mma_stands_under_another_name_in_ucf101() -> None:
+    known, here = (paper.halves()[block].keys() for block in ("average", "ucf101"))
+    assert (known - here, here - known) == ({"MMA"}, {"ProGrad"})
+    assert paper.MISNAMED == {("ucf101", "mma"): "ProGrad"}
+    mma, prograd = (
+        paper.printed(
+            record(method, "ucf101", 1, {"base": 1.0, "novel": 1.0}, counts=counts("ucf101"), **VIT), "ucf101"
+        )
+        for method in ("mma", "prograd")
+    )
+    assert mma is not None
+    assert (mma[0], prograd) == ("ProGrad", None)
+    assert all(rows.keys() == known for block, rows in paper.halves().items() if block != "ucf101")
+    (note,) = paper.footnotes("base-to-novel", "ucf101")
+    assert note.startswith("In the paper, ProGrad: HM is printed as 82.20, but ")
+    assert note.endswith("; this is the row of mma.")
+    ours = record("mma", "ucf101", 1, {"base": 1.0, "novel": 1.0}, counts=counts("ucf101"), **VIT)
+    found = paper.printed(ours, "ucf101")
+    assert found is not None
+    assert found[0] == "ProGrad"
+
+
+def test_ablations_repeat_the_average_that_does_not_add_up() -> None:
+    for protocol in paper.ABLATIONS:
+        (note,) = paper.footnotes(protocol)
+        assert "80.62" in note
+        assert "80.78" in note
+    variants = [("MMA (its own configuration)", "MMA (no reconstruction, no constraint)"), ("RMAdapter", "RMAdapter")]
+    variants += [("RMAdapter's adapters + constraint", "MMA + constraint")]
+    alone = "RMAdapter's adapters, no reconstruction, no constraint"  # of which nothing is printed
+    for variant, printed in [*variants, (alone, None), ("something else", None)]:
+        ours = record("rmadapter", "dtd", 1, {}, protocol="ablation-components", variant=variant)
+        assert paper.printed_name(ours, list(paper.ablation("ablation-components"))) == printed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": BackboneName(name="pocket", digest="1")},
+        {"shots": 4},
+        {"shots": 0},
+        {"data": "grocery"},
+        {"counts": {"base": 500, "novel": 500}},
+        {"protocol": "few-shot"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_no_figure_where_something_is_not_the_papers(change: dict[str, Any]) -> None:
+    def ours(**fields: Any) -> Record:
+        given = {"data": "caltech101", "counts": counts("caltech101"), **VIT, **fields}
+        return record("mma", seed=1, accuracies={"base": 50.0, "novel": 50.0}, **given)
+
+    found, other = paper.printed(ours(), "caltech101"), ours(**change)
+    assert found is not None
+    assert found[1]["base"] == 98.40
+    assert paper.printed(other, paper.dataset_name(other.task.data)) is None
+
+
+TARGETS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+
+
+def shifted(seed: int, sizes: dict[str, int]) -> Record:
+    """A run of domain generalisation; its sets have other names than the catalogue's."""
+    counts = {name.replace("_", "-"): size for name, size in sizes.items()}
+    accuracies = {"all": 60.0, **dict.fromkeys(counts, 50.0)}
+    fields = {"protocol": "domain-generalization", "counts": {"all": 50000, **counts}, **VIT}
+    return record("zero-shot", "imagenet", seed, accuracies, **fields)
+
+
+def test_the_average_of_targets_needs_all_of_them() -> None:
+    sizes = {name: paper.TEST_IMAGES[name] for name in TARGETS}
+    for tested, has in ((sizes, True), ({**sizes, "imagenet_a": 10}, False)):
+        found = paper.printed(shifted(1, tested), "")
+        assert found is not None
+        assert found[0] == "CLIP"
+        assert ("average" in found[1], "imagenet_a" in found[1], "imagenet_r" in found[1]) == (has, has, True)
+
+
+def test_the_average_of_targets_is_of_no_others() -> None:
+    sizes = {name: paper.TEST_IMAGES[name] for name in TARGETS}
+    found = paper.printed(shifted(1, {**sizes, "my own": 100}), "")
+    assert found is not None
+    assert "average" not in found[1]
+    assert "imagenet_r" in found[1]
+
+
+def test_check_of_targets() -> None:
+    runs = [shifted(seed, {name: paper.TEST_IMAGES[name] for name in TARGETS}) for seed in (1, 2, 3)]
+    ours = {
+        line["figure"]: line["ours"]
+        for line in paper.check(runs)
+        if (line["table"], line["row"]) == ("Table 3", "CLIP")
+    }
+    assert ours == {"imagenet": 60.0, "average": 50.0, **dict.fromkeys(TARGETS, 50.0)}
+
+
+def test_check_judges_each_figure() -> None:
+    runs = [*as_printed("rmadapter", "RMAdapter", -0.5), *as_printed("zero-shot", "CLIP", -3.0)]
+    runs += as_printed("tcp", "TCP", seeds=(1, 2))
+    lines = {(line["table"], line["row"], line["figure"]): line for line in paper.check(runs)}
+    halves = [*raw("table1_base_to_novel.csv"), *raw("tables4-6_ablations.csv")]
+    assert len(lines) == 3 * len(halves) + 7 * 12 + 9 * 6
+    near, far = lines["Table 1, dtd", "RMAdapter", "base"], lines["Table 1, dtd", "CLIP", "novel"]
+    assert (near["within"], near["status"], near["difference"]) == (True, "measured", pytest.approx(-0.5))
+    assert (far["within"], far["ours"]) == (False, pytest.approx(56.9))
+    average = lines["Table 1, average", "RMAdapter", "HM"]
+    base, novel = (lines["Table 1, average", "RMAdapter", half]["ours"] for half in ("base", "novel"))
+    assert average["ours"] == pytest.approx(hmean([base, novel]))
+    partial = lines["Table 1, dtd", "TCP", "base"]
+    assert (partial["within"], partial["status"], partial["difference"]) == (None, "2 of 3 seeds", pytest.approx(0))
+    missing = lines["Table 2", "RMAdapter", "average"]
+    assert (missing["ours"], missing["within"], missing["status"]) == (None, None, "not measured")
+    assert paper.check(runs, tolerance=0.4) != paper.check(runs, tolerance=0.6)
+
+
+def test_two_settings_of_one_method_are_judged_apart() -> None:
+    runs = [*as_printed("rmadapter", "RMAdapter", -3.0), *as_printed("rmadapter-paper", "RMAdapter")]
+    within = {
+        line["row"].split(", ")[0]: line["within"] for line in paper.check(runs) if line["table"] == "Table 1, average"
+    }
+    assert (within["RMAdapter (rmadapter"], within["RMAdapter (rmadapter-paper"], within["MMA"]) == (
+        False,
+        True,
+        None,
+    )
+
+
+def test_an_average_is_not_measured_until_every_data_set_is() -> None:
+    runs = [r for r in as_printed("rmadapter", "RMAdapter") if r.task.data != "dtd"]
+    lines = {(line["table"], line["row"], line["figure"]): line for line in paper.check(runs)}
+    assert lines["Table 1, average", "RMAdapter", "base"]["status"] == "not measured"
+    assert lines["Table 1, eurosat", "RMAdapter", "base"]["within"] is True

@@ -1,0 +1,58 @@
+"""In a bench of many methods on one set, every test image is decoded once, and passes the untouched encoder once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.data import transforms
+from rmadapter.encoders import ImageEncoder
+from rmadapter.methods import METHODS, ON_FEATURES, load_method
+from rmadapter.settings import settings_of
+from tests.helpers.benches import QUICK, do, jobs_of
+
+IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
+ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "lweib")  # which begin at others
+FREE = tuple(name for name in ON_FEATURES if name != "zero-shot-descriptions")  # which needs texts about its classes
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [FREE, (*FREE[:3], *IN_BLOCKS), (*FREE[:11], *IN_BLOCKS, *ELSEWHERE)],
+    ids=["features", "tokens", "twenty methods that begin at several blocks"],
+)
+def test_every_test_image_is_decoded_and_encoded_once(
+    methods: tuple[str, ...], tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tokens: with methods in blocks, whose tokens bring along the features that others read. Tokens of several blocks
+    come from one pass."""
+    decoded: Counter[str] = Counter()
+    encoded: list[int] = []
+    load, frozen_at = transforms.load_image, ImageEncoder.frozen_at
+
+    def loaded(source: Any) -> Any:
+        decoded[str(source)] += 1
+        return load(source)
+
+    def encode(self: ImageEncoder, images: Tensor, *words: Any, **more: Any) -> Any:
+        encoded.append(len(images) if images.any() else 0)  # a blank one tells shapes alone
+        return frozen_at(self, images, *words, **more)
+
+    monkeypatch.setattr(transforms, "load_image", loaded)
+    monkeypatch.setattr(ImageEncoder, "frozen_at", encode)
+    values = {name: QUICK for name in IN_BLOCKS if name in methods}
+    for name in {*methods} - {*values}:
+        small = {"epochs": 2, "iterations": 2, "first_block": 3, "layer": 3}
+        own = {key: value for key, value in small.items() if key in settings_of(load_method(name))}
+        values |= {name: own} if own else {}
+    jobs = jobs_of(tiny_clip, colors, methods=[*methods], seeds=[1])
+    found = do(colors, tmp_path / "out", jobs, values=values)
+    assert {record.method.name for record in found if record.status == "finished"} == {*methods} <= {*METHODS}
+    tests = {name: count for name, count in decoded.items() if "/test/" in name}
+    assert tests == dict.fromkeys(map(str, colors.glob("test/*/*.png")), 1)
+    assert sum(encoded) == sum(decoded.values())

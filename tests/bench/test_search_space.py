@@ -1,0 +1,99 @@
+"""What a search may try, by hand for some methods; and what it says about what cannot be tried."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from rmadapter.errors import UserError
+from rmadapter.methods import METHODS, load_method
+from rmadapter.settings import configured
+
+optuna = pytest.importorskip("optuna", reason="needs the extra ray: `make scale` installs it")
+from rmadapter.bench.search_space import LEFT, space  # noqa: E402
+
+
+def ends(one: Any) -> tuple[Any, ...]:
+    return one.choices if hasattr(one, "choices") else (one.low, one.high)
+
+
+def test_positive_numbers_by_default() -> None:
+    found = space(load_method("rmadapter"), "rmadapter")
+    assert {*found} == {
+        "alpha", "lambda_image_rec", "lambda_text_rec", "lambda_image_con", "lambda_text_con", "learning_rate",
+        "weight_decay",
+    }  # fmt: skip
+    assert ends(found["learning_rate"]) == pytest.approx((0.0006, 0.06))
+    assert all(one.log for one in found.values())
+    dropout = space(load_method("clip-lora"), "clip-lora")["dropout"]
+    assert (dropout.low, dropout.high <= 1) == (0.025, True)  # a share stays within its limit
+
+
+def test_every_method_can_have_what_is_tried_of_it() -> None:
+    empty = 0
+    for name in METHODS:
+        method = load_method(name)
+        try:
+            found = space(method, name)
+        except UserError as error:
+            empty += "has no settings to try by default" in str(error)
+            continue
+        assert not {*found} & {*LEFT}
+        for end in (0, -1):
+            configured(method, {field: ends(one)[end] for field, one in found.items()}, name)
+    assert empty == 3  # zero-shot, its ensemble, and with descriptions
+
+
+@dataclass(frozen=True)
+class Optional:
+    radius: float | None = None
+    rate: float = 0.1
+
+
+def test_a_setting_that_is_unset_is_not_tried_by_default() -> None:
+    assert [*space(Optional(), "mine")] == ["rate"]
+
+
+def test_sizes_choices_and_switches_when_named() -> None:
+    method = load_method("rmadapter")
+    found = space(method, "rmadapter", ["rank", "share", "cross_modal", "reconstruction_layers", "epochs"])
+    assert [ends(one) for one in found.values()] == [
+        (8, 128), ("down", "up", "none"), (False, True), (1, 2, 3), (2, 40)
+    ]  # fmt: skip
+
+
+def test_ranges_and_values_as_the_user_says() -> None:
+    found = space(load_method("mma"), "mma", ["lambda_text_con=0..1", "rank=4..32", "alpha=1e-3..1", "init=zero,small"])
+    assert [ends(one) for one in found.values()] == [(0, 1), (4, 32), (0.001, 1), ("zero", "small")]
+    assert [getattr(one, "log", None) for one in found.values()] == [False, True, True, None]
+    assert isinstance(found["rank"], optuna.distributions.IntDistribution)
+    assert isinstance(found["lambda_text_con"], optuna.distributions.FloatDistribution)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("rnak", "did you mean 'rank'"),
+        ("last_block", "write what to try as last_block=LOW..HIGH"),
+        ("lambda_text_con", "write what to try"),
+        ("rank=8..4", "the smaller first"),
+        ("rank=a..b", "write two numbers"),
+        ("rank=0.5..8", "write whole numbers, such as 4..32"),
+        ("rank=0..8", "rank=0"),
+        ("init=zero,nought", "init='nought'"),
+        ("init=", "write LOW..HIGH or A,B,C"),
+        ("alpha=1..inf", "write two numbers, the smaller first"),
+    ],
+)
+def test_what_cannot_be_tried(asked: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        space(load_method("mma"), "mma", [asked])
+
+
+def test_without_optuna_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"rmadapter\[ray\]"):
+        space(load_method("mma"), "mma")

@@ -1,0 +1,66 @@
+"""benchmarks/peers.py on a tiny model. What it measures is never asserted: machines differ."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rmadapter.methods import METHODS, ON_FEATURES
+from rmadapter.settings import settings_of
+from tests.benchmarks.test_benchmarks import Printed, figures, run
+from tests.conftest import CLIP_TEXT, write_model
+
+import peers  # isort: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options for a backbone of six blocks, which MMRL needs."""
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 6}
+    folder = write_model(
+        tmp_path_factory.mktemp("peers") / "model", {"vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "layers": 6}}
+    )
+    return ["--repeat", "1", "--seed", "3", "--allocator", "default", "--backbone", str(folder)]
+
+
+def test_every_peer_is_measured_with_its_published_batch_and_a_single_pass() -> None:
+    batches = {name: settings_of(peers.quick(name)).get("batch_size") for name in METHODS}
+    assert (batches["coop"], batches["cocoop"], batches["maple"], batches["mma"]) == (32, 1, 4, 16)
+    assert batches["zero-shot"] is None
+    assert {settings_of(peers.quick(name)).get("epochs", 1) for name in METHODS} == {1}
+    assert settings_of(peers.quick("clip-lora"))["iterations"] == 0
+
+
+def test_methods_on_features_have_no_plain_pass(
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Printed,
+) -> None:
+    given = (*tiny, "--classes", "3", "--methods", "clip-adapter", "zero-shot", "--json")
+    found = json.loads(run(peers, monkeypatch, capsys, *given))
+    adapter, zero_shot = found[0]["methods"]
+    assert (adapter["title"], adapter["batch"]) == ("CLIP-Adapter", 32)
+    assert adapter["step_seconds"] > 0
+    assert "| clip-adapter |" in figures.peers(found)
+    assert (zero_shot["step_seconds"], zero_shot["parameters"]) == (None, 0)
+    assert not {*peers.IN_BLOCKS} & ({*ON_FEATURES} - {"coop", "cocoop", "kgcoop", "tcp"})
+
+
+@pytest.mark.parametrize("name", peers.IN_BLOCKS)
+def test_the_lean_pass_is_the_plain_one(
+    name: str,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Printed,
+) -> None:
+    given = (*tiny, "--classes", "3", "--largest", "3", "--methods", name, "--json")
+    found = json.loads(run(peers, monkeypatch, capsys, *given))
+    (row,) = found[0]["methods"]
+    assert f"| {name} |" in figures.peers(found)
+    assert row["batch"] == (1 if name == "cocoop" else 3)
+    assert row["loss_difference"] < 1e-5
+    assert row["gradient_difference"] < 1e-4
+    assert row["operations"] > 1.5
+    assert row["ratio"] == pytest.approx(row["reference_cpu_seconds"] / row["step_cpu_seconds"])
+    assert row["bf16_ratio"] == pytest.approx(row["step_cpu_seconds"] / row["bf16_cpu_seconds"])

@@ -1,0 +1,79 @@
+"""benchmarks/public.py with a repository that the test writes. What it measures is never asserted: machines differ."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rmadapter.backbones import Backbone
+from tests.benchmarks.test_benchmarks import Printed, figures
+from tests.conftest import CLIP_TEXT, DEPTH, write_model
+from tests.tools.test_upstream import write_clone
+
+import public  # isort: skip
+
+MACHINE = ["--allocator", "default", "--repeat", "2", "--batch", "3"]
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> str:
+    """Of widths that are whole heads, as the clone's CLIP has them."""
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": DEPTH}
+    text = {**CLIP_TEXT, "context_length": 77, "width": 64, "heads": 1}
+    model = {"vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
+    return str(write_model(tmp_path / "model", model))
+
+
+def public_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["public.py", *MACHINE, *words])
+    monkeypatch.setattr(public, "SQUARE", 64)  # a processor without bfloat16 takes minutes for large ones
+    return public.main()
+
+
+def test_a_step_of_theirs_stands_beside_ours(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    clone, out = write_clone(tmp_path / "clone"), tmp_path / "out.json"
+    out.write_text(json.dumps({"mma": [], "coop": [{"classes": 2}, {"classes": 9}]}))
+    words = ["coop", "--upstream", str(clone), "--backbone", backbone, "--classes", "2", "3", "--out", str(out)]
+    assert public_main(monkeypatch, *words) == 0
+    assert "public seconds" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert list(found) == ["mma", "coop"]
+    assert [row["classes"] for row in found["coop"]] == [2, 3, 9]
+    for row in found["coop"][:2]:
+        assert (row["batch"], row["repository"], row["commit"]) == (3, "KaiyangZhou/CoOp", "unknown")
+        assert max(row["differences"].values()) < 1e-4
+        for kind in ("public", "fp32", "bf16"):
+            assert len(row[f"{kind}_all_seconds"]) == 2
+            assert 0 < row[f"{kind}_least_seconds"] <= row[f"{kind}_seconds"]
+        assert min(row["fp32_gflops"], row["bf16_gflops"]) > 0
+        assert "least_operations" not in row
+        assert row["bf16_ratio"] == pytest.approx(row["public_least_seconds"] / row["bf16_least_seconds"])
+    assert "KaiyangZhou/CoOp" in figures.public({"coop": found["coop"][:2]})
+
+
+@pytest.mark.parametrize(("gflops", "largest"), [(0.3, 512), (1000, 2048)])
+def test_products_stay_small_where_they_are_slow(gflops: float, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[int] = []
+    monkeypatch.setattr(public, "product", lambda rows, *_: sides.append(rows))
+    monkeypatch.setattr(public, "interleaved", lambda *_, **__: {"": [2 * sides[-1] ** 3 / gflops / 1e9, 9e9]})
+    assert public.rate(torch.bfloat16) == pytest.approx(gflops)
+    assert sides[-1] == largest
+
+
+def test_what_is_no_clone_is_a_sentence(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    assert public_main(monkeypatch, "coop", "--upstream", str(tmp_path), "--backbone", backbone) == 2
+    assert "no trainers/coop.py there" in capsys.readouterr().err
+
+
+def test_sizes_are_the_published_ones(vit_b16: Backbone) -> None:
+    assert public.peer_on("maple", vit_b16).config["PROMPT_DEPTH"] == 9
+    assert public.peer_on("mma", vit_b16).config["ADAPTER_START"] == 5
+    assert public.peer_on("mmrl", vit_b16).config["REP_LAYERS"] == [*range(6, 13)]

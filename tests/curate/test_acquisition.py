@@ -1,0 +1,81 @@
+"""Rules that pick images to label, on points whose right choice is plain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rmadapter.curate.acquisition import FIRST, NEXT, Pool, balanced, closeness, coverage, entropy, margin, mix, pick
+from rmadapter.curate.acquisition import typicality as typical
+
+NONE = np.empty((0, 2))
+
+
+def circle(degrees: list[float]) -> np.ndarray:
+    turns = np.radians(degrees)
+    return np.stack([np.cos(turns), np.sin(turns)], 1)
+
+
+def pool(degrees: list[float], table: list[list[float]] | None = None, known: list[float] | None = None) -> Pool:
+    return Pool(circle(degrees), circle(known) if known else NONE, np.array(table or np.empty((0, 0))))
+
+
+def test_margin_and_entropy_by_hand() -> None:
+    table = [[0.9, 0.1, 0.0], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]]
+    assert closeness(np.array(table)) == pytest.approx([0.2, 1.0, 0.9])
+    assert margin(pool([0, 1, 2], table), 2).rows.tolist() == [1, 2]
+    found = entropy(pool([0, 1, 2], table), 3)
+    assert found.rows.tolist() == [2, 1, 0]
+    assert found.scores[1] == pytest.approx(np.log(2))
+
+
+def test_coverage_takes_what_is_farthest_from_all_that_is_known_or_picked() -> None:
+    found = coverage(pool([0, 80, 90, 180], known=[0]), 3)
+    assert found.rows.tolist() == [3, 2, 1]  # opposite; then between the two; then what is left that is no copy
+    assert found.scores == pytest.approx([2.0, 1.0, 1 - np.cos(np.radians(10))])
+    assert coverage(pool([0, 40, 50, 100]), 2).rows[0] in (1, 2)  # nearest to the mean
+
+
+def test_typicality_leaves_out_clusters_that_have_a_label() -> None:
+    groups = [0, 1, 2, 3, 120, 121, 122, 240, 241]
+    found = typical(pool(groups, known=[1.5]), 2)
+    assert found.rows[0] == 5  # the middle of the largest group without a label
+    assert found.rows[1] in (7, 8)
+    assert len(typical(pool(groups), 9).rows) == 9
+
+
+def test_mix_is_unsure_and_of_different_kinds() -> None:
+    sure, unsure = [0.99, 0.01], [0.5, 0.5]
+    degrees = [0.0, 1, 2, 180, 181, 182, *range(60, 80)]
+    table = [unsure] * 6 + [sure] * 20
+    rows = mix(Pool(circle(degrees), NONE, np.array(table)), 2).rows.tolist()
+    assert len({row // 3 for row in rows}) == 2  # WIDER times two would be all of the unsure ones and 14 others
+    assert len(mix(pool([5, 5, 5], [unsure] * 3), 3).rows) == 3  # copies of each other
+
+
+def test_balanced_takes_the_classes_in_turn() -> None:
+    table = [[0.9, 0.1]] * 5 + [[0.2, 0.8]]
+    found = balanced(pool([0, 1, 2, 3, 4, 90], table), 2)
+    assert found.rows.tolist() == [2, 5]
+    assert sorted(balanced(pool([0, 1, 2, 3, 4, 90], table), 6).rows) == list(range(6))
+
+
+def test_of_a_group_the_first_alone_is_picked() -> None:
+    some = pool([0, 0, 90, 91], [[0.5, 0.5]] * 4)
+    for rule in {**NEXT, **FIRST}.values():
+        rows = pick(rule, some, 4, np.array([7, 7, 1, 2])).rows.tolist()
+        assert sorted(rows) == [0, 2, 3]
+        assert sorted(pick(rule, some, 2).rows.tolist()) == sorted(set(pick(rule, some, 2).rows.tolist()))
+
+
+def test_chance_depends_on_its_seed_alone() -> None:
+    some = Pool(circle([*range(50)]), NONE, np.empty((0, 0)), 3)
+    first, same, other = (pick(NEXT["random"], some._replace(seed=seed), 10).rows.tolist() for seed in (3, 3, 4))
+    assert first == same != other
+
+
+def test_any_seed_will_do() -> None:
+    """KMeans takes 32 bits of it."""
+    some = pool([0, 1, 2, 3, 120, 121, 122, 240, 241])
+    for seed in (2**32, 5_000_000_000):
+        assert len(typical(some._replace(seed=seed), 3).rows) == 3

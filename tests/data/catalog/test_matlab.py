@@ -1,0 +1,79 @@
+"""MATLAB files: what SciPy writes is read as it was; a file that crashes SciPy is one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from rmadapter.data.catalog import matlab
+from rmadapter.data.catalog.matlab import variable
+from rmadapter.data.catalog.readers import image_sets
+from rmadapter.data.catalog.sets import CATALOG, table_of
+from rmadapter.errors import UserError
+from tests.helpers import archives
+
+
+def test_lists_and_structures(tmp_path: Path) -> None:
+    rows = np.array([[(39, 2, "a.jpg"), (40, 1, "b.jpg")]], dtype=[("x", object), ("class", object), ("fname", object)])
+    values: dict[str, Any] = {"labels": np.array([[3, 1]], np.uint8), "one": 7, "names": np.array(["a", "bc"], object)}
+    savemat(tmp_path / "a.mat", {**values, "rows": rows}, do_compression=True)
+    assert variable(tmp_path / "a.mat", "labels") == [3, 1]
+    assert variable(tmp_path / "a.mat", "one") == [7]
+    assert variable(tmp_path / "a.mat", "names") == ["a", "bc"]
+    assert variable(tmp_path / "a.mat", "rows", "fname", "class") == [("a.jpg", 2), ("b.jpg", 1)]
+
+
+def test_what_is_no_number_or_text_is_shown_as_text(tmp_path: Path) -> None:
+    savemat(tmp_path / "a.mat", {"labels": np.array([np.zeros((2, 2)), 1 + 2j], object)})
+    assert variable(tmp_path / "a.mat", "labels") == ["array([[0., 0.],\n       [0., 0.]])", "(1+2j)"]
+
+
+@pytest.mark.parametrize("what", ["missing", "text", "other name", "crash", "slow", "field"])
+def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, fields = tmp_path / "a.mat", ["fname"] if what == "field" else []
+    savemat(file, {"other" if what == "other name" else "labels": [1, 2]})
+    if what == "missing":
+        file.unlink()
+    elif what == "text":
+        file.write_text("labels")
+    elif what in ("crash", "slow"):  # as SciPy does on some damaged files
+        child = tmp_path / "child.py"
+        child.write_text("import os; os.abort()" if what == "crash" else "import time; time.sleep(60)")
+        monkeypatch.setattr(matlab, "__file__", str(child))
+        monkeypatch.setattr(matlab, "SECONDS", 0.2 if what == "slow" else 60)
+    with pytest.raises(UserError, match=r"a\.mat: not a MATLAB file with 'labels'"):
+        variable(file, "labels", *fields)
+
+
+@pytest.mark.parametrize(
+    "labels", [[1.5], [float("nan")], [float("inf")], [0], ["a"], 2 + 3j, [[1, 2], [3, 4]]], ids=str
+)
+def test_labels_of_other_kinds(tmp_path: Path, labels: Any) -> None:
+    archives.oxford_flowers(tmp_path)
+    savemat(tmp_path / "imagelabels.mat", {"labels": labels})
+    with pytest.raises(UserError, match=r"imagelabels\.mat: .* is not a class number, counted from 1"):
+        table_of(CATALOG["oxford_flowers"], tmp_path)
+
+
+def test_names_of_other_kinds(tmp_path: Path) -> None:
+    archives.oxford_flowers(tmp_path)
+    for names in ('{"1": 3, "2": "b", "3": "c"}', "null"):
+        (tmp_path / "cat_to_name.json").write_text(names)
+        with pytest.raises(UserError, match="has no name for class"):
+            table_of(CATALOG["oxford_flowers"], tmp_path)
+    for name in ("\ud800", "\0", "  "):
+        with pytest.raises(UserError, match="give it a plain-text name"):
+            image_sets({"train": [("a.jpg", 0, name)]}, tmp_path, tmp_path)
+
+
+def test_cars_without_labels_are_refused(tmp_path: Path) -> None:
+    """The development kit's own test list has no classes; it is the file people take by mistake."""
+    archives.stanford_cars(tmp_path)
+    rows = np.array([[("00001.jpg",)]], dtype=[("fname", object)])
+    savemat(tmp_path / "cars_test_annos_withlabels.mat", {"annotations": rows})
+    with pytest.raises(UserError, match="'annotations' of fname and class"):
+        table_of(CATALOG["stanford_cars"], tmp_path)

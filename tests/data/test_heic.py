@@ -1,0 +1,89 @@
+"""Photos of telephones: HEIC with its extra, AVIF without any, and RAW refused in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmadapter.data.decode import load_image
+from rmadapter.data.decode_limits import formats
+from rmadapter.data.read import read_images
+from rmadapter.errors import UserError
+
+
+def quarters() -> Image.Image:
+    """32 x 16 pixels, its left half red, which turning shows."""
+    image = Image.new("RGB", (32, 16), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 16, 16))
+    return image
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """As a telephone held upright writes it: the pixels lie on their side, and a tag says so."""
+    heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    quarters().save(tmp_path / "photo.HEIC", format="HEIF", quality=90, exif=exif.tobytes())
+    return tmp_path / "photo.HEIC"
+
+
+def test_heic_is_upright_and_has_its_colours(photo: Path) -> None:
+    assert formats()[".heic"] == "HEIF"
+    image = load_image(photo)
+    assert image.size == (16, 32)
+    top, bottom = np.asarray(image)[4, 8].astype(int), np.asarray(image)[28, 8].astype(int)
+    assert np.abs(top - (255, 0, 0)).max() < 30
+    assert np.abs(bottom - (0, 0, 255)).max() < 30
+
+
+def test_damaged_heic_is_a_sentence(photo: Path) -> None:
+    data = photo.read_bytes()
+    for count in (20, len(data) // 2, len(data) - 40):
+        photo.write_bytes(data[:count])
+        with pytest.raises(UserError, match=r"photo\.HEIC: not "):
+            load_image(photo)
+
+
+def test_avif_needs_no_extra(tmp_path: Path) -> None:
+    quarters().save(tmp_path / "a.avif")
+    assert load_image(tmp_path / "a.avif").size == (32, 16)
+
+
+def test_without_the_extra_photos_are_counted_and_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {ending: name for ending, name in formats().items() if name != "HEIF"}
+    for module in ("formats.scan", "ignored"):
+        monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: known)
+    for name in ("cat/1.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        quarters().save(tmp_path / name)
+    for name in ("cat/2.heic", "cat/3.HEIC", "dog/4.dng", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert read_images(tmp_path)["all"].ignored == (
+        "4 files ignored: .heic 2, .dng 1, .txt 1; pip install 'rmadapter[heic]' to read .heic; "
+        ".dng is a camera's RAW format: convert it to JPEG first"
+    )
+    (tmp_path / "dog" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"dog: no image in this folder \(4 files ignored: .*\.dng is a camera's RAW"):
+        read_images(tmp_path)
+
+
+def test_a_file_that_is_named_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("decode_limits", "ignored"):
+        monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: {".png": "PNG"})
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(
+        UserError, match=r"a\.heic: not an image in a supported format; pip install 'rmadapter\[heic\]'"
+    ):
+        load_image(tmp_path / "a.heic")
+
+
+def test_raw_is_refused_though_it_holds_a_small_tiff(tmp_path: Path) -> None:
+    quarters().save(tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(tmp_path / "a.NEF")
+    with pytest.raises(UserError, match=r"a\.NEF: \.nef is a camera's RAW format: convert it to JPEG first"):
+        load_image(tmp_path / "a.NEF")

@@ -1,0 +1,108 @@
+"""ImageSet: lists, good and bad, parts of a set, groups, and the digest."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmadapter.data.fewshot import half
+from rmadapter.data.image_set import ImageSet, one_label
+from rmadapter.data.read import read_images
+from rmadapter.errors import UserError
+from tests.helpers.shots import plant
+
+
+def test_groups_go_along() -> None:
+    pixels = list(np.zeros((5, 4, 4, 3), np.uint8))
+    images = ImageSet.from_lists(pixels, [*"abcab"], groups=["p", "", "q", "r", "p"])
+    assert half(images, "base").groups == ("p", "", "r", "p")
+    assert images.subset([4, 2]).groups == ("p", "q")
+    assert images.akin(images.subset([0, 1])) == [0, 4]  # not 1, which stands alone
+    assert images.akin(ImageSet.from_lists(pixels, [*"abcab"])) == []
+    assert images.digest == ImageSet.from_lists(pixels, [*"abcab"]).digest
+    with pytest.raises(UserError, match="5 images and 1 groups"):
+        ImageSet.from_lists(pixels, [*"abcab"], groups=["p"])
+
+
+def test_an_image_may_have_a_list_of_labels() -> None:
+    pixels = list(np.zeros((3, 4, 4, 3), np.uint8))
+    named = ImageSet.from_lists(pixels, [["b", "a"], "b", ("a", "a")])
+    assert (named.classes, named.labels, named.several) == (("a", "b"), (1, 1, 0), ((1, 0), (1,), (0,)))
+    assert ImageSet.from_lists(pixels, [[1, 0], 1, [0]], ["a", "b"]).several == named.several
+    assert ImageSet.from_lists(pixels, [["b"], "b", "a"]).several == ()
+    with pytest.raises(UserError, match="image 1 has an empty list of labels"):
+        ImageSet.from_lists(pixels, ["a", [], "b"])
+
+
+def test_several_labels_go_along() -> None:
+    pixels = list(np.zeros((3, 4, 4, 3), np.uint8))
+    plain = ImageSet.from_lists(pixels, [*"abc"])
+    assert plain.all_labels == ((0,), (1,), (2,))
+    images = replace(plain, several=((0, 2), (1,), (2, 1)))
+    assert images.subset([2, 0]).all_labels == ((2, 1), (0, 2))
+    np.testing.assert_array_equal(images.subset([2, 1]).targets(), [[False, True, True], [False, True, False]])
+    assert len({images.digest, plain.digest, replace(images, several=((0, 1), (1,), (2, 1))).digest}) == 3
+    one_label(plain.several, "it")
+    with pytest.raises(UserError, match=r"^it: needs one label per image"):
+        one_label(images.several, "it")
+
+
+def test_lists() -> None:
+    pictures = list(np.zeros((3, 4, 4, 3), np.uint8))
+    by_name = ImageSet.from_lists(pictures, ["sea_horse", "Ant", "sea_horse"])
+    assert (by_name.classes, by_name.labels) == (("Ant", "sea horse"), (1, 0, 1))
+    assert by_name.written == ("Ant", "sea_horse")
+    by_number = ImageSet.from_lists(pictures, np.array([1, 0, 1]), ["Ant", "sea_horse"])
+    assert (by_number.classes, by_number.labels) == (by_name.classes, by_name.labels)
+    assert (by_number.written, by_number.name(2)) == ((0, 1), "image 2")
+    mixed = ImageSet.from_lists(pictures, ["sea-horse", "ant", "ant"], ["Ant", "sea_horse", "bee"])
+    assert (mixed.labels, mixed.written) == ((1, 0, 0), ("ant", "sea-horse", "bee"))  # as in the labels, if they are
+    assert ImageSet.from_lists(pictures, ["b", "a", "b"], classes=["b", "a", "c"]).labels == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "hint"),
+    [
+        (["a"], None, "2 images and 1 labels"),
+        ([0, 1], None, "whole numbers with classes"),
+        (["a", 1], ["a", "b"], "labels must be class names, or"),
+        ([0.0, 1.0], ["a", "b"], "labels must be class names, or"),
+        ([0, 2], ["a", "b"], "label 2 is not one"),
+        ([0, -1], ["a", "b"], "label -1 is not one"),
+        (["cat", "dgo"], ["cat", "dog"], "'dgo' is not one of the classes; did you mean 'dog'"),
+        ([0, 1], ["a", "a"], "both called 'a'"),
+        (["", "a"], None, "empty prompt name"),
+    ],
+)
+def test_bad_lists_are_refused(labels: list[object], classes: list[str] | None, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        ImageSet.from_lists([np.zeros((2, 2), np.uint8)] * 2, labels, classes)  # type: ignore[arg-type]
+
+
+def test_digest_identifies_pictures_labels_and_classes_wherever_they_lie(tmp_path: Path) -> None:
+    here, there = (read_images(plant(tmp_path / place, "a/1.png", "b/1.png"))["all"] for place in ("x", "y"))
+    assert here.digest == there.digest
+    others = [
+        here.subset([0]),
+        here.subset([1, 0]),
+        ImageSet(here.images, (0, 0), here.classes),
+        ImageSet(here.images, here.labels, ("a", "c")),
+        ImageSet((here.images[0], here.images[0]), here.labels, here.classes),
+    ]
+    assert len({here.digest, *(other.digest for other in others)}) == 6
+    assert pickle.loads(pickle.dumps(here)).digest == here.digest
+    black, white = (ImageSet.from_lists([np.full((2, 2), value, np.uint8)], ["a"]) for value in (0, 255))
+    assert black.digest != white.digest
+
+
+def test_subset_keeps_classes(tmp_path: Path) -> None:
+    images = read_images(plant(tmp_path, "a/1.png", "b/1.png", "b/2.png"))["all"].subset([2, 0])
+    assert ([images.name(i) for i in range(2)], images.labels, images.classes) == (
+        ["b/2.png", "a/1.png"],
+        (1, 0),
+        ("a", "b"),
+    )

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rmadapter.data.names import (
+    ELSE,
+    check_known,
+    default_name,
+    descriptions,
+    key,
+    places,
+    prompt_name,
+    prompt_names,
+    read_names,
+)
+from rmadapter.data.read import read_images
+from rmadapter.errors import UserError
+
+
+def test_prompt_name_and_key() -> None:
+    assert prompt_name("  Sea--horse_\t(small) ") == "Sea horse (small)"
+    apart = unicodedata.normalize("NFD", "Käfer_Ö")
+    assert prompt_name(apart) == "Käfer Ö" != apart
+    assert key(apart) == key("käfer-ö") == "käfer ö"
+
+
+def test_a_class_of_what_is_none_of_the_others_has_a_name_for_prompts() -> None:
+    assert {default_name(label) for label in ("other", "_other", "Other", "none", "_NONE_")} == {ELSE}
+    assert default_name("other_animals") == "other animals"
+    assert prompt_names(["cat", "other"]) == {"cat": "cat", "other": ELSE}
+    assert prompt_names(["cat", "other"], {"other": "thing"}) == {"cat": "cat", "other": "thing"}
+    with pytest.raises(UserError, match="classes 'none' and 'other' are both called"):
+        prompt_names(["none", "other"])
+
+
+def test_prompt_names_may_be_given_for_labels_as_written() -> None:
+    apart = unicodedata.normalize("NFD", "käfer")
+    given = {"käfer": "beetle", "n02391049": "zebra (animal)"}
+    assert prompt_names([apart, "n02391049", "sea_horse"], given) == {
+        apart: "beetle",
+        "n02391049": "zebra (animal)",
+        "sea_horse": "sea horse",
+    }
+    for twins in (["a_b", "A-b"], [apart, "Käfer"], ["cat", "cat"]):
+        with pytest.raises(UserError, match="are both called"):
+            prompt_names(twins)
+
+
+def test_a_label_is_found_as_written_then_in_another_spelling_then_by_its_prompt_name() -> None:
+    written, names = ["n01", "sea_horse", "zebra"], ["zebra", "sea horse", "horse"]
+    assert places(["zebra", "n01", "Sea-Horse", "N01", "horse"], written, names) == [2, 0, 1, 0, 2]
+    assert places([1, 0, "cat"], [0, 1], ["cat", "dog"]) == [1, 0, 0]
+    for wrong, hint in (("zebar", "label 'zebar' is not one .* did you mean 'zebra'"), (0, "label 0 is not one")):
+        with pytest.raises(UserError, match=hint):
+            places([wrong], written, names)
+
+
+def test_names_from_a_csv_file(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text('\ufeffname,label,note\nzebra , n01,x\n"crane, the bird",crane_bird\n', encoding="utf-8")
+    given = read_names(file)
+    assert given == {"n01": "zebra", "crane_bird": "crane, the bird"}
+    check_known(given, ("n01", "crane_bird", 3), file)
+    with pytest.raises(
+        UserError, match=r"names\.csv: names 'crane_bird', which is not a class.* did you mean 'crane-bird'"
+    ):
+        check_known(given, ("n01", "crane-bird"), file)
+
+
+def test_several_names_describe_one_class(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text("label;name\nb;crane\na;ant\nb; a tall,  grey bird \nb;crane\n")
+    given = read_names(file)
+    assert given == {"b": "crane | a tall,  grey bird", "a": "ant"}
+    names = prompt_names(["a", "b", "x | y_z"], given)
+    assert names == {"a": "ant", "b": "crane | a tall, grey bird", "x | y_z": "x | y z"}
+    assert descriptions(names["b"]) == ("crane", "a tall, grey bird")
+    assert descriptions("either|or") == ("either|or",)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("label;called\n", r"none of its columns \(label, called\) is called name"),
+        ("label,name\n", "has no rows"),
+        ("label,name\na,\n", "line 2: label or name is empty"),
+        ("label,name\na\n", "line 2: label or name is empty"),
+        ('label,name\n"a,b\n', "not a readable CSV file"),
+    ],
+)
+def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) -> None:
+    (tmp_path / "names.csv").write_text(text)
+    with pytest.raises(UserError, match=hint):
+        read_names(tmp_path / "names.csv")
+
+
+@pytest.mark.parametrize("written", ["caf\udce9", "a\0b"])
+def test_what_is_no_text_is_no_class(written: str) -> None:
+    """As a folder's name is that is not UTF-8: better said when data is read than by a tokenizer."""
+    with pytest.raises(UserError, match=r"^shop: class .* is not UTF-8 or contains a NUL: rename it$"):
+        prompt_names(["cat", written], where="shop: ")
+    with pytest.raises(UserError, match="rename it"):
+        prompt_names(["cat"], {"cat": written})
+
+
+def test_a_domain_has_its_names_however_its_path_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photo/train/cat").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo/train/cat/1.png")
+    (tmp_path / "classnames.json").write_text('{"cat": "tabby"}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "photo")
+    for data in (".", "../photo", "~/photo", tmp_path / "photo"):
+        assert read_images(data, progress=False)["train"].classes == ("tabby",), data

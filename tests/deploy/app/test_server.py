@@ -1,0 +1,186 @@
+"""The page's server, asked without a browser: whose is what, what is too large, and what a mistake looks like."""
+
+from __future__ import annotations
+
+import errno
+import io
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
+
+from starlette.testclient import TestClient
+
+from rmadapter.backbones import Backbone
+from rmadapter.deploy.app import server as module
+from rmadapter.deploy.app.jobs import Jobs
+from rmadapter.deploy.app.server import build
+from rmadapter.deploy.app.session import Shared
+
+ADDRESS = "http://127.0.0.1:8080"
+
+
+@pytest.fixture
+def client(tiny_clip: Backbone) -> Iterator[TestClient]:
+    with TestClient(build(Shared(tiny_clip, Jobs())), ADDRESS) as found:
+        found.get("/")
+        yield found
+
+
+def another(client: TestClient) -> TestClient:
+    """Another browser at the same server."""
+    found = TestClient(client.app, ADDRESS)
+    found.get("/")
+    return found
+
+
+def put(client: TestClient, what: str, data: bytes, **words: str) -> Any:
+    return client.put(f"/api/{what}", content=data, params=words)
+
+
+def told(response: Any, status: int = 400) -> str:
+    assert response.status_code == status
+    return str(response.json()["error"])
+
+
+def classes(client: TestClient) -> dict[str, int]:
+    return {one["label"]: one["images"] for one in client.get("/api/state").json()["classes"]}
+
+
+def named(client: TestClient, *names: str) -> None:
+    assert client.post("/api/classes", json={"names": names}).json() is None
+    assert client.post("/api/names").json() is None
+
+
+def test_the_page_and_its_parts(client: TestClient) -> None:
+    page = client.get("/")
+    assert "<title>Make your own image classifier</title>" in page.text
+    assert "script-src" not in page.headers["content-security-policy"]
+    for name, kind in (("page.mjs", "text/javascript"), ("parts.mjs", "text/javascript"), ("style.css", "text/css")):
+        assert client.get(f"/{name}").headers["content-type"].startswith(kind)
+    for path in ("/index.html", "/../site.py", "/api", "/report/x"):
+        assert client.get(path).status_code == 404
+
+
+def test_a_cookie_that_scripts_and_other_sites_do_not_get(client: TestClient) -> None:
+    cookie = TestClient(client.app, ADDRESS).get("/").headers["set-cookie"]
+    assert cookie.startswith("rmadapter-app-8080=")
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert "set-cookie" not in client.get("/").headers
+    stranger = TestClient(client.app, ADDRESS, cookies={"rmadapter-app-8080": "guess"})
+    for response in (stranger.get("/api/state"), stranger.get("/report"), stranger.get("/download/model")):
+        assert "reload it" in told(response)
+    assert "reload it" in told(put(stranger, "image", b"", label="a"))
+
+
+def test_two_at_once_never_mix(client: TestClient, colors: Path) -> None:
+    other = another(client)
+
+    def work(who: TestClient, label: str) -> None:
+        for image in sorted((colors / "train" / label).iterdir()):
+            assert put(who, "image", image.read_bytes(), label=label, name=image.name).status_code == 200
+        named(who, f"{label} thing")
+
+    threads = [threading.Thread(target=work, args=pair) for pair in ((client, "red"), (other, "blue"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert classes(client) == {"red": 6, "red thing": 0}
+    assert classes(other) == {"blue": 6, "blue thing": 0}
+    image = (colors / "test/red/0.png").read_bytes()
+    for who, label in ((client, "red"), (other, "blue")):
+        answers = put(who, "ask", image, name="x.png").json()
+        assert {one["label"] for one in answers} == {label, f"{label} thing"}
+        with zipfile.ZipFile(io.BytesIO(who.get("/download/model").content)) as file:
+            assert label in file.read("model/model.json").decode()
+
+
+def test_mistakes_are_one_sentence(client: TestClient, colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_IMAGE", 100)
+    monkeypatch.setattr(module, "MOST_ZIP", 50)
+    assert told(put(client, "image", b"x" * 101, label="a", name="big.png")).startswith("big.png: larger than the 100")
+    assert told(put(client, "zip", b"x" * 51, name="big.zip")).startswith("big.zip: larger than the 50")
+    assert told(put(client, "zip", b"no", name="../evil.zip")).startswith("evil.zip: not a readable zip file")
+    assert told(put(client, "image", b"no", label="a", name="bad.png")).startswith("bad.png: not an image")
+    assert told(put(client, "ask", b"no", name="bad.png")).startswith("There is no classifier yet")
+    assert "at least two classes" in told(client.post("/api/train", json={"method": "auto"}))
+    for wanted in ({}, {"names": "a"}, {"names": []}, {"names": [1]}):
+        assert told(client.post("/api/classes", json=wanted)) == "names: give at least one"
+    assert "method is missing" in told(client.post("/api/train"))
+    for body in (b"{", b"[1]", b"[" * 50_000, b"\xff"):
+        assert "JSON" in told(client.post("/api/classes", content=body))
+    assert "larger than the 100,000 bytes" in told(client.post("/api/classes", content=b" " * 100_001))
+    assert "there is no report" in told(client.get("/report"))
+    assert "no classifier" in told(client.get("/download/web"))
+    assert classes(client) == {}
+
+
+def test_a_full_disk_is_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> AsyncIterator[bytes]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield b""
+
+    monkeypatch.setattr(module, "_bounded", full)
+    assert (
+        told(put(client, "zip", b"x", name="a.zip")) == "a.zip: cannot be kept on the server (No space left on device)"
+    )
+    assert classes(client) == {}
+
+
+def test_somebody_who_leaves_in_the_middle(client: TestClient) -> None:
+    sent: list[Any] = []
+    cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    headers = [(b"host", b"127.0.0.1:8080"), (b"cookie", cookie.encode())]
+    scope = {"type": "http", "method": "PUT", "path": "/api/image", "query_string": b"label=a", "headers": headers}
+    scope |= {"server": ("127.0.0.1", 8080), "scheme": "http", "root_path": "", "http_version": "1.1"}
+    messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    client.portal.call(client.app, scope, receive, send)  # type: ignore[union-attr]
+    assert sent[0]["status"] == 400
+    [session] = [visit.session for visit in client.app.state.visitors._visits.values()]  # type: ignore[attr-defined]
+    assert not list(session.folder.iterdir())
+
+
+def test_other_sites(client: TestClient) -> None:
+    evil = {"origin": "http://evil.example"}
+    assert "Another site" in told(client.post("/api/classes", json={"names": ["a"]}, headers=evil), 403)
+    assert "at the address" in told(client.get("/api/state", headers={"host": "evil.example"}), 403)
+    assert client.post("/api/classes", json={"names": ["a"]}, headers={"origin": ADDRESS}).status_code == 200
+    assert classes(client) == {"a": 0}
+
+
+def test_a_report_that_somebody_made(client: TestClient, finished: Path) -> None:
+    """It may hold anything: none of it runs."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as file:
+        for path in finished.iterdir():
+            if path.name not in ("SHA256SUMS", "report.html"):
+                file.write(path, f"model/{path.name}")
+        file.writestr("model/report.html", "<script>alert(1)</script>")
+    assert put(client, "zip", data.getvalue(), name="x.zip").json() == {"opened": "x", "bad": []}
+    report = client.get("/report")
+    assert report.text == "<script>alert(1)</script>"
+    assert report.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    assert client.get("/api/judged").json()["rows"][-1]["name"].startswith("after: ")
+
+
+def test_nothing_is_left_when_the_server_ends(tiny_clip: Backbone) -> None:
+    with TestClient(build(Shared(tiny_clip, Jobs())), ADDRESS) as client:
+        client.get("/")
+        named(client, "red", "blue")
+        root = client.app.state.visitors.root  # type: ignore[attr-defined]
+        assert [*root.glob("*/model-1/model.json")]
+    assert not root.exists()

@@ -1,0 +1,311 @@
+"""What a visitor does with a tiny model, without a browser: train, open, add, ask, download, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rmadapter import load
+from rmadapter.artifacts.record import read_record
+from rmadapter.backbones import Backbone
+from rmadapter.deploy.app.jobs import Jobs
+from rmadapter.deploy.app.session import Session, Shared
+from rmadapter.errors import UserError
+from rmadapter.methods.linear_probe import LinearProbe
+
+
+@pytest.fixture(autouse=True)
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a penalty of the linear probes, which takes half of the time here and is tested in test_linear_probe.py."""
+    monkeypatch.setattr(LinearProbe, "_best", lambda probe, worth: max((4.0, 0.0), key=worth))
+
+
+@pytest.fixture
+def shared(tiny_clip: Backbone, finished: Path, tmp_path: Path) -> Iterator[Shared]:
+    """With one run to open."""
+    shutil.copytree(finished, tmp_path / "runs/colours")
+    found = Shared(tiny_clip, Jobs(), tmp_path / "runs")
+    yield found
+    found.jobs.close()
+
+
+@pytest.fixture
+def session(shared: Shared, tmp_path: Path) -> Session:
+    return visitor(tmp_path / "me", shared)
+
+
+def visitor(folder: Path, shared: Shared) -> Session:
+    folder.mkdir()
+    return Session(folder, shared)
+
+
+def bring(session: Session, images: Path, *labels: str) -> None:
+    for label in labels:
+        for image in sorted((images / label).iterdir()):
+            path = session.folder / image.name
+            shutil.copyfile(image, path)
+            session.shelf.take(path, label, image.name)
+
+
+def wait(session: Session) -> str:
+    assert session.job is not None
+    until = time.monotonic() + 600
+    while not session.job.over and time.monotonic() < until:
+        time.sleep(0.05)
+    return session.job.state
+
+
+def test_from_images_to_a_model_that_comes_back(session: Session, shared: Shared, colors: Path, tmp_path: Path) -> None:
+    bring(session, colors / "train", "red", "blue", "green")
+    session.train("linear-probe-pair")
+    for call in (lambda: session.train("auto"), lambda: session.remove("red")):
+        with pytest.raises(UserError, match="already running"):
+            call()
+    assert wait(session) == "done", session.job and session.job.told
+    state = session.state()
+    assert state["model"]["labels"] == ["blue", "green", "red"]
+    found = session.judged()
+    assert found is not None
+    assert found["rows"][-1]["accuracy"] > 50
+    assert found["rows"][-1]["low"] < found["rows"][-1]["accuracy"] <= found["rows"][-1]["high"]
+    assert found["rows"][0]["name"].startswith("before")
+    assert "cross-validation" in found["how"]
+    assert all(one["src"].startswith("data:image/jpeg") for one in found["wrong"])
+    assert session.run is not None
+    assert read_record(session.run / "run.json").command.startswith("rmadapter fit images.csv --method")
+    assert "<html" in session.report().read_text("utf-8")
+    answers = session.ask(colors / "test/red/0.png", "photo.png")
+    assert answers[0]["label"] == "red"
+    assert sum(row["probability"] for row in answers) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="only knows the classes it was trained on"):
+        session.add(["yellow"])
+    assert session.state()["model"] == state["model"]
+    comes_back(session, visitor(tmp_path / "other", shared), colors, tmp_path)
+
+
+def comes_back(session: Session, other: Session, colors: Path, tmp_path: Path) -> None:
+    """What was downloaded, at another visitor's."""
+    with zipfile.ZipFile(session.zipped("images")) as file:
+        names = file.namelist()
+        file.extractall(tmp_path / "got")
+    assert "images.csv" in names
+    assert sum(name.startswith("files/") for name in names) == 18
+    assert load(tmp_path / "got/model", session.shared.backbone).labels == ("blue", "green", "red")
+    with zipfile.ZipFile(session.zipped("model")) as file:
+        assert {name.split("/")[0] for name in file.namelist()} == {"model"}
+
+    shutil.copyfile(session.zipped("images"), other.folder / "x.zip")
+    assert other.take_zip(other.folder / "x.zip") == {"opened": "x", "bad": []}
+    assert other.judged() == session.judged()
+    state = other.state()
+    assert (state["classes"][0], state["base"]) == ({"label": "red", "images": 6}, None)
+    shutil.copyfile(session.zipped("model"), other.folder / "y.zip")
+    assert other.take_zip(other.folder / "y.zip")["opened"] == "y"
+    assert (other.state()["classes"], len(other.state()["model"]["labels"])) == ([], 3)
+    bring(other, colors / "train", "red", "blue")
+    with pytest.raises(UserError, match="images of this run are not here"):
+        other.train("linear-probe-pair")
+
+
+def test_a_run_of_the_server_learns_one_more_class(session: Session, colors: Path, tmp_path: Path) -> None:
+    record = tmp_path / "runs/colours/run.json"
+    record.write_text(record.read_text().replace('"data": "colors"', f'"data": "{colors}"'))
+    (record.parent / "SHA256SUMS").unlink()
+    session.open("colours")
+    assert session.state()["base"] == {"run": "model-1", "grows": True}
+    shutil.copytree(colors / "train/red", tmp_path / "more/scarlet")
+    shutil.copytree(colors / "train/blue", tmp_path / "more/navy")
+    bring(session, tmp_path / "more", "scarlet", "navy")
+    session.train("auto")
+    assert wait(session) == "done", session.job and session.job.told
+    assert session.state()["model"]["labels"] == ["blue", "green", "navy", "night_sky", "red", "scarlet"]
+    before = session.run
+    session.add(["yellow"])
+    assert session.state()["model"]["labels"][-1] == "yellow"
+    assert session.run != before
+    assert session.judged() is None
+    with pytest.raises(UserError, match="no report"):
+        session.report()
+
+
+def test_an_export(session: Session) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+    pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
+    session.open("colours")
+    with pytest.raises(UserError, match="not exported yet"):
+        session.zipped("onnx")
+    session.export("onnx")
+    assert wait(session) == "done", session.job and session.job.told
+    assert session.state()["exports"] == ["onnx"]
+    with zipfile.ZipFile(session.zipped("onnx")) as file:
+        assert {"onnx/model.onnx", "onnx/predict.py", "onnx/SHA256SUMS"} <= {*file.namelist()}
+
+
+def test_names_alone(session: Session, colors: Path) -> None:
+    with pytest.raises(UserError, match="no classifier yet"):
+        session.ask(colors / "test/red/0.png", "a.png")
+    session.shelf.add_class("red")
+    with pytest.raises(UserError, match="at least two classes"):
+        session.use_names()
+    session.shelf.add_class("sea_horse")
+    session.use_names()
+    session.add(["night-sky"])
+    assert [one["label"] for one in session.ask(colors / "test/red/0.png", "a.png")] != []
+    assert session.state()["model"]["labels"] == ["red", "sea_horse", "night-sky"]
+    with pytest.raises(UserError, match="are both called"):
+        session.add(["Red"])
+    for names, told in (
+        (["\ud800"], "must be text of"),
+        (["x" * 101], "must be text of"),
+        (["a"] * 998, "at most 1,000 classes"),
+    ):
+        with pytest.raises(UserError, match=told):
+            session.add(names)
+    bad = session.folder / "x"
+    bad.write_bytes(b"no")
+    with pytest.raises(UserError, match=r"^bad\.png: not an image"):
+        session.ask(bad, "bad.png")
+    with zipfile.ZipFile(session.zipped("model")) as file:
+        assert "model/model.json" in file.namelist()
+
+
+def test_models_that_nothing_uses_any_more_take_no_room(session: Session) -> None:
+    for label in ("red", "blue"):
+        session.shelf.add_class(label)
+    for _ in range(3):
+        session.use_names()
+        session.add(["night-sky"])
+    left = {*session.folder.glob("model-*")}
+    assert session.run in left
+    assert len(left) <= 2  # and the one before it, until the next
+
+
+def test_stopping_leaves_everything_as_it_was(session: Session, colors: Path) -> None:
+    session.shelf.add_class("red")
+    session.shelf.add_class("blue")
+    session.use_names()
+    bring(session, colors / "train", "red", "blue")
+    before = session.state() | {"job": None}
+    session.train("rmadapter")
+    while session.job and session.job.state == "waiting":
+        time.sleep(0.01)
+    session.stop()
+    assert wait(session) == "stopped"
+    assert session.state() | {"job": None} == before
+    session.shelf.remove("blue")
+    with pytest.raises(UserError, match="at least two classes"):
+        session.train("auto")
+
+
+def test_the_sentence_of_the_command_line(session: Session, shared: Shared, colors: Path) -> None:
+    bring(session, colors / "train", "red", "blue")
+    (session.folder / session.shelf.classes["red"][0].file).write_bytes(b"spoilt since")
+    session.train("linear-probe-pair")
+    assert wait(session) == "failed"
+    assert session.job is not None
+    assert session.job.told.startswith("files/000001-0.png: not an image in a supported format; --skip-bad")
+    assert session.state()["model"] is None
+
+
+@pytest.mark.parametrize("where", ["task", "score"])
+def test_a_run_that_leads_elsewhere(session: Session, tmp_path: Path, colors: Path, where: str) -> None:
+    """Whoever sends a run must not get images of this machine to see; the server's own runs do show theirs."""
+    run = tmp_path / "runs/colours"
+    record = read_record(run / "run.json")
+    score = record.scores[0].model_copy(update={"data": str(colors)})
+    update = {"task": replace(record.task, data=str(colors))} if where == "task" else {"scores": (score,)}
+    record.model_copy(update=update).save(run / "run.json")
+    rows = (run / "predictions.csv").read_text().replace(",red,red,", ",red,blue,")
+    (run / "predictions.csv").write_text(rows)
+    for file in ("SHA256SUMS", "report.html"):
+        (run / file).unlink()
+    session.open("colours")
+    before = session.judged()
+    with zipfile.ZipFile(session.folder / "evil.zip", "w") as file:
+        for path in run.iterdir():
+            file.write(path, f"model/{path.name}")
+    assert session.take_zip(session.folder / "evil.zip") == {"opened": "evil", "bad": []}
+    after = session.judged()
+    assert before is not None
+    assert after is not None
+    assert {bool(one["src"]) for one in before["wrong"]} == {True}
+    assert {bool(one["src"]) for one in after["wrong"]} == {False}
+    assert len(after["wrong"]) == len(before["wrong"]) > 1
+
+
+def test_words_that_a_browser_never_sends(session: Session) -> None:
+    for call, told in [
+        (lambda: session.open("../runs"), "unknown run"),
+        (lambda: session.train("magic"), "unknown method"),
+        (lambda: session.export("exe"), "unknown target"),
+        (lambda: session.zipped("model"), "no classifier yet"),
+        (lambda: session.zipped("a\\..\\..\\x"), "not one of model, images, onnx, web"),
+        (lambda: session.zipped("x\0"), "not one of model"),
+        (lambda: session.remove("red"), "no such class"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            call()
+
+
+def test_a_job_finds_a_backbone_that_was_named_from_here(
+    session: Session, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs in the visitor's folder."""
+    home, words = Path(shared.backbone.name), list[str]()
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setattr(
+        "rmadapter.deploy.app.session.Job", lambda what, given, *_: [words.extend(given), SimpleNamespace(over=True)][1]
+    )
+    monkeypatch.setattr(shared.jobs, "add", lambda job: None)
+    for name, expected in ((f"./{home.name}", str(home)), ("pocket", "pocket")):
+        shared.backbone = replace(shared.backbone, name=name)
+        session._start("fit", ["fit"], session.folder / "run", lambda: None)
+        assert words[words.index("--backbone") + 1] == expected
+        words.clear()
+
+
+def test_a_zip_with_a_broken_list_of_images_leaves_everything_as_it_was(
+    session: Session, shared: Shared, colors: Path
+) -> None:
+    session.open("colours")
+    bring(session, colors / "train", "red", "blue")
+    before = session.state()
+    assert shared.runs is not None
+    with zipfile.ZipFile(session.folder / "a.zip", "w") as file:
+        for path in (shared.runs / "colours").iterdir():
+            file.write(path, f"model/{path.name}")
+        file.writestr("images.csv", "path,label\nfiles/1.png,\n")
+    with pytest.raises(UserError, match="label"):
+        session.take_zip(session.folder / "a.zip")
+    assert session.state() == before
+
+
+def test_a_run_of_another_backbone_is_told_without_paths(session: Session, finished: Path) -> None:
+    model = json.loads((finished / "model.json").read_text())
+    model["backbone"] = {"name": "other", "digest": "0" * 64}
+    archive = session.folder / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(finished / "model.safetensors", "model.safetensors")
+        file.writestr("model.json", json.dumps(model))
+    with pytest.raises(UserError, match=r"^the run was trained on other .* has other weights") as caught:
+        session.take_zip(archive)
+    assert "/" not in str(caught.value)
+
+
+def test_a_damaged_zip_is_told_by_its_own_name(session: Session) -> None:
+    archive = session.folder / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("cat/1.png", b"some bytes")
+    data = archive.read_bytes()
+    archive.write_bytes(data.replace(b"some bytes", b"other byte"))
+    with pytest.raises(UserError, match=r"^a.zip: cannot be unpacked \(Bad CRC-32") as caught:
+        session.take_zip(archive)
+    assert str(session.folder) not in str(caught.value)

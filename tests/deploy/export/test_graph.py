@@ -1,0 +1,142 @@
+"""A method as one graph answers as the method does, whatever the backbone's kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.deploy.export import graph
+from rmadapter.encoders import States
+from rmadapter.errors import UserError
+from rmadapter.methods import load_method
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.training.contract import Fitted, Known
+from tests.helpers.shots import meaningless, pixels_of, shots_of
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
+
+FEW = {"epochs": 1, "batch_size": 4}
+UPPER = {"first_block": 3}
+METHODS: dict[str, dict[str, Any]] = {
+    "linear-probe": {},
+    "lp-plus-plus": FEW,
+    "prolip": FEW,
+    "text-refiner": FEW,
+    "2sfs": {"iterations": 2, "batch_size": 4},
+    "skip-tuning": FEW,
+    "tip-adapter-f": FEW,
+    "clip-lora": {"iterations": 2, "batch_size": 4},
+    "maple": FEW,
+    "dept": FEW,
+    "mmrl": {**FEW, **UPPER},
+    "prompt-kd": {**FEW, "teaching": 1},
+    "lweib": {**FEW, "scale": 0.3},
+    "mma": {**FEW, **UPPER},
+    "rmadapter": {**FEW, **UPPER},
+    "rmadapter-plus": {**FEW, **UPPER},
+}
+
+
+def fitted_by(name: str, backbone: Backbone, **settings: Any) -> Fitted:
+    return load_method(name, settings).fit(backbone, shots_of(backbone, meaningless(8)))
+
+
+def ask(model: Any, pixels: Tensor, some: int) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    parts = [session.run(None, {"pixels": part.numpy()})[0] for part in pixels.split(some)]
+    return np.concatenate(parts)
+
+
+def answers(fitted: Fitted, pixels: Tensor) -> np.ndarray:
+    return fitted.answers({"": fitted.score()}, pixels)[""].numpy()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_by_the_same_way(tiny_clip: Backbone, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """And in silence, unlike the exporter of torch itself."""
+    fitted = fitted_by(name, tiny_clip, **METHODS[name])
+    pixels = pixels_of(tiny_clip, meaningless(5, seed=1))
+    capfd.readouterr()
+    model = graph.trace(fitted, fitted.classes)
+    assert capfd.readouterr() == ("", "")
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert model.opset_import[0].version == graph.OPSET
+    for some in (1, 5):
+        assert np.abs(ask(model, pixels, some) - answers(fitted, pixels)).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["tiny_siglip", "tiny_eva", "tiny_hf"])
+def test_every_kind_of_backbone(kind: str, request: pytest.FixtureRequest) -> None:
+    backbone = request.getfixturevalue(kind)
+    fitted = fitted_by("rmadapter", backbone, **FEW, **UPPER)
+    pixels = pixels_of(backbone, meaningless(3))
+    assert np.abs(ask(graph.trace(fitted, fitted.classes), pixels, 3) - answers(fitted, pixels)).max() < 1e-5
+
+
+def test_a_method_that_treats_each_image_by_itself(tiny_hf: Backbone) -> None:
+    """CoCoOp: its text encoder comes along, and the graph takes one image at a time."""
+    fitted = fitted_by("cocoop", tiny_hf, **{**FEW, "batch_size": 1})
+    model = graph.trace(fitted, fitted.classes)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    pixels = pixels_of(tiny_hf, meaningless(3))
+    assert np.abs(ask(model, pixels, 1) - answers(fitted, pixels)).max() < 1e-5
+
+
+def zero_shot(backbone: Backbone) -> Fitted:
+    return ZeroShot().restore(backbone, Known(("cat", "dog")), {})
+
+
+def test_what_cannot_be_traced_is_told_in_a_sentence(tiny_clip: Backbone) -> None:
+    from dataclasses import replace
+
+    def leaves_torch(states: States) -> Tensor:
+        return torch.from_numpy(states.features.numpy())[:, :2]
+
+    fitted = replace(zero_shot(tiny_clip), for_classes=lambda names: leaves_torch)
+    with pytest.raises(UserError, match=r"^zero-shot CLIP cannot be exported as an ONNX graph \(.+\)$"):
+        graph.trace(fitted, ("cat", "dog"))
+
+
+def test_weights_in_16_bits_and_beside_the_graph(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, pixels = zero_shot(tiny_clip), pixels_of(tiny_clip, meaningless(3))
+    model = graph.trace(fitted, fitted.classes)
+    half = graph.in_half(model)
+    assert half.ByteSize() < 0.6 * model.ByteSize()
+    difference = np.abs(ask(half, pixels, 3) - answers(fitted, pixels)).max()
+    assert 1e-7 < difference < 1e-2
+    whole = ask(model, pixels, 3)
+    monkeypatch.setattr(graph, "LARGEST", 1000)
+    graph.write(model, tmp_path / "model.onnx")
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", graph.BESIDE}
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert np.array_equal(session.run(None, {"pixels": pixels.numpy()})[0], whole)
+
+
+def products(model: Any) -> tuple[int, int]:
+    """How many there are, and numbers in all weights."""
+    count = sum(node.op_type in ("MatMul", "Gemm") for node in model.graph.node)
+    return count, sum(int(np.prod(weight.dims)) for weight in model.graph.initializer)
+
+
+def test_low_rank_updates_and_maps_of_tokens_are_folded(tiny_clip: Backbone) -> None:
+    plain, weights = products(graph.trace(zero_shot(tiny_clip), ("cat", "dog")))
+    found = {}
+    for name in ("clip-lora", "mmrl"):
+        fitted = fitted_by(name, tiny_clip, **METHODS[name])
+        model = graph.trace(fitted, fitted.classes)
+        found[name] = products(model)
+        large = [node for node in model.graph.node if node.op_type == "Transpose"]
+        assert not {node.input[0] for node in large} & {weight.name for weight in model.graph.initializer}
+    # Three products more: in the top block query, key and value are not one product, and none runs for all tokens.
+    assert found["clip-lora"][0] <= plain + 3
+    assert found["clip-lora"][1] == pytest.approx(weights, abs=100)
+    assert found["mmrl"][0] <= plain + 10

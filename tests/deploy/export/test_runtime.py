@@ -1,0 +1,149 @@
+"""An exported model without torch: the same tensors, bit for bit, and the same command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmadapter.backbones import Backbone
+from rmadapter.data.read import load_image
+from rmadapter.deploy.export import runtime
+from rmadapter.deploy.export.folder import transform_facts
+from rmadapter.deploy.export.runtime import Model, Transform
+from rmadapter.errors import UserError
+
+SIZES = [(32, 32), (33, 32), (31, 47), (200, 33), (64, 500), (7, 5), (1, 40), (1001, 777)]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("resize", ["shortest", "longest", "squash"])
+def test_the_same_tensors_bit_for_bit(tiny_clip: Backbone, resize: str, interpolation: str) -> None:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    visual: Any = tiny_clip.model.visual
+    config = {**visual.preprocess_cfg, "resize_mode": resize, "interpolation": interpolation, "fill_color": 7}
+    theirs = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    before, visual.preprocess_cfg = visual.preprocess_cfg, config
+    try:
+        ours = Transform(**json.loads(json.dumps(transform_facts(replace(tiny_clip, preprocess=theirs)))))
+    finally:
+        visual.preprocess_cfg = before
+    for size in SIZES:
+        image = noise(*size)
+        tensor = ours(image)
+        assert tensor.dtype == np.float32
+        assert np.array_equal(tensor, theirs(image).numpy()), size
+
+
+def test_pocket_and_photographs_of_all_turns(pocket: Backbone, tmp_path: Path) -> None:
+    ours = Transform(**transform_facts(pocket))
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        noise(150, 70 + turn).save(tmp_path / f"{turn}.jpg", exif=exif)
+        image = load_image(tmp_path / f"{turn}.jpg")
+        assert np.array_equal(ours(image), pocket.preprocess(image).numpy())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph that was written by hand: the mean of each colour, as probabilities."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+    from onnx import TensorProto, helper
+
+    shape = ["batch", 3, 8, 8]
+    nodes = [
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
+        helper.make_node("Softmax", ["means"], ["probabilities"], axis=-1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "means",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])],
+    )
+    found = tmp_path_factory.mktemp("by hand")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, str(found / runtime.GRAPH))
+    (found / runtime.LABELS).write_text(json.dumps(["red", "=green", 3]))
+    numbers = {"size": 8, "resize": "shortest", "interpolation": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    (found / runtime.TRANSFORM).write_text(json.dumps(numbers))
+    return found
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number, color in enumerate(["#ff0000", "#00ff00", "#0000ff"] * 12):
+        Image.new("RGB", (20, 10 + number), color).save(tmp_path / f"{number:02}.png")
+    return tmp_path
+
+
+def test_answers_in_order(folder: Path, images: Path) -> None:
+    files = sorted(images.iterdir())
+    answers = Model(folder).predict([files[0], Image.open(files[1]), np.asarray(Image.open(files[2]))], top=2)
+    sure = float(np.exp(1) / (np.exp(1) + 2))
+    assert [answer[0] for answer in answers] == [(name, round(sure, 6)) for name in ("red", "=green", "3")]
+    assert all(len(answer) == 2 for answer in answers)
+    assert [row[0][0] for row in Model(folder).predict(files)] == ["red", "=green", "3"] * 12
+
+
+def test_a_bad_image(folder: Path, images: Path) -> None:
+    (images / "05.png").write_bytes(b"no image")
+    files, bad = sorted(images.iterdir()), list[str]()
+    with pytest.raises(UserError, match=r"05\.png: not an image"):
+        Model(folder).predict(files)
+    kept = [image for some, _ in Model(folder).answers(files, bad) for image in some]
+    assert kept == [file for file in files if file.name != "05.png"]
+    assert len(bad) == 1
+
+
+def test_a_damaged_folder(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not an exported model; model\.onnx"):
+        Model(tmp_path)
+    for name in (runtime.GRAPH, runtime.LABELS, runtime.TRANSFORM):
+        copy = tmp_path / name.replace(".", "-")
+        copy.mkdir()
+        for file in folder.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        (copy / name).write_bytes(b"\x00nonsense")
+        with pytest.raises(UserError, match="damaged"):
+            Model(copy)
+
+
+def test_the_command_line(folder: Path, images: Path) -> None:
+    from rmadapter.deploy.export.onefile import one_file
+
+    (folder / "predict.py").write_text(one_file("rmadapter.deploy.export.runtime", "tested"), encoding="utf-8")
+
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(folder / "predict.py"), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+    done = call(images, "--top", 2)
+    assert done.returncode == 0, done.stderr
+    header, *lines = done.stdout.splitlines()
+    assert header == "image,label,probability,guess,label_2,probability_2,unsure"
+    assert lines[1].startswith(f"{images / '01.png'},'=green,0.576117,'=green,")  # no formula for a spreadsheet
+    assert len(lines) == 36
+    (images / "bad.png").write_bytes(b"no image")
+    done = call(images)
+    assert done.returncode == 2
+    assert done.stderr == f"predict.py: {images / 'bad.png'}: not an image in a supported format\n"
+    done = call(images, "--skip-bad")
+    assert done.returncode == 0
+    assert done.stderr.startswith("left out: ")
+    assert call(images / "none").returncode == 2

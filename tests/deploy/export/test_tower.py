@@ -1,0 +1,89 @@
+"""The text encoder of a method as a graph: class features of new names, as the method makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rmadapter.backbones import Backbone
+from rmadapter.deploy.export.adding import Naming
+from rmadapter.deploy.export.tower import tokenizer_of, write_text_encoder
+from rmadapter.methods import load_method
+from rmadapter.training.contract import Fitted, NotApplicable
+from tests.helpers.shots import meaningless, shots_of
+
+pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
+
+FEW = {"epochs": 1, "batch_size": 4}
+UPPER = {"first_block": 3}
+
+
+def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **given: Any) -> Fitted:
+    return load_method(name, settings).fit(backbone, shots_of(backbone, meaningless(8), **given))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("rmadapter", {**FEW, **UPPER}),
+        ("clip-lora", {"iterations": 2, "batch_size": 4}),
+        ("2sfs", {"iterations": 2, "batch_size": 4}),
+        ("skip-tuning", FEW),
+        ("text-refiner", FEW),
+        ("prolip", FEW),
+        ("maple", FEW),
+        ("lweib", {**FEW, "scale": 0.3}),
+        ("prompt-kd", {**FEW, "teaching": 1}),
+        ("coop", FEW),
+    ],
+)
+def test_features_of_new_names_are_the_methods_own(
+    tiny_clip: Backbone, name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    same_features(fitted_by(name, tiny_clip, settings), tmp_path)
+
+
+def test_a_name_that_another_model_is_asked_about(tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path) -> None:
+    fitted = fitted_by("prompt-kd", tiny_clip, {**FEW, "teaching": 1, "teacher": tiny_hf.name})
+    with pytest.raises(NotApplicable, match="PromptKD asks another model about a class name"):
+        write_text_encoder(fitted, fitted.classes, tmp_path)
+
+
+def test_another_kind_of_encoder_and_several_templates(tiny_hf: Backbone, tmp_path: Path) -> None:
+    fitted = fitted_by("rmadapter", tiny_hf, {**FEW, **UPPER}, templates=("a {}.", "a photo of the {}"))
+    assert same_features(fitted, tmp_path).templates == ["a {}.", "a photo of the {}"]
+
+
+def same_features(fitted: Fitted, folder: Path) -> Naming:
+    write_text_encoder(fitted, fitted.classes, folder)
+    naming, labels = Naming(folder), list(fitted.classes)
+    for label in ("red_bird", "small blue car"):
+        naming.add(label, labels)
+    assert labels[2:] == ["red_bird", "small blue car"]
+    with torch.no_grad():
+        found: Any = fitted.for_classes((*fitted.classes, "red bird", "small blue car"))
+    assert np.abs(naming.weights - found.weights.numpy()).max() < 1e-5
+    assert np.abs(naming.weights[2] - naming.weights[3]).max() > 1e-3
+    assert naming.scale == pytest.approx(float(fitted.backbone.logit_scale))
+    features = torch.nn.functional.normalize(torch.randn(3, naming.weights.shape[1]), dim=-1)
+    expected = (naming.scale * features @ torch.from_numpy(naming.weights).T).softmax(-1)
+    assert np.abs(naming.probabilities(features.numpy()) - expected.numpy()).max() < 1e-5
+    return naming
+
+
+@pytest.mark.parametrize("name", ["linear-probe", "tip-adapter"])
+def test_methods_that_know_no_class_by_name(tiny_clip: Backbone, name: str, tmp_path: Path) -> None:
+    with pytest.raises(NotApplicable):
+        write_text_encoder(fitted_by(name, tiny_clip, {}), ("cat", "dog"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_clips_tokenizer_reads_as_its_own(tiny_clip: Backbone) -> None:
+    written = tokenizer_of(tiny_clip)
+    for text in ("a photo of a Cat.", "it's 1/2  of\tthe café's", "x" * 300, "日本 ☃"):
+        assert written.encode(text).ids == tiny_clip.tokenizer([text])[0].tolist(), text

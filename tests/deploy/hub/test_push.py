@@ -1,0 +1,156 @@
+"""A run in a repository: what goes, what never goes, and what the hub may refuse; the hub is one on loopback."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as stored
+
+from rmadapter import FewShotClassifier
+from rmadapter.artifacts.checkpoint import EXAMPLES, load
+from rmadapter.artifacts.record import Candidate, Choice, read_record
+from rmadapter.backbones import Backbone
+from rmadapter.deploy.hub.push import Wishes, push
+from rmadapter.errors import UserError
+from rmadapter.support.checksums import check_sums
+from rmadapter.task import Question
+from tests.helpers.fakehub import Hub, Repository, hub, point_to
+from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+
+__all__ = ["hub", "rmadapter"]  # fixtures
+
+FILES = {"README.md", "SHA256SUMS", "config.yaml", "model.json", "model.safetensors", "run.json"}
+
+
+def test_there_and_back(
+    rmadapter: Command, hub: Hub, finished: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """What comes back answers as the run does, from every verb that takes one."""
+    done = rmadapter("push", finished, "anna/colors", "--private")
+    assert done.code == 0, done.err
+    assert done.err.startswith("note: to anna/colors: README.md (0.00 MB), SHA256SUMS")
+    assert f"{hub.url}/anna/colors: rmadapter predict hf:anna/colors IMAGES" in done.out
+    repository = hub.repositories["anna/colors"]
+    assert (repository.private, {*repository.files}, len(repository.log)) == (True, {".gitattributes", *FILES}, 2)
+    images, run = sorted((colors / "test").rglob("*.png")), "hf:anna/colors"
+    wanted = np.concatenate([*load(finished, tiny_clip).fitted.probabilities(images)])
+    found = np.concatenate([*load(run, tiny_clip).fitted.probabilities(images)])
+    np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(UserError, match="its backbone 'tiny_clip0' is a folder"):
+        FewShotClassifier.load(run)
+    its = its_backbone(finished)
+    for words in (["predict", run, images[0]], ["eval", run, colors], ["explain", run, images[0]]):
+        assert rmadapter(*words, *its, "--json").code == 0
+    assert rmadapter("suggest", run, colors / "test", "--n", 2, *its).code == 0
+    assert rmadapter("add", run, "yellow", *its, "--out", tmp_path / "more").code == 0
+
+
+def test_an_export_of_a_repository_lies_here(
+    rmadapter: Command, hub: Hub, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    push(finished, "anna/colors")
+    monkeypatch.chdir(tmp_path)
+    assert rmadapter("export", "hf:anna/colors", *its_backbone(finished), "--data", colors).code == 0
+    assert (tmp_path / "colors-onnx/model.onnx").is_file()
+
+
+def test_nothing_tells_whose_images_they_were(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    record = read_record(run / "run.json")
+    secret = "/home/anna/secret"
+    task = replace(record.task, data=f"{secret}/pets", tests=(Question("x", f"{secret}/zoo"),))
+    found = {"task": task, "command": f"rmadapter fit {secret}", "notes": (secret,), "machine": {"cpu": secret}}
+    told = {"data": f"{secret}/zoo", "reason": f"{secret}/1.jpg: damaged"}
+    found |= {"scores": tuple(score.model_copy(update=told) for score in record.scores)}
+    row = Candidate(name="mma", reason=f"{secret}/1.jpg: damaged")
+    found |= {"choice": Choice(chosen="rmadapter", minutes=1, rows=(row,)), "reason": secret}
+    record.model_copy(update={**found, "columns": {"image": "secret"}, "copied_from": secret}).save(run / "run.json")
+    (run / "SHA256SUMS").unlink()
+    push(run, "anna/pets", to=tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
+    for file in (tmp_path / "out").iterdir():
+        assert platform.platform().encode() not in file.read_bytes(), file
+        assert b"secret" not in file.read_bytes(), file
+        assert str(tmp_path.parent).encode() not in file.read_bytes(), file
+        assert b".png" not in file.read_bytes(), file
+    assert read_record(tmp_path / "out/run.json").task.data == "pets"
+    check_sums(tmp_path / "out", FILES - {"SHA256SUMS"})
+
+
+def test_half_and_examples(finished: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+    wishes = {"plain": Wishes(), "half": Wishes(half=True), "examples": Wishes(examples=True)}
+    tensors = {}
+    for name, wish in wishes.items():
+        push(finished, "anna/colors", wish, to=tmp_path / name)
+        tensors[name] = stored((tmp_path / name / "model.safetensors").read_bytes())
+        assert (load(tmp_path / name, tiny_clip).fitted.examples is None) == (name != "examples")
+    whole = stored((finished / "model.safetensors").read_bytes())
+    assert {*whole} - {*tensors["plain"]} == {EXAMPLES}
+    assert {*whole} == {*tensors["examples"]}
+    assert {str(tensor.dtype) for tensor in tensors["half"].values()} == {"float16"}
+    for name, tensor in tensors["plain"].items():
+        np.testing.assert_array_equal(tensor, whole[name])
+
+
+def test_a_second_push_is_one_commit_and_takes_old_files_away(hub: Hub, finished: Path, tmp_path: Path) -> None:
+    push(finished, "anna/colors")
+    bare = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name in ("run.json", "SHA256SUMS"):
+        (bare / name).unlink()
+    facts = push(bare, "anna/colors", Wishes(licence="mit"))
+    repository = hub.repositories["anna/colors"]
+    assert {*repository.files} == {".gitattributes", *FILES} - {"run.json", "config.yaml"}
+    assert [message[:8] for _, _, message in repository.log] == ["initial ", "A run of", "A run of"]
+    assert facts["commit"] == repository.log[-1][0]
+    assert b"license: mit" in repository.files["README.md"]
+
+
+def test_what_is_refused(rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path) -> None:
+    refused(rmadapter("push", finished, "colors"), "'colors': not a repository name; write OWNER/NAME")
+    refused(rmadapter("push", tmp_path, "anna/x"), "not a finished run; `rmadapter fit DATA --out")
+    refused(rmadapter("push", finished, "anna/x", "--to", tmp_path), "already exists; choose another --to")
+    assert not hub.asked
+    quiet = ["push", finished, "--quiet"]
+    refused(rmadapter(*quiet, "bert/x"), "bert/x: your token may not write there")
+    hub.repositories["anna/text"] = Repository(**{"config.json": b"{}"})
+    refused(rmadapter(*quiet, "anna/text"), "anna/text already exists and is not a run")
+    refused(rmadapter(*quiet, "anna/a", "--licence", "nonsense"), "does not accept anna/a", '"license" must be one of')
+    push(finished, "anna/open")
+    refused(rmadapter(*quiet, "anna/open", "--private"), "anna/open already exists and is public")
+    assert len(hub.repositories["anna/open"].log) == 2
+
+
+def test_a_damaged_run_does_not_go(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"model\.safetensors: does not match model\.json"):
+        push(run, "anna/x", to=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("token", ["", "hf_nobody"])
+def test_without_a_token(
+    rmadapter: Command, hub: Hub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    point_to(hub.url, tmp_path, monkeypatch, token)
+    refused(rmadapter("push", finished, "anna/x", "--quiet"), "does not know who you are", "`hf auth login`")
+
+
+def test_without_a_network(rmadapter: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_to("http://127.0.0.1:1", tmp_path, monkeypatch)
+    refused(rmadapter("push", finished, "anna/x", "--quiet"), "cannot be reached for 'anna/x'", "check the connection")
+
+
+def test_json_and_a_folder(rmadapter: Command, finished: Path, tmp_path: Path) -> None:
+    done = rmadapter("push", finished, "anna/x", "--to", tmp_path / "a", "--json")
+    facts = json.loads(done.out)
+    assert (done.code, facts["folder"], {*facts["files"]}) == (0, str(tmp_path / "a"), FILES)
+    done = rmadapter("push", finished, "anna/x", "--to", tmp_path / "b")
+    assert done.out.splitlines()[-1] == f"folder: {tmp_path / 'b'}; nothing was sent"

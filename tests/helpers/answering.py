@@ -1,0 +1,178 @@
+"""A model that anybody can compute by head, a server of it, and images to ask it about.
+
+Tests of `serve` take what they need of its libraries from here, so that they are skipped where it is missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+for needed in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    pytest.importorskip(needed, reason="pip install 'rmadapter[serve]'")
+
+from fastapi.testclient import TestClient  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
+from starlette.datastructures import Headers  # noqa: E402
+from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import Response  # noqa: E402
+
+from rmadapter.deploy.serve.limits import Limits  # noqa: E402
+from rmadapter.deploy.serve.model import Served  # noqa: E402
+from rmadapter.deploy.serve.service import Service  # noqa: E402
+
+__all__ = ["HTTPException", "Headers", "Request", "Response", "Starlette", "TestClient"]  # for tests
+
+LABELS = ("red", "green", "blue")
+FACTS = {
+    "method": {"name": "toy", "title": "Toy", "source": "a test"},
+    "backbone": {"name": "none", "digest": "0"},
+    "accuracy": {"accuracy": 90.0, "low": 80.0, "high": 95.0, "images": 40, "of": "test images"},
+    "engine": "toy",
+    "classes": list(LABELS),
+    "features": True,
+}
+
+
+class Toy:
+    """Its probabilities are the mean shares of the three colours. sizes: of the batches that it was asked about.
+    gate: is waited for before each answer. poison: what an image must not look like: then a whole batch fails."""
+
+    def __init__(self, features: bool = True, labels: Sequence[str] = LABELS) -> None:
+        self.sizes: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.poison: float | None = None
+        self.served = Served(tuple(labels), self.transform, self.ask, features, 4, {**FACTS, "features": features})
+
+    @staticmethod
+    def transform(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1) / 255
+
+    def ask(self, pixels: np.ndarray, wanted: bool) -> list[np.ndarray]:
+        self.sizes.append(len(pixels))
+        assert self.gate.wait(30)
+        means = pixels.mean((2, 3)) + 1e-9
+        if self.poison is not None and (np.abs(means[:, 0] - self.poison) < 1e-4).any():
+            raise RuntimeError("poisoned")
+        lengths = np.linalg.norm(means, axis=-1, keepdims=True)
+        return [means / means.sum(-1, keepdims=True), *([means / lengths] if wanted else [])]
+
+
+@contextmanager
+def serviced(toy: Toy, **limits: Any) -> Iterator[Service]:
+    service = Service({"toy": toy.served}, Limits(**limits))
+    try:
+        yield service
+    finally:
+        toy.gate.set()
+        service.close()
+
+
+def coloured(red: int, green: int, blue: int, size: tuple[int, int] = (9, 7), kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (red, green, blue)).save(file, kind)
+    return file.getvalue()
+
+
+def wait_for(ready: Any, what: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < until, what
+        time.sleep(0.02)
+
+
+class Process:
+    """`rmadapter serve` as a shell starts it. said: its lines on stderr so far."""
+
+    def __init__(self, *words: object, key: str = "") -> None:
+        code = "from rmadapter.cli.main import main; main()"
+        command = [sys.executable, "-c", code, "serve", "--port", "0", *map(str, words)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"RMADAPTER_API_KEY": key} if key else {})}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line.rstrip("\n"))
+
+    @property
+    def address(self) -> str:
+        def told() -> list[str]:
+            return [found[0] for line in self.said if (found := re.search(r"http://\S+", line))]
+
+        wait_for(lambda: told() or self.process.poll() is not None, "no address came")
+        assert told(), self.said
+        return told()[0]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        code = self.process.wait(60)
+        self._reader.join(10)
+        return code
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def post(address: str, path: str, files: Sequence[tuple[str, bytes]], **headers: str) -> tuple[int, Any]:
+    """By Python's own client. Status and JSON."""
+    import urllib.error
+    import urllib.request
+
+    content, kind = multipart(files)
+    request = urllib.request.Request(f"{address}{path}", content, {"Content-Type": kind, **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def multipart(files: Sequence[tuple[str, bytes]], field: str = "files") -> tuple[bytes, str]:
+    """A body, and its type."""
+    parts = [
+        f'--edge\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
+        f"Content-Type: application/octet-stream\r\n\r\n".encode()
+        + data
+        + b"\r\n"
+        for name, data in files
+    ]
+    return b"".join(parts) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
+
+
+def read(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
+    return [(path.name, path.read_bytes()) for path in paths]

@@ -1,0 +1,17 @@
+"""One Ray session a test module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    """A cluster of this machine's, with two processors."""
+    pytest.importorskip("ray", reason="needs the extra ray: `make scale` installs it")
+    from rmadapter.bench.ray.cluster import connected
+
+    with connected(processors=2):
+        yield

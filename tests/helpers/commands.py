@@ -1,0 +1,55 @@
+"""Whether a command that is written somewhere could be given."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from typer.main import get_command
+
+from rmadapter.bench.protocols import AXES, PROTOCOLS
+from rmadapter.cli.bench import common_and_own
+from rmadapter.methods import AUTO, load_method
+from rmadapter.runs.auto import asked
+from rmadapter.runs.request import Request
+from rmadapter.settings import parse_overrides
+
+PLACEHOLDERS = ("NAME", "package:Class", "file.py:Class")
+
+
+@cache
+def parser() -> Any:
+    """The command line's own, which Typer makes anew for every call: half a second."""
+    from rmadapter.cli.main import app
+
+    return get_command(app)
+
+
+def assert_parses(words: list[str], whole: bool = True) -> None:
+    """By the command line's own parser, and then by the classes that take settings and names of methods."""
+    group = parser()
+    if words[0] in {option for parameter in group.params for option in (*parameter.opts, "--help")}:
+        return
+    verb, *arguments = words
+    assert verb in group.commands, f"no verb {verb}"
+    try:
+        # With the names of its help option, which a command keeps from the first time that it is asked.
+        given = group.commands[verb].make_context(verb, arguments, **group.context_settings).params
+    except Exception as error:
+        options = {option for parameter in group.commands[verb].params for option in parameter.opts}
+        if whole or type(error).__name__ != "MissingParameter":
+            raise
+        assert {word for word in arguments if word.startswith("--")} <= options
+        return
+    sets, named = parse_overrides(given.get("sets") or []), given.get("method") or "rmadapter"
+    if verb == "bench":
+        assert given["protocol"] in PROTOCOLS
+        assert {axis for axis in given["axes"].split(",") if axis} <= set(AXES)
+        task, machine, own = common_and_own(sets)
+        Request.make(task | machine)
+        for name in {*filter(None, given["methods"].split(",")), *own} - {*PLACEHOLDERS}:
+            load_method(name, own.get(name, {}))
+    elif named == AUTO and verb == "fit":
+        asked(sets, given["effort"])
+    elif named not in PLACEHOLDERS:
+        Request.make(sets, named, given.get("effort") or "normal")

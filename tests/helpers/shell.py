@@ -1,0 +1,76 @@
+"""The command line as a shell sees it, and a full disk, for tests."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rmadapter.artifacts.record import read_record
+from rmadapter.cli import main as cli
+from tests.helpers import commands
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def rmadapter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs `main()` in this process, where the libraries are imported already."""
+
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["rmadapter", *map(str, words)])
+        monkeypatch.setattr("typer.main.get_command", lambda app: commands.parser())
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Answer(int(stop.value.code or 0), *capsys.readouterr())
+
+    before = signal.getsignal(signal.SIGINT)
+    yield call
+    signal.signal(signal.SIGINT, before)
+    signal.alarm(0)
+
+
+def process(*words: object) -> Answer:
+    code = "from rmadapter.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def its_backbone(run: Path) -> list[str]:
+    """The user's word for the folder that a run names as its backbone."""
+    return ["--backbone", read_record(run / "run.json").backbone.name]
+
+
+def refused(answer: Answer, *hints: str) -> None:
+    assert answer.code == 2
+    assert answer.out == ""
+    (line,) = answer.err.splitlines()
+    assert line.startswith("rmadapter: ")
+    for hint in hints:
+        assert hint in line
+
+
+@contextmanager
+def no_room(limit: int = 1000) -> Iterator[None]:
+    """No file may grow beyond `limit` bytes: the kernel ends a write in its middle, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

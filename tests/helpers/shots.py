@@ -1,0 +1,143 @@
+"""Shots for the tests of methods, without a data set on disk, and a look at what a method trains."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.data.read import ImageSet, load_image
+from rmadapter.encoders import States
+from rmadapter.settings import Machine, configured
+from rmadapter.training.cache import Cache, Source
+from rmadapter.training.contract import Fitted, Shots, Trained
+from rmadapter.training.loop import Batch, Loss, Recipe
+
+COLORS = {"blue": (40, 60, 220), "green": (30, 170, 60), "night sky": (20, 20, 40), "red": (220, 40, 30)}
+TASK = ("augmentation", "views")
+NEEDED = {
+    "zero-shot-descriptions": {"descriptions": str(Path(__file__).with_name("texts.json"))}
+}  # to be fitted at all
+CPU = {"device": "cpu"}
+# Weights that make every term of the loss count on a model of random weights.
+HEAVY: dict[str, Any] = {"lambda_image_rec": 1, "lambda_text_rec": 1, "lambda_image_con": 20, "lambda_text_con": 50}
+HEAVY |= {"consistency_unit": "feature"}
+
+
+def grouped(labels: str, groups: Sequence[str], seed: int = 0) -> ImageSet:
+    """Noise, of which no two images are alike."""
+    rng = np.random.default_rng(seed)
+    images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in labels]
+    return ImageSet.from_lists(images, [*labels], groups=groups)
+
+
+def noisy_colors(count: int = 4, seed: int = 0, size: int = 32, names: tuple[str, ...] = tuple(COLORS)) -> ImageSet:
+    """`count` noisy images of each colour."""
+    rng = np.random.default_rng(seed)
+    arrays, labels = [], []
+    for name in names:
+        for _ in range(count):
+            noise = rng.normal(0, 40, (size, size, 3))
+            arrays.append(np.clip(np.array(COLORS[name]) + noise, 0, 255).astype(np.uint8))
+            labels.append(name)
+    return ImageSet.from_lists(arrays, labels)
+
+
+def meaningless(
+    count: int, classes: tuple[str, ...] = ("cat", "dog"), seed: int = 0, *, size: int = 32, grain: int = 1
+) -> ImageSet:
+    """Images of noise in squares of `grain` pixels, class after class in turn."""
+    shape = (count, size // grain, size // grain, 3)
+    arrays = np.random.default_rng(seed).integers(0, 256, shape, np.uint8).repeat(grain, 1).repeat(grain, 2)
+    return ImageSet(tuple(arrays), tuple(i % len(classes) for i in range(count)), classes)
+
+
+def shots_of(backbone: Backbone, images: ImageSet | None = None, **settings: Any) -> Shots:
+    """settings: fields of Shots, of Machine, and augmentation and views."""
+    images = noisy_colors() if images is None else images
+    views = {name: settings.pop(name) for name in TASK if name in settings}
+    own = {name: settings.pop(name) for name in list(settings) if name in vars(Machine())}
+    machine = configured(Machine(), {**CPU, **own})
+    cache = Cache(backbone, machine, **views, seed=settings.get("seed", 1), progress=False)
+    return Shots(images, cache, progress=False, **settings)
+
+
+def pixels_of(backbone: Backbone, images: ImageSet, rows: Sequence[int] | None = None) -> Tensor:
+    """[B, 3, H, W] of some images, or of all, as the backbone's own transform makes them."""
+    chosen = range(len(images)) if rows is None else rows
+    return torch.stack([backbone.preprocess(load_image(images.images[i])) for i in chosen])
+
+
+def logits_of(fitted: Fitted, shots: Shots, names: tuple[str, ...] | None = None) -> Tensor:
+    """[N, C] of the shots themselves, without augmentation."""
+    states = shots.cache.source(shots.images, fitted.first).batch(torch.arange(len(shots.images)))
+    return fitted.score(names)(states)
+
+
+def accuracy_of(fitted: Fitted, images: ImageSet, names: tuple[str, ...] | None = None) -> float:
+    """Between 0 and 1."""
+    table = torch.cat(list(fitted.probabilities(images.images, names or images.classes)))
+    return float((table.argmax(1) == torch.tensor(images.labels)).float().mean())
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """How a method answers before a step was taken, and what it hands to `minimise`."""
+
+    fitted: Fitted
+    module: Any
+    loss: Loss
+    recipe: Recipe
+    shots: Shots
+    source: Source
+
+    def terms(self, rows: Sequence[int], epoch: int = 0, images: States | None = None) -> Mapping[str, Tensor]:
+        """Loss terms of some shots. images: other states than those of the source, as in float64."""
+        chosen = torch.tensor(rows)
+        states = self.source.batch(chosen, epoch) if images is None else images
+        generator = torch.Generator().manual_seed(self.shots.seed)
+        found = self.loss(Batch(epoch, chosen, self.shots.labels[chosen], states, generator))
+        return found if isinstance(found, dict) else {"loss": found}
+
+
+def untrained(method: Any, backbone: Backbone, shots: Shots) -> Untrained:
+    """A fit whose `minimise`, whichever file of the methods calls it, takes no step.
+
+    `backbone` may be in float64 while that of the shots is not: then give `terms` the states.
+    """
+    seen: list[tuple[Any, ...]] = []
+
+    def minimise(module: nn.Module, *words: Any, **_: Any) -> Trained:
+        seen.append((module, *words))
+        return Trained()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, file in list(sys.modules.items()):
+            if name.startswith("rmadapter.methods.") and hasattr(file, "minimise"):
+                patch.setattr(file, "minimise", minimise)
+        fitted = method.fit(backbone, shots)
+    ((module, loss, recipe, given, source, *_),) = seen
+    return Untrained(fitted, module, loss, recipe, given, source)
+
+
+def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Of the loss with respect to every trainable tensor, by name."""
+    named = dict(module.named_parameters())
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def plant(root: Path, *paths: str) -> Path:
+    """Tiny pictures, each of its own color."""
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 9, 9)).save(root / path)
+    return root

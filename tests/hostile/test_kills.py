@@ -1,0 +1,41 @@
+"""tests/hostile/kills.py: it finds what it looks for, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.hostile import kills
+
+
+@pytest.mark.parametrize("only", ["fit coop", "data"])
+def test_killed_runs_end_as_undisturbed_ones(only: str) -> None:
+    [row] = kills.hunt(2, seed=1, only=only)
+    assert row["kills"] == 2
+    assert {row[fault] for fault in kills.FAULTS} == {0}
+
+
+def careless() -> None:
+    """A command that writes other weights and one more file whenever it was killed before, and leaves a child."""
+    print("Traceback")
+    with subprocess.Popen(["sleep", "5"], start_new_session=True):
+        out = Path(sys.argv[-1])
+        out.mkdir(exist_ok=True)
+        (out / f".{os.getpid()}.part").write_text("")
+        (out / "model.safetensors").write_text(str(len(list(out.iterdir()))))
+        time.sleep(0.5)
+        os._exit(0)
+
+
+@pytest.mark.parametrize("only", ["fit coop", "data"])
+def test_it_notices(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
+    monkeypatch.setattr(kills.cli, "main", careless)
+    monkeypatch.setattr(kills, "PATIENCE", 0.1)
+    [row] = kills.hunt(1, seed=1, only=only)
+    for fault in ("other weights", "leftovers", "orphans", "tracebacks"):
+        assert row[fault], fault

@@ -1,0 +1,145 @@
+"""Learned context against the text encoders' own modules on full padded sequences, in float64."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
+from rmadapter.methods.parts.context import PromptedText, context_vectors, draw, encoder_of, init_words
+from tests.helpers.rounding import double
+
+NAMES = ("cat", "a small red car", "dog", "tree house")  # of different lengths
+
+
+def plain_text(
+    backbone: Backbone, classes: tuple[str, ...], context: Tensor, deep: Mapping[int, Tensor] | None = None
+) -> Tensor:
+    """Class features [C, e] of context [n, d] or [C, n, d], from full padded sequences, nothing shared.
+
+    deep: contexts that stand in the same places before a block, by its number from 0 (open_clip's transformer alone).
+    """
+    model: Any = backbone.model
+    n, text = context.shape[-2], getattr(model, "text", model)
+    tokens = backbone.tokenizer([" ".join("X" * n) + f" {name}." for name in classes])
+
+    def put(x: Tensor, values: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], values.expand(len(classes), -1, -1), x[:, 1 + n :]], 1)
+
+    if hasattr(text, "transformer") and hasattr(text.transformer, "encoder"):  # Hugging Face
+        mask = (tokens != text.config.pad_token_id).long()
+        words = put(text.transformer.embeddings.word_embeddings(tokens), context)
+        return text.proj(text.pooler(text.transformer(inputs_embeds=words, attention_mask=mask), mask))
+    x = put(text.token_embedding(tokens), context) + text.positional_embedding
+    mask = None if text.attn_mask is None else text.attn_mask.to(x.dtype)
+    for i, block in enumerate(text.transformer.resblocks):
+        x = block(put(x, deep[i]) if deep and i in deep else x, attn_mask=mask)
+    x = text.ln_final(x)
+    last = getattr(text, "pool_type", "argmax") == "last"
+    read = x[:, -1] if last else x[torch.arange(len(x)), tokens.argmax(-1)]
+    return text.text_projection(read) if last else read @ text.text_projection
+
+
+def context_of(width: int, *shape: int) -> Tensor:
+    made = torch.randn(*shape, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return made.requires_grad_()
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"])
+@pytest.mark.parametrize("classwise", [False, True])
+@pytest.mark.parametrize("classes", [NAMES, NAMES[1:2]], ids=len)
+def test_features_and_gradients_are_those_of_full_sequences(
+    name: str, classwise: bool, classes: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    backbone = double(request.getfixturevalue(name))
+    prompts = PromptedText(backbone, classes, 3, share=not classwise)
+    context = context_of(backbone.text.width, *((len(classes), 3) if classwise else (3,)))
+    lean, plain = prompts.encode(context), plain_text(backbone, classes, context)
+    torch.testing.assert_close(lean, plain, rtol=1e-9, atol=1e-10)
+    weight = torch.randn(plain.shape, generator=torch.Generator().manual_seed(2), dtype=plain.dtype)
+    gradients = [torch.autograd.grad((features * weight).sum(), context)[0] for features in (lean, plain)]
+    assert gradients[1].norm() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_deep_prompts_stand_where_the_context_stood(tiny_clip: Backbone, share: bool) -> None:
+    backbone = double(tiny_clip)
+    prompts = PromptedText(backbone, NAMES, 2, share=share)
+    context, second = context_of(48, 2), context_of(48, 2) + 1
+    assert (prompts.layout.prefix > 0) == share
+    lean = prompts.encode(context, lambda i, x: prompts.put(x, second) if i == 3 else x)
+    torch.testing.assert_close(lean, plain_text(backbone, NAMES, context, {2: second}), rtol=1e-9, atol=1e-10)
+
+
+def test_the_words_of_the_context_give_the_written_prompts(tiny_clip: Backbone, tiny_hf: Backbone) -> None:
+    for backbone in (double(tiny_clip), double(tiny_hf)):
+        context = init_words(backbone, "a photo of the")
+        assert context.shape[0] == 4
+        prompts = PromptedText(backbone, NAMES, 4)
+        written = backbone.model.encode_text(backbone.tokenizer([f"a photo of the {n}." for n in NAMES]))  # type: ignore[operator]
+        torch.testing.assert_close(prompts.encode(context), written, rtol=1e-9, atol=1e-10)
+
+
+def test_contexts_that_do_not_fit_are_refused(tiny_clip: Backbone) -> None:
+    for n_ctx in (0, 14):
+        with pytest.raises(UserError, match="1 to 13"):
+            PromptedText(tiny_clip, NAMES, n_ctx)
+    PromptedText(tiny_clip, NAMES, 13)
+
+
+def test_contexts_of_classes_apart_need_prompts_apart(tiny_clip: Backbone) -> None:
+    prompts = PromptedText(tiny_clip, NAMES, 2)
+    with pytest.raises(AssertionError, match="need share=False"):
+        prompts.encode(torch.zeros(len(NAMES), 2, tiny_clip.text.width))
+
+
+def test_where_a_text_starts_is_found_once(tiny_clip: Backbone) -> None:
+    """An export is traced, and what is traced cannot be looked at; and nothing keeps the backbone alive."""
+    asked: list[list[str]] = []
+    backbone = replace(tiny_clip, tokenizer=lambda texts: asked.append(texts) or tiny_clip.tokenizer(texts))
+    PromptedText(backbone, ["cat"], 2)
+    found = len(asked)
+    PromptedText(backbone, ["dog"], 2)
+    assert [*map(len, asked[found:])] == [1]  # the prompt alone
+    kept = weakref.ref(backbone)
+    del backbone
+    gc.collect()
+    assert kept() is None
+
+
+def test_context_starts_as_words_or_as_small_noise_of_the_seed(tiny_clip: Backbone) -> None:
+    words = context_vectors(tiny_clip, "a photo of the", 7, seed=1)
+    assert torch.equal(words, init_words(tiny_clip, "a photo of the"))
+    assert words.requires_grad
+    noise = context_vectors(tiny_clip, "", 7, seed=1)
+    assert torch.equal(noise, draw(7, tiny_clip.text.width, 1))
+    assert not torch.equal(noise, draw(7, tiny_clip.text.width, 2))
+    assert draw(100, 100, 1).std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_of_several_descriptions_the_first_is_the_name(tiny_clip: Backbone) -> None:
+    context = context_of(tiny_clip.text.width, 3).float()
+    some, first = (PromptedText(tiny_clip, names, 3) for names in (("cat | a small pet", "dog"), ("cat", "dog")))
+    assert torch.equal(some.encode(context), first.encode(context))
+
+
+def test_many_prompts_are_encoded_in_chunks_with_the_same_features_and_gradient(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, found = double(tiny_clip), []
+    for chunk in (100, 3):
+        monkeypatch.setattr("rmadapter.methods.parts.context.CHUNK", chunk)
+        context = context_of(backbone.text.width, 2)
+        features = encoder_of(backbone, NAMES, 2)(context)
+        weights = torch.arange(features.numel(), dtype=torch.float64).view_as(features).sin()
+        found.append((features.detach(), *torch.autograd.grad((features * weights).sum(), context)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)

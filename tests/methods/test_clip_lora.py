@@ -1,0 +1,193 @@
+"""CLIP-LoRA against the backbone's own forward pass with the updates merged into its weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import blocks, encoder
+from rmadapter.errors import UserError
+from rmadapter.methods import clip_lora
+from rmadapter.methods.clip_lora import CLIPLoRA, LowRank, UpdatedCLIP
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.prompts import cosine_logits
+from rmadapter.settings import configured
+from rmadapter.training.contract import Known
+from tests.helpers.rounding import double
+from tests.helpers.shots import gradients, logits_of, meaningless, shots_of, untrained
+
+NAMES = ("cat", "a small red car. a blue bird", "dog")
+IMAGE = {"tiny_clip": "visual.transformer.resblocks.{}.attn.in_proj_weight"}
+TEXT = {"tiny_clip": "transformer.resblocks.{}.attn.in_proj_weight"}
+TIMM, BERT = "visual.trunk.blocks.{}.attn.qkv.weight", "text.transformer.encoder.layer.{}.attention.self.{}.weight"
+
+
+def merged(name: str, model: UpdatedCLIP) -> dict[str, torch.Tensor]:
+    """Weights of query, key and value with scale * B A in them, by their names in the backbone."""
+    clip: Any = model.backbone.model
+    weights = {}
+    both: Any = model.updates
+    for side, updates in zip(("image", "text"), both, strict=True):
+        for i, three in enumerate(updates):
+            deltas = [update.scale * update.up.weight @ update.down.weight for update in three]
+            if side == "text" and name not in TEXT:
+                for role, delta in zip(("query", "key", "value"), deltas, strict=True):
+                    key = BERT.format(i, role)
+                    weights[key] = clip.get_parameter(key) + delta
+            else:
+                key = (IMAGE if side == "image" else TEXT).get(name, TIMM).format(i)
+                weights[key] = clip.get_parameter(key) + torch.cat(deltas)
+    return weights
+
+
+class Both(torch.nn.Module):
+    """functional_call reaches one forward alone."""
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images: torch.Tensor, prompts: list[torch.Tensor]) -> torch.Tensor:
+        x = F.normalize(self.clip.encode_image(images), dim=-1)
+        each = [F.normalize(self.clip.encode_text(tokens), dim=-1) for tokens in prompts]
+        return self.clip.logit_scale.exp() * x @ F.normalize(torch.stack(each).mean(0), dim=-1).T
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("templates", [("a photo of a {}.",), ("{}", "a photo of a {}.")])
+@pytest.mark.parametrize("chunk", [2, 1024])
+def test_logits_and_gradients_are_those_of_merged_weights(
+    name: str,
+    trained: bool,
+    templates: tuple[str, ...],
+    chunk: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clip_lora, "CHUNK", chunk)  # more prompts than fit at once
+    given: Backbone = request.getfixturevalue(name)
+    backbone = double(given)
+    random = torch.Generator().manual_seed(1)
+    images, shots = torch.randn(4, 3, 32, 32, generator=random).double(), meaningless(4, NAMES)
+    method = CLIPLoRA(rank=3, alpha=2.0, dropout=0)
+    start = untrained(method, backbone, shots_of(given, shots, templates=templates))
+    model = start.module.double()
+    if trained:
+        for parameter in model.parameters():
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=random).double()
+
+    states = backbone.image.frozen(images, 1)
+    w = model.class_weights(model.prompts(NAMES, templates, share=True), len(templates))
+    lean = cosine_logits(backbone, model.image_features(states, model.views[0]), w)
+    answers = model.for_classes(NAMES, Known(NAMES, templates))(states)  # with updates in copies of the weights
+    torch.testing.assert_close(answers, lean, rtol=1e-9, atol=1e-9)
+    prompts = [backbone.tokenizer([t.format(n) for n in NAMES]) for t in templates]
+    weights = {f"clip.{key}": value for key, value in merged(name, model).items()}
+    whole = functional_call(Both(backbone.model), weights, (images, prompts))
+    torch.testing.assert_close(lean, whole, rtol=1e-9, atol=1e-9)
+    loss, plain = start.terms(range(4), images=states)["loss"], F.cross_entropy(whole, torch.tensor(shots.labels))
+    torch.testing.assert_close(loss, plain, rtol=1e-9, atol=1e-9)
+    found, expected = gradients(model, loss), gradients(model, plain)
+    largest = max(float(gradient.norm()) for gradient in expected.values())
+    assert largest > 0
+    assert all(float((found[key] - expected[key]).norm()) < 1e-8 * largest for key in expected)
+    untouched = Both(backbone.model)(images, prompts)
+    assert torch.allclose(lean, untouched, rtol=1e-9) is not trained  # B is zero at first
+
+
+def test_dropout_is_in_front_of_each_update_and_in_training_alone() -> None:
+    update, x = LowRank(6, 2, 0.5, 0.25), torch.randn(5, 6)
+    torch.nn.init.normal_(update.up.weight)
+    torch.manual_seed(3)
+    kept = F.dropout(x, 0.25)
+    torch.manual_seed(3)
+    torch.testing.assert_close(update(x), 0.5 * (kept @ update.down.weight.T) @ update.up.weight.T)
+    assert (kept == 0).any()
+    torch.testing.assert_close(update.eval()(x), 0.5 * (x @ update.down.weight.T) @ update.up.weight.T)
+
+
+@pytest.mark.parametrize("dropout", [0.25, 0.0])
+def test_with_dropout_no_prompt_shares_what_another_begins_with(tiny_clip: Backbone, dropout: float) -> None:
+    """Each token of each prompt is dropped by itself; without dropout, what all begin with is computed once."""
+    shots = shots_of(tiny_clip, meaningless(4, NAMES))
+    start = untrained(CLIPLoRA(dropout=dropout), tiny_clip, shots)
+    seen: list[int] = []
+    start.module.updates[1][0][0].register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    start.terms([0, 1])
+    ((_, layout),) = start.module.prompts(NAMES, shots.templates, share=dropout == 0)
+    assert (layout.prefix > 0) == (dropout == 0)
+    assert seen == [len(layout.ids)]
+
+
+def test_frozen_weights_are_cast_to_bfloat16_once_and_not_in_every_step(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, cast = replace(tiny_clip), []
+    monkeypatch.setattr(encoder, "cast", lambda block, kind: cast.append(block) or blocks.cast(block, kind))
+    start = untrained(CLIPLoRA(), backbone, shots_of(backbone, meaningless(4, NAMES)))
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            start.terms([0, 1])["loss"].backward()
+        assert len(cast) == backbone.image.depth + backbone.text.depth
+    assert all(parameter.grad is not None for parameter in start.module.parameters())
+
+
+def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
+    before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
+    shots = shots_of(tiny_clip, meaningless(8, grain=32))
+    method = configured(CLIPLoRA(), {"learning_rate": 0.02, "iterations": 15})
+    state = torch.random.get_rng_state()
+    fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
+    history = fitted.trained.history
+    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
+    assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
+    assert logits_of(fitted, shots, ("tree", "a blue house", "cat")).shape == (8, 3)
+    assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in tiny_clip.model.parameters())
+
+
+def test_without_a_step_it_is_zero_shot(tiny_clip: Backbone) -> None:
+    shots = shots_of(tiny_clip, meaningless(8, grain=32))
+    plain, start = ZeroShot().fit(tiny_clip, shots), untrained(CLIPLoRA(), tiny_clip, shots).fitted
+    torch.testing.assert_close(logits_of(start, shots), logits_of(plain, shots), rtol=1e-4, atol=1e-4)
+
+
+def test_the_schedule_is_torchs_cosine_over_as_many_steps_as_the_shots_ask_for(tiny_clip: Backbone) -> None:
+    shots = shots_of(tiny_clip, meaningless(12, ("cat", "dog", "car"), grain=32))
+    method = configured(CLIPLoRA(), {"batch_size": 5, "iterations": 7})
+    recipe = method.recipe
+    steps = 30  # 7 iterations x 4 shots, and whole epochs of 3
+    assert recipe.length(shots.images.labels) == (10, 3)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-6)
+    expected = []
+    for step in range(steps):
+        expected.append(float(scheduler.get_last_lr()[0]))
+        assert recipe.rate(step, 3, 10) == pytest.approx(expected[-1], rel=1e-6)
+        optimizer.step()
+        scheduler.step()
+    assert [step["lr"] for step in method.fit(tiny_clip, shots).trained.history] == pytest.approx(expected, rel=1e-6)
+
+
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
+    # 12 blocks x 3 matrices x rank 2 x (768 + 768), and the same with 512 in the text encoder: the sum over
+    # get_lora_parameters of the released code, applied to its own ViT-B/16
+    assert CLIPLoRA().parameters(vit_b16) == (110_592 + 73_728, 0)
+
+
+def test_what_cannot_be_updated_says_so(tiny_eva: Backbone, tiny_clip: Backbone) -> None:
+    with pytest.raises(UserError, match=r"the blocks \(EvaBlock\) of backbone .+ cannot be taken apart"):
+        CLIPLoRA().parameters(tiny_eva)
+    with pytest.raises(UserError, match="rank=0"):
+        CLIPLoRA(rank=0).parameters(tiny_clip)
+    with pytest.raises(UserError, match="dropout=1"):
+        CLIPLoRA(dropout=1.0).parameters(tiny_clip)

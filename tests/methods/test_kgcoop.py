@@ -1,0 +1,62 @@
+"""KgCoOp against a plain forward pass of open_clip's modules, and as a whole on eight images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.methods.coop import CoOp
+from rmadapter.methods.kgcoop import KgCoOp
+from rmadapter.settings import configured
+from rmadapter.training.contract import Shots
+from tests.helpers.shots import logits_of
+from tests.methods.parts.test_context import plain_text
+from tests.methods.test_coop import CLASSES, LABELS, eight, overfits, plain_logits, same_as_plain, the_seed_decides
+
+
+def knowledge(backbone: Backbone, classes: Tensor) -> Tensor:
+    """One minus the mean cosine to the features of "a photo of a NAME."."""
+    model: Any = backbone.model
+    known = F.normalize(model.encode_text(backbone.tokenizer([f"a photo of a {name}." for name in CLASSES])), dim=-1)
+    return 1 - (F.normalize(classes, dim=-1) * known).sum(-1).mean()
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+def test_loss_and_gradient_are_the_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
+    def plain(learner: Any, shots: Shots) -> Tensor:
+        classes = plain_text(learner.backbone, CLASSES, learner.ctx)
+        ce = F.cross_entropy(plain_logits(learner.backbone, shots, classes), LABELS)
+        return ce + 8 * knowledge(learner.backbone, classes)
+
+    # from noise: "a photo of a" is at a distance of 0
+    same_as_plain(KgCoOp(context=""), request.getfixturevalue(name), plain)
+
+
+def test_weight_zero_is_coop_and_a_large_one_stays_near_the_written_prompts(tiny_clip: Backbone) -> None:
+    fields = {"context": "", "epochs": 60, "batch_size": 8, "learning_rate": 0.02}
+    shots = eight(tiny_clip)
+    coop = configured(CoOp(), fields).fit(tiny_clip, shots)
+    weights = {w: configured(KgCoOp(), {**fields, "distance_weight": w}).fit(tiny_clip, shots) for w in (0, 0.01, 8.0)}
+    assert torch.equal(logits_of(weights[0], shots), logits_of(coop, shots))
+    last = {w: fitted.trained.history[-1]["distance"] / w for w, fitted in weights.items() if w}
+    assert last[8.0] < 0.5 * last[0.01]
+
+
+def test_parameters_are_those_of_the_code(vit_b16: Backbone) -> None:
+    # The released trainer gives the optimiser "ctx" alone, 4 tokens of width 512.
+    assert KgCoOp().parameters(vit_b16) == (2048, 0)
+
+
+def test_eight_images_are_learned_by_heart(tiny_clip: Backbone) -> None:
+    fields = {"epochs": 120, "learning_rate": 0.02, "distance_weight": 0.1}
+    assert overfits(configured(KgCoOp(), fields), tiny_clip)
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+def test_the_seed_decides(name: str, request: pytest.FixtureRequest) -> None:
+    assert the_seed_decides(configured(KgCoOp(), {"context": "", "epochs": 3}), request.getfixturevalue(name))

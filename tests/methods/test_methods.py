@@ -1,0 +1,270 @@
+"""What all methods have in common: number formats, no trace left, no answer made up, saved, loaded, taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rmadapter.artifacts.checkpoint import load, save
+from rmadapter.backbones import Backbone
+from rmadapter.bench.runner import blocks_read
+from rmadapter.data.read import ImageSet
+from rmadapter.errors import UserError
+from rmadapter.methods import (
+    EFFORTS,
+    METHODS,
+    ON_FEATURES,
+    SEVERAL,
+    check_labels,
+    entry_points,
+    explain_effort,
+    is_outside,
+    load_method,
+)
+from rmadapter.runs.auto import Auto
+from rmadapter.settings import settings_of
+from rmadapter.training import loop as training
+from rmadapter.training.contract import Fitted, Known, NotApplicable
+from tests.helpers.gpu_rules import GpuRules
+from tests.helpers.shots import NEEDED, noisy_colors, shots_of
+
+QUICK = {"epochs": 2, "iterations": 4, "batch_size": 3, "first_block": 3, "rank": 4, "layer": 3, "n_ctx": 2}
+UNTRAINED = ("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "tip-adapter")
+CLOSED = (
+    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
+    *("tip-adapter", "tip-adapter-f"),
+)
+TRAINED = [name for name in METHODS if name not in (*UNTRAINED, "linear-probe")]  # step by step
+OTHERS = ("house", "tree", "car", "bird")
+GUEST = f"{Path(__file__).parents[1] / 'helpers/guests.py'}:Guest"
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return noisy_colors(2)
+
+
+def quick(name: str) -> Any:
+    """The method with little to do on four blocks."""
+    own = settings_of(load_method(name))
+    values = {key: value for key, value in QUICK.items() if key in own}
+    if not own.get("iterations"):
+        values.pop("iterations", None)
+    return load_method(name, values | NEEDED.get(name, {}))
+
+
+def weights(backbone: Backbone) -> str:
+    flat = hashlib.sha256()
+    for tensor in backbone.model.state_dict().values():
+        flat.update(tensor.numpy().tobytes())
+    return flat.hexdigest()
+
+
+def answers(fitted: Fitted, images: ImageSet, names: tuple[str, ...] | None = None) -> torch.Tensor:
+    return torch.cat(list(fitted.probabilities(images.images, names)))
+
+
+def same_tensors(one: Fitted, two: Fitted) -> bool:
+    assert one.tensors.keys() == two.tensors.keys()
+    return all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+def test_there_is_every_method_of_the_papers_tables() -> None:
+    titles = [load_method(name).title for name in METHODS]
+    assert {"CoOp", "CoCoOp", "KgCoOp", "MaPLe", "TCP", "PromptSRC", "MMA", "CoPrompt", "RMAdapter"} <= {*titles}
+    assert len(set(titles)) == len(titles)
+    assert all(len(load_method(name).source) > 10 for name in METHODS)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_answers_and_leaves_the_backbone_as_it_was(
+    name: str, precision: str, tiny_clip: Backbone, images: ImageSet
+) -> None:
+    before = weights(tiny_clip)
+    fitted = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision=precision))
+    table = answers(fitted, images)
+    assert table.shape == (len(images), len(images.classes))
+    torch.testing.assert_close(table.sum(1), torch.ones(len(images)))
+    shots = len(images) // len(images.classes)
+    assert fitted.parameters == fitted.method.parameters(tiny_clip, len(images.classes), shots).trained
+    assert (fitted.parameters > 0) == (name not in UNTRAINED)
+    assert (fitted.first is None) == (name in ON_FEATURES)
+    assert blocks_read([fitted.method], tiny_clip) == {fitted.first} - {None}
+    assert len(fitted.trained.history) == fitted.trained.step
+    assert (fitted.trained.step > 0) == (name in TRAINED)
+    if name in CLOSED:
+        with pytest.raises(NotApplicable, match="only knows the classes it was trained on, not 'house'"):
+            fitted.score(OTHERS)
+    else:
+        assert answers(fitted, images, OTHERS).shape == (len(images), 4)
+    assert weights(tiny_clip) == before
+    assert not any(module._forward_hooks for module in tiny_clip.model.modules())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_half_precision_works_by_the_rules_of_a_gpu(name: str, tiny_clip: Backbone, images: ImageSet) -> None:
+    with GpuRules():
+        fitted = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="bf16"))
+    assert not {tensor.dtype for tensor in fitted.tensors.values()} & {torch.bfloat16, torch.float16}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_and_loaded_it_answers_the_same(name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path) -> None:
+    """Bit for bit: a fitted model and a loaded one answer by the same `restore`."""
+    method = quick(name)
+    fitted = method.fit(tiny_clip, shots_of(tiny_clip, images, templates=("a {}.", "the {}."), seed=3))
+    save(tmp_path, fitted, name)
+    loaded = load(tmp_path, tiny_clip).fitted
+    assert loaded.method == method
+    assert loaded.known == Known(images.classes, ("a {}.", "the {}."))
+    assert (loaded.first, loaded.parameters) == (fitted.first, fitted.parameters)
+    assert same_tensors(fitted, loaded)
+    some = images.classes[1:3]
+    assert torch.equal(answers(loaded, images), answers(fitted, images))
+    assert torch.equal(answers(loaded, images, some), answers(fitted, images, some))
+
+
+class Killed(BaseException):
+    """What SIGKILL leaves behind: nothing runs after it."""
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_killed_training_ends_with_the_same_weights(
+    name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at a random step, after which another process would go on: bit for bit, dropout and averages included."""
+    method, views = quick(name), {"augmentation": "standard", "views": 2}
+    whole = method.fit(tiny_clip, shots_of(tiny_clip, images, **views))
+    total = whole.trained.step
+    survived = random.Random(f"{name} {sys.version}").randrange(1, total) if total > 1 else 0
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    unfinished, rate = training.Unfinished(tmp_path / "training.safetensors", "k"), training.Recipe.rate
+
+    def dies(recipe: training.Recipe, step: int, per_epoch: int, epochs: int) -> float:
+        if step == survived:
+            raise Killed
+        return rate(recipe, step, per_epoch, epochs)
+
+    monkeypatch.setattr(training.Recipe, "rate", dies)
+    with pytest.raises(Killed):
+        method.fit(tiny_clip, shots_of(tiny_clip, images, unfinished=unfinished, **views))
+    assert unfinished.path.exists() == (survived > 0)
+    monkeypatch.setattr(training.Recipe, "rate", rate)
+    torch.manual_seed(random.randrange(10**6))  # where the other process's generators stand
+    resumed = method.fit(tiny_clip, shots_of(tiny_clip, images, unfinished=unfinished, **views))
+    assert same_tensors(whole, resumed)
+    assert [step["loss"] for step in resumed.trained.history] == [step["loss"] for step in whole.trained.history]
+
+
+def test_half_precision_that_needs_a_gpu_is_refused_for_all(tiny_clip: Backbone, images: ImageSet) -> None:
+    for name in ("coop", "maple", "rmadapter", "clip-lora"):
+        with pytest.raises(UserError, match="precision=fp16 needs a GPU: write precision=bf16"):
+            quick(name).fit(tiny_clip, shots_of(tiny_clip, images, precision="fp16"))
+
+
+def test_fresh_augmentation_where_a_method_can_and_a_sentence_where_it_cannot(
+    tiny_clip: Backbone, images: ImageSet
+) -> None:
+    """views=0 are new crops in every epoch; methods that read all views at once need a number."""
+    for name in ("coop", "mmrl", "rmadapter"):
+        fresh = quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
+        plain = quick(name).fit(tiny_clip, shots_of(tiny_clip, images))
+        assert not same_tensors(fresh, plain)
+    for name in ("linear-probe", "tip-adapter", "clap", "lp-plus-plus", "prolip"):
+        with pytest.raises(UserError, match="set their number, as in --set views=8"):
+            quick(name).fit(tiny_clip, shots_of(tiny_clip, images, augmentation="standard"))
+
+
+# ---- names ----
+
+
+def test_unknown_methods_and_fields_are_named() -> None:
+    with pytest.raises(UserError, match="unknown method 'coopp'; did you mean 'coop'"):
+        load_method("coopp")
+    for name in METHODS:
+        with pytest.raises(UserError, match=f"{name}: unknown field 'colour'"):
+            load_method(name, {"colour": "red"})
+
+
+def test_efforts_are_explained() -> None:
+    assert load_method("coop", effort="normal") == load_method("coop")
+    assert explain_effort("coop", "fast") == "effort fast: 60 epochs instead of 200"
+    assert explain_effort("clip-lora", "thorough") == "effort thorough: 1500 iterations instead of 500"
+    assert "nothing changes" in explain_effort("tip-adapter", "fast")
+    own = load_method("coop", {"epochs": 40})
+    assert explain_effort("coop", "fast", own) == "effort fast: epochs=40 is set, which counts more"
+    assert explain_effort("coop", "fast", load_method("coop", effort="fast")) == explain_effort("coop", "fast")
+    assert list(EFFORTS) == ["fast", "normal", "thorough"]
+
+
+# ---- from outside ----
+
+
+def test_a_method_in_a_file(tiny_clip: Backbone, images: ImageSet, tmp_path: Path) -> None:
+    method: Any = load_method(GUEST, {"kind": "closed"})
+    assert (method.title, method.kind) == ("guest", "closed")
+    fitted = method.fit(tiny_clip, shots_of(tiny_clip, images))
+    save(tmp_path, fitted, GUEST)
+    with pytest.raises(UserError, match="is code from outside; name it yourself to run it"):
+        load(tmp_path, tiny_clip)
+    loaded = load(tmp_path, tiny_clip, method=GUEST).fitted
+    assert torch.equal(answers(loaded, images), answers(fitted, images))
+
+
+def test_a_method_in_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers"))
+    assert load_method("guests:Guest").title == "guest"
+
+
+def test_a_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point, as an installed distribution declares it; it cannot take a name of ours."""
+    package = tmp_path / "theirs-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    lines = ["[rmadapter.methods]", "theirs = guests:Guest", "coop = guests:Guest"]
+    (package / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers"))
+    assert list(entry_points()) == ["theirs"]
+    assert load_method("theirs").title == "guest"
+    assert load_method("coop").title == "CoOp"
+    assert not is_outside("theirs")
+    assert is_outside(GUEST)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gone.py:Guest", r"cannot be loaded \(ImportError: .*gone.py: no such file"),
+        (GUEST.replace("Guest", "Gust"), r"cannot be loaded \(AttributeError"),
+        ("no_such_package:Guest", r"cannot be loaded \(ModuleNotFoundError"),
+        (GUEST.replace("Guest", "Unfinished"), "has no 'source': see docs/your_method.md"),
+        (GUEST.replace("Guest", "Undeclared"), "is not a dataclass: see docs/your_method.md"),
+    ],
+)
+def test_what_cannot_be_a_method(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_method(name)
+
+
+def test_those_of_several_labels_an_image_say_so_and_the_others_refuse() -> None:
+    one = noisy_colors(1)
+    two = replace(one, several=tuple((label, 0) for label in one.labels))
+    assert {name for name in METHODS if getattr(load_method(name), "several", False)} == {*SEVERAL}
+    for name in METHODS:
+        check_labels(load_method(name), one)
+        if name in SEVERAL:
+            check_labels(load_method(name), two)
+            continue
+        with pytest.raises(UserError, match=r"learns one label per image, .* --method linear-probe, zero-shot, zero-"):
+            check_labels(load_method(name), two)
+    with pytest.raises(UserError, match=r"^auto learns one label"):
+        check_labels(Auto(), two)

@@ -1,0 +1,189 @@
+"""Skip Tuning against plain fine-tuning by the backbone's own forward pass, and the law that skips classes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.encoders.blocks import PreNorm
+from rmadapter.errors import UserError
+from rmadapter.methods.skip_tuning import Prompts, SkipTuning, TunedCLIP, kept
+from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.settings import configured
+from tests.helpers.rounding import assert_same_float32, double
+from tests.helpers.shots import logits_of, meaningless, shots_of, untrained
+
+NAMES = ("cat", "a small red car. a blue bird", "dog", "house")
+TEMPLATES = ("a photo of a {}.", "{}")
+KINDS = ("tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf")
+
+
+def plain_model(module: TunedCLIP) -> Any:
+    """The backbone's model with what was tuned in the place of its own, which alone learns."""
+    model: Any = copy.deepcopy(module.backbone.model).requires_grad_(False)
+    own = dict(model.named_parameters())
+    for name, tensor in module.tuned.items():
+        own[name.replace("/", ".")].data.copy_(tensor)
+        own[name.replace("/", ".")].requires_grad_()
+    return model
+
+
+def plain_logits(model: Any, backbone: Backbone, pixels: Tensor, names: tuple[str, ...]) -> Tensor:
+    """[B, C] by the encoders' own forward passes from pixels and words to features."""
+    each = [F.normalize(model.encode_text(backbone.tokenizer([t.format(n) for n in names])), dim=-1) for t in TEMPLATES]
+    classes = F.normalize(torch.stack(each).mean(0), dim=-1)
+    return model.logit_scale.exp() * F.normalize(model.encode_image(pixels), dim=-1) @ classes.T
+
+
+def plain_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """Image by image: cross-entropy among the classes that are kept for it."""
+    found = [
+        F.cross_entropy(row[some][None], some[:label].sum()[None])
+        for row, label, some in zip(logits, labels, keep, strict=True)
+    ]
+    return torch.stack(found).mean()
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+@pytest.mark.parametrize("skipped", [0.0, 0.5, 0.75])
+@pytest.mark.parametrize("name", KINDS)
+def test_it_is_fine_tuning_of_the_upper_blocks(
+    name: str, skipped: float, chunk: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, every gradient and the answers, of all classes and of some."""
+    for place in ("prompts", "methods.skip_tuning"):
+        monkeypatch.setattr(f"rmadapter.{place}.CHUNK", chunk)  # more prompts than fit at once
+    given: Backbone = request.getfixturevalue(name)
+    backbone, pixels = double(given), torch.randn(5, 3, 32, 32).double()
+    shots = shots_of(given, meaningless(5, NAMES), templates=TEMPLATES)
+    for ratio in (1.0, 0.3):
+        start = untrained(SkipTuning(skipped=skipped, ratio=ratio), backbone, shots)
+        module: TunedCLIP = start.module
+        for parameter in module.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        model, states = plain_model(module), backbone.image.frozen(pixels, module.first)
+        similar = plain_logits(backbone.model, backbone, pixels, NAMES)
+        keep = kept(similar, shots.labels, ratio, 0.3, torch.Generator().manual_seed(shots.seed))
+        assert keep.all() == (ratio == 1)
+        plain = plain_loss(plain_logits(model, backbone, pixels, NAMES), shots.labels, keep)
+        terms = start.terms(range(5), images=states)
+        assert float(terms["classes"]) == pytest.approx(float(keep.sum(1).float().mean()))
+        torch.testing.assert_close(terms["loss"], plain, rtol=1e-9, atol=1e-9)
+        theirs = dict(model.named_parameters())
+        for value, some in (
+            (terms["loss"], list(module.tuned.values())),
+            (plain, [theirs[k.replace("/", ".")] for k in module.tuned]),
+        ):
+            torch.autograd.backward(value, inputs=some)
+        scale = max(float(parameter.grad.norm()) for parameter in module.tuned.values())
+        for key, parameter in module.tuned.items():
+            grad = theirs[key.replace("/", ".")].grad
+            assert parameter.grad is not None, key
+            torch.testing.assert_close(parameter.grad, grad, rtol=1e-7, atol=1e-9 * scale)
+        fitted = SkipTuning(skipped=skipped).restore(backbone, shots.known, module.state_dict())
+        others = ("tree", "cat", "red bird")
+        with torch.no_grad():
+            expected = plain_logits(model, backbone, pixels, others)
+        torch.testing.assert_close(fitted.score(others)(states), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_which_classes_are_kept() -> None:
+    """The own one and the nearest always, the k-th behind them by exp(-decay k); over 4,000 draws."""
+    count, generator = 40, torch.Generator().manual_seed(0)
+    similar = torch.rand(1, count, generator=generator).expand(4000, -1)
+    order = similar[0].argsort(descending=True).tolist()
+    label = order.pop(20)
+    share = kept(similar, torch.full((4000,), label), 0.1, 0.3, generator).double().mean(0)
+    assert share[[label, *order[:3]]].eq(1).all()  # 4 of 40
+    wanted = torch.exp(-0.3 * torch.arange(1, 37, dtype=torch.float64))
+    assert (share[order[3:]] - wanted).abs().max() < 4 * math.sqrt(0.25 / 4000)
+    assert kept(similar, torch.full((4000,), label), 1.0, 0.3, generator).all()
+    beyond = float(share.sum()) - 4  # the sum of a geometric series, but for its end: what the page calls about three
+    assert beyond == pytest.approx(1 / (math.exp(0.3) - 1), rel=0.05)
+
+
+def test_what_is_skipped_is_not_computed(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lower block runs in a step, and of the classes those alone that an image needs."""
+    names = tuple(f"thing {i}" for i in range(30))
+    shots = shots_of(tiny_clip, meaningless(30, names))
+    start = untrained(SkipTuning(skipped=0.5), tiny_clip, shots)
+    ran, prompts, norm, of = [], [], PreNorm.close, Prompts.of
+
+    def close(view: PreNorm, *words: Any) -> Tensor:
+        ran.append(view)
+        return norm(view, *words)
+
+    def some(these: Prompts, classes: Tensor) -> Any:
+        prompts.append(len(classes))
+        return of(these, classes)
+
+    monkeypatch.setattr(PreNorm, "close", close)
+    monkeypatch.setattr(Prompts, "of", some)
+    start.terms([0])
+    assert len(ran) == 4  # two of four blocks, in both encoders
+    assert not {*map(id, ran)} & {id(view) for encoder in (tiny_clip.image, tiny_clip.text) for view in encoder.views}
+    assert 2 <= prompts[0] < 15
+
+
+def test_a_compiled_step_is_the_same(tiny_clip: Backbone) -> None:
+    """Which tokens there are is not known when it is compiled."""
+    start = untrained(SkipTuning(), tiny_clip, shots_of(tiny_clip, meaningless(4, NAMES), templates=TEMPLATES))
+    plain = start.terms(range(4))
+    compiled = replace(start, loss=torch.compile(start.loss, backend="eager")).terms(range(4))
+    for name, term in plain.items():
+        assert_same_float32(compiled[name], term)
+
+
+def test_eight_images_are_learnt_by_heart_and_the_backbone_stays(tiny_clip: Backbone) -> None:
+    before = {k: v.clone() for k, v in tiny_clip.model.state_dict().items()}
+    shots = shots_of(tiny_clip, meaningless(8, NAMES))
+    method = configured(SkipTuning(), {"learning_rate": 0.01, "epochs": 40})
+    fitted, again = method.fit(tiny_clip, shots), method.fit(tiny_clip, shots)
+    assert logits_of(fitted, shots).argmax(1).tolist() == list(shots.images.labels)
+    assert torch.equal(logits_of(fitted, shots), logits_of(again, shots))
+    assert all(torch.equal(before[k], v) for k, v in tiny_clip.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in tiny_clip.model.parameters())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_without_a_step_it_answers_as_zero_shot(name: str, request: pytest.FixtureRequest) -> None:
+    backbone: Backbone = request.getfixturevalue(name)
+    shots, names = shots_of(backbone, meaningless(4), templates=TEMPLATES), ("tree", "blue house")
+    plain, start = ZeroShot().fit(backbone, shots), untrained(SkipTuning(), backbone, shots).fitted
+    assert_same_float32(logits_of(start, shots, names), logits_of(plain, shots, names))
+
+
+def test_what_is_stored_is_what_learns(tiny_clip: Backbone) -> None:
+    """The top block of either encoder, and what lies behind; all else is the backbone's own, shared with it."""
+    tensors = SkipTuning().module(tiny_clip).state_dict()
+    assert {name.split("/resblocks/")[0] for name in tensors} == {
+        "tuned.visual/transformer", "tuned.transformer", "tuned.visual/ln_post/weight", "tuned.visual/ln_post/bias",
+        "tuned.visual/proj", "tuned.ln_final/weight", "tuned.ln_final/bias", "tuned.text_projection",
+    }  # fmt: skip
+    assert {name.split("/resblocks/")[1].split("/")[0] for name in tensors if "/resblocks/" in name} == {"3"}
+    module = SkipTuning().module(tiny_clip)
+    lower: Any = module.image.blocks[2]
+    assert lower.mlp.c_fc.weight is tiny_clip.image.blocks[2].mlp.c_fc.weight  # type: ignore[union-attr]
+
+
+def test_parameters_of_vit_b16(vit_b16: Backbone) -> None:
+    def block(width: int) -> int:  # attention, MLP of four widths, two norms, with biases
+        return 12 * width**2 + 13 * width
+
+    tails = (768 + 512) * 2 + (768 + 512) * 512
+    assert SkipTuning().parameters(vit_b16) == (3 * (block(768) + block(512)) + tails, 0)
+    module = SkipTuning().module(vit_b16)
+    assert (module.first, module.first_text) == (10, 10)
+
+
+def test_nothing_left_to_train_is_refused(tiny_clip: Backbone) -> None:
+    with pytest.raises(UserError, match="skipped=1 leaves no block to train"):
+        SkipTuning(skipped=1.0).module(tiny_clip)

@@ -1,0 +1,143 @@
+"""TDA against its authors' caches written down a second time, and what comes of a memory of test images."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import Grid, States
+from rmadapter.methods import load_method
+from rmadapter.methods.tda import TDA
+from rmadapter.training.contract import Known
+from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+from tests.helpers.shots import meaningless, shots_of
+
+__all__ = ["rmadapter"]  # a fixture
+
+NAMES = ("cat", "dog", "car", "tree")
+
+
+def states(features: Tensor) -> States:
+    return States(None, Grid(None), features)
+
+
+def near_prompts(backbone: Backbone, count: int = 60) -> tuple[Tensor, Tensor]:
+    """Class weights [C, e], and features [N, e] between them, some sure and some not."""
+    found: Any = load_method("zero-shot").restore(backbone, Known(NAMES), {}).for_classes(NAMES)
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(count, len(NAMES), generator=generator).mul(3).softmax(-1) @ found.weights
+    return found.weights, mixed + 0.002 * torch.randn(mixed.shape, generator=generator)
+
+
+def plain(images: Tensor, weights: Tensor, scale: float, method: TDA) -> tuple[Tensor, int]:
+    """As tda_runner.py goes about it: lists of a class, sorted by entropy. Also how many lie in the negative cache."""
+    caches: tuple[dict[int, list[Any]], dict[int, list[Any]]] = ({}, {})
+    found = []
+    for image in images:
+        f = image / image.norm()
+        clip = scale * f @ weights.T
+        p = clip.softmax(0)
+        entropy = float(-(p * p.log()).sum())
+        wanted = [method.size]
+        if method.lowest < entropy / math.log2(len(weights)) < method.highest:
+            wanted.append(method.negative_size)
+        for cache, capacity in zip(caches, wanted, strict=False):
+            kept = cache.setdefault(int(clip.argmax()), [])
+            if len(kept) < capacity:
+                kept.append((entropy, f, p))
+            elif entropy < kept[-1][0]:
+                kept[-1] = (entropy, f, p)
+            kept.sort(key=lambda item: item[0])
+        logits = clip.clone()
+        for place, kept in caches[0].items():
+            for _, key, _ in kept:
+                logits += (
+                    method.alpha * torch.exp(-method.beta * (1 - f @ key)) * F.one_hot(torch.tensor(place), len(p))
+                )
+        for kept in caches[1].values():
+            for _, key, said in kept:
+                affinity = torch.exp(-method.negative_beta * (1 - f @ key))
+                logits -= method.negative_alpha * affinity * ((said > method.mask) & (said < 1))
+        found.append(logits)
+    return torch.stack(found), sum(map(len, caches[1].values()))
+
+
+@pytest.mark.parametrize("fields", [{}, {"size": 1, "alpha": 4.0, "beta": 8.0, "negative_alpha": 2.0, "mask": 0.2}])
+def test_logits_are_those_of_the_authors_caches(tiny_clip: Backbone, fields: dict[str, Any]) -> None:
+    weights, images = near_prompts(tiny_clip)
+    method = TDA(**fields)
+    scale = 400.0  # of random encoders, whose prompts are much alike
+    backbone = replace(tiny_clip, model=tiny_clip.model)
+    stream: Any = method.restore(backbone, Known(NAMES), {}).for_classes(NAMES)
+    stream.backbone = type("Scaled", (), {"logit_scale": scale})
+    expected, kept = plain(images, weights, scale, method)
+    assert kept >= 4  # else the negative cache would go untested
+    torch.testing.assert_close(stream(states(images)), expected, rtol=1e-4, atol=1e-3)
+    plain_clip = scale * F.normalize(images, dim=-1) @ weights.T
+    assert (expected - plain_clip).abs().max() > 0.1
+
+
+def test_batches_do_not_matter_but_the_order_does(tiny_clip: Backbone) -> None:
+    """And each call starts with nothing."""
+    fitted = load_method("tda").fit(tiny_clip, shots_of(tiny_clip, meaningless(4, NAMES)))
+    assert fitted.remembers
+    _, images = near_prompts(tiny_clip)
+    whole = fitted.score()(states(images))
+    stream = fitted.score()
+    torch.testing.assert_close(
+        torch.cat([stream(states(part)) for part in images.split(7)]), whole, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(fitted.score()(states(images)), whole)
+    assert not torch.allclose(fitted.score()(states(images.flip(0))).flip(0), whole, atol=1e-2)
+    assert fitted.score(("cat",))(states(images)).shape == (60, 1)
+    assert fitted.score(("cat",))(states(images)).isfinite().all()
+
+
+def test_its_record_says_in_which_order_and_eval_repeats_it(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    found = {}
+    for seed in (1, 4):
+        run = tmp_path / str(seed)
+        command = ["fit", colors, "--backbone", tiny_clip.name, "--method", "tda", "--shots", 1, "--seed", seed]
+        assert rmadapter(*command, "--set", "device=cpu", "--out", run).code == 0
+        [score] = json.loads((run / "run.json").read_text("utf-8"))["scores"]
+        assert score["order"] == seed
+        found[seed] = json.loads(rmadapter("eval", run, colors, *its_backbone(run), "--json").out)
+        assert found[seed]["accuracy"] == score["accuracy"]
+    other = ["fit", colors, "--backbone", tiny_clip.name, "--method", "zero-shot", "--shots", 1, "--set", "device=cpu"]
+    assert rmadapter(*other, "--out", tmp_path / "other").code == 0
+    assert "order" not in json.loads((tmp_path / "other/run.json").read_text("utf-8"))["scores"][0]
+
+
+def test_predict_says_that_it_learns_and_what_cannot_be_had_is_refused(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "answers.csv"
+    command = ["fit", colors, "--backbone", tiny_clip.name, "--method", "tda", "--shots", 1, "--set", "device=cpu"]
+    assert rmadapter(*command, "--out", run).code == 0
+    asked = ["predict", run, colors / "test", *its_backbone(run), "--out", out]
+    code, _, err = rmadapter(*asked)
+    assert (code, out.exists()) == (0, True)
+    assert "TDA learns from these images in their order; the next call starts afresh" in err
+    out.unlink()
+    out.with_name("answers.csv.partial").write_text("{}\n")
+    refused(rmadapter(*asked), "TDA cannot resume; delete it to start again")
+    refused(
+        rmadapter(*asked, "--engine", "ray"), "a worker of --engine ray answers each image by itself, but TDA learns"
+    )
+    for words in (["export", run, "--out", tmp_path / "exported"], ["serve", run]):
+        refused(
+            rmadapter(*words, *its_backbone(run)),
+            "an exported or served run answers each image by itself, but TDA",
+        )
+    assert not (tmp_path / "exported").exists()

@@ -1,0 +1,167 @@
+"""Answers from a Ray cluster: those of the local engine, a row for each bad image, and gone on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmadapter.artifacts.checkpoint import load
+from rmadapter.backbones import Backbone
+from rmadapter.cli.main import main
+from rmadapter.errors import UserError
+from rmadapter.predict.ray import Answering, cluster, digest
+from rmadapter.predict.stream import Asker
+from tests.helpers.clusters import session
+
+__all__ = ["session"]
+pa = pytest.importorskip("pyarrow")
+
+
+def asker_of(finished: Path, backbone: Backbone) -> Asker:
+    saved = load(finished, backbone)
+    return Asker(saved.fitted, saved.names, [str(label) for label in saved.labels], 3)
+
+
+def predict(monkeypatch: pytest.MonkeyPatch, *words: Any) -> int:
+    monkeypatch.setattr(sys, "argv", ["rmadapter", "predict", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def images(colors: Path, tmp_path: Path) -> Path:
+    """Sixteen good ones and two bad ones."""
+    folder = Path(shutil.copytree(colors / "test", tmp_path / "images"))
+    (folder / "red/1a.png").write_bytes(b"no image")
+    (folder / "green/9.png").write_bytes(b"")
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_answers_are_those_of_the_local_engine(
+    session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images.parent)
+    monkeypatch.setattr("rmadapter.predict.ray.CHUNK", 8)  # three blocks
+    run = [finished, "images", "--backbone", tiny_clip.name, "--unfamiliar", "--quiet"]
+    assert predict(monkeypatch, *run, "--out", "local.csv", "--skip-bad") == 0
+    assert predict(monkeypatch, *run, "--out", "ray.csv", "--engine", "ray", "--jobs", 2) == 0
+    here, there = rows(Path("local.csv")), rows(Path("ray.csv"))
+    good = [row for row in there if not row["error"]]
+    for mine, other in zip(here, good, strict=True):  # batches of 8 instead of 16 round otherwise
+        for name, value in mine.items():
+            number = name.startswith("probability") or name == "unfamiliar"
+            assert other[name] == value or (number and float(other[name]) == pytest.approx(float(value), abs=2e-6))
+    bad = {row["image"]: row for row in there if row["error"]}
+    assert {*bad} == {"images/red/1a.png", "images/green/9.png"}
+    assert bad["images/red/1a.png"]["label"] == bad["images/red/1a.png"]["probability"] == ""
+    assert "not an image" in bad["images/red/1a.png"]["error"]
+    assert len(there) == 16 + 2
+
+
+def test_bytes_in_parquet_are_decoded_as_files_are(
+    session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photo that lies on its side, 16 bits, transparency: as test_images.py has them."""
+    import numpy as np
+    from PIL import Image
+    from pyarrow import parquet
+
+    monkeypatch.chdir(images.parent)
+    turned = Image.open(images / "red/0.png").convert("RGB")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save("turned.jpg", exif=exif)
+    Image.fromarray((np.arange(32 * 32).reshape(32, 32) * 60).astype(np.uint16)).save("deep.png")
+    Image.new("RGBA", (32, 32), (200, 30, 30, 90)).save("clear.png")
+    files = ["turned.jpg", "deep.png", "clear.png", "images/red/1a.png"]
+    parquet.write_table(pa.table({"image": [Path(file).read_bytes() for file in files]}), "packed.parquet")
+    ray = ["--engine", "ray", "--backbone", tiny_clip.name, "--quiet"]
+    assert predict(monkeypatch, finished, *files, "--out", "files.jsonl", *ray) == 0
+    assert predict(monkeypatch, finished, "packed.parquet", "--out", "packed.jsonl", *ray) == 0
+    plain, packed = ([json.loads(line) for line in Path(name).read_text().splitlines()]
+                     for name in ("files.jsonl", "packed.jsonl"))  # fmt: skip
+    assert [row.pop("image") for row in packed] == [f"packed.parquet#{number}" for number in range(4)]
+    assert [row.pop("image") for row in plain] == files
+    assert plain[3]["error"].replace(files[3], "packed.parquet#3") == packed[3]["error"]
+    assert packed[:3] == plain[:3]
+
+
+def test_a_restart_asks_what_is_left_alone(
+    session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the first command had been killed after ten rows: those stay as they are, whatever is in them."""
+    monkeypatch.chdir(images.parent)
+    words = [finished, "images", "--backbone", tiny_clip.name, "--engine", "ray", "--quiet", "--out"]
+    kept: list[str] = []
+
+    def stopped(self: Any) -> None:
+        kept.extend(self.partial.read_text().splitlines())
+        raise UserError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rmadapter.predict.outfile.OutFile.finish", stopped)
+        assert predict(patched, *words, "a.csv") == 2
+    ten = [kept[0], *(line.replace('"guess": "', '"guess": "kept ') for line in kept[1:11])]
+    Path("a.csv.partial").write_text("\n".join(ten) + "\n")
+    assert predict(monkeypatch, *words, "a.csv") == 0
+    found = rows(Path("a.csv"))
+    assert len(found) == 18
+    assert sum(row["guess"].startswith("kept ") for row in found) == sum('"guess"' in line for line in ten)
+
+
+def test_a_node_that_lacks_the_run_or_has_another(
+    session: None, finished: Path, tiny_clip: Backbone, images: Path, tmp_path: Path
+) -> None:
+    asker = asker_of(finished, tiny_clip)
+    other = cluster(asker, tmp_path / "nowhere", tiny_clip.name, "", 1, "")
+    with pytest.raises(UserError, match=r"^node [0-9.]+: .*nowhere: no such folder"):
+        list(other.ask([images / "red/0.png"]))
+    changed = Answering(
+        cluster(asker, finished, tiny_clip.name, "", 1, "").model.__class__(
+            finished, tiny_clip.name, "", asker.names, tuple(asker.labels), 3, "0" * 64
+        ), {}, Path.cwd(), 1,
+    )  # fmt: skip
+    assert "a different model from the one" in changed.complaint
+
+
+def test_a_bad_image_is_refused_where_nobody_asked_to_skip_it(
+    session: None, finished: Path, tiny_clip: Backbone, images: Path
+) -> None:
+    asker = cluster(asker_of(finished, tiny_clip), finished, tiny_clip.name, "", 1, "")
+    assert list(asker.ask([])) == []
+    with pytest.raises(UserError, match=r"1a\.png: .*--skip-bad"):
+        list(asker.ask([images / "red/1a.png"]))
+
+
+def test_the_digest_is_that_of_what_was_learnt(finished: Path, tiny_clip: Backbone) -> None:
+    from dataclasses import replace
+
+    asker = asker_of(finished, tiny_clip)
+    before = digest(asker)
+    assert digest(asker_of(finished, tiny_clip)) == before
+    tensors = {name: tensor + 1 for name, tensor in asker.fitted.tensors.items()}
+    asker.fitted = replace(asker.fitted, tensors=tensors)
+    assert digest(asker) != before
+    warmer = asker_of(finished, tiny_clip)
+    warmer.fitted = replace(warmer.fitted, temperature=2.0)
+    assert digest(warmer) != before
+
+
+def test_what_belongs_to_the_local_engine(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--out", tmp_path / "a.csv", "--sort-into", tmp_path / "sorted"]):
+        assert predict(monkeypatch, finished, "x", "--engine", "ray", *more) == 2
+        assert "give --out, not --sort-into" in capsys.readouterr().err

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmadapter.artifacts.checkpoint import Saved, load
+from rmadapter.artifacts.record import Record, read_record
+from rmadapter.backbones import Backbone, shared
+from rmadapter.data.fewshot import read_split
+from rmadapter.data.read import read_images
+from rmadapter.errors import UserError
+from rmadapter.runs.add import add_images, add_names
+from rmadapter.support.checksums import check_sums
+from tests.helpers.shell import Command, its_backbone, refused, rmadapter
+
+__all__ = ["rmadapter"]  # a fixture
+
+QUICK = ["--shots", 2, "--set", "first_block=3", "--set", "rank=4", "--set", "epochs=1", "--set", "device=cpu"]
+YELLOW, DARK = (220, 210, 40), (30, 30, 60)
+
+
+def write(root: Path, **counts: tuple[tuple[int, int, int], int]) -> Path:
+    rng = np.random.default_rng(1)
+    for name, (color, count) in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.clip(rng.normal(color, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def run(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -> Path:
+    """Of a copy of the colours, where "red" has another name in the prompt."""
+    shutil.copytree(colors, tmp_path / "data")
+    (tmp_path / "names.csv").write_text("label,name\nred,scarlet\n")
+    command = ["fit", tmp_path / "data", "--backbone", tiny_clip.name, "--names", tmp_path / "names.csv", *QUICK]
+    assert rmadapter(*command, "--out", tmp_path / "run").code == 0
+    return tmp_path / "run"
+
+
+def grown(run: Path, backbone: Backbone, data: Path, out: Path, **more: object) -> Record:
+    return add_images(run, load(run, backbone), data, out, **more)  # type: ignore[arg-type]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_classes_by_name_alone(finished: Path, tiny_clip: Backbone, tmp_path: Path, colors: Path) -> None:
+    before, saved = everything(finished), load(finished, tiny_clip)
+    assert add_names(saved, ["sea_horse", "Zebra"], tmp_path / "new") == (
+        "blue", "green", "night_sky", "red", "sea_horse", "Zebra",
+    )  # fmt: skip
+    wider = load(tmp_path / "new", tiny_clip)
+    assert wider.labels[-2:] == ("sea_horse", "Zebra")
+    assert wider.names[-2:] == ("sea horse", "Zebra")
+    assert wider.fitted.classes == saved.fitted.classes  # those that it was fitted to
+    images = [colors / "test/red/0.png"]
+    old, new = (next(one.fitted.probabilities(images, one.names)) for one in (saved, wider))
+    assert new[0, :4].log() - old[0].log() == pytest.approx((new[0, 0] / old[0, 0]).log().item(), abs=1e-4)
+    again = add_names(wider, ["ant"], tmp_path / "third")
+    assert again[-3:] == ("sea_horse", "Zebra", "ant")
+    assert everything(finished) == before
+    with pytest.raises(UserError, match="'red' and 'RED' are both called"):
+        add_names(saved, ["RED"], tmp_path / "fourth")
+    with pytest.raises(UserError, match="already holds a model"):
+        add_names(saved, ["cat"], tmp_path / "new")
+
+
+def test_a_method_that_cannot_know_a_name_says_what_to_do(tiny_clip: Backbone, tmp_path: Path) -> None:
+    import torch
+
+    from rmadapter.methods import load_method
+    from rmadapter.training.contract import Known
+
+    tensors = {"weight": torch.zeros(2, 40), "bias": torch.zeros(2)}
+    probe = load_method("linear-probe").restore(tiny_clip, Known(("a", "b")), tensors)
+    with pytest.raises(UserError, match="trained on, not 'c'; `rmadapter add RUN FOLDER` trains it again"):
+        add_names(Saved(probe, ("a", "b"), "linear-probe", ("a", "b")), ["c"], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+    before = everything(run)
+    new = write(tmp_path / "photos", yellow=(YELLOW, 5), **{"Night sky": (DARK, 3)})
+    shutil.copy(sorted((tmp_path / "data/test/green").iterdir())[0], new / "yellow/of the old test.png")
+    record = grown(run, tiny_clip, new, tmp_path / "new")
+    assert everything(run) == before
+    found = read_images(tmp_path / "new/images.csv", outside=True)
+    assert found["train"].written == ("blue", "green", "night_sky", "red", "yellow")
+    assert found["train"].classes == ("blue", "green", "night sky", "scarlet", "yellow")
+    counts = np.bincount(found["train"].labels).tolist()
+    assert counts == [2, 2, 4, 2, 2]
+    old, split = read_split(run / "split.json"), read_split(tmp_path / "new/split.json")
+    shots = {(tmp_path / "data" / name).resolve() for name, _, _ in old.train}
+    assert shots < {(tmp_path / "new" / name).resolve() for name, _, _ in split.train}
+    trained = {Path(str(path)).read_bytes() for path in found["train"].images}
+    assert not trained & {Path(str(path)).read_bytes() for path in found["test"].images}
+    [score] = record.scores
+    assert score.classes == 5
+    assert score.images == len(found["test"])
+    assert record.notes[-1] == "trained on the 8 images of run and 4 new ones"
+    saved = load(tmp_path / "new", tiny_clip)
+    assert saved.labels == found["train"].written
+    assert saved.given == {"red": "scarlet"}
+    assert "images.csv" in (tmp_path / "new/SHA256SUMS").read_text()
+    check_sums(tmp_path / "new")
+    assert grown(run, tiny_clip, new, tmp_path / "new") == record  # the same command again
+    most = grown(run, tiny_clip, new, tmp_path / "most", shots=0)  # the image of the old test is trained on now
+    assert (most.scores[0].images, most.notes[-1]) == (15, "trained on the 8 images of run and 9 new ones")
+    third = grown(tmp_path / "new", tiny_clip, write(tmp_path / "more", teal=((0, 128, 128), 2)), tmp_path / "third",
+                  outside=True)  # fmt: skip
+    assert third.scores[0].classes == 6
+
+
+def test_an_image_that_settings_are_chosen_on_is_not_tested_on(run: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+    """A collection that was split anew: its validation images were test images before."""
+    write(tmp_path / "photos/train", yellow=(YELLOW, 5))
+    shutil.copytree(tmp_path / "data/test/green", tmp_path / "photos/val/green")
+    grown(run, tiny_clip, tmp_path / "photos", tmp_path / "new")
+    found = read_images(tmp_path / "new/images.csv", outside=True)
+    held, tested = ({Path(str(path)).read_bytes() for path in found[split].images} for split in ("val", "test"))
+    assert held
+    assert not held & tested
+
+
+def test_what_is_refused(run: Path, tiny_clip: Backbone, tmp_path: Path, finished: Path) -> None:
+    new = write(tmp_path / "photos", yellow=(YELLOW, 3))
+    with pytest.raises(UserError, match="holds another run"):
+        grown(run, tiny_clip, new, shutil.copytree(finished, tmp_path / "taken"))
+    add_names(load(run, tiny_clip), ["cat"], tmp_path / "by name")
+    with pytest.raises(UserError, match="does not record its training images"):
+        grown(tmp_path / "by name", tiny_clip, new, tmp_path / "new")
+    name = read_split(run / "split.json").train[0][0]
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"data.* is missing; give its new location with --old-data"):
+        grown(run, tiny_clip, new, tmp_path / "new")
+    assert grown(run, tiny_clip, new, tmp_path / "new", old=tmp_path / "moved").scores[0].classes == 5
+    image = tmp_path / "moved" / name
+    image.write_bytes(image.read_bytes() + b"x")
+    with pytest.raises(UserError, match="are no longer those the model was trained on"):
+        grown(run, tiny_clip, new, tmp_path / "other", old=tmp_path / "moved")
+    image.write_bytes(image.read_bytes()[:-1])  # as it was
+    write(tmp_path / "split" / "test", purple=(YELLOW, 2))
+    write(tmp_path / "split" / "train", yellow=(YELLOW, 2))
+    with pytest.raises(UserError, match="class 'purple' has test images but none to train on: add some, or remove it"):
+        grown(run, tiny_clip, tmp_path / "split", tmp_path / "other", old=tmp_path / "moved")
+    image.unlink()
+    with pytest.raises(UserError, match="the model was trained on can no longer be read"):
+        grown(run, tiny_clip, new, tmp_path / "other", old=tmp_path / "moved")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_runs_word_is_not_enough_to_read_a_teacher(
+    run: Path, tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config.yaml may come from anyone."""
+    (run / "config.yaml").write_text(f"method: prompt-kd\nteacher: {tiny_hf.name}\nshots: 2\n")
+    (run / "SHA256SUMS").unlink()
+    monkeypatch.setattr(shared, "_NAMED", set())
+    new = write(tmp_path / "photos", yellow=(YELLOW, 3))
+    with pytest.raises(UserError, match="its word is not enough to read it"):
+        grown(run, tiny_clip, new, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_verbs(rmadapter: Command, run: Path, tmp_path: Path, colors: Path, finished: Path) -> None:
+    its, data = its_backbone(run), write(tmp_path / "photos", yellow=(YELLOW, 5))
+    assert json.loads(rmadapter("add", run, "cat", "dog", "--out", tmp_path / "named", *its, "--json").out) == {
+        "run": str(tmp_path / "named"), "labels": ["blue", "green", "night_sky", "red", "cat", "dog"],
+    }  # fmt: skip
+    for lost in (["./mor/"], [data, "cat"], ["cat", "new.csv"]):
+        refused(rmadapter("add", run, *lost, "--out", tmp_path / "x", *its), "give one folder or table that exists, or")
+    table = rmadapter("add", run, data, "--out", tmp_path / "new", *its, "--quiet")
+    assert (table.code, table.err) == (0, "")
+    assert "judged on the test split" in table.out
+    assert read_record(tmp_path / "new/run.json").command.startswith("rmadapter add ")
+    command = ["compare", run, tmp_path / "new", tmp_path / "named", "--data", colors, *its]
+    facts = json.loads(rmadapter(*command, "--json").out)
+    assert (facts["images"], facts["classes"]) == (16, 4)
+    assert [line["run"] for line in facts["runs"]] == [str(path) for path in command[1:4]]
+    assert facts["runs"][2]["difference"] == 0  # the same model, asked about the same classes
+    learnt = rmadapter("compare", finished, run, "--data", colors, *its, "--split", "train").err
+    assert f"note: {finished}: 16 of these 24 images were trained on" in learnt
+    shown = rmadapter(*command).out
+    assert "16 images of 4 classes; p by McNemar's exact test" in shown
+    for words, hint in (
+        (command[:2] + command[4:], "give at least two"),
+        ([*command, "--split", "val"], "no val split"),
+    ):
+        assert hint in rmadapter(*words).err
+
+
+def test_prompt_names_that_new_data_brings_and_files_that_are_gone(
+    run: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """For new classes; the others are called as the run has them. A bad file is no shot."""
+    new = write(tmp_path / "photos", n02391049=(YELLOW, 3), red=((200, 0, 0), 2))
+    (new / "classnames.json").write_text('{"n02391049": "zebra", "red": "cherry"}')
+    (new / "n02391049/1.png").write_bytes(b"broken")
+    (sorted((tmp_path / "data/test/green").iterdir())[0]).unlink()
+    with pytest.raises(UserError, match="skip-bad"):
+        grown(run, tiny_clip, new, tmp_path / "all")
+    record = grown(run, tiny_clip, new, tmp_path / "new", skip_bad=True)
+    saved = load(tmp_path / "new", tiny_clip)
+    assert saved.names == ("blue", "green", "zebra", "night sky", "scarlet")
+    assert saved.given == {"red": "scarlet", "n02391049": "zebra"}
+    assert record.notes[-1] == "trained on the 8 images of run and 4 new ones"

@@ -1,0 +1,301 @@
+"""A run from a folder of images to its report: once, twice, killed, and into folders that are not for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+import rmadapter.training.loop
+from rmadapter.artifacts.checkpoint import load
+from rmadapter.artifacts.record import Record, Score, read_record
+from rmadapter.backbones import Backbone
+from rmadapter.data.fewshot import few_shot
+from rmadapter.data.read import ImageSet, read_images
+from rmadapter.errors import UserError
+from rmadapter.methods.prompt_kd import PromptKD
+from rmadapter.runs.fit import STATE, evaluate_saved, fit, page_again
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab
+from rmadapter.settings import read_yaml
+from rmadapter.support.locks import alone
+from rmadapter.training.cache import Cache
+
+MODEL = "model.safetensors"
+DONE = {MODEL, "model.json", "config.yaml", "history.csv", "report.html", "run.json", "split.json", "SHA256SUMS"}
+DONE |= {"predictions.csv", "why.json"}
+
+
+def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings: Any) -> Record:
+    """The finished run into another folder, with other settings."""
+    folds = settings.pop("folds", None)
+    values = {**read_yaml(finished / "config.yaml"), "device": "cpu", **settings}
+    wanted = Request.make(values, values.pop("method"), data="colors")
+    lab = Lab(wanted.machine, progress=False)
+    lab.add("colors", splits)
+    return fit(wanted.task, wanted.method, out, lab, wanted.name, columns={"label": "art"}, folds=folds)
+
+
+def content(run: Path) -> bytes:
+    return (run / MODEL).read_bytes()
+
+
+def steps_saved(out: Path) -> int:
+    with safe_open(out / STATE, "pt") as file:
+        return int(json.loads(file.metadata()["progress"])["step"])
+
+
+def saved_scores(run: Path, splits: Mapping[str, ImageSet], split: str, **settings: Any) -> Score:
+    fitted = load(run, read_record(run / "run.json").backbone.name, settings=settings).fitted
+    _, [score] = evaluate_saved(run, fitted, splits, split, "all", Cache(fitted.backbone, hold=False, progress=False))
+    return score
+
+
+def test_a_run_leaves_these_files_and_learns(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == DONE
+    record = read_record(finished / "run.json")
+    [score] = record.scores
+    assert (score.title, score.images, score.classes, score.chance) == ("test, all classes", 16, 4, 25)
+    assert score.accuracy is not None
+    assert score.accuracy > 90  # colours are easy, and a random backbone does not know their names
+    assert score.zero_shot is not None
+    assert score.zero_shot < 50
+    history = (finished / "history.csv").read_text().splitlines()
+    assert history[0].startswith("step,epoch,loss,ce,")
+    assert [line.split(",")[0] for line in history[1:]] == [str(step) for step in range(1, 41)]
+    assert float(history[-1].split(",")[2]) < float(history[1].split(",")[2])
+    assert "test, all classes" in (finished / "report.html").read_text("utf-8")
+
+
+def test_the_same_call_returns_the_finished_run(finished: Path, colors: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    assert again(finished, read_images(colors), finished) == read_record(finished / "run.json")
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_another_run_is_not_overwritten(finished: Path, colors: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    splits = read_images(colors)
+    swapped = {"train": splits["test"], "test": splits["train"]}
+    for data, settings in (
+        (splits, {"rank": 5}),
+        (splits, {"seed": 2}),
+        (swapped, {}),
+        (splits, {"precision": "bf16"}),
+    ):
+        with pytest.raises(UserError, match="holds another run: choose another --out or delete that folder"):
+            again(finished, data, out, **settings)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_finished_run_is_not_returned_for_another_test_split_or_number_of_folds(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    out, splits = Path(shutil.copytree(finished, tmp_path / "run")), read_images(colors)
+    fewer = {**splits, "test": splits["test"].subset(range(1, len(splits["test"])))}
+    for data in (fewer, {"train": splits["train"]}):
+        with pytest.raises(UserError, match=r"was judged on different images \(all classes\) from the current ones"):
+            again(finished, data, out)
+    with pytest.raises(UserError, match="holds another run"):
+        again(finished, splits, out, folds=2)
+    path, kept = out / "run.json", again(finished, splits, out)
+    assert kept.scores[0].digest == splits["test"].digest
+    path.write_text(path.read_text().replace(kept.scores[0].digest, ""))  # of an earlier version, which did not say it
+    assert again(finished, fewer, out).scores[0].digest == ""
+
+
+def test_a_run_that_lost_its_model_is_made_again(finished: Path, colors: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    (out / MODEL).unlink()
+    again(finished, read_images(colors), out)
+    assert content(out) == content(finished)
+    assert read_record(out / "run.json").columns == {"label": "art"}
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import rmadapter.training.loop as train
+from rmadapter.data.read import read_images
+from rmadapter.runs.request import Request
+from rmadapter.runs.fit import fit
+from rmadapter.runs.run import Lab
+train.SAVE_SECONDS = -1.0
+rate = train.Recipe.rate
+def dies(recipe, step, per_epoch, epochs):
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rate(recipe, step, per_epoch, epochs)
+train.Recipe.rate = dies
+values = json.loads(sys.argv[1])
+wanted = Request.make(values, values.pop("method"), data="colors")
+lab = Lab(wanted.machine, progress=False)
+lab.add("colors", read_images(sys.argv[2]))
+fit(wanted.task, wanted.method, Path(sys.argv[3]), lab, wanted.name)
+"""
+
+
+@pytest.mark.parametrize("augmentation", ["none", "standard"])
+def test_killed_and_started_again_it_ends_the_same(
+    finished: Path, colors: Path, tmp_path: Path, augmentation: str
+) -> None:
+    """SIGKILL in the middle of the third epoch; the first process leaves nothing but its file of state."""
+    values = {"augmentation": augmentation, "optimizer": "adamw", "device": "cpu"}
+    given = json.dumps({**read_yaml(finished / "config.yaml"), **values})
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    done = subprocess.run([sys.executable, "-c", KILLED, given, colors, out], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert {path.name for path in out.iterdir()} == {".lock", "split.json", STATE}
+    assert steps_saved(out) == 5
+    splits = read_images(colors)
+    with pytest.raises(UserError, match="holds another, unfinished training"):
+        again(finished, splits, out, **values, rank=5)
+    again(finished, splits, out, **values)
+    again(finished, splits, whole, **values)
+    assert content(out) == content(whole)
+    assert {path.name for path in out.iterdir()} == DONE
+    assert (out / "history.csv").read_text() == (whole / "history.csv").read_text()
+
+
+LEFT = (
+    ".run.json.abcd_123.part",
+    ".training.safetensors.12345678.part",
+    ".activations/train/.frozen.bin.abcdefgh.part",
+)
+
+
+@pytest.mark.parametrize("when", ["before its record", "between its record and its clean-up"])
+def test_what_killed_runs_left_is_removed_by_the_next(finished: Path, colors: Path, tmp_path: Path, when: str) -> None:
+    out = tmp_path / "run"
+    if when == "before its record":
+        out.mkdir()
+    else:
+        shutil.copytree(finished, out)
+        (out / STATE).write_bytes(b"of a training that is done")
+    for name in (*LEFT, ".lock", ".notes.settings"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("x")
+    again(finished, read_images(colors), out)
+    assert {path.name for path in out.iterdir()} == {*DONE, ".notes.settings"}  # which is the user's own
+    assert content(out) == content(finished)
+
+
+def test_two_runs_never_mix_in_one_folder(finished: Path, colors: Path, tmp_path: Path) -> None:
+    splits = read_images(colors)
+    with alone(tmp_path), pytest.raises(UserError, match="another process is at work in this folder: wait for it, or"):
+        again(finished, splits, tmp_path, backbone="/not/there")  # would be the next complaint
+    again(finished, splits, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == DONE
+
+
+def test_training_never_opens_a_test_image(
+    finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test images vanish before the run: it trains to the last step and fails at the first one it evaluates."""
+    data, out = Path(shutil.copytree(colors, tmp_path / "data")), tmp_path / "run"
+    splits = read_images(data)
+    shutil.rmtree(data / "test")
+    monkeypatch.setattr(rmadapter.training.loop, "SAVE_SECONDS", -1.0)
+    with pytest.raises(UserError, match=r"test/blue/0\.png"):
+        again(finished, splits, out)
+    assert steps_saved(out) == 40
+    shutil.copytree(colors / "test", data / "test")
+    again(finished, splits, out)  # goes on with the evaluation
+    assert content(out) == content(finished)
+
+
+def test_base_classes_train_and_both_halves_are_evaluated(finished: Path, colors: Path, tmp_path: Path) -> None:
+    record = again(finished, read_images(colors), tmp_path, classes="base", epochs=2, shots=8)
+    base, novel = record.scores
+    assert (base.title, novel.title) == ("test, base classes", "test, novel classes")
+    assert base.classes == novel.classes == 2
+    for zero_shot in (False, True):
+        a, b = record.metric("base", zero_shot), record.metric("novel", zero_shot)
+        assert a is not None
+        assert b is not None
+        assert record.metric("hm", zero_shot) == pytest.approx(2 * a * b / (a + b) if a and b else 0)
+    assert load(tmp_path, record.backbone.name).fitted.classes == ("blue", "green")
+    assert record.notes[0] == "class 'blue' has 6 images, fewer than 8 shots"
+
+
+def test_without_a_test_split(finished: Path, colors: Path, tmp_path: Path) -> None:
+    """What was not drawn is evaluated; where that is less than what was drawn, or nothing, the shots judge in turn."""
+    splits = {"all": read_images(colors)["train"]}
+    record = again(finished, splits, tmp_path / "a", epochs=2, shots=3)
+    assert [(score.title, score.images) for score in record.scores] == [("held out, all classes", 12)]
+    record = again(finished, splits, tmp_path / "b", epochs=2)
+    found = [("cross-validated, all classes", 16), ("held out, all classes", 8)]
+    assert [(score.title, score.images) for score in record.scores] == found
+    record = again(finished, splits, tmp_path / "c", epochs=2, shots=0)
+    assert [(score.title, score.images) for score in record.scores] == [("cross-validated, all classes", 24)]
+    page = (tmp_path / "c/report.html").read_text("utf-8")
+    assert "Is it good?" in page
+    assert "are too few to judge by" in page
+    record = again(finished, {"all": splits["all"].subset([0, 6, 12, 18])}, tmp_path / "d", epochs=2)
+    assert (record.scores, record.judgement) == ((), None)
+    assert record.notes[-1] == "no image was left to evaluate on: add a test split, or more than one image per class"
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "read only"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    finished: Path, colors: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind == "read only":
+        out = Path("/proc/run")  # not even root can write there
+        if not out.parent.exists():
+            pytest.skip("no /proc on this system")
+    else:
+        (tmp_path / "taken").write_text("x")
+        out = tmp_path / "taken" / ("run" if kind == "below a file" else "")
+    with pytest.raises(UserError, match=r"cannot be written to .+: choose another folder"):
+        again(finished, read_images(colors), out, backbone="/not/there")  # would be the next complaint
+
+
+def test_evaluating_a_saved_run(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
+    splits = read_images(colors)
+    [recorded] = read_record(finished / "run.json").scores
+    assert saved_scores(finished, splits, "test") == recorded
+    untouched = saved_scores(finished, splits, "test", alpha=0)
+    assert untouched.accuracy == recorded.zero_shot
+    assert saved_scores(finished, splits, "heldout").images == 8
+    drawn = few_shot(splits, 4, 1)
+    assert len(drawn.heldout) == 8
+    with pytest.raises(UserError, match="the data has no val split: give --split one of train, test, heldout"):
+        saved_scores(finished, splits, "val")
+    with pytest.raises(
+        UserError, match="was trained on different images: --split heldout needs the data it was fitted to"
+    ):
+        saved_scores(finished, {"train": splits["test"]}, "heldout")
+    seeing = replace(load(finished, tiny_clip.name).fitted, method=PromptKD())
+    with pytest.raises(UserError, match="PromptKD has seen the images that were not drawn: give --split test"):
+        evaluate_saved(finished, seeing, splits, "heldout", "all", Cache(tiny_clip, progress=False))
+
+
+def test_a_split_that_was_trained_on_is_not_called_held_out(finished: Path, colors: Path, tiny_clip: Backbone) -> None:
+    fitted, cache = load(finished, tiny_clip).fitted, Cache(tiny_clip, progress=False)
+    splits = read_images(colors)
+    for split, told in (("train", "train"), ("test", "test"), ("heldout", "held out")):
+        [one], [score] = evaluate_saved(finished, fitted, splits, split, "all", cache)
+        assert (score.split, score.title, one.title) == (told, f"{told}, all classes", f"{told}, all classes")
+
+
+def test_the_page_is_made_again_from_the_folder_alone(finished: Path, tmp_path: Path) -> None:
+    """Byte for byte, though the data, of which the record has a name alone, is not there."""
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert page_again(out) == out / "report.html"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "predictions.csv").write_text("another")
+    with pytest.raises(UserError, match="does not match SHA256SUMS"):
+        page_again(out)
+    assert (out / "report.html").read_bytes() == before["report.html"]

@@ -1,0 +1,136 @@
+"""From a task to its record: what is asked of which images, and answers against the backbone's own forward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from rmadapter.artifacts.checkpoint import load
+from rmadapter.backbones import Backbone
+from rmadapter.data.fewshot import FewShot
+from rmadapter.data.read import ImageSet, load_image, read_images
+from rmadapter.methods.rmadapter import RMAdapter
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import Lab, evaluate, run_key, run_task
+from rmadapter.settings import Machine, configured
+from rmadapter.task import Question, Task
+from rmadapter.training.cache import Cache
+
+WEIGHTS: Any = SimpleNamespace(name="pocket", digest="weights")  # all that a key reads of a published backbone
+
+
+def test_what_is_asked_of_which_images() -> None:
+    def images(*labels: int) -> ImageSet:
+        return ImageSet(tuple(np.full((2, 2, 3), label, np.uint8) for label in labels), labels, ("a", "b", "c"))
+
+    def lengths(splits: dict[str, ImageSet], classes: Any) -> dict[str, int]:
+        lab, task = Lab(progress=False), Task(data="x", classes=classes, shots=1)
+        lab.add("x", splits)
+        return {
+            question.name if split == "test" else f"{question.name} {split}": len(part)
+            for question, part, split in lab.tests(task)
+        }
+
+    splits = {"train": images(0, 1, 2, 2), "test": images(0, 1, 1, 2)}
+    assert lengths(splits, "all") == {"all": 4}
+    assert lengths(splits, "base") == {"base": 3, "novel": 1}
+    assert lengths(splits, "novel") == {"novel": 1}
+    assert lengths({**splits, "test": images()}, "all") == {"all held out": 1}
+    assert lengths({"train": images(0, 1, 2, 2)}, "base") == {"novel held out": 1}
+    assert lengths({"train": images(0, 1, 2)}, "base") == {}
+
+
+def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(
+    colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """To the last digit, for methods on tokens, on features, and with an answer for some classes alone."""
+    from rmadapter.bench.plan import Plan
+    from rmadapter.bench.protocols import expand
+    from rmadapter.bench.runner import run_all
+    from rmadapter.runs.fit import fit
+
+    common = configured(Task(), {"backbone": tiny_clip.name})
+    methods, quick = ["rmadapter", "coop", "linear-probe"], {"epochs": 2}
+    values = {"rmadapter": {**quick, "first_block": 3, "rank": 4}, "coop": quick}
+    jobs = expand("base-to-novel", [colors.name], methods, [2], [3], root=colors.parent, common=common)
+    plan = Plan(
+        tuple(jobs), tmp_path / "bench", colors.parent, configured(Request.make().machine, {"device": "cpu"}), values
+    )
+    for record in run_all(plan, progress=False):
+        name = record.method.name
+        settings = {"backbone": tiny_clip.name, "shots": 3, "seed": 2, "classes": "base", "device": "cpu"}
+        wanted = Request.make({**settings, **values.get(name, {})}, name, data=colors.name)
+        lab = Lab(wanted.machine, colors.parent, progress=False)
+        fitted = fit(wanted.task, wanted.method, tmp_path / name, lab, name)
+        assert fitted.scores == record.scores
+        assert (fitted.key, fitted.split_digest) == (record.key, record.split_digest)
+
+
+def test_a_key_tells_all_that_figures_depend_on_and_nothing_else() -> None:
+    images = ImageSet((np.zeros((2, 2), np.uint8),), (0,), ("cat",))
+    few = FewShot(images, None, images, 1, 1, ())
+
+    def key(**values: Any) -> str:
+        wanted = Request.make(values, data=values.pop("data", "a/b"))
+        return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, WEIGHTS, few)
+
+    plain = key()
+    for same in ({"data": "elsewhere/b"}, {"data": "../a/b/"}, {"device": "cpu"}, {"workers": 2}, {"cache_memory": 0}):
+        assert key(**same) == plain
+    for other in ({"data": "a/c"}, {"seed": 2}, {"rank": 3}, {"precision": "bf16"}, {"classes": "base"}):
+        assert key(**other) != plain
+    folders = [key(backbone=name) for name in ("x/clip", "clip", "./clip/", "../other/clip")]
+    assert len({*folders}) == 1
+    assert len({folders[0], plain, key(backbone="ViT-B-16/openai"), key(backbone="ViT-B-32/openai")}) == 4
+    assert len({plain, *(key(augmentation="standard", views=views) for views in (0, 1))}) == 3
+
+
+def plain(backbone: Backbone, images: ImageSet) -> np.ndarray:
+    """[N, C] by open_clip's own encode_image and encode_text, whole sequences, no cache, no batch."""
+    with torch.no_grad():
+        tokens = backbone.tokenizer([f"a photo of a {name}." for name in images.classes])
+        weights = F.normalize(backbone.model.encode_text(tokens), dim=-1)
+        rows = []
+        for source in images.images:
+            features = backbone.model.encode_image(backbone.preprocess(load_image(source))[None])
+            rows.append((backbone.model.logit_scale.exp() * F.normalize(features, dim=-1) @ weights.T).softmax(-1))
+    return torch.cat(rows).numpy()
+
+
+def test_both_models_answer_as_the_backbone_with_and_without_hooks(
+    tiny_clip: Backbone, finished: Path, colors: Path
+) -> None:
+    fitted, images = load(finished, tiny_clip).fitted, read_images(colors)["test"]
+    cache = Cache(tiny_clip, Machine(device="cpu"), hold=False, progress=False)
+    (answers,), (score,) = evaluate(fitted, [(Question("all"), images, "test")], cache)
+    assert (answers.title, answers.classes) == ("test, all classes", images.classes)
+    assert answers.labels.tolist() == list(images.labels)
+    np.testing.assert_allclose(answers.zero_shot, plain(tiny_clip, images), atol=1e-5)
+    assert isinstance(fitted.method, RMAdapter)
+    model = fitted.method.model(tiny_clip)
+    model.adapters.load_state_dict(dict(fitted.tensors))
+    with model.attached():
+        np.testing.assert_allclose(answers.probabilities, plain(tiny_clip, images), atol=1e-5)
+    assert np.abs(answers.probabilities - answers.zero_shot).max() > 0.1  # else the two oracles would prove nothing
+    before, after = (100 * np.mean(p.argmax(1) == images.labels) for p in (answers.zero_shot, answers.probabilities))
+    assert (score.zero_shot, score.accuracy) == (round(before, 4), round(after, 4))
+    assert (score.images, score.classes, score.chance) == (len(images), 4, 25)
+
+
+def test_a_fitted_model_knows_what_its_training_images_look_like(colors: Path, tiny_clip: Backbone) -> None:
+    """By the untouched encoder and without augmentation, whatever the method sees."""
+    for method, settings in (("linear-probe", {}), ("coop", {"epochs": 1, "augmentation": "standard"})):
+        wanted = Request.make({"backbone": tiny_clip.name, "shots": 2, **settings}, method, data=colors.name)
+        lab = Lab(wanted.machine, colors.parent, progress=False)
+        fitted = run_task(wanted.task, wanted.method, lab).fitted
+        pixels = torch.stack([tiny_clip.preprocess(load_image(path)) for path in lab.draw(wanted.task).train.images])
+        features: Any = tiny_clip.model
+        with torch.no_grad():
+            expected = F.normalize(features.encode_image(pixels), dim=-1)
+        torch.testing.assert_close(fitted.examples.float(), expected, atol=1e-3, rtol=0)  # type: ignore[union-attr]
+        assert fitted.unfamiliar(expected).max() < 1e-3

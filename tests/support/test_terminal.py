@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rmadapter.support import terminal as console
+from rmadapter.support.terminal import CONTROL, bar, hush, named_columns, note, plain, streams, table, track
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_track_passes_everything_on_and_prints_nothing_into_a_pipe(
+    enabled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(track(iter("abc"), 3, "letters", enabled)) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_is_drawn_on_stderr_of_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that this is a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with bar() as display:
+        task = display.add_task("evaluating line art, novel classes", total=10_000, note="loss 0.125")
+        for _ in range(5):
+            display.advance(task, 1000)
+        display.refresh()
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err).split("\r")[-2].rstrip()
+    assert re.fullmatch(r"evaluating line art, novel classes [━╸╺]{16}  5000/10000 [-\d]+:[-\d]+ loss 0\.125", last)
+    assert len(last) <= 80
+
+
+def test_into_a_pipe_goes_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console, "EVERY", 10)
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with bar() as display:
+        task = display.add_task("training", total=2000, completed=1000, note="")
+        for step in range(1000):
+            clock[0] += 0.024
+            display.update(task, advance=1, note=f"loss {step}")
+    assert capsys.readouterr() == (
+        "",
+        "training: 1,417 of 2,000, 14 s left, loss 416\ntraining: 1,834 of 2,000, 4 s left, loss 833\n",
+    )
+    for _ in track(range(2), 2, "\x1b[2J\n"):
+        clock[0] += 100
+    assert capsys.readouterr().err == "\\x1b[2J\n: 1 of 2, 2 min left\n\\x1b[2J\n: 2 of 2, 0 s left\n"
+
+
+def test_a_line_comes_more_often_where_a_program_reads_them() -> None:
+    code = "from rmadapter.support import terminal; print(terminal.EVERY)"
+    found = [
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "RMADAPTER_OFTEN": often}, capture_output=True)
+        for often in ("", "1")
+    ]
+    assert [float(done.stdout) for done in found] == [10, 0.5]
+
+
+def test_quiet_is_for_one_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "EVERY", 0)
+    with streams():
+        hush(True)
+        note("something")
+        assert list(track([1, 2], 2, "images")) == [1, 2]
+        with bar() as display:
+            display.console.print("a record")
+    assert capsys.readouterr() == ("", "")
+    note("something")
+    assert list(track([1], 1, "images")) == [1]
+    assert capsys.readouterr().err == "note: something\nimages: 1 of 1, 0 s left\n"
+
+
+def test_an_error_within_track_ends_the_bar() -> None:
+    def broken() -> object:
+        yield 1
+        raise ValueError("third image")
+
+    with pytest.raises(ValueError, match="third image"):
+        list(track(broken(), 3, "images"))
+    assert list(track([1], 1, "again")) == [1]  # rich would refuse a second display beside a live one
+
+
+def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 150
+    table(["class", "n"], [["[/red]", "1"], [":cat:", "2"], [long, "3"]])
+    out, err = capsys.readouterr()
+    assert err == ""
+    for name in ("[/red]", ":cat:", long):
+        assert name in out
+
+
+HOSTILE = "\x1b[2J\x07\r\x9b31m\u202egpj.png"
+SHOWN = r"\x1b[2J\x07\r\x9b31m\u202egpj.png"
+
+
+def test_control_characters_are_shown_and_never_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plain(HOSTILE) == SHOWN
+    assert plain("größe 斑马 👩‍🚀\nنام\u00a0\u200c") == "größe 斑马 👩‍🚀\nنام\u00a0\u200c"  # these are letters
+    note(f"{HOSTILE}\nrmadapter: a forged line")
+    table(["class"], [[HOSTILE]])
+    out, err = capsys.readouterr()
+    assert err == f"note: {SHOWN} rmadapter: a forged line\n".replace(r"\x07\r", r"\x07 ")
+    assert SHOWN in out
+    assert not CONTROL.search(out + err)
+
+
+def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    with streams(["predict", "\x1b.png"]):
+        print("\x1b.png")
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr().out == "\\x1b.png\n"
+
+
+def _import_that_is_interrupted() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except SystemExit:
+        raise ImportError("initialization failed") from None
+
+
+def test_ctrl_c_that_becomes_another_error_on_its_way_still_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    """As an ImportError in the first import of a compiled module."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended, console.stoppable():
+            _import_that_is_interrupted()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("rmadapter: stopped")
+    with pytest.raises(ImportError), console.stoppable():
+        raise ImportError("of its own")
+    signal.signal(signal.SIGINT, before)
+
+
+def test_of_the_columns_those_that_were_named() -> None:
+    assert named_columns("", "art", "", "patient") == {"label": "art", "group": "patient"}
+    assert named_columns("", "art", "", "", ";") == {"label": "art", "separator": ";"}

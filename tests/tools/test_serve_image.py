@@ -1,0 +1,32 @@
+"""A browser puts an image into the form of a running server, and gets its answer without any script."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from tests.benchmarks.test_clients import served
+from tests.helpers.answering import Toy, coloured
+from tests.helpers.pages import needs_browser, tab
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+import serve_image
+
+
+@needs_browser
+def test_a_page_with_answers(tmp_path: Path) -> None:
+    (tmp_path / "red one.png").write_bytes(coloured(250, 5, 5))
+    with served(Toy()) as address:
+        serve_image.main(address, tmp_path / "page.png", [tmp_path / "red one.png"])
+        with tab(tmp_path / "home") as page:
+            page.go(address)
+            heard = page.heard()
+            assert ("button", "What is it?") in heard
+            assert ("heading", "toy") in heard
+            assert "<b>1</b> image classified" in page.script("document.documentElement.outerHTML")
+    with Image.open(tmp_path / "page.png") as shot:
+        assert shot.width > 850
+        assert shot.height > 300

@@ -1,0 +1,79 @@
+"""Architectures of open_clip: some of each kind load and adapt, and the page has what the tool finds of all."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from rmadapter.encoders.layouts import Packed
+from rmadapter.task import FEATURES_ALONE, TEXT_TOO
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+import what_loads
+from what_loads import END, START, ask, rows
+
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+ALL = "all"
+OPAQUE = (
+    "all but text-refiner, clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, mmrl-plus-plus, lweib"
+)
+SOME = {
+    "ViT-B-16-quickgelu": ALL,
+    "ViT-H-14-CLIPA": "all but text-refiner",
+    "ViT-B-16-SigLIP2": "all but prolip, text-refiner, mmrl-plus-plus",
+    "EVA02-B-16": OPAQUE,
+    "ViTamin-S": "all but text-refiner, lweib",  # whose MLPs have a gate
+    "xlm-roberta-base-ViT-B-32": ALL,
+    "RN50": ", ".join([*FEATURES_ALONE, *TEXT_TOO]),
+    "MobileCLIP-S1": ", ".join([*FEATURES_ALONE, *TEXT_TOO]),
+    "mt5-base-ViT-B-32": ", ".join(FEATURES_ALONE),
+    "coca_ViT-B-32": ", ".join(FEATURES_ALONE),
+}
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_one_of_a_kind(name: str) -> None:
+    assert ask(name).verdict == SOME[name]
+
+
+def test_a_pass_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a model counts as adapted for a reason."""
+    right = Packed.attend
+
+    def wrong(self: Packed, *words: torch.Tensor) -> torch.Tensor:
+        return right(self, *words) * (1 + 1e-8)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Packed, "attend", wrong)
+    with pytest.raises(AssertionError, match="ViT-B-16-quickgelu, text: differs by"):
+        ask("ViT-B-16-quickgelu")
+
+
+def table() -> list[str]:
+    return PAGE.read_text("utf-8").split(START)[1].split(END)[0].strip().splitlines()
+
+
+def test_the_page_knows_every_architecture_of_the_installed_open_clip() -> None:
+    on_page = [name for row in table()[2:] for name in row.split("|")[-2].strip().split(", ")]
+    assert sorted(on_page) == sorted(open_clip.list_models())
+    for name, verdict in SOME.items():
+        [row] = [row for row in table() if name in row.split("|")[-2].strip().split(", ")]
+        assert row.split("|")[3].strip() == verdict
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_tool_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before {START} {END} after", "utf-8")
+    monkeypatch.setattr("sys.argv", ["what_loads.py", "--page", str(page)])
+    what_loads.main()
+    assert page.read_text("utf-8") == "before " + START + "\n" + "\n".join(table()) + "\n" + END + " after"
+
+
+def test_architectures_that_have_all_in_common_share_a_row() -> None:
+    found = [what_loads.Found(name, "ViT", text, ALL) for name, text in (("a", "x"), ("b", "y"), ("c", "x"))]
+    assert [row.split("|")[4].strip() for row in list(rows(found))[2:]] == ["a, c", "b"]

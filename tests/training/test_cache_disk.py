@@ -1,0 +1,175 @@
+"""Frozen activations that outlive the process: computed once for every method, seed and command."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rmadapter.artifacts.record import Record
+from rmadapter.backbones import Backbone
+from rmadapter.bench.plan import Plan
+from rmadapter.bench.protocols import expand
+from rmadapter.bench.runner import run_all
+from rmadapter.data.read import ImageSet, load_image
+from rmadapter.settings import Machine, configured
+from rmadapter.task import Task
+from rmadapter.training.cache import Cache, Held, Live
+from tests.helpers.rounding import assert_same_float32
+from tests.helpers.shell import Command, rmadapter
+from tests.helpers.shots import meaningless
+
+__all__ = ["rmadapter"]
+
+IMAGES = meaningless(7)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the user's cache."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "user"))
+    return tmp_path / "user"
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of images that are decoded and encoded together."""
+    found: list[int] = []
+    pixels = Live.pixels
+
+    def counted(self: Live, epoch: int, orders: Any) -> Any:
+        for part in pixels(self, epoch, orders):
+            found.append(len(part))
+            yield part
+
+    monkeypatch.setattr(Live, "pixels", counted)
+    return found
+
+
+def of(backbone: Backbone, gigabytes: float = 0.1, **given: Any) -> Cache:
+    """A new one, as another process has it."""
+    return Cache(backbone, Machine(device="cpu", disk_cache=gigabytes), progress=False, **given)
+
+
+def held(cache: Cache, images: ImageSet = IMAGES, first: int | None = 3, **given: Any) -> Held:
+    found = cache.source(images, first, **given)
+    assert isinstance(found, Held)
+    return found
+
+
+def test_another_process_computes_what_is_new_alone(tiny_clip: Backbone, seen: list[int]) -> None:
+    first = held(of(tiny_clip))
+    assert seen == [7]
+    again = held(of(tiny_clip))
+    assert seen == [7]
+    for name in ("features", "x", "y"):
+        assert torch.equal(getattr(again, name), getattr(first, name))
+    assert torch.equal(held(of(tiny_clip), first=None).features, first.features)
+    more = meaningless(9).subset([8, 2, 7, 0])  # other labels, another order and two other images
+    found = held(of(tiny_clip), more)
+    assert seen == [7, 2]
+    assert torch.equal(found.x[[1, 3]], first.x[[2, 0]])
+    assert_same_float32(found.features, of(tiny_clip, 0).features(more)[0])
+
+
+def test_test_images_that_are_looked_at_once_are_found_the_next_time(tiny_clip: Backbone, seen: list[int]) -> None:
+    """As `fit` and `eval` look at them; without a cache on disk they are not held at all."""
+    assert isinstance(of(tiny_clip, 0, hold=False).source(IMAGES, 3), Live)
+    assert isinstance(of(tiny_clip, hold=False).source(IMAGES, 3), Held)
+    list(of(tiny_clip, hold=False).stream(IMAGES, 3))
+    assert seen == [7]
+
+
+def test_nothing_is_kept_unless_asked_for(tiny_clip: Backbone, place: Path, seen: list[int]) -> None:
+    for _ in range(2):
+        held(of(tiny_clip, 0))
+    assert seen == [7, 7]
+    assert not place.exists()
+
+
+def test_everything_that_activations_depend_on_tells_them_apart(
+    tiny_clip: Backbone, tiny_siglip: Backbone, seen: list[int]
+) -> None:
+    views = {"augmentation": "standard", "views": 2}
+    asked: list[tuple[Backbone, dict[str, Any], dict[str, Any]]] = [
+        (tiny_clip, {}, {}),
+        (tiny_clip, {}, {"first": 2}),
+        (tiny_clip, {}, {"precision": "bf16"}),
+        (tiny_siglip, {}, {}),
+        (tiny_clip, views, {"augmented": True}),
+        (tiny_clip, {**views, "seed": 2}, {"augmented": True}),
+        (tiny_clip, {**views, "views": 3}, {"augmented": True}),
+        (replace(tiny_clip, mean=(0.1, 0.1, 0.1)), views, {"augmented": True}),
+        (tiny_clip, views, {"augmented": True, "images": IMAGES.subset([1, 0, *range(2, 7)])}),
+    ]
+    heads = copy.deepcopy(tiny_clip)
+    heads.model.visual.transformer.resblocks[0].attn.num_heads = 1  # type: ignore[union-attr]
+    asked.append((replace(heads), {}, {}))  # of the same weights
+    for backbone, made, wanted in asked:
+        before = len(seen)
+        first = held(of(backbone, **made), **wanted)
+        assert len(seen) > before, wanted
+        before = len(seen)
+        again = held(of(backbone, **made), **wanted)
+        assert len(seen) == before, wanted
+        assert torch.equal(again.x, first.x)
+    other = replace(tiny_clip, preprocess=lambda image: tiny_clip.preprocess(image) / 2)  # which has no lasting name
+    for _ in range(2):
+        before = len(seen)
+        held(of(other))
+        assert len(seen) > before
+
+
+def test_a_bench_encodes_each_image_once_and_the_next_one_none(
+    colors: Path, tiny_clip: Backbone, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever methods, seeds and alphas there are."""
+    opened: list[object] = []
+    monkeypatch.setattr("rmadapter.data.transforms.load_image", lambda it: opened.append(it) or load_image(it))
+    common = configured(Task(), {"backbone": tiny_clip.name})
+    machine = Machine(device="cpu", disk_cache=0.1)
+
+    def bench(out: str, methods: list[str], **values: Any) -> list[Record]:
+        jobs = expand("few-shot", [colors.name], methods, [1, 2], [2], root=colors.parent, common=common)
+        quick = {"rmadapter": {"epochs": 1, "first_block": 3, "rank": 4, **values}} if "rmadapter" in methods else {}
+        return run_all(Plan(tuple(jobs), tmp_path / out, colors.parent, machine, quick), progress=False)
+
+    first = bench("one", ["rmadapter", "linear-probe", "tip-adapter"])
+    assert len(opened) == len({*opened}) == sum(seen) > 16  # the test images, and the shots of two seeds
+    again = bench("two", ["linear-probe", "rmadapter"], alpha=0.5)
+    assert len(opened) == len({*opened})
+    probes = [[record.metrics for record in some if record.method.name == "linear-probe"] for some in (first, again)]
+    assert probes[0] == probes[1]
+
+
+def test_eval_finds_what_an_earlier_one_left_and_cache_shows_and_clears_it(
+    finished: Path, colors: Path, tiny_clip: Backbone, place: Path, seen: list[int], rmadapter: Command
+) -> None:
+    for _ in range(2):
+        done = rmadapter("eval", finished, colors, "--backbone", tiny_clip.name, "--set", "disk_cache=0.1", "--json")
+        assert done.code == 0, done.err
+        assert sum(seen) == 16
+    shown = json.loads(rmadapter("cache", "--json").out)
+    assert [(one["what"].partition(": ")[2], one["images"]) for one in shown["contents"]] == [
+        ("features", 16),
+        ("tokens of block 3, float32", 16),
+    ]
+    assert (shown["folder"], shown["removed_mb"]) == (str(place / "activations"), 0)
+    assert shown["mb"] == pytest.approx(sum(one["mb"] for one in shown["contents"]))
+    assert "tokens of block 3" in rmadapter("cache").out
+    (place / "pocket").mkdir()
+    assert json.loads(rmadapter("cache", "--clear", "--json").out)["removed_mb"] == pytest.approx(shown["mb"])
+    assert [path.name for path in place.iterdir()] == ["pocket"]
+    assert rmadapter("cache").out == f"{place / 'activations'}: 0.0 MB\n"
+
+
+def test_eval_refuses_a_setting_of_the_machine_that_only_training_has(
+    finished: Path, colors: Path, tiny_clip: Backbone, rmadapter: Command
+) -> None:
+    done = rmadapter("eval", finished, colors, "--backbone", tiny_clip.name, "--set", "compile=true")
+    assert (done.code, "compile" in done.err) == (2, True)

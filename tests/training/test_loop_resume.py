@@ -1,0 +1,139 @@
+"""Exact resume: a training that was killed and started again ends with the weights of an undisturbed one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmadapter.backbones import Backbone
+from rmadapter.errors import UserError
+from rmadapter.methods import load_method
+from rmadapter.training import loop as training
+from rmadapter.training.contract import Fitted, Shots
+from rmadapter.training.loop import Batch, Recipe, Unfinished, minimise
+from tests.helpers.shots import noisy_colors, shots_of
+
+SMALL = {"first_block": 2, "rank": 4, "batch_size": 4, "epochs": 3, "learning_rate": 0.01, "alpha": 1}
+IMAGES = noisy_colors(4, names=("red", "blue"))  # eight, two steps an epoch
+
+
+def fit(shots: Shots, **fields: Any) -> Fitted:
+    return load_method("rmadapter", {**SMALL, **fields}).fit(shots.cache.backbone, shots)
+
+
+def losses(fitted: Fitted) -> list[float]:
+    return [step["loss"] for step in fitted.trained.history]
+
+
+class Killed(BaseException):
+    """What SIGKILL leaves behind: nothing runs after it."""
+
+
+def killed_and_resumed(train: Callable[[Shots], Any], shots: Shots, folder: Path, survived: int) -> tuple[Any, Any]:
+    """What an undisturbed training gives, and one that was killed in step `survived`, counted from 0."""
+    whole, rate = train(shots), Recipe.rate
+    shots = replace(shots, unfinished=Unfinished(folder / "training.safetensors", "k"))
+
+    def dies(recipe: Recipe, step: int, per_epoch: int, epochs: int) -> float:
+        if step == survived:
+            raise Killed
+        return rate(recipe, step, per_epoch, epochs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SAVE_SECONDS", -1.0)
+        patch.setattr(Recipe, "rate", dies)
+        with pytest.raises(Killed):
+            train(shots)
+    torch.manual_seed(survived)  # where the generators of another process stand
+    return whole, train(shots)
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({"optimizer": "adamw"}, {}),
+        ({"optimizer": "sgd"}, {}),
+        ({}, {"augmentation": "standard"}),
+        ({}, {"precision": "bf16"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("survived", [3, 4])  # within an epoch, and at its end
+def test_a_killed_training_ends_with_the_same_weights(
+    tiny_clip: Backbone, tmp_path: Path, fields: dict[str, Any], given: dict[str, Any], survived: int
+) -> None:
+    """Bit for bit, whether it was killed at the end of an epoch of two steps or within it."""
+    shots = shots_of(tiny_clip, IMAGES, **given)
+    whole, resumed = killed_and_resumed(lambda shots: fit(shots, **fields), shots, tmp_path, survived)
+    assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
+    assert losses(whole) == losses(resumed)
+    assert resumed.trained.step == 6
+
+
+class Averaged(nn.Module):
+    """A weight, and its average in a buffer."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((16,), 2.0))
+        self.register_buffer("average", torch.zeros(16))
+
+    def keep(self, epoch: int) -> None:
+        self.average.lerp_(self.weight.detach(), 1 / (epoch + 2))
+
+
+def dropped(batch: Batch, weight: Tensor) -> Tensor:
+    """By torch's global generator."""
+    return F.dropout(weight, 0.5)
+
+
+def masked(batch: Batch, weight: Tensor) -> Tensor:
+    return weight * torch.rand(len(weight), generator=batch.generator).round()
+
+
+@pytest.mark.parametrize("draw", [dropped, masked])
+@pytest.mark.parametrize("survived", [3, 4])  # within an epoch, and at its end
+def test_what_a_loss_draws_and_an_average_go_on_where_they_were(
+    tiny_clip: Backbone, tmp_path: Path, draw: Callable[[Batch, Tensor], Tensor], survived: int
+) -> None:
+    recipe = Recipe(optimizer="adam", learning_rate=0.1, epochs=3, batch_size=4, warmup_epochs=0)
+
+    def train(shots: Shots) -> tuple[Averaged, list[float]]:
+        module = Averaged()
+
+        def loss(batch: Batch) -> Tensor:
+            return (draw(batch, module.weight) - module.average - batch.rows.float().mean()).square().mean()
+
+        done = minimise(module, loss, recipe, shots, shots.source(), module.keep)
+        return module, [record["loss"] for record in done.history]
+
+    (whole, found), (resumed, again) = killed_and_resumed(train, shots_of(tiny_clip, IMAGES), tmp_path, survived)
+    assert found == again
+    assert torch.equal(whole.weight, resumed.weight)
+    assert torch.equal(whole.average, resumed.average)
+    assert whole.average.any()
+
+
+def test_a_foreign_or_damaged_state_is_refused(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    shots, path = shots_of(tiny_clip, IMAGES), tmp_path / "training.safetensors"
+    fit(replace(shots, unfinished=Unfinished(path, "mine")))
+    whole = path.read_bytes()
+    with pytest.raises(UserError, match="holds another, unfinished training: choose another --out"):
+        fit(replace(shots, unfinished=Unfinished(path, "yours")))
+    assert path.read_bytes() == whole
+    for damaged in (b"no safetensors", whole[: len(whole) // 2], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"training.safetensors: not a readable training state .*; delete it"):
+            fit(replace(shots, unfinished=Unfinished(path, "mine")))
